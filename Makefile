@@ -1,0 +1,42 @@
+# make setup, demo, test, dev, bench, lint, clean. Everything runs in .venv, which is made where it is missing or old.
+
+PYTHON ?= python3
+PORT ?= 3000
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# How the benchmarks run: `make bench ARGS=...`.
+ARGS ?=
+
+.PHONY: setup demo test dev bench lint clean
+
+setup: $(INSTALLED)
+
+# pip, also where uv is there: uv does not read pip's configuration, and with it a machine's mirrors and wheel folders.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@rm -rf .qa/demo
+	@$(BIN)/qa-platform local run --state .qa/demo -- $(BIN)/python -m qa_platform.demo
+
+test: lint
+	$(BIN)/python -m pytest -m 'not slow' --junitxml .qa/reports/fast.xml
+	$(BIN)/python -m pytest -m slow --junitxml .qa/reports/slow.xml
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+dev: setup
+	@echo 'Dagster: http://127.0.0.1:$(PORT)'
+	@$(BIN)/qa-platform local run -- $(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port $(PORT)
+
+bench: setup
+	$(BIN)/python -m qa_platform.bench $(ARGS)
+
+clean:
+	rm -rf .venv .qa build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,321 @@
+"""The answering engine: questions and contexts in, answers out, in order, in bounded memory."""
+
+import collections
+import hashlib
+import itertools
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
+from qa_platform.answering.runtime import Batch, Runtime, available_cores, load_runtime
+from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, best_spans, merge
+from qa_platform.answering.windows import Layout, Tokenized, Window, WindowSize, tokenize
+from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, RowReason
+from qa_platform.errors import InputError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_log = logging.getLogger(__name__)
+
+# Rows and characters that are tokenised together. The first chunk is small, so that the first answers come at once; the
+# later ones are large enough to sort windows by length, and bound the memory.
+_FIRST_ROWS = 32
+_CHUNK_ROWS = 1024
+_CHUNK_CHARACTERS = 2**20
+# Distinct pairs whose answers are remembered, for rows that ask the same again.
+_REMEMBERED = 20_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one row: ``context[start:end] == answer``; ``score`` is a probability in [0, 1].
+
+    ``error`` is None for an answer; NO_ANSWER where the model says that there is none; LOW_SCORE for an answer below the
+    wanted score, which is kept; else why the row could not be answered. ``alternatives`` are the next best spans.
+    """
+
+    answer: str
+    score: float
+    start: int
+    end: int
+    error: RowReason | None = None
+    alternatives: tuple[Span, ...] = ()
+
+
+class _Slot:
+    """Where the answer of one distinct pair will be; equal pairs share it."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        self.answer = answer
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A distinct pair that the model is asked about."""
+
+    slot: _Slot
+    context: str
+    tokenized: Tokenized
+
+
+_Results = list[tuple[Window, WindowSpans]]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows on their way: every row's slot, the pairs that are asked, and what the batches will bring."""
+
+    rows: tuple[_Slot, ...]
+    asked: tuple[_Asked, ...]
+    results: tuple[Future[_Results], ...]
+
+
+class Answerer:
+    """Answers questions from contexts with one extractive model.
+
+    Making one costs nothing; `warm_up` finds and loads the model, once, and is called by whatever needs it.
+
+    Args:
+        model: `bundled`, a folder, or a Hugging Face id, or a ModelChoice with revision and precision.
+        threads: of this process; 0 takes every core that it may use.
+        device: `cpu`, or a GPU as torch names it, `cuda`.
+    """
+
+    def __init__(self, model: ModelChoice | str = "bundled", *, threads: int = 0, device: str = "cpu") -> None:
+        self._choice = ModelChoice(model) if isinstance(model, str) else model
+        self._threads = threads
+        self._device = device
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+
+    @property
+    def identity(self) -> ModelChoice:
+        """What really answers: the id, the resolved revision (of a folder: its weights' hash), and the precision in use."""
+        return self._warm().identity
+
+    def warm_up(self) -> None:
+        """Find the model and load it, unless that is done.
+
+        Raises:
+            InputError: there is no such model, or it cannot be used.
+            TransientError: the hub cannot be reached.
+        """
+        self._warm()
+
+    def answer(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        top_k: int = 1,
+        handle_impossible_answer: bool = False,
+        max_answer_len: int = 15,
+        max_seq_len: int | None = None,
+        doc_stride: int | None = None,
+        min_score: float = 0.0,
+    ) -> Iterator[Answer]:
+        """One answer for every (question, context), in order, as they become known. Consumes ``pairs`` lazily, from another thread.
+
+        The parameters mean what they mean in the transformers 4.57 question-answering pipeline. What is wrong with a row is
+        its answer's ``error``; nothing in a row raises.
+
+        Args:
+            top_k: spans per row; the best is the answer, the others its ``alternatives``.
+            handle_impossible_answer: whether the model may say that there is no answer.
+            max_answer_len: tokens of an answer, at most.
+            max_seq_len: tokens of a window; None takes 384, or less where the model holds less.
+            doc_stride: tokens that neighbouring windows share; None takes 128, or half the window if that is less.
+            min_score: below it an answer's ``error`` is LOW_SCORE.
+
+        Raises:
+            InputError: a parameter is out of range; at once, not at the first answer.
+        """
+        if top_k < 1 or max_answer_len < 1:
+            raise InputError(f"top_k and max_answer_len must be 1 or more, and are {top_k} and {max_answer_len}")
+        loaded = self._warm()
+        longest = loaded.files.longest_window
+        size = WindowSize.of(max_seq_len or loaded.files.default_window, doc_stride)
+        if not 0 <= size.stride <= size.length <= longest:
+            raise InputError(
+                f"doc_stride {size.stride} <= max_seq_len {size.length} <= {longest} does not hold for model {loaded.files.id}"
+            )
+        options = SpanOptions(top_k, max_answer_len, handle_impossible_answer)
+        return _Run(loaded, size, options, min_score).answers(pairs)
+
+    def _warm(self) -> "_Loaded":
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = _load(self._choice, threads=self._threads or available_cores(), device=self._device)
+            return self._loaded
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    files: ModelFiles
+    identity: ModelChoice
+    tokenizer: "tokenizers.Tokenizer"
+    layout: Layout
+    runtime: Runtime
+
+
+def _load(choice: ModelChoice, *, threads: int, device: str) -> _Loaded:
+    files = find_model(choice)
+    precision = "fp32" if choice.precision == "auto" else choice.precision
+    runtime = load_runtime(files, precision=precision, threads=threads, device=device)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(files)
+    return _Loaded(files, ModelChoice(files.id, files.revision, precision), tokenizer, Layout.of(tokenizer), runtime)
+
+
+class _Run:
+    """One call of `Answerer.answer`."""
+
+    def __init__(self, loaded: _Loaded, size: WindowSize, options: SpanOptions, min_score: float) -> None:
+        self._loaded = loaded
+        self._size = size
+        self._options = options
+        self._min_score = min_score
+        # Touched by the tokenising thread alone.
+        self._slots: collections.OrderedDict[bytes, _Slot] = collections.OrderedDict()
+
+    def answers(self, pairs: Iterable[tuple[str, str]]) -> Iterator[Answer]:
+        """Two chunks are under way: while one's batches run and are decoded, the next one is read and tokenised."""
+        reading = ThreadPoolExecutor(1, "qa-tokenize")
+        running = ThreadPoolExecutor(self._loaded.runtime.requests, "qa-infer")
+        try:
+            chunks = chunked(pairs)
+            coming = reading.submit(self._prepare, chunks, running)
+            while (chunk := coming.result()) is not None:
+                coming = reading.submit(self._prepare, chunks, running)
+                self._finish(chunk)
+                for slot in chunk.rows:
+                    assert slot.answer is not None
+                    yield slot.answer
+        finally:
+            reading.shutdown(wait=True, cancel_futures=True)
+            running.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, chunks: Iterator[list[tuple[str, str]]], running: ThreadPoolExecutor) -> _Chunk | None:
+        """Read a chunk, tokenise what must be asked, and hand its batches to the runtime."""
+        chunk = next(chunks, None)
+        if chunk is None:
+            return None
+        new: list[tuple[_Slot, tuple[str, str]]] = []
+        rows = tuple(self._slot(pair, new) for pair in chunk)
+        tokenized = tokenize(self._loaded.tokenizer, self._loaded.layout, [pair for _, pair in new], self._size)
+        asked = tuple(_Asked(slot, pair[1], entry) for (slot, pair), entry in zip(new, tokenized, strict=True))
+        windows = [window for entry in tokenized for window in entry.windows]
+        results = tuple(running.submit(self._infer, batch) for batch in batches(windows, self._loaded.runtime.tokens))
+        return _Chunk(rows, asked, results)
+
+    def _slot(self, pair: tuple[str, str], new: list[tuple[_Slot, tuple[str, str]]]) -> _Slot:
+        digest = hashlib.blake2b("\0".join(pair).encode(errors="surrogatepass"), digest_size=16).digest()
+        slot = self._slots.get(digest)
+        if slot is None:
+            reason = unanswerable(*pair)
+            slot = _Slot(_unanswered(reason) if reason else None)
+            self._slots[digest] = slot
+            if not reason:
+                new.append((slot, pair))
+            if len(self._slots) > _REMEMBERED:
+                self._slots.popitem(last=False)
+        return slot
+
+    def _infer(self, windows: Sequence[Window]) -> _Results:
+        start, end = self._loaded.runtime.run(pad(windows, self._loaded.layout))
+        return list(zip(windows, best_spans(start, end, windows, self._options), strict=True))
+
+    def _finish(self, chunk: _Chunk) -> None:
+        found: dict[int, list[tuple[int, WindowSpans]]] = collections.defaultdict(list)
+        for window, spans in itertools.chain.from_iterable(future.result() for future in chunk.results):
+            found[window.row].append((window.first, spans))
+        for row, asked in enumerate(chunk.asked):
+            in_order = [spans for _, spans in sorted(found[row], key=lambda entry: entry[0])]
+            asked.slot.answer = self._answer(asked, in_order)
+
+    def _answer(self, asked: _Asked, spans: list[WindowSpans]) -> Answer:
+        if asked.tokenized.reason:
+            return _unanswered(asked.tokenized.reason)
+        ranked = merge(asked.context, asked.tokenized, spans, self._options)
+        if not ranked:
+            return _unanswered(RowReason.NO_ANSWER)
+        best = ranked[0]
+        error = None
+        if best.start == best.end:
+            error = RowReason.NO_ANSWER
+        elif best.score < self._min_score:
+            error = RowReason.LOW_SCORE
+        return Answer(best.text, best.score, best.start, best.end, error, tuple(ranked[1:]))
+
+
+def _unanswered(reason: RowReason) -> Answer:
+    return Answer("", 0.0, 0, 0, reason)
+
+
+def unanswerable(question: str, context: str) -> RowReason | None:
+    """Why a row is not asked at all, judged by its characters."""
+    if not question.strip():
+        return RowReason.EMPTY_QUESTION
+    if not context.strip():
+        return RowReason.EMPTY_CONTEXT
+    if len(question) > QUESTION_LIMIT:
+        return RowReason.QUESTION_TOO_LONG
+    if len(context) > CONTEXT_LIMIT:
+        return RowReason.CONTEXT_TOO_LONG
+    if "\0" in question or "\0" in context:
+        return RowReason.NUL_CHARACTER
+    if not (_encodable(question) and _encodable(context)):
+        return RowReason.LONE_SURROGATE
+    return None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def chunked(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Consecutive pairs in lists that are bounded in rows and characters; the first one is small."""
+    chunk: list[tuple[str, str]] = []
+    characters, rows = 0, _FIRST_ROWS
+    for pair in pairs:
+        chunk.append(pair)
+        characters += len(pair[0]) + len(pair[1])
+        if len(chunk) >= rows or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters, rows = [], 0, _CHUNK_ROWS
+    if chunk:
+        yield chunk
+
+
+def batches(windows: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
+    """Windows of like length together, the longest first, at most ``tokens`` tokens a batch, padding included."""
+    batch: list[Window] = []
+    for window in sorted(windows, key=lambda window: -len(window.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def pad(windows: Sequence[Window], layout: Layout) -> Batch:
+    """A batch from windows; padding has token 0, which is masked."""
+    lengths = np.array([len(window.ids) for window in windows], np.int32)
+    ids = np.zeros((len(windows), int(lengths.max())), np.int32)
+    types = np.full(ids.shape, layout.question_type, np.int32)
+    for row, window in enumerate(windows):
+        ids[row, : len(window.ids)] = window.ids
+        types[row, window.offset :] = layout.context_type
+    return Batch(ids, types, lengths)

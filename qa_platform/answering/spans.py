@@ -1,0 +1,184 @@
+"""From logits to answers, with the meaning of the transformers 4.57 question-answering pipeline.
+
+Per window: a softmax of the start logits and one of the end logits over the context's tokens and [CLS]; a span's probability
+is p(start) * p(end), with at most ``max_answer_len`` tokens; the best 2 * top_k + 10 spans are widened to whole words; equal
+texts, whatever their case, add up, over places and windows; the best sums win. Ties go to the earlier window, then the
+earlier place.
+
+The pipeline reports that sum, which passes 1 where windows overlap. Here a score is a probability: within a window spans
+exclude each other, so their sum is one; over windows it is 1 - prod(1 - p), the probability that at least one window holds it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qa_platform.answering.windows import Tokenized, Window
+from qa_platform.contract import ANSWER_LIMIT
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@dataclass(frozen=True)
+class SpanOptions:
+    """``top_k``: answers per row, at most; ``max_answer_len``: tokens of an answer, at most; ``null``: whether "none" may win."""
+
+    top_k: int = 1
+    max_answer_len: int = 15
+    null: bool = False
+
+    @property
+    def candidates(self) -> int:
+        """Spans taken from each window, before widening to words makes some of them equal."""
+        return 2 * self.top_k + 10
+
+
+@dataclass(frozen=True)
+class WindowSpans:
+    """The best spans of one window, best first: first and last token (counted in the context), and probability.
+
+    ``null`` is the probability that the window holds no answer.
+    """
+
+    starts: list[int]
+    ends: list[int]
+    scores: list[float]
+    null: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """An answer: ``text == context[start:end]``, and a probability. No answer: an empty text at 0."""
+
+    text: str
+    score: float
+    start: int
+    end: int
+
+
+def best_spans(
+    start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], windows: Sequence[Window], options: SpanOptions
+) -> list[WindowSpans]:
+    """The best spans of each window of a batch.
+
+    Args:
+        start_logits, end_logits: shape (windows, tokens), padded on the right.
+    """
+    first = np.array([window.offset for window in windows])[:, None]
+    last = first + np.array([window.length for window in windows])[:, None]
+    # Only the tokens from the first context token on to the last one: (windows, width).
+    width = int((last - first).max())
+    columns = first + np.arange(width)
+    outside = columns >= last
+    columns = np.minimum(columns, start_logits.shape[1] - 1)
+    start_log_p, start_null = _log_softmax(start_logits, columns, outside)
+    end_log_p, end_null = _log_softmax(end_logits, columns, outside)
+    scores = _span_scores(start_log_p, end_log_p, options.max_answer_len)
+    rows, positions = _best(scores.reshape(len(windows), -1), options.candidates)
+    starts, lengths = np.divmod(positions, scores.shape[2])
+    chances = np.exp(scores.reshape(len(windows), -1)[rows, positions])
+    bounds = np.searchsorted(rows, np.arange(len(windows) + 1)).tolist()
+    null = np.exp(start_null + end_null).tolist()
+    result = []
+    for row, window in enumerate(windows):
+        part = slice(bounds[row], bounds[row + 1])
+        begin = starts[part] + window.first
+        result.append(WindowSpans(begin.tolist(), (begin + lengths[part]).tolist(), chances[part].tolist(), null[row]))
+    return result
+
+
+def _log_softmax(
+    logits: NDArray[np.float32], columns: NDArray[np.int64], outside: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log probabilities of the context's tokens, shape (windows, width), -inf outside, and of [CLS], shape (windows,)."""
+    null = logits[:, 0].astype(np.float64)
+    context = np.where(outside, -np.inf, np.take_along_axis(logits, columns, axis=1).astype(np.float64))
+    highest = np.maximum(context.max(axis=1), null)
+    total = np.log(np.exp(context - highest[:, None]).sum(axis=1) + np.exp(null - highest)) + highest
+    return context - total[:, None], null - total
+
+
+def _span_scores(start: NDArray[np.float64], end: NDArray[np.float64], longest: int) -> NDArray[np.float64]:
+    """Log probability of the span from token s over n + 1 tokens at [window, s, n]; -inf beyond the context."""
+    width = start.shape[1]
+    longest = min(longest, width)
+    padded = np.pad(end, ((0, 0), (0, longest - 1)), constant_values=-np.inf)
+    shifted = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)
+    return start[:, :, None] + shifted
+
+
+def _best(scores: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column of the ``count`` best finite scores of every row, best first, ties by column."""
+    count = min(count, scores.shape[1])
+    threshold = np.partition(scores, scores.shape[1] - count, axis=1)[:, scores.shape[1] - count]
+    rows, columns = np.nonzero((scores >= threshold[:, None]) & np.isfinite(scores))
+    order = np.lexsort((columns, -scores[rows, columns], rows))
+    rows, columns = rows[order], columns[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    return rows[rank < count], columns[rank < count]
+
+
+def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], options: SpanOptions) -> list[Span]:
+    """The best answers of one row from the spans of all its windows, best first; at most ``options.top_k``.
+
+    With ``options.null`` "no answer" competes with the lowest probability that any window gives it.
+    """
+    assert tokenized.encoding is not None
+    texts: dict[str, _Merged] = {}
+    for number, (window, found) in enumerate(zip(tokenized.windows, spans, strict=True)):
+        for first, last, score in zip(found.starts, found.ends, found.scores, strict=True):
+            start, end = _characters(tokenized.encoding, window, first, last)
+            if end - start > ANSWER_LIMIT:
+                continue
+            merged = texts.setdefault(context[start:end].lower(), _Merged(start, end))
+            merged.add(number, score)
+    ranked = list(texts.values())
+    if options.null:
+        null = _Merged(0, 0)
+        null.add(0, min(found.null for found in spans))
+        ranked.append(null)
+    ranked.sort(key=lambda merged: -merged.total)
+    return [Span(context[m.start : m.end], m.probability, m.start, m.end) for m in ranked[: options.top_k]]
+
+
+class _Merged:
+    """Equal texts from several spans: the first one's place, the sum that ranks, and the sums per window."""
+
+    __slots__ = ("_last", "_none", "_sum", "end", "start", "total")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.total = 0.0
+        self._last = -1
+        self._sum = 0.0
+        self._none = 1.0
+
+    def add(self, window: int, score: float) -> None:
+        """Windows come in order."""
+        if window != self._last:
+            self._none *= 1.0 - self._sum
+            self._last, self._sum = window, 0.0
+        self._sum = min(self._sum + score, 1.0)
+        self.total += score
+
+    @property
+    def probability(self) -> float:
+        return 1.0 - self._none * (1.0 - self._sum)
+
+
+def _characters(encoding: "tokenizers.Encoding", window: Window, first: int, last: int) -> tuple[int, int]:
+    """Character offsets of the whole words that the tokens ``first`` to ``last`` touch, as far as they lie in the window."""
+    start_word, end_word = encoding.token_to_word(first), encoding.token_to_word(last)
+    if start_word is not None and end_word is not None:
+        while first > window.first and encoding.token_to_word(first - 1) == start_word:
+            first -= 1
+        final = window.first + window.length - 1
+        while last < final and encoding.token_to_word(last + 1) == end_word:
+            last += 1
+    start, end = encoding.token_to_chars(first), encoding.token_to_chars(last)
+    return start[0], end[1]

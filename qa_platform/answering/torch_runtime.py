@@ -1,0 +1,49 @@
+"""Any extractive model that transformers knows, on torch: every family on CPUs, and all of them on GPUs."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForQuestionAnswering
+
+from qa_platform.answering.model import ModelFiles
+from qa_platform.answering.runtime import Batch, Precision
+from qa_platform.errors import InputError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_TOKENS = {"cpu": 4096, "cuda": 65536}
+
+
+class TorchRuntime:
+    """A model loaded by transformers. On a GPU two batches are under way, so that copying hides behind computing."""
+
+    def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
+        if precision not in _DTYPES:
+            raise InputError(f"model {files.id}: {precision} is not available for {files.family} on {device}; take fp32 or bf16")
+        self._device = torch.device(device)
+        self.requests = 2 if self._device.type == "cuda" else 1
+        self.tokens = _TOKENS.get(self._device.type, _TOKENS["cpu"])
+        self._takes_types = files.takes_token_types
+        if self._device.type == "cpu":
+            torch.set_num_threads(threads)
+        try:
+            model = AutoModelForQuestionAnswering.from_pretrained(
+                files.folder, dtype=_DTYPES[precision], use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"model {files.id}: transformers cannot load {files.folder}: {error}") from error
+        self._model = model.to(self._device).eval()
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Runtime.run`."""
+        lengths = self._to_device(batch.lengths)
+        inputs = {"input_ids": self._to_device(batch.ids).long()}
+        inputs["attention_mask"] = (torch.arange(batch.ids.shape[1], device=self._device) < lengths[:, None]).long()
+        if self._takes_types:
+            inputs["token_type_ids"] = self._to_device(batch.types).long()
+        output = self._model(**inputs)
+        logits = torch.stack((output.start_logits, output.end_logits)).float().cpu().numpy()
+        return logits[0], logits[1]
+
+    def _to_device(self, values: NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)

@@ -1,0 +1,287 @@
+"""Train the bundled model: SQuAD JSON in, a Hugging Face model folder out.
+
+    python -m qa_platform.answering.train --start FOLDER --data A.json B.json --out FOLDER
+
+Start is a BERT-like encoder (the bundled model starts from all-MiniLM-L6-v2). What this recipe does beyond plain fine-tuning:
+
+* Soft targets: every annotator's answer carries its share of the probability, instead of one drawn at random. The expected
+  gradient is the same, with less variance.
+* Negative contexts: some questions are asked of another paragraph of the same article, with the target on [CLS], so that the
+  model learns to find nothing in a window that has no answer.
+* The weights that are kept are an exponential moving average over the last steps.
+
+One paragraph in six (`squad.held_out`) is never trained on. Resumable: run the same command again after a kill. Figures go
+to standard output and to ``train_log.jsonl`` in the checkpoint folder.
+"""
+
+import argparse
+import copy
+import json
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BertForQuestionAnswering, PreTrainedTokenizerFast
+
+from qa_platform.answering.squad import GoldQuestion, held_out, read_gold
+
+MAX_LENGTH = 384
+STRIDE = 128
+# A few fixed lengths: ever-changing shapes make the allocator and the kernel caches grow without bound.
+LENGTHS = (96, 128, 160, 192, 224, 256, 320, 384)
+EMA_DECAY = 0.998
+HIDDEN_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training run; they are written into the log and belong into the model card."""
+
+    epochs: int
+    learning_rate: float
+    tokens_per_batch: int
+    warm_up: float
+    weight_decay: float
+    negatives: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One window: token ids, and (token, probability) pairs for the start and the end of the answer."""
+
+    ids: np.ndarray
+    types: np.ndarray
+    starts: tuple[tuple[int, float], ...]
+    ends: tuple[tuple[int, float], ...]
+
+
+def features(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion]) -> list[list[Feature]]:
+    """The windows of every question, in order. A window without the answer has its target on token 0, [CLS]."""
+    encoded = tokenizer(
+        [q.question.strip() for q in questions],
+        [q.context for q in questions],
+        truncation="only_second",
+        max_length=MAX_LENGTH,
+        stride=STRIDE,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    windows: list[list[Feature]] = [[] for _ in questions]
+    for index, owner in enumerate(encoded["overflow_to_sample_mapping"]):
+        encoding = encoded.encodings[index]
+        starts, ends = _targets(questions[owner], encoding.offsets, encoding.sequence_ids)
+        windows[owner].append(Feature(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int8), starts, ends))
+    return windows
+
+
+def _targets(question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids: list[int | None]):
+    starts: dict[int, float] = defaultdict(float)
+    ends: dict[int, float] = defaultdict(float)
+    context_tokens = [i for i, s in enumerate(sequence_ids) if s == 1]
+    for answer in question.answers:
+        begin, end = answer.start, answer.start + len(answer.text.rstrip())
+        covered = [i for i in context_tokens if offsets[i][1] > begin and offsets[i][0] < end]
+        whole = covered and offsets[covered[0]][0] <= begin and offsets[covered[-1]][1] >= end
+        starts[covered[0] if whole else 0] += 1 / len(question.answers)
+        ends[covered[-1] if whole else 0] += 1 / len(question.answers)
+    if not question.answers:
+        starts[0] = ends[0] = 1.0
+    return tuple(starts.items()), tuple(ends.items())
+
+
+def negatives(questions: list[GoldQuestion], share: float, rng: random.Random) -> list[GoldQuestion]:
+    """Questions asked of another paragraph of the same article, unless that paragraph holds the answer's text too."""
+    contexts = defaultdict(list)
+    for question in questions:
+        contexts[question.group].append(question.context)
+    chosen = []
+    for question in rng.sample(questions, int(share * len(questions))):
+        context = rng.choice(contexts[question.group])
+        if not any(answer.text.lower() in context.lower() for answer in question.answers):
+            chosen.append(GoldQuestion(question.id, question.group, question.question, context, ()))
+    return chosen
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion], recipe: Recipe, epoch: int) -> list[list[Feature]]:
+    """One epoch's batches, the same for the same recipe and epoch: windows of like length together, in random order."""
+    rng = random.Random(f"{recipe.seed}-{epoch}")
+    asked = questions + negatives(questions, recipe.negatives, rng)
+    by_length: dict[int, list[Feature]] = defaultdict(list)
+    for windows in features(tokenizer, asked):
+        for feature in windows:
+            by_length[min(length for length in LENGTHS if length >= len(feature.ids))].append(feature)
+    grouped = []
+    for length, group in sorted(by_length.items()):
+        rng.shuffle(group)
+        size = max(1, recipe.tokens_per_batch // length)
+        grouped += [group[i : i + size] for i in range(0, len(group), size)]
+    rng.shuffle(grouped)
+    return grouped
+
+
+def tensors(batch: list[Feature], pad: int) -> dict[str, torch.Tensor]:
+    """input_ids, token_type_ids, attention_mask, starts and ends, each of shape (windows, length)."""
+    length = min(n for n in LENGTHS if n >= max(len(f.ids) for f in batch))
+    shape = (len(batch), length)
+    ids, types = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
+    starts, ends = torch.zeros(shape), torch.zeros(shape)
+    for row, feature in enumerate(batch):
+        ids[row, : len(feature.ids)] = torch.from_numpy(feature.ids)
+        types[row, : len(feature.types)] = torch.from_numpy(feature.types)
+        for token, share in feature.starts:
+            starts[row, token] = share
+        for token, share in feature.ends:
+            ends[row, token] = share
+    return {"input_ids": ids, "token_type_ids": types, "attention_mask": (ids != pad).long(), "starts": starts, "ends": ends}
+
+
+def loss_of(model: BertForQuestionAnswering, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross entropy of the start and end distributions against the annotators' shares."""
+    inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+    with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16):
+        out = model(**inputs)
+    padded = batch["attention_mask"] == 0
+    total = torch.zeros(())
+    for logits, target in ((out.start_logits, batch["starts"]), (out.end_logits, batch["ends"])):
+        log_p = torch.log_softmax(logits.float().masked_fill(padded, -1e4), dim=-1)
+        total = total + -(target * log_p).sum(-1).mean() / 2
+    return total
+
+
+class PooledDropout(torch.nn.Module):
+    """Dropout whose masks are random slices of one pool made beforehand.
+
+    On a CPU, drawing the random numbers of ordinary dropout takes a third of a training step; slices cost one multiplication.
+    """
+
+    POOL_ELEMENTS = 2**24
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        keep = torch.rand(self.POOL_ELEMENTS) >= probability
+        self._pool = (keep / (1 - probability)).to(torch.bfloat16)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return hidden
+        offset = int(torch.randint(self.POOL_ELEMENTS - hidden.numel(), ()))
+        return hidden * self._pool[offset : offset + hidden.numel()].view_as(hidden)
+
+
+def with_pooled_dropout(model: BertForQuestionAnswering, probability: float) -> None:
+    """Replace the dropout of hidden states; that of attention is off, which lets the fused attention kernel work."""
+    shared = PooledDropout(probability)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Dropout) and child.p > 0:
+                setattr(module, name, shared)
+
+
+class Checkpoint:
+    """The state of a run on disk, replaced atomically, so that a killed run goes on where it was."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "checkpoint.pt"
+
+    def save(self, **state: object) -> None:
+        partial = self._path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._path)
+
+    def load(self) -> dict | None:
+        return torch.load(self._path, weights_only=True) if self._path.exists() else None
+
+
+def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe) -> None:
+    """Train on ``questions`` and write the model folder ``out``; checkpoints and the log lie in ``<out>.work``."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    # all-MiniLM-L6-v2 bakes in truncation and padding to 128 tokens, fit for sentences only.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.model_max_length = 512
+    model = BertForQuestionAnswering.from_pretrained(start, dtype=torch.float32, attention_probs_dropout_prob=0.0).train()
+    average = copy.deepcopy(model)
+    with_pooled_dropout(model, HIDDEN_DROPOUT)
+    decayed = [p for n, p in model.named_parameters() if p.dim() > 1]
+    plain = [p for n, p in model.named_parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+
+    work = out.with_name(out.name + ".work")
+    checkpoint = Checkpoint(work)
+    schedule = [batch for epoch in range(recipe.epochs) for batch in batches(tokenizer, questions, recipe, epoch)]
+    total, done = len(schedule), 0
+    if state := checkpoint.load():
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        done = state["step"]
+    with (work / "train_log.jsonl").open("a") as log:
+        begun, running = time.monotonic(), []
+        for step in range(done, total):
+            scale = min((step + 1) / (recipe.warm_up * total), (total - step) / ((1 - recipe.warm_up) * total))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * scale
+            loss = loss_of(model, tensors(schedule[step], tokenizer.pad_token_id))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            _follow(average, model, EMA_DECAY if step > total // 2 else 0.9)
+            running.append(loss.item())
+            if (step + 1) % 50 == 0 or step + 1 == total:
+                entry = {
+                    "step": step + 1,
+                    "of": total,
+                    "loss": round(sum(running) / len(running), 4),
+                    "seconds": round(time.monotonic() - begun, 1),
+                }
+                print(json.dumps(entry), file=log, flush=True)
+                print(entry, flush=True)
+                running.clear()
+            if (step + 1) % 200 == 0 or step + 1 == total:
+                checkpoint.save(
+                    model=model.state_dict(),
+                    average=average.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    rng=torch.get_rng_state(),
+                    step=step + 1,
+                )
+    average.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+@torch.no_grad()
+def _follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    ours, theirs = list(average.parameters()), list(model.parameters())
+    torch._foreach_lerp_(ours, theirs, 1 - decay)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, required=True, help="folder of the encoder to start from")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="SQuAD JSON files")
+    parser.add_argument("--repeat", type=Path, nargs="*", default=[], help="files among --data whose questions count twice")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--tokens-per-batch", type=int, default=6144)
+    parser.add_argument("--negatives", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=20)
+    args = parser.parse_args()
+    questions = [q for path in [*args.data, *args.repeat] for q in read_gold(path) if not held_out(q)]
+    recipe = Recipe(args.epochs, args.learning_rate, args.tokens_per_batch, 0.06, 0.01, args.negatives, args.seed)
+    print(recipe, len(questions), "questions", flush=True)
+    train(args.start, questions, args.out, recipe)
+
+
+if __name__ == "__main__":
+    main()

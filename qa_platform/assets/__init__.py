@@ -1,0 +1,1 @@
+"""The three assets: `raw_questions`, `answered_questions`, `question_answer`."""

@@ -1,0 +1,172 @@
+"""How fast input files are cut into shards, and in how much memory, against parsing and writing every row with ``csv``.
+
+The file is made while it is read, so that neither a disk nor several gigabytes of memory stand in the way.
+"""
+
+import argparse
+import csv
+import io
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, FileVersion, ModelChoice
+from qa_platform.ingest import ByteSource, csv_line, split
+from qa_platform.settings import IngestSettings
+
+_HEADER = ("id", "question", "context", "topic")
+# Distinct rows; the file repeats them.
+_SAMPLE_ROWS = 2_000
+# A row of the file with which both are compared: the peer is too slow for the long one.
+_PEER_ROWS = 50_000
+
+
+@dataclass(frozen=True)
+class IngestFigures:
+    """One run: megabytes are 10**6 bytes; ``cpu_seconds`` are those of the process, which others on the machine do not lengthen."""
+
+    rows: int
+    megabytes: float
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+    @property
+    def rate(self) -> float:
+        """Megabytes per second."""
+        return self.megabytes / self.seconds
+
+    @property
+    def cpu_rate(self) -> float:
+        """Megabytes per second of processor time."""
+        return self.megabytes / self.cpu_seconds
+
+
+class RepeatedRows:
+    """A CSV of ``rows`` rows with contexts of about ``context`` characters, half of them quoted, as a stream that cannot be rewound."""
+
+    def __init__(self, rows: int, *, context: int, seed: int = 0) -> None:
+        rng = random.Random(seed)
+        words = ("river", "the", "of", "naïve", "1815,", 'so-called "model"', "bridge", "engineers", "in", "was", "completed.\n", "東京")
+        sample = []
+        for number in range(_SAMPLE_ROWS):
+            text = " ".join(rng.choices(words[:4] + words[6:10] if number % 2 else words, k=context // 6))[:context]
+            sample.append(csv_line([f"row-{number}", f"What was completed in {number}?", text, "history"]))
+        self._rows = sample
+        self._all = b"".join(sample)
+        self._pieces = self._make(rows)
+        self._piece, self._at = b"", 0
+        self.length = 0
+
+    def _make(self, rows: int) -> Iterator[bytes]:
+        yield csv_line(_HEADER)
+        for _ in range(rows // _SAMPLE_ROWS):
+            yield self._all
+        if rows % _SAMPLE_ROWS:
+            yield b"".join(self._rows[: rows % _SAMPLE_ROWS])
+
+    def read(self, size: int, /) -> bytes:
+        if self._at == len(self._piece):
+            self._piece, self._at = next(self._pieces, b""), 0
+        taken = self._piece[self._at : self._at + size]
+        self._at += len(taken)
+        self.length += len(taken)
+        return taken
+
+
+def measure(rows: int, *, context: int) -> IngestFigures:
+    """Cut a file of that many rows into shards, in this process; the peak is the process's own, so use a fresh one."""
+    source = RepeatedRows(rows, context=context)
+    began, cpu = time.perf_counter(), time.process_time()
+    manifest = split(
+        source, version=FileVersion("bench.csv", 1), load_id=1, model=ModelChoice("bundled"), settings=IngestSettings(), write=_discard
+    )
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    assert (manifest.rows, manifest.rejected) == (rows, 0)
+    return _figures(rows, source.length, seconds, cpu)
+
+
+def measure_peer(rows: int, *, context: int) -> IngestFigures:
+    """What it replaces: ``csv.reader``, the same checks on every row, ``csv.writer``; without hashing or shards."""
+    source = RepeatedRows(rows, context=context)
+    began, cpu = time.perf_counter(), time.process_time()
+    reader = csv.reader(io.TextIOWrapper(io.BufferedReader(_Raw(source), 2**20), encoding="utf-8", newline=""), strict=True)
+    out = io.TextIOWrapper(io.BufferedWriter(_Null(), 2**20), encoding="utf-8", newline="")
+    writer = csv.writer(out)
+    writer.writerow(next(reader))
+    for cells in reader:
+        if cells[1].strip() and cells[2].strip() and len(cells[1]) <= QUESTION_LIMIT and len(cells[2]) <= CONTEXT_LIMIT:
+            writer.writerow(cells)
+    out.flush()
+    return _figures(rows, source.length, time.perf_counter() - began, time.process_time() - cpu)
+
+
+def run(rows: int = 1_000_000, *, context: int = 3_000) -> None:
+    """Print the table: the whole file, the same with short rows, and both ways on the same smaller file."""
+    cases = (
+        ("split, long contexts", "split", rows, context),
+        ("split, short rows", "split", rows, 100),
+        ("split, smaller file", "split", _PEER_ROWS, context),
+        ("csv.reader, checks, csv.writer", "peer", _PEER_ROWS, context),
+    )
+    print(f"{'':32}{'rows':>10} {'MB':>8} {'MB/s':>7} {'MB/CPU s':>9} {'peak MiB':>9}")  # noqa: T201
+    for title, way, count, length in cases:
+        got = _in_fresh_process(way, count, length)
+        speeds = f"{got.rate:>7.0f} {got.cpu_rate:>9.0f} {got.peak_mib:>9.0f}"
+        print(f"{title:32}{got.rows:>10,} {got.megabytes:>8,.0f} {speeds}")  # noqa: T201
+
+
+def _in_fresh_process(way: str, rows: int, context: int) -> IngestFigures:
+    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "qa_platform.bench.ingest", way, str(rows), str(context)]
+    return IngestFigures(**json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Null(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object, /) -> int:
+        return len(data)  # type: ignore[arg-type]
+
+
+def _discard(path: str, chunks: Iterable[bytes]) -> None:
+    for _ in chunks:
+        pass
+
+
+def _figures(rows: int, length: int, seconds: float, cpu: float) -> IngestFigures:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return IngestFigures(rows=rows, megabytes=length / 1e6, seconds=seconds, cpu_seconds=cpu, peak_mib=peak)
+
+
+def _main() -> None:
+    """One measurement, as JSON on standard output."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=["split", "peer"])
+    parser.add_argument("rows", type=int)
+    parser.add_argument("context", type=int)
+    arguments = parser.parse_args()
+    figures = (measure if arguments.way == "split" else measure_peer)(arguments.rows, context=arguments.context)
+    json.dump(asdict(figures), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,216 @@
+"""Rows per second into PostgreSQL: the loader beside a bare COPY, row inserts in one transaction, and an INSERT and commit per row.
+
+``python -m qa_platform.bench.loading`` starts a PostgreSQL of its own, prints one line per way, and ends with 1 if a ratio misses
+its goal.
+"""
+
+import argparse
+import csv
+import hashlib
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from qa_platform.contract import (
+    ANSWER_COLUMNS,
+    MANIFEST,
+    SHARD_ANSWERS,
+    SHARD_INFO,
+    Manifest,
+    ModelChoice,
+    ShardEntry,
+    ShardInfo,
+    shard_name,
+)
+from qa_platform.database import connect
+from qa_platform.embedded import postgres
+from qa_platform.embedded.process import ServerSpec, running
+from qa_platform.loading import migrate
+from qa_platform.loading.load import load_file
+from qa_platform.settings import PostgresSettings
+
+SHARD_ROWS = 2_000
+MODEL = ModelChoice("bench-model", "0123456789abcdef", "fp32")
+ANSWERED_AT = "2026-01-01T00:00:00"
+_WORDS = ("river", "treaty", "Ångström", "1848", "engine", "the", "of", "and", "a", "parliament", "quartz", "wrote", "between", "north")
+_BARE_COLUMNS = """
+    question varchar(10000), answer varchar(10000), context varchar(500000), model varchar(1000), qa_timestamp timestamp,
+    score double precision, answer_start integer, answer_end integer, model_revision text, model_precision text,
+    source_file text, generation bigint, row_number bigint, load_id integer, run_id text, flag text, loaded_at timestamptz
+"""
+_LEGACY_INSERT = "INSERT INTO bare_legacy (question, answer, context, model, qa_timestamp) VALUES (%s, %s, %s, %s, %s)"
+_LEGACY_TABLE = (
+    "CREATE TABLE bare_legacy (question varchar(10000), answer varchar(10000), context varchar(500000), "
+    "model varchar(1000), qa_timestamp timestamp)"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    question: str
+    context: str
+    answer: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of loading, the rows it loads per round, and the ratio of the loader to it that is the goal."""
+
+    name: str
+    load: Callable[[int], int]
+    goal: float | None
+
+
+def make_rows(count: int, seed: int) -> list[Row]:
+    """Rows of about 500 characters, like those of encyclopaedia paragraphs."""
+    choose = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words = choose.choices(_WORDS, k=75)
+        context, at = " ".join(words), choose.randrange(70)
+        answer = " ".join(words[at : at + 2])
+        rows.append(Row(f"What is said in paragraph {number}?", context, answer, len(" ".join(words[:at])) + (at > 0)))
+    return rows
+
+
+def write_answered(folder: Path, rows: list[Row], *, generation: int) -> Path:
+    """Lay the rows out as the answering pipeline leaves a file."""
+    entries = []
+    for index, start in enumerate(range(0, len(rows), SHARD_ROWS)):
+        part, name = rows[start : start + SHARD_ROWS], shard_name(index)
+        (folder / name).mkdir(parents=True)
+        with (folder / name / SHARD_ANSWERS).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\r\n")
+            writer.writerow(["question", "context", *ANSWER_COLUMNS])
+            for row in part:
+                writer.writerow([row.question, row.context, row.answer, "0.5", row.start, row.start + len(row.answer), MODEL.id, ""])
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        info = ShardInfo(
+            first_row=start + 1,
+            rows=len(part),
+            sha256=digest,
+            model=MODEL,
+            answered_by=MODEL,
+            answered=len(part),
+            answered_at=ANSWERED_AT,
+        )
+        (folder / name / SHARD_INFO).write_text(info.to_json())
+        entries.append(ShardEntry(name, start + 1, len(part), 0, digest))
+    manifest = Manifest(
+        name=f"bench-{generation}.csv",
+        generation=generation,
+        size=0,
+        crc32c="",
+        load_id=1,
+        model=MODEL,
+        columns=("question", "context"),
+        rows=len(rows),
+        rejected=0,
+        shards=tuple(entries),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return folder
+
+
+def prepared_copy(rows: list[Row]) -> list[bytes]:
+    """The rows as COPY's text format, all columns, in blocks: nothing is left to do but to send them."""
+    lines = [
+        "\t".join(
+            (row.question, row.answer, row.context, MODEL.id, ANSWERED_AT, "0.5", str(row.start), str(row.start + len(row.answer)))
+            + (MODEL.revision, MODEL.precision, "bench.csv", "1", str(number), "1", "", r"\N", ANSWERED_AT)
+        )
+        + "\n"
+        for number, row in enumerate(rows, 1)
+    ]
+    return ["".join(lines[start : start + 500]).encode() for start in range(0, len(lines), 500)]
+
+
+def measure(settings: PostgresSettings, rows: list[Row], *, rounds: int, scratch: Path) -> Iterator[tuple[Way, float, float]]:
+    """Every way in turn, ``rounds`` times; yields each with its median rows per second and the loader's median ratio to it."""
+    blocks, few = prepared_copy(rows), rows[: max(1, len(rows) // 10)]
+    folders = [write_answered(scratch / str(n), rows, generation=n) for n in range(1, rounds + 1)]
+    with connect(settings) as connection:
+        connection.execute(f"CREATE TABLE bare ({_BARE_COLUMNS})")
+        connection.execute(_LEGACY_TABLE)
+
+        def loader(turn: int) -> int:
+            return load_file(connection, folders[turn]).inserted
+
+        def replay(turn: int) -> int:
+            load_file(connection, folders[turn])
+            return len(rows)
+
+        def bare_copy(_: int) -> int:
+            with connection.transaction(), connection.cursor().copy("COPY bare FROM STDIN") as copy:
+                for block in blocks:
+                    copy.write(block)
+            return len(rows)
+
+        def one_transaction(_: int) -> int:
+            with connection.transaction():
+                _insert(connection, few)
+            return len(few)
+
+        def commit_each(_: int) -> int:
+            _insert(connection, few)
+            return len(few)
+
+        ways = (
+            Way("loader", loader, None),
+            Way("bare COPY, prepared text", bare_copy, 0.4),
+            Way("INSERT per row, one transaction", one_transaction, 3.0),
+            Way("INSERT and commit per row", commit_each, 5.0),
+            Way("loader, replay", replay, None),
+        )
+        speeds: dict[str, list[float]] = {way.name: [] for way in ways}
+        for turn in range(rounds):
+            for way in ways:
+                connection.execute("TRUNCATE bare, bare_legacy")
+                connection.execute("CHECKPOINT")
+                started = time.perf_counter()
+                count = way.load(turn)
+                speeds[way.name].append(count / (time.perf_counter() - started))
+        for way in ways:
+            ratios = [ours / theirs for ours, theirs in zip(speeds["loader"], speeds[way.name], strict=True)]
+            yield way, statistics.median(speeds[way.name]), statistics.median(ratios)
+
+
+def _insert(connection: psycopg.Connection, rows: list[Row]) -> None:
+    with connection.cursor() as cursor:
+        for row in rows:
+            cursor.execute(_LEGACY_INSERT, (row.question, row.answer, row.context, MODEL.id, ANSWERED_AT))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    missed = 0
+    with tempfile.TemporaryDirectory(prefix="qa-bench-") as scratch:
+        with running([ServerSpec("postgres", "qa_platform.embedded.postgres")], Path(scratch) / "postgres") as addresses:
+            settings = PostgresSettings(
+                host=addresses["postgres"], port=postgres.PORT, user=postgres.USER, dbname=postgres.ANSWERS_DATABASE
+            )
+            migrate.upgrade(settings)
+            print(f"{options.rows} rows of about 500 characters, median of {options.rounds} rounds, {os.cpu_count()} cores")
+            rows = make_rows(options.rows, options.seed)
+            for way, speed, ratio in measure(settings, rows, rounds=options.rounds, scratch=Path(scratch) / "files"):
+                verdict = "" if way.goal is None else f"  goal {way.goal}: {'met' if ratio >= way.goal else 'MISSED'}"
+                missed += way.goal is not None and ratio < way.goal
+                print(f"{way.name:34} {speed:10,.0f} rows/s   loader / this = {ratio:5.2f}{verdict}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,472 @@
+"""The table ``question_file``: what is known of every generation of every file, and who works on it.
+
+Each function is one short transaction, safe beside any number of others. Time is PostgreSQL's, never that of a caller. A claim
+keeps two from doing the same work; that what is loaded is right does not depend on it.
+"""
+
+# Only constants of this file are put into SQL's text; values travel as parameters.
+# ruff: noqa: S608
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import kwargs_row
+
+from qa_platform.contract import INCOMING, FileStatus, FileVersion, ModelChoice, file_id, partition_key
+from qa_platform.database import transaction
+from qa_platform.errors import InputError
+
+# Seconds until a file that failed is due again: doubled with every attempt up to the bound, then between half and all of it.
+RETRY_FIRST_SECONDS = 5
+RETRY_MOST_SECONDS = 300
+
+# Names in one query. Larger ones are not faster.
+_CHUNK = 5_000
+# Claims are taken by one at a time: taking several names in different orders would deadlock.
+_CLAIM_LOCK = 0x7161636C
+
+_OPEN = "status IN ('pending', 'running')"
+_LIVE = "claim_owner IS NOT NULL AND claim_until > now()"
+_WANTED = "unnest(%(names)s::text[], %(generations)s::bigint[]) AS w (source_file, generation)"
+_IS_WANTED = "f.source_file = w.source_file AND f.generation = w.generation"
+_COLUMNS = f"""
+    f.source_file, f.generation, f.size, f.crc32c, f.status, f.load_id, f.rows, f.answered, f.no_answer, f.rejected,
+    CASE WHEN f.{_LIVE} THEN f.claim_owner ELSE '' END AS claim_owner, f.attempts, f.retry_at IS NULL OR f.retry_at <= now() AS due,
+    f.wanted_model, f.wanted_revision, f.wanted_precision, f.model, f.model_revision, f.model_precision, f.place,
+    f.pachyderm_commit, f.pachyderm_job, f.batch_id, f.dagster_run,
+    f.created_at, f.started_at, f.answered_at, f.loaded_at, f.archived_at, f.error
+"""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What is known of one generation of a file.
+
+    ``claim_owner`` is that of a live claim, else empty; ``due`` is false while a file that failed waits for its next attempt.
+    ``model`` and what follows it is what really answered, ``wanted_`` what was asked for; both are empty before a load, as the
+    counts are 0. ``place`` is the name of the object that holds this generation.
+    """
+
+    version: FileVersion
+    status: FileStatus
+    load_id: int
+    rows: int
+    answered: int
+    no_answer: int
+    rejected: int
+    claim_owner: str
+    attempts: int
+    due: bool
+    wanted_model: str
+    wanted_revision: str
+    wanted_precision: str
+    model: str
+    model_revision: str
+    model_precision: str
+    place: str
+    pachyderm_commit: str
+    pachyderm_job: str
+    batch_id: str
+    dagster_run: str
+    created_at: datetime
+    started_at: datetime | None
+    answered_at: datetime | None
+    loaded_at: datetime | None
+    archived_at: datetime | None
+    error: str
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What the tables hold of one generation of a file, counted by PostgreSQL.
+
+    ``answered_rows`` and ``reject_rows`` are rows of the two tables; ``without_answer`` counts answered rows whose answer is empty,
+    ``wrong_spans`` those whose answer is not the text of the context between their offsets.
+    """
+
+    answered_rows: int
+    reject_rows: int
+    without_answer: int
+    wrong_spans: int
+
+
+def records(connection: psycopg.Connection, versions: Sequence[FileVersion]) -> dict[tuple[str, int], FileRecord]:
+    """What is known of these versions, by (name, generation); what is not known is left out."""
+    found: dict[tuple[str, int], FileRecord] = {}
+    for chunk in _chunks(versions):
+        for record in _select(connection, f"FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}", _keys(chunk)):
+            found[record.version.name, record.version.generation] = record
+    return found
+
+
+def newest_by_partition(connection: psycopg.Connection, keys: Sequence[str]) -> dict[str, FileRecord]:
+    """The newest generation of the file of each partition, by partition key; unknown ones are left out."""
+    found: dict[str, FileRecord] = {}
+    for chunk in _chunks(keys):
+        rest = """
+            FROM unnest(%(keys)s::text[]) AS w (key) CROSS JOIN LATERAL
+            (SELECT * FROM question_file g WHERE g.partition_key = w.key ORDER BY g.generation DESC LIMIT 1) f
+        """
+        for record in _select(connection, rest, {"keys": list(chunk)}):
+            found[partition_key(record.version.name)] = record
+    return found
+
+
+def latest_answered(connection: psycopg.Connection, names: Sequence[str], *, model: ModelChoice) -> dict[str, FileVersion]:
+    """Per name, the version whose answers are in the table, if they are those of this model and nobody wants them anew."""
+    found: dict[str, FileVersion] = {}
+    for chunk in _chunks(names):
+        rest = """
+            FROM unnest(%(names)s::text[]) AS w (name) CROSS JOIN LATERAL
+            (SELECT * FROM question_file g WHERE g.source_file = w.name AND g.loaded_at IS NOT NULL
+             ORDER BY g.generation DESC LIMIT 1) f
+            WHERE f.status IN ('loaded', 'finished')
+            AND (f.wanted_model, f.wanted_revision, f.wanted_precision) = (%(model)s, %(revision)s, %(precision)s)
+        """
+        values = {"names": list(chunk), "model": model.id, "revision": model.revision, "precision": model.precision}
+        found.update((record.version.name, record.version) for record in _select(connection, rest, values))
+    return found
+
+
+def history(connection: psycopg.Connection, *, name: str | None = None, limit: int = 100) -> list[FileRecord]:
+    """The newest records, of all files or of one, newest first."""
+    where = "" if name is None else "WHERE f.source_file = %(name)s"
+    rest = f"FROM question_file f {where} ORDER BY f.created_at DESC, f.generation DESC LIMIT %(limit)s"
+    return _select(connection, rest, {"name": name, "limit": limit})
+
+
+def names_with_status(connection: psycopg.Connection, statuses: Sequence[FileStatus]) -> set[str]:
+    """The names of files of which any generation has one of these statuses."""
+    with transaction(connection) as cursor:
+        cursor.execute("SELECT DISTINCT source_file FROM question_file WHERE status = ANY(%s)", [[str(s) for s in statuses]])
+        return {name for (name,) in cursor}
+
+
+def waiting_elsewhere(connection: psycopg.Connection) -> list[FileVersion]:
+    """Versions that are to be answered again and whose source has left ``incoming/``, so that no listing shows them."""
+    rest = f"FROM question_file f WHERE f.{_OPEN} AND f.archived_at IS NOT NULL ORDER BY f.created_at"
+    return [record.version for record in _select(connection, rest, {})]
+
+
+def pending_archive(connection: psycopg.Connection, *, limit: int) -> list[FileRecord]:
+    """Files that are done and whose source is not recorded as archived, oldest first; nobody works on them."""
+    rest = f"""
+        FROM question_file f WHERE f.status IN ('loaded', 'rejected', 'unchanged') AND f.archived_at IS NULL AND NOT (f.{_LIVE})
+        ORDER BY f.created_at LIMIT %(limit)s
+    """
+    return _select(connection, rest, {"limit": limit})
+
+
+def claimed(connection: psycopg.Connection) -> dict[str, str]:
+    """The owner of every live claim, by name."""
+    with transaction(connection) as cursor:
+        cursor.execute(f"SELECT source_file, claim_owner FROM question_file WHERE {_LIVE}")
+        return dict(cursor.fetchall())
+
+
+def batch_is_claimed(connection: psycopg.Connection, batch_id: str) -> bool:
+    """Whether anybody holds a live claim on a file of this batch."""
+    with transaction(connection) as cursor:
+        cursor.execute(f"SELECT EXISTS (SELECT FROM question_file WHERE {_LIVE} AND batch_id = %s)", [batch_id])
+        return _one(cursor)
+
+
+def claim(connection: psycopg.Connection, versions: Sequence[FileVersion], *, owner: str, lease_seconds: int) -> list[FileVersion]:
+    """Claim what is to be worked on; unknown versions become ``pending``.
+
+    Returns:
+        The versions that are ``owner``'s now, its own from before included. Left out are names that somebody else holds a live
+        claim on, whatever the generation, and versions that are done or parked.
+    """
+    taken = _acquire(connection, versions, owner=owner, holders=[owner], lease_seconds=lease_seconds, only_open=True)
+    return [record.version for record in taken]
+
+
+def take_over(
+    connection: psycopg.Connection, versions: Sequence[FileVersion], *, token: str, owner: str, lease_seconds: int
+) -> list[FileRecord]:
+    """Make the claims on these versions ``owner``'s, where they are ``token``'s, free, or expired, whatever the status.
+
+    Returns:
+        The records that are ``owner``'s now, in the order of ``versions``.
+    """
+    return _acquire(connection, versions, owner=owner, holders=[owner, token], lease_seconds=lease_seconds, only_open=False)
+
+
+def renew(connection: psycopg.Connection, owner: str, lease_seconds: int) -> int:
+    """Let the owner's claims hold from now on for another lease; how many there are. An expired one that nobody took is revived."""
+    with _exclusively(connection) as cursor:
+        return cursor.execute(
+            "UPDATE question_file SET claim_until = now() + make_interval(secs => %s) WHERE claim_owner = %s", [lease_seconds, owner]
+        ).rowcount
+
+
+def release(connection: psycopg.Connection, owner: str, names: Sequence[str] | None = None) -> None:
+    """Give back the owner's claims, all or those on some names. What was running waits again, with its batch to be resumed."""
+    with _exclusively(connection) as cursor:
+        cursor.execute(
+            """
+            UPDATE question_file SET claim_owner = NULL, claim_until = NULL,
+                status = CASE WHEN status = 'running' THEN 'pending' ELSE status END
+            WHERE claim_owner = %(owner)s AND (%(names)s::text[] IS NULL OR source_file = ANY(%(names)s::text[]))
+            """,
+            {"owner": owner, "names": None if names is None else list(names)},
+        )
+
+
+def start(connection: psycopg.Connection, owner: str, versions: Sequence[FileVersion], *, run_id: str, batch_id: str) -> None:
+    """Record that the owner's run works on these versions, which it has claimed."""
+    _update(
+        connection,
+        f"""
+        SET status = 'running', started_at = now(), dagster_run = %(run)s, batch_id = %(batch)s, error = ''
+        FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN} AND f.claim_owner = %(owner)s
+        """,
+        {**_keys(versions), "run": run_id, "batch": batch_id, "owner": owner},
+    )
+
+
+def record_commit(connection: psycopg.Connection, versions: Sequence[FileVersion], *, commit: str, job: str) -> None:
+    """Record the Pachyderm commit that holds these versions, and the job that answers it."""
+    _update(
+        connection,
+        f"SET pachyderm_commit = %(commit)s, pachyderm_job = %(job)s FROM {_WANTED} WHERE {_IS_WANTED}",
+        {**_keys(versions), "commit": commit, "job": job},
+    )
+
+
+def charge(connection: psycopg.Connection, version: FileVersion, *, error: str, max_attempts: int) -> FileStatus:
+    """Charge a file with a failure that is its own, and give up its claim.
+
+    Returns:
+        ``failed`` if that was the last attempt, else ``pending``: it is due after a while. A file that is done meanwhile stays so.
+    """
+    with transaction(connection) as cursor:
+        cursor.execute(
+            f"""
+            UPDATE question_file f SET
+                status = CASE WHEN attempts + 1 >= %(most)s THEN 'failed' ELSE 'pending' END,
+                attempts = attempts + 1, error = %(error)s, batch_id = '', claim_owner = NULL, claim_until = NULL,
+                retry_at = now() + make_interval(secs => least(%(longest)s, %(first)s * 2.0 ^ least(attempts, 30)) * (0.5 + random() / 2))
+            FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN}
+            """,
+            {**_keys([version]), "most": max_attempts, "error": error, "longest": RETRY_MOST_SECONDS, "first": RETRY_FIRST_SECONDS},
+        )
+        cursor.execute(f"SELECT f.status FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}", _keys([version]))
+        return FileStatus(_one(cursor, f"{version.name!r} (generation {version.generation}) is not known"))
+
+
+def requeue(connection: psycopg.Connection, version: FileVersion) -> None:
+    """Let a file that is not to blame for its batch's failure wait for another batch, uncharged, and give up its claim."""
+    _update(
+        connection,
+        f"SET status = 'pending', batch_id = '', claim_owner = NULL, claim_until = NULL FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN}",
+        _keys([version]),
+    )
+
+
+def reject_file(connection: psycopg.Connection, version: FileVersion, *, reason: str, detail: str) -> None:
+    """Record that a file cannot be read. Rows of its earlier generations stay in the table."""
+    _close(connection, version, FileStatus.REJECTED, f"{reason}: {detail}" if detail else reason)
+
+
+def mark_superseded(connection: psycopg.Connection, version: FileVersion, *, error: str = "") -> None:
+    """Record that a file was overwritten or deleted before it was read."""
+    _close(connection, version, FileStatus.SUPERSEDED, error or "it was overwritten or deleted before it was read")
+
+
+def mark_unchanged(connection: psycopg.Connection, version: FileVersion) -> None:
+    """Record that an upload has the content that is answered already; its figures are those of the loaded generation."""
+    _close(connection, version, FileStatus.UNCHANGED, "")
+    _update(
+        connection,
+        """
+        SET rows = g.rows, answered = g.answered, no_answer = g.no_answer, rejected = g.rejected, model = g.model,
+            model_revision = g.model_revision, model_precision = g.model_precision, wanted_model = g.wanted_model,
+            wanted_revision = g.wanted_revision, wanted_precision = g.wanted_precision,
+            pachyderm_commit = g.pachyderm_commit, pachyderm_job = g.pachyderm_job
+        FROM (
+            SELECT * FROM question_file WHERE source_file = %(name)s AND loaded_at IS NOT NULL AND generation <> %(generation)s
+            ORDER BY generation DESC LIMIT 1
+        ) g
+        WHERE f.source_file = %(name)s AND f.generation = %(generation)s AND f.status = 'unchanged'
+        """,
+        {"name": version.name, "generation": version.generation},
+    )
+
+
+def archived(connection: psycopg.Connection, version: FileVersion, *, place: str) -> None:
+    """Record where the source of a file that is done lies now; a loaded file is finished by that."""
+    _update(
+        connection,
+        f"""
+        SET place = %(place)s, archived_at = now(), status = CASE WHEN f.status = 'loaded' THEN 'finished' ELSE f.status END
+        FROM {_WANTED} WHERE {_IS_WANTED}
+        """,
+        {**_keys([version]), "place": place},
+    )
+
+
+def request_retry(connection: psycopg.Connection, name: str) -> FileRecord:
+    """Let the newest generation of a file be answered again, with a new load id, whatever became of it.
+
+    Raises:
+        InputError: no such file was ever seen.
+    """
+    with transaction(connection) as cursor:
+        cursor.execute(
+            """
+            UPDATE question_file SET status = 'pending', load_id = load_id + 1, attempts = 0, retry_at = NULL, batch_id = '', archived_at = NULL,
+                error = ''
+            WHERE (source_file, generation) =
+                (SELECT source_file, generation FROM question_file WHERE source_file = %s ORDER BY generation DESC LIMIT 1)
+            """,
+            [name],
+        )
+        if not cursor.rowcount:
+            raise InputError(f"no file {name!r} was ever seen; `qa-platform status` lists those that were")
+        rest = "FROM question_file f WHERE f.source_file = %(name)s ORDER BY f.generation DESC LIMIT 1"
+        return _records(connection, rest, {"name": name})[0]
+
+
+def check_file(connection: psycopg.Connection, version: FileVersion) -> FileCheck:
+    """Count and compare one generation's rows in the tables, inside PostgreSQL."""
+    with transaction(connection) as cursor:
+        # `substr` refuses a negative length.
+        cursor.execute(
+            """
+            SELECT count(*), count(*) FILTER (WHERE coalesce(answer, '') = ''),
+                count(*) FILTER (WHERE substr(context, answer_start + 1, greatest(answer_end - answer_start, 0)) IS DISTINCT FROM answer)
+            FROM question_answer WHERE source_file = %(name)s AND generation = %(generation)s
+            """,
+            {"name": version.name, "generation": version.generation},
+        )
+        answered, without_answer, wrong_spans = cursor.fetchone() or (0, 0, 0)
+        cursor.execute(
+            "SELECT count(*) FROM question_answer_reject WHERE source_file = %s AND generation = %s", [version.name, version.generation]
+        )
+        return FileCheck(answered, _one(cursor), without_answer, wrong_spans)
+
+
+def _acquire(
+    connection: psycopg.Connection,
+    versions: Sequence[FileVersion],
+    *,
+    owner: str,
+    holders: Sequence[str],
+    lease_seconds: int,
+    only_open: bool,
+) -> list[FileRecord]:
+    """Claim versions for ``owner`` where no live claim of anybody but ``holders`` is in the way. One generation of a name: the newest."""
+    newest = {version.name: version for version in sorted(versions)}
+    wanted = [version for version in dict.fromkeys(versions) if newest[version.name] == version]
+    status = f"AND f.{_OPEN}" if only_open else ""
+    values = {**_keys(wanted), "owner": owner, "holders": list(holders), "lease": lease_seconds}
+    with _exclusively(connection) as cursor:
+        _insert_unknown(cursor, wanted)
+        cursor.execute(
+            f"""
+            SELECT f.source_file, f.generation FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}
+            WHERE NOT EXISTS (
+                SELECT FROM question_file o
+                WHERE o.source_file = f.source_file AND o.claim_owner <> ALL(%(holders)s::text[]) AND o.claim_until > now()
+            ) {status}
+            """,
+            values,
+        )
+        free = {(name, generation) for name, generation in cursor}
+        won = [version for version in wanted if (version.name, version.generation) in free]
+        values |= _keys(won)
+        cursor.execute(
+            f"""
+            UPDATE question_file f SET claim_owner = NULL, claim_until = NULL FROM {_WANTED}
+            WHERE f.source_file = w.source_file AND f.generation <> w.generation AND f.claim_owner IS NOT NULL
+            """,
+            values,
+        )
+        cursor.execute(
+            f"""
+            UPDATE question_file f SET claim_owner = %(owner)s, claim_until = now() + make_interval(secs => %(lease)s)
+            FROM {_WANTED} WHERE {_IS_WANTED}
+            """,
+            values,
+        )
+        owned = {r.version.name: r for r in _records(connection, f"FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}", _keys(won))}
+    return [owned[version.name] for version in won]
+
+
+def _close(connection: psycopg.Connection, version: FileVersion, status: FileStatus, error: str) -> None:
+    """End the work on a version that is not to be loaded. One that is done already is left as it is."""
+    with transaction(connection) as cursor:
+        _insert_unknown(cursor, [version])
+        cursor.execute(
+            f"UPDATE question_file f SET status = %(status)s, error = %(error)s FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN}",
+            {**_keys([version]), "status": str(status), "error": error},
+        )
+
+
+def _insert_unknown(cursor: psycopg.Cursor, versions: Sequence[FileVersion]) -> None:
+    cursor.execute(
+        """
+        INSERT INTO question_file (source_file, generation, size, crc32c, file_id, partition_key, place)
+        SELECT * FROM unnest(
+            %(names)s::text[], %(generations)s::bigint[], %(sizes)s::bigint[], %(checksums)s::text[], %(ids)s::text[], %(keys)s::text[],
+            %(places)s::text[])
+        ON CONFLICT (source_file, generation) DO NOTHING
+        """,
+        {
+            **_keys(versions),
+            "sizes": [version.size for version in versions],
+            "checksums": [version.crc32c for version in versions],
+            "ids": [file_id(version.name) for version in versions],
+            "keys": [partition_key(version.name) for version in versions],
+            "places": [INCOMING + version.name for version in versions],
+        },
+    )
+
+
+@contextmanager
+def _exclusively(connection: psycopg.Connection) -> Iterator[psycopg.Cursor]:
+    with transaction(connection) as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_CLAIM_LOCK])
+        yield cursor
+
+
+def _select(connection: psycopg.Connection, rest: str, values: Mapping[str, Any]) -> list[FileRecord]:
+    with transaction(connection):
+        return _records(connection, rest, values)
+
+
+def _records(connection: psycopg.Connection, rest: str, values: Mapping[str, Any]) -> list[FileRecord]:
+    with connection.cursor(row_factory=kwargs_row(_record)) as cursor:
+        return cursor.execute(f"SELECT {_COLUMNS} {rest}", values).fetchall()
+
+
+def _record(source_file: str, generation: int, size: int, crc32c: str, status: str, **others: Any) -> FileRecord:
+    return FileRecord(FileVersion(source_file, generation, size, crc32c), FileStatus(status), **others)
+
+
+def _update(connection: psycopg.Connection, rest: str, values: Mapping[str, Any]) -> None:
+    with transaction(connection) as cursor:
+        cursor.execute(f"UPDATE question_file f {rest}", values)
+
+
+def _keys(versions: Sequence[FileVersion]) -> dict[str, list]:
+    return {"names": [version.name for version in versions], "generations": [version.generation for version in versions]}
+
+
+def _one(cursor: psycopg.Cursor, otherwise: str = "PostgreSQL gave no row") -> Any:
+    row = cursor.fetchone()
+    if row is None:
+        raise InputError(otherwise)
+    return row[0]
+
+
+def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))

@@ -1,0 +1,132 @@
+"""The bucket: what waits under ``incoming/``, its bytes, and where it goes when it is done.
+
+Every write carries a generation precondition, so that each step may be repeated, and an object that was overwritten in the
+meantime is neither deleted nor lost.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import IO, cast
+
+from google.api_core.exceptions import NotFound, PreconditionFailed
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion
+from qa_platform.errors import InputError
+
+# Asked for by name, so that a listing of 100,000 objects stays small.
+_LISTED_FIELDS = "items(name,generation,size,crc32c),nextPageToken"
+_TIMEOUT_SECONDS = 60
+# How much of an object is fetched at a time while it is read.
+_READ_CHUNK = 8 * 2**20
+
+
+class SourceChanged(InputError):
+    """The generation that was to be read is gone: the object was overwritten or deleted. A newer one, if any, is found by itself."""
+
+
+def open_bucket(client: storage.Client, name: str) -> storage.Bucket:
+    """The bucket by name, without asking whether it exists.
+
+    Raises:
+        InputError: no name is configured.
+    """
+    if not name:
+        raise InputError("no bucket is configured: set STORAGE_BUCKET to its name")
+    return client.bucket(name)
+
+
+def list_incoming(bucket: storage.Bucket, suffixes: tuple[str, ...]) -> Iterator[FileVersion]:
+    """The objects under ``incoming/`` that are files of questions, page by page. Folder markers and other suffixes are passed over."""
+    blobs = bucket.list_blobs(prefix=INCOMING, fields=_LISTED_FIELDS, page_size=1000, timeout=_TIMEOUT_SECONDS)
+    for blob in blobs:
+        if is_question_file(blob.name, suffixes):
+            yield version_of(blob)
+
+
+def is_question_file(object_name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether an object is an upload to be answered: below ``incoming/``, no folder marker, and with one of the suffixes."""
+    name = object_name.removeprefix(INCOMING)
+    return object_name.startswith(INCOMING) and not name.endswith("/") and name.lower().endswith(suffixes)
+
+
+def version_of(blob: storage.Blob) -> FileVersion:
+    return FileVersion(blob.name.removeprefix(INCOMING), int(blob.generation), int(blob.size or 0), blob.crc32c or "")
+
+
+def find_incoming(bucket: storage.Bucket, name: str) -> FileVersion | None:
+    """The live version of one upload, or None."""
+    blob = bucket.get_blob(INCOMING + name, timeout=_TIMEOUT_SECONDS)
+    return version_of(blob) if blob else None
+
+
+def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> IO[bytes]:
+    """Open one generation for streaming reads. ``place`` is the object that holds it now; an archived copy has a generation of its own.
+
+    Raises:
+        SourceChanged: that generation is no longer there. It may also be raised while reading, see `read_errors`.
+    """
+    in_incoming = place == INCOMING + version.name
+    blob = bucket.get_blob(place, generation=version.generation if in_incoming else None, timeout=_TIMEOUT_SECONDS)
+    if blob is None:
+        raise SourceChanged(f"{place}: generation {version.generation} is gone; it was overwritten or deleted while it waited")
+    return cast("IO[bytes]", blob.open("rb", chunk_size=_READ_CHUNK, timeout=_TIMEOUT_SECONDS, if_generation_match=blob.generation))
+
+
+# What Google's client raises when the generation that is being read vanishes.
+SOURCE_CHANGED_ERRORS = (NotFound, PreconditionFailed)
+
+
+def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
+    """Put a file under ``incoming/`` and return what is there now."""
+    blob = bucket.blob(INCOMING + name)
+    blob.upload_from_file(source, rewind=True, content_type="text/csv", timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
+    blob.reload(timeout=_TIMEOUT_SECONDS)
+    return version_of(blob)
+
+
+def archived_name(version: FileVersion, *, rejected: bool) -> str:
+    """Where a source goes when it is done: ``processed/<name>/<generation>.csv``, or the same under ``rejected/``."""
+    return f"{REJECTED if rejected else PROCESSED}{version.name}/{version.generation}.csv"
+
+
+def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected: bool = False) -> str:
+    """Take one generation out of ``incoming/`` (``move`` or ``delete``), or ``keep`` it there; the place where it lies now, "" if nowhere.
+
+    Copy, then delete, both bound to the generation: a repetition finds what is done and does the rest, and a newer upload
+    under the same name stays.
+    """
+    source = bucket.blob(INCOMING + version.name)
+    if mode == "keep":
+        return source.name
+    place = archived_name(version, rejected=rejected) if mode == "move" or rejected else ""
+    if place:
+        _copy(bucket, source, place, version)
+    with suppress(*SOURCE_CHANGED_ERRORS):
+        source.delete(if_generation_match=version.generation, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
+    return place
+
+
+def _copy(bucket: storage.Bucket, source: storage.Blob, place: str, version: FileVersion) -> None:
+    target = bucket.blob(place)
+    token: str | None = None
+    try:
+        while True:
+            token, _, _ = target.rewrite(
+                source, token=token, if_generation_match=0, if_source_generation_match=version.generation, timeout=_TIMEOUT_SECONDS
+            )
+            if token is None:
+                return
+    except SOURCE_CHANGED_ERRORS:
+        # Copied before, or the source was overwritten: then this generation's bytes are gone, and its answers are in the table.
+        return
+
+
+def write_report(bucket: storage.Bucket, version: FileVersion, report: dict[str, object]) -> str:
+    """Put a small JSON document beside a rejected file, that tells its owner what is wrong; its name."""
+    place = archived_name(version, rejected=True).removesuffix(".csv") + ".json"
+    text = json.dumps(report, ensure_ascii=False, indent=2)
+    bucket.blob(place).upload_from_string(text, content_type="application/json", timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
+    return place

@@ -1,0 +1,289 @@
+"""What flows between the stages: names, columns, limits, reasons, and the two documents that travel with the rows.
+
+The way of a file:
+
+1. ``incoming/<name>`` in the bucket, an input CSV.
+2. ``/<file id>/`` in the repo ``questions``: ``manifest.json`` and one folder per shard, ``part-00000/`` …, with
+   ``questions.csv`` (the header and that shard's rows) and ``shard.json`` (all that a worker must know beyond the rows, the
+   model included, so that a shard is done again exactly when its rows or its model change).
+3. ``/<file id>/`` in the repo ``question_answer``: the manifest as it was, and per shard ``answers.csv`` and the worker's
+   ``shard.json`` (the same document, filled in).
+4. Rows in Postgres, and ``/<file id>.csv``, the whole answered file, in the repo ``push-answers-to-sql``.
+
+Standard library only: every stage imports this.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from qa_platform.errors import InputError
+
+INCOMING = "incoming/"
+PROCESSED = "processed/"
+REJECTED = "rejected/"
+
+QUESTIONS_REPO = "questions"
+ANSWER_PIPELINE = "question_answer"
+LOAD_PIPELINE = "push-answers-to-sql"
+
+MANIFEST = "manifest.json"
+SHARD_INFO = "shard.json"
+SHARD_QUESTIONS = "questions.csv"
+SHARD_ANSWERS = "answers.csv"
+
+# The widths of the table's columns, which existing readers rely on.
+QUESTION_LIMIT = 10_000
+ANSWER_LIMIT = 10_000
+CONTEXT_LIMIT = 500_000
+MODEL_LIMIT = 1_000
+
+# What is kept of a rejected row's raw text.
+RAW_LIMIT = 64 * 1024
+
+# A record beyond this many bytes is rejected while it is read. The longest legal context takes 2 MB, in characters of four bytes.
+ROW_LIMIT = 4 * 2**20
+# A header beyond either is no header of a table of questions, but some other kind of file.
+HEADER_LIMIT = 2**20
+COLUMN_LIMIT = 1_000
+
+ANSWER_COLUMNS = ("answer", "score", "answer_start", "answer_end", "model", "error")
+
+
+class FileReason(enum.StrEnum):
+    """Why a whole file is rejected."""
+
+    EMPTY_FILE = "empty_file"
+    HEADER_ONLY = "header_only"
+    MISSING_COLUMN = "missing_column"
+    DUPLICATE_COLUMN = "duplicate_column"
+    WRONG_DELIMITER = "wrong_delimiter"
+    NOT_UTF8 = "not_utf8"
+    UTF16 = "utf16"
+    BINARY = "binary"
+    ARCHIVE = "archive"
+    UNBALANCED_QUOTE = "unbalanced_quote"
+    TOO_MANY_COLUMNS = "too_many_columns"
+    BAD_HEADER = "bad_header"
+    HEADER_TOO_LARGE = "header_too_large"
+    CR_LINE_ENDS = "cr_line_ends"
+
+
+class FileStatus(enum.StrEnum):
+    """Where one generation of a file stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    # In Postgres; its source is not archived yet.
+    LOADED = "loaded"
+    FINISHED = "finished"
+    # The file cannot be read.
+    REJECTED = "rejected"
+    # Its content is that of the generation that was answered last, by the same model.
+    UNCHANGED = "unchanged"
+    # A newer generation took its place.
+    SUPERSEDED = "superseded"
+    # Parked after too many failures, until somebody asks for a retry.
+    FAILED = "failed"
+
+
+class RowReason(enum.StrEnum):
+    """Why a row has no answer, or (``LOW_SCORE``) why its answer deserves a look. The value stands in the ``error`` cell."""
+
+    EMPTY_QUESTION = "empty_question"
+    EMPTY_CONTEXT = "empty_context"
+    QUESTION_TOO_LONG = "question_too_long"
+    CONTEXT_TOO_LONG = "context_too_long"
+    TOO_FEW_CELLS = "too_few_cells"
+    TOO_MANY_CELLS = "too_many_cells"
+    BAD_QUOTING = "bad_quoting"
+    BARE_CARRIAGE_RETURN = "bare_carriage_return"
+    ROW_TOO_LARGE = "row_too_large"
+    NUL_CHARACTER = "nul_character"
+    LONE_SURROGATE = "lone_surrogate"
+    QUESTION_EXCEEDS_WINDOW = "question_exceeds_window"
+    NO_ANSWER = "no_answer"
+    LOW_SCORE = "low_score"
+
+
+@dataclass(frozen=True, order=True)
+class FileVersion:
+    """One generation of one object: ``name`` is the object's name below ``incoming/``."""
+
+    name: str
+    generation: int
+    size: int = 0
+    crc32c: str = ""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that is wanted: ``bundled``, a folder, or a Hugging Face id with a revision; precision fp32, bf16, int8 or auto."""
+
+    id: str
+    revision: str = ""
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that cannot be answered. ``row`` counts data rows from 1; ``line`` is the file's line where the row begins, from 1.
+
+    ``column`` names the guilty column where there is one; ``raw`` is the row as it came, escaped, at most RAW_LIMIT long.
+    """
+
+    row: int
+    line: int
+    reason: RowReason
+    column: str = ""
+    detail: str = ""
+    raw: str = ""
+
+
+class _Document:
+    """A dataclass that is written as JSON. Unknown or missing fields are an error that names them."""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=True, indent=1)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        try:
+            return cls._of(json.loads(text))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"not a {cls.__name__} document: {error}") from error
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> Self:
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ShardInfo(_Document):
+    """``shard.json``. Ingestion writes the first group of fields; the worker adds the second.
+
+    ``first_row`` counts the file's data rows from 1; ``sha256`` is that of ``questions.csv``. Neither object, generation nor
+    load id is in here: a shard whose rows and model are the same is the same datum, and is not answered again.
+    """
+
+    first_row: int
+    rows: int
+    sha256: str
+    model: ModelChoice
+    rejections: tuple[Rejection, ...] = ()
+
+    # What really answered: the id, the resolved revision, and the precision that was used.
+    answered_by: ModelChoice | None = None
+    answered: int = 0
+    no_answer: int = 0
+    rejected: int = 0
+    # The time of answering, ISO 8601, naive UTC.
+    answered_at: str = ""
+    seconds: float = 0.0
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> Self:
+        values["model"] = ModelChoice(**values["model"])
+        values["rejections"] = tuple(Rejection(**{**r, "reason": RowReason(r["reason"])}) for r in values["rejections"])
+        if values.get("answered_by"):
+            values["answered_by"] = ModelChoice(**values["answered_by"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the manifest says of one shard; ``name`` is its folder, ``rejected`` counts the rows that ingestion rejected."""
+
+    name: str
+    first_row: int
+    rows: int
+    rejected: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest(_Document):
+    """``manifest.json``: what is to be loaded, so that nothing is loaded unless all of it is there.
+
+    ``load_id`` counts the times that this generation was asked to be answered, from 1. It makes the manifest, and so the
+    loading datum, a new one when a file is answered again, even where no shard has changed.
+    """
+
+    name: str
+    generation: int
+    size: int
+    crc32c: str
+    load_id: int
+    model: ModelChoice
+    columns: tuple[str, ...]
+    rows: int
+    rejected: int
+    shards: tuple[ShardEntry, ...] = field(default=())
+    run_id: str = ""
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> Self:
+        values["model"] = ModelChoice(**values["model"])
+        values["columns"] = tuple(values["columns"])
+        values["shards"] = tuple(ShardEntry(**entry) for entry in values["shards"])
+        return cls(**values)
+
+
+def file_id(name: str) -> str:
+    """The folder of a file in Pachyderm: an ASCII slug of at most 60 characters and 16 hex characters of the name's SHA-256."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", ascii_name).strip("-")[:60].strip("-")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{slug}-{digest}" if slug else digest
+
+
+# Dagster forbids these in partition keys, or gives them a meaning: ranges ("..."), lists (","), lines; "%" is our escape.
+_KEY_ESCAPES = {"%": "%25", "...": "%2E%2E%2E", ",": "%2C", "\n": "%0A", "\r": "%0D"}
+_KEY_LIMIT = 900
+
+
+def partition_key(name: str) -> str:
+    """The Dagster partition of a file: its name, escaped, with the tail replaced by a hash beyond 900 bytes. Injective."""
+    key = re.sub("|".join(re.escape(text) for text in _KEY_ESCAPES), lambda match: _KEY_ESCAPES[match.group()], name)
+    if len(key.encode()) <= _KEY_LIMIT:
+        return key
+    head = key.encode()[: _KEY_LIMIT - 65].decode(errors="ignore")
+    return f"{head}%{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def shard_name(index: int) -> str:
+    """The folder of a shard: ``part-00000`` and so on."""
+    return f"part-{index:05d}"
+
+
+def find_columns(header: Sequence[str]) -> tuple[int, int]:
+    """The positions of ``question`` and ``context`` in a header, in any case and with spaces around.
+
+    Raises:
+        ValueError: one of them is missing or there twice; the message names it.
+    """
+    names = [name.strip().lower() for name in header]
+    for wanted in ("question", "context"):
+        if names.count(wanted) != 1:
+            raise ValueError(f"the header has {names.count(wanted)} columns called {wanted!r}, and must have one")
+    return names.index("question"), names.index("context")
+
+
+def pass_through_columns(header: Sequence[str]) -> tuple[str, ...]:
+    """The header of the answered CSV without our columns: a name that clashes with one of ours becomes ``input_<name>``."""
+    ours = set(ANSWER_COLUMNS)
+    taken = {name.strip().lower() for name in header} | ours
+    result = []
+    for name in header:
+        renamed = name
+        while renamed.strip().lower() in ours or (renamed != name and renamed.strip().lower() in taken):
+            renamed = f"input_{renamed.strip()}"
+        taken.add(renamed.strip().lower())
+        result.append(renamed)
+    return tuple(result)

@@ -1,0 +1,145 @@
+"""Run a command such that none of its processes outlives it, or outlives whoever ran it.
+
+Every process of the command carries a mark in its environment. A watcher in a session of its own waits for the pipe to this
+process to close, which also happens when this process is killed with SIGKILL; it then ends whatever still carries the mark,
+however it was detached. The watcher is ``python -m qa_platform.embedded.command MARK``.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from qa_platform.errors import InputError
+
+if TYPE_CHECKING:
+    import psutil
+
+_MARK = "QA_LOCAL_RUN"
+# `dagster dev` ends its code servers and runs one after the other.
+_END_SECONDS = 30.0
+_SWEEP_SECONDS = 5.0
+_POLL_SECONDS = 0.1
+
+
+class Signals:
+    """Takes this process's SIGINT, SIGTERM and SIGHUP, for as long as the context lasts.
+
+    Before and after a command the first of them raises SystemExit with the usual status, so that everything is taken down in
+    order, and later ones are ignored. While a command runs they are the command's business: it gets them, and what happens next
+    follows from its end.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.command: subprocess.Popen[bytes] | None = None
+        self.forwarded_at: float | None = None
+        self._leaving = False
+
+    def __enter__(self) -> "Signals":
+        self._before = {number: signal.signal(number, self._take) for number in self._NUMBERS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def leave(self) -> None:
+        """From now on, signals are ignored: everything is being taken down already."""
+        self._leaving = True
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if self._leaving:
+            return
+        if self.command is None:
+            self._leaving = True
+            raise SystemExit(128 + number)
+        # Ctrl-C in a terminal has reached the command as well, and it alone decides what that means.
+        if number != signal.SIGINT or not _in_foreground():
+            with contextlib.suppress(ProcessLookupError):
+                self.command.send_signal(number)
+            self.forwarded_at = self.forwarded_at or time.monotonic()
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
+    """Run a command to its end, and end whatever it leaves behind. Its exit status; 128 + n where signal n ended it.
+
+    Raises:
+        InputError: there is no such command, or it cannot be executed.
+    """
+    mark = uuid.uuid4().hex
+    with _watched(mark):
+        try:
+            process = subprocess.Popen(command, env={**environment, _MARK: mark})
+        except OSError as error:
+            raise InputError(f"cannot run {command[0]!r}: {error.strerror}") from error
+        signals.command = process
+        status = _wait(process, signals)
+        signals.leave()
+    return status if status >= 0 else 128 - status
+
+
+def _wait(process: "subprocess.Popen[bytes]", signals: Signals) -> int:
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_SECONDS if signals.forwarded_at else 1.0)
+        if signals.forwarded_at and time.monotonic() > signals.forwarded_at + _END_SECONDS:
+            process.kill()
+
+
+def _in_foreground() -> bool:
+    """Whether this process is in the foreground of its terminal."""
+    try:
+        terminal = os.open(os.ctermid(), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
+@contextlib.contextmanager
+def _watched(mark: str) -> Iterator[None]:
+    watcher = subprocess.Popen([sys.executable, "-m", __name__, mark], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        assert watcher.stdin
+        watcher.stdin.close()
+        watcher.wait()
+
+
+def _sweep(mark: str) -> None:
+    """End every process that carries the mark: with SIGTERM, and those that stay with SIGKILL."""
+    import psutil
+
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        marked = [process for process in psutil.process_iter() if _carries(process, mark)]
+        for process in marked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        psutil.wait_procs(marked, timeout=_SWEEP_SECONDS)
+
+
+def _carries(process: "psutil.Process", mark: str) -> bool:
+    import psutil
+
+    try:
+        return process.environ().get(_MARK) == mark
+    except (psutil.Error, OSError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    _sweep(sys.argv[1])

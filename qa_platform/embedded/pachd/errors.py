@@ -1,0 +1,23 @@
+"""What the rules of Pachyderm answer when they refuse. ``code`` is the name of a gRPC status."""
+
+
+class PachError(Exception):
+    """A refusal. Most of Pachyderm's user errors carry no status of their own and arrive as UNKNOWN."""
+
+    code = "UNKNOWN"
+
+
+class NotFound(PachError):
+    code = "NOT_FOUND"
+
+
+class AlreadyExists(PachError):
+    code = "ALREADY_EXISTS"
+
+
+class InvalidArgument(PachError):
+    code = "INVALID_ARGUMENT"
+
+
+class Unimplemented(PachError):
+    code = "UNIMPLEMENTED"

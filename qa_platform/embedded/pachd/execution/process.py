@@ -1,0 +1,78 @@
+"""A user's process: in a process group of its own, its output read line by line as it prints."""
+
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+_LOG = logging.getLogger(__name__)
+_LINE_LIMIT = 2**20
+
+
+@dataclass(frozen=True)
+class Command:
+    """``stdin`` are lines; they are joined and end with a newline, as Pachyderm sends them."""
+
+    argv: Sequence[str]
+    stdin: Sequence[str]
+    env: Mapping[str, str]
+    folder: str | None
+
+
+class UserProcess:
+    """Starts at once. ``on_change`` is called, from another thread, when it has ended.
+
+    Raises:
+        OSError: the command cannot be started.
+    """
+
+    def __init__(self, command: Command, *, on_line: Callable[[str], None], on_change: Callable[[], None]) -> None:
+        self._on_line = on_line
+        self._on_change = on_change
+        self.exit_status: int | None = None
+        with tempfile.TemporaryFile() as stdin:
+            if command.stdin:
+                stdin.write(("\n".join(command.stdin) + "\n").encode())
+                stdin.seek(0)
+            self._process = subprocess.Popen(
+                list(command.argv),
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=dict(command.env),
+                cwd=command.folder,
+                start_new_session=True,
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Kills the process and all that it has started."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            while line := stream.readline(_LINE_LIMIT):
+                self._on_line(line.decode(errors="replace").rstrip("\r\n"))
+
+    def _wait(self) -> None:
+        # Not reaped yet while the group is killed, so that the number cannot belong to anybody else.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self.kill()
+        status = self._process.wait()
+        self._reader.join()
+        self.exit_status = status
+        self._on_change()

@@ -1,0 +1,354 @@
+"""One worker of a pipeline: it takes datum sets and runs the user's code on them, one datum at a time."""
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import qa_platform
+from qa_platform.embedded.pachd.errors import PachError
+from qa_platform.embedded.pachd.execution.files import clear_folder, download, upload
+from qa_platform.embedded.pachd.execution.process import Command, UserProcess
+from qa_platform.embedded.pachd.pps import Datum, DatumState, Job, Pps
+from qa_platform.embedded.pachd.spec import PipelineSpec
+from qa_platform.embedded.pachd.storage.chunks import CorruptError
+from qa_platform.embedded.pachd.storage.logs import LogLine
+from qa_platform.embedded.pachd.storage.store import Store
+
+_LOG = logging.getLogger(__name__)
+# Marks every process of a worker, so that a later start can find what a killed server left behind.
+WORKER_FOLDER_VARIABLE = "QA_PACHD_WORKER"
+
+
+class DatumError(Exception):
+    """An attempt at a datum has failed; the message goes into the log."""
+
+
+class Cancelled(Exception):
+    """The job was stopped while the datum was worked on."""
+
+
+class Endpoint(Protocol):
+    """A served worker API."""
+
+    port: int
+
+    def stop(self) -> None: ...
+
+
+# Serves NextDatum: called with the error of the last datum and whether the caller is still there; returns the environment.
+NextDatum = Callable[[str, Callable[[], bool]], list[str]]
+ServeWorker = Callable[[NextDatum], Endpoint]
+
+
+@dataclass(eq=False)
+class JobContext:
+    """What the workers need to know of a job, and how it is stopped. ``roots`` are the trees of the input commits, by commit id and repo."""
+
+    job: Job
+    spec: PipelineSpec
+    salt: str
+    roots: Mapping[tuple[str, str], str | None]
+    secret_env: Mapping[str, str]
+    spec_commit: str
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    _processes: set[UserProcess] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+        with self._lock:
+            for process in self._processes:
+                process.kill()
+
+    @contextlib.contextmanager
+    def tracked(self, process: UserProcess) -> Iterator[None]:
+        with self._lock:
+            self._processes.add(process)
+        try:
+            if self.cancelled.is_set():
+                process.kill()
+            yield
+        finally:
+            process.kill()
+            with self._lock:
+                self._processes.discard(process)
+
+
+class Worker:
+    """Runs in the thread of whoever calls ``work``."""
+
+    def __init__(self, name: str, folder: Path, store: Store, pps: Pps, serve: ServeWorker) -> None:
+        self.name = name
+        self._folder = folder
+        self._pfs = folder / "pfs"
+        self._store = store
+        self._pps = pps
+        self._serve = serve
+        self._endpoint: Endpoint | None = None
+        self._session: _Session | None = None
+        shutil.rmtree(folder, ignore_errors=True)
+        self._pfs.mkdir(parents=True)
+
+    def close(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def work(self, context: JobContext, datums: Sequence[Datum]) -> None:
+        """Does a datum set and records each datum. Returns early when the job is cancelled."""
+        try:
+            if context.spec.datum_batching:
+                self._work_batch(context, datums)
+            else:
+                for datum in datums:
+                    self._attempts(context, datum, lambda datum=datum: self._run_once(context, datum))  # type: ignore[misc]
+        except Cancelled:
+            pass
+
+    def _attempts(self, context: JobContext, datum: Datum, attempt: Callable[[], tuple[str | None, int, int]]) -> None:
+        """Tries a datum as often as the pipeline allows. ``attempt`` returns the output, bytes in and bytes out."""
+        began = time.monotonic()
+        recovered = False
+        for number in range(1, context.spec.datum_tries + 1):
+            if context.cancelled.is_set():
+                raise Cancelled
+            self._log(context, datum, "started process datum")
+            try:
+                output, downloaded, uploaded = attempt()
+            except (DatumError, PachError, CorruptError, OSError) as error:
+                if context.cancelled.is_set():
+                    raise Cancelled from error
+                self._log(context, datum, f"failed processing datum, attempt {number} of {context.spec.datum_tries}: {error}")
+                recovered = self._run_err_cmd(context, datum)
+                continue
+            self._log(context, datum, "finished process datum")
+            self._pps.end_datum(
+                context.job.pk,
+                datum.id,
+                DatumState.SUCCESS,
+                output=output,
+                seconds=time.monotonic() - began,
+                downloaded=downloaded,
+                uploaded=uploaded,
+            )
+            return
+        state = DatumState.RECOVERED if recovered else DatumState.FAILED
+        self._pps.end_datum(context.job.pk, datum.id, state, seconds=time.monotonic() - began)
+
+    def _prepare(self, context: JobContext, datum: Datum) -> int:
+        clear_folder(self._pfs)
+        (self._pfs / "out").mkdir()
+        return sum(download(self._store, context.roots[str(one.repo), one.commit], one, self._pfs / one.name) for one in datum.inputs)
+
+    def _run_once(self, context: JobContext, datum: Datum) -> tuple[str | None, int, int]:
+        downloaded = self._prepare(context, datum)
+        env = {**self._environment(context), **self._datum_environment(context, datum)}
+        self._run(context, datum, context.spec.cmd, context.spec.stdin, env)
+        output, uploaded = upload(self._store, self._pfs / "out", datum.id)
+        return output, downloaded, uploaded
+
+    def _run(self, context: JobContext, datum: Datum, argv: Sequence[str], stdin: Sequence[str], env: Mapping[str, str]) -> None:
+        changed = threading.Condition()
+
+        def wake() -> None:
+            with changed:
+                changed.notify_all()
+
+        process = self._start(context, argv, stdin, env, on_line=lambda line: self._log(context, datum, line, user=True), on_change=wake)
+        with context.tracked(process), changed:
+            if not changed.wait_for(lambda: process.exit_status is not None, context.spec.datum_timeout):
+                process.kill()
+                changed.wait_for(lambda: process.exit_status is not None)
+                raise DatumError(f"datum timed out after {context.spec.datum_timeout:g} s")
+        if process.exit_status != 0 and process.exit_status not in context.spec.accept_return_code:
+            raise DatumError(f"error running user code: {_status(process.exit_status)}")
+
+    def _run_err_cmd(self, context: JobContext, datum: Datum) -> bool:
+        """Whether there is a command for failed attempts and it has succeeded."""
+        if not context.spec.err_cmd:
+            return False
+        env = {**self._environment(context), **self._datum_environment(context, datum)}
+        try:
+            self._run(context, datum, context.spec.err_cmd, context.spec.err_stdin, env)
+        except (DatumError, OSError) as error:
+            self._log(context, datum, f"err_cmd failed: {error}")
+            return False
+        return True
+
+    def _work_batch(self, context: JobContext, datums: Sequence[Datum]) -> None:
+        if self._endpoint is None:
+            self._endpoint = self._serve(self._next_datum)
+        session = self._session = _Session(lambda current, line: self._log(context, current, line, user=True))
+        try:
+            if not datums:
+                session.ensure_started(lambda: self._start_batch(context, session))
+            for datum in datums:
+                self._attempts(context, datum, lambda datum=datum: self._batch_once(context, session, datum))  # type: ignore[misc]
+        finally:
+            self._session = None
+            session.close()
+
+    def _start_batch(self, context: JobContext, session: "_Session") -> UserProcess:
+        env = self._environment(context)
+        return self._start(context, context.spec.cmd, context.spec.stdin, env, on_line=session.line, on_change=session.wake)
+
+    def _batch_once(self, context: JobContext, session: "_Session", datum: Datum) -> tuple[str | None, int, int]:
+        downloaded = self._prepare(context, datum)
+        values = self._datum_environment(context, datum)
+        (self._pfs / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+        process = session.ensure_started(lambda: self._start_batch(context, session))
+        with context.tracked_on_failure(process):
+            session.process_datum(datum, [f"{key}={value}" for key, value in values.items()], context.spec.datum_timeout)
+        output, uploaded = upload(self._store, self._pfs / "out", datum.id)
+        return output, downloaded, uploaded
+
+    def _next_datum(self, error: str, alive: Callable[[], bool]) -> list[str]:
+        session = self._session
+        if session is None:
+            raise PachError("no datum set is being processed")
+        return session.next_datum(error, alive)
+
+    def _start(
+        self,
+        context: JobContext,
+        argv: Sequence[str],
+        stdin: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        on_line: Callable[[str], None],
+        on_change: Callable[[], None],
+    ) -> UserProcess:
+        if not argv:
+            raise DatumError("the pipeline's transform has no cmd")
+        return UserProcess(Command(argv, stdin, env, context.spec.working_dir or None), on_line=on_line, on_change=on_change)
+
+    def _environment(self, context: JobContext) -> dict[str, str]:
+        spec = context.spec
+        package_folder = str(Path(qa_platform.__file__).parent.parent)
+        return {
+            **os.environ,
+            # Pipelines of this project run with the interpreter and the code of this server.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [package_folder, os.environ.get("PYTHONPATH")])),
+            "PYTHONUNBUFFERED": "1",
+            WORKER_FOLDER_VARIABLE: str(self._folder),
+            "PPS_PIPELINE_NAME": spec.name,
+            "PPS_PROJECT_NAME": spec.project,
+            "PPS_SPEC_COMMIT": context.spec_commit,
+            "PPS_POD_NAME": self.name,
+            "PPS_WORKER_IP": "127.0.0.1",
+            "PPS_WORKER_GRPC_PORT": str(self._endpoint.port if self._endpoint else 1080),
+            "PACH_IN_WORKER": "true",
+            "QA_PFS_ROOT": str(self._pfs),
+            **dict(spec.env),
+            **context.secret_env,
+        }
+
+    def _datum_environment(self, context: JobContext, datum: Datum) -> dict[str, str]:
+        env = {"PACH_DATUM_ID": datum.id, "PACH_JOB_ID": context.job.id, "PACH_OUTPUT_COMMIT_ID": context.job.id}
+        for one in datum.inputs:
+            env[one.name] = str(self._pfs / one.name / one.path.strip("/"))
+            env[f"{one.name}_COMMIT"] = one.commit
+        return env
+
+    def _log(self, context: JobContext, datum: Datum | None, message: str, *, user: bool = False) -> None:
+        line = LogLine(
+            project=context.spec.project,
+            pipeline=context.spec.name,
+            job=context.job.id,
+            worker=self.name,
+            datum=datum.id if datum else "",
+            data=tuple((one.path, one.digest) for one in datum.inputs) if datum else (),
+            user=user,
+            master=False,
+            time=time.time(),
+            message=message,
+        )
+        self._store.logs.append(line)
+
+
+class _Session:
+    """The conversation with one batching process: the worker offers datums, the process asks for the next one."""
+
+    def __init__(self, on_line: Callable[[Datum | None, str], None]) -> None:
+        self._on_line = on_line
+        self._changed = threading.Condition()
+        self._process: UserProcess | None = None
+        self._datum: Datum | None = None
+        self._offer: list[str] | None = None
+        self._result: str | None = None
+        self._closed = False
+
+    def line(self, text: str) -> None:
+        self._on_line(self._datum, text)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def ensure_started(self, start: Callable[[], UserProcess]) -> UserProcess:
+        with self._changed:
+            if self._process is None:
+                self._process = start()
+            return self._process
+
+    def process_datum(self, datum: Datum, env: list[str], timeout: float | None) -> None:
+        """Offers a datum and returns when the process has asked for the next one.
+
+        Raises:
+            DatumError: it reported an error, has ended, or took too long. It is gone then.
+        """
+        with self._changed:
+            process = self._process
+            assert process is not None
+            self._datum, self._offer, self._result = datum, env, None
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: self._result is not None or process.exit_status is not None, timeout)
+            result, self._offer, self._result = self._result, None, None
+            if result == "":
+                return
+            self._process = None
+        process.kill()
+        if not done:
+            raise DatumError(f"datum timed out after {timeout:g} s")
+        if result is None:
+            raise DatumError(f"user code exited prematurely: {_status(process.exit_status)}")
+        raise DatumError(f"error running user code: {result}")
+
+    def next_datum(self, error: str, alive: Callable[[], bool]) -> list[str]:
+        """What the process calls: ends the datum that it had, and blocks until there is another."""
+        with self._changed:
+            if self._datum is not None and self._offer is None and self._taken:
+                self._taken = False
+                self._result = error
+                self._changed.notify_all()
+            while self._offer is None and not self._closed and alive():
+                self._changed.wait(1.0)
+            if self._offer is None:
+                raise PachError("there is no further datum")
+            env, self._offer, self._taken = self._offer, None, True
+            return env
+
+    _taken = False
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            process, self._process = self._process, None
+            self._changed.notify_all()
+        if process is not None:
+            process.kill()
+
+
+def _status(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"signal {-status}"
+    return f"exit status {status}"

@@ -1,0 +1,249 @@
+"""What a pipeline is told to do, read from its effective spec: protojson with camel case keys and every default filled in."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from qa_platform.embedded.pachd.errors import InvalidArgument, PachError
+from qa_platform.embedded.pachd.pfs import BranchKey, RepoKey, check_name
+
+_NAME_LIMIT = 51
+_DEFAULT_TRIES = 3
+DEFAULT_SETS_PER_WORKER = 4
+
+
+@dataclass(frozen=True)
+class SecretUse:
+    """Either ``env_var`` with ``key``, or ``mount_path`` for a folder with a file per key."""
+
+    name: str
+    key: str
+    env_var: str
+    mount_path: str
+
+
+@dataclass(frozen=True)
+class PfsInput:
+    name: str
+    repo: RepoKey
+    branch: str
+    glob: str
+    join_on: str = ""
+    outer_join: bool = False
+    group_by: str = ""
+    empty_files: bool = False
+
+    @property
+    def branch_key(self) -> BranchKey:
+        return BranchKey(self.repo, self.branch)
+
+
+@dataclass(frozen=True)
+class CronInput:
+    """``start`` in seconds since the epoch."""
+
+    name: str
+    repo: RepoKey
+    spec: str
+    overwrite: bool
+    start: float
+
+    @property
+    def branch_key(self) -> BranchKey:
+        return BranchKey(self.repo, "master")
+
+    @property
+    def as_pfs(self) -> PfsInput:
+        return PfsInput(name=self.name, repo=self.repo, branch="master", glob="/" if self.overwrite else "/*")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """``kind`` is cross, union, join or group."""
+
+    kind: str
+    inputs: tuple["Input", ...]
+
+
+Input = PfsInput | CronInput | Combination
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """Times in seconds, None for no limit. ``datum_set`` is (number, size in bytes, per worker), zero where unset."""
+
+    project: str
+    name: str
+    cmd: tuple[str, ...]
+    stdin: tuple[str, ...]
+    err_cmd: tuple[str, ...]
+    err_stdin: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    secrets: tuple[SecretUse, ...]
+    accept_return_code: tuple[int, ...]
+    working_dir: str
+    datum_batching: bool
+    parallelism: int
+    input: Input
+    output_branch: str
+    datum_set: tuple[int, int, int]
+    datum_timeout: float | None
+    job_timeout: float | None
+    datum_tries: int
+    every_job: bool
+
+    @property
+    def repo(self) -> RepoKey:
+        return RepoKey(self.project, self.name)
+
+    @property
+    def output(self) -> BranchKey:
+        return BranchKey(self.repo, self.output_branch)
+
+    @property
+    def meta(self) -> BranchKey:
+        return BranchKey(RepoKey(self.project, self.name, "meta"), self.output_branch)
+
+    @property
+    def spec_branch(self) -> BranchKey:
+        return BranchKey(RepoKey(self.project, self.name, "spec"), "master")
+
+    def leaves(self) -> list[PfsInput | CronInput]:
+        return list(leaves(self.input))
+
+    @property
+    def crons(self) -> list[CronInput]:
+        return [leaf for leaf in self.leaves() if isinstance(leaf, CronInput)]
+
+    def set_size(self, datums: int) -> int:
+        """How many datums one datum set gets."""
+        number, _, per_worker = self.datum_set
+        if number:
+            return number
+        return max(1, math.ceil(datums / (self.parallelism * (per_worker or DEFAULT_SETS_PER_WORKER))))
+
+
+def leaves(node: Input) -> Iterator[PfsInput | CronInput]:
+    if isinstance(node, Combination):
+        for child in node.inputs:
+            yield from leaves(child)
+    else:
+        yield node
+
+
+def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
+    """The effective spec of a spec.
+
+    Raises:
+        PachError: it cannot be a pipeline.
+    """
+    spec = dict(spec)
+    pipeline = dict(spec.get("pipeline") or {})
+    pipeline["project"] = {"name": (pipeline.get("project") or {}).get("name") or "default"}
+    spec["pipeline"] = pipeline
+    name = pipeline.get("name", "")
+    if not name:
+        raise InvalidArgument("validate request: invalid CreatePipelineRequest: pipeline name is missing")
+    check_name("pipeline", name)
+    if len(name) > _NAME_LIMIT:
+        raise PachError(f"pipeline name {name!r} is {len(name) - _NAME_LIMIT} characters longer than the {_NAME_LIMIT} max")
+    spec.setdefault("parallelismSpec", {}).setdefault("constant", "1")
+    spec.setdefault("outputBranch", "master")
+    spec["datumTries"] = str(spec.get("datumTries") or _DEFAULT_TRIES)
+    spec.setdefault("reprocessSpec", "until_success")
+    if spec["reprocessSpec"] not in ("until_success", "every_job"):
+        raise PachError(f"invalid reprocess spec {spec['reprocessSpec']!r}: it is until_success or every_job")
+    if not (spec.get("transform") or {}).get("cmd") and not spec.get("spout"):
+        spec.setdefault("transform", {})
+    if not spec.get("input"):
+        raise PachError(f"pipeline {name!r} has no input")
+    spec["input"] = _input_defaults(spec["input"], pipeline, now)
+    names = [leaf.name for leaf in leaves(_input(spec["input"]))]
+    for forbidden in ("out", ".env"):
+        if forbidden in names:
+            raise PachError(f"input cannot be named {forbidden}, as pachyderm creates {forbidden} for output of its own")
+    return spec
+
+
+def _input_defaults(node: dict[str, Any], pipeline: dict[str, Any], now: float) -> dict[str, Any]:
+    project = pipeline["project"]["name"]
+    kinds = [kind for kind in ("pfs", "cron", "cross", "union", "join", "group") if node.get(kind)]
+    if len(kinds) != 1:
+        raise PachError(f"an input must be exactly one of pfs, cron, cross, union, join and group, not {kinds or 'none'}")
+    kind = kinds[0]
+    if kind == "pfs":
+        pfs = dict(node["pfs"])
+        if not pfs.get("repo"):
+            raise PachError("input must specify a repo")
+        if not pfs.get("glob"):
+            raise PachError("input must specify a glob")
+        glob = pfs["glob"]
+        pfs["glob"] = glob.rstrip("/") or "/"
+        defaults = {"project": project, "name": pfs["repo"], "branch": "master", "repoType": "user"}
+        return {"pfs": {**pfs, **{key: value for key, value in defaults.items() if not pfs.get(key)}}}
+    if kind == "cron":
+        cron = dict(node["cron"])
+        if not cron.get("name") or not cron.get("spec"):
+            raise PachError("a cron input must specify a name and a spec")
+        defaults = {
+            "project": project,
+            "repo": f"{pipeline['name']}_{cron['name']}",
+            "start": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        }
+        return {"cron": {**cron, **{key: value for key, value in defaults.items() if not cron.get(key)}}}
+    return {kind: [_input_defaults(child, pipeline, now) for child in node[kind]]}
+
+
+def parse(spec: dict[str, Any]) -> PipelineSpec:
+    """Reads an effective spec."""
+    transform = spec.get("transform") or {}
+    sets = spec.get("datumSetSpec") or {}
+    return PipelineSpec(
+        project=spec["pipeline"]["project"]["name"],
+        name=spec["pipeline"]["name"],
+        cmd=tuple(transform.get("cmd") or ()),
+        stdin=tuple(transform.get("stdin") or ()),
+        err_cmd=tuple(transform.get("errCmd") or ()),
+        err_stdin=tuple(transform.get("errStdin") or ()),
+        env=tuple(sorted((transform.get("env") or {}).items())),
+        secrets=tuple(
+            SecretUse(use.get("name", ""), use.get("key", ""), use.get("envVar", ""), use.get("mountPath", ""))
+            for use in transform.get("secrets") or ()
+        ),
+        accept_return_code=tuple(int(code) for code in transform.get("acceptReturnCode") or ()),
+        working_dir=transform.get("workingDir", ""),
+        datum_batching=bool(transform.get("datumBatching")),
+        parallelism=max(1, int(spec["parallelismSpec"]["constant"])),
+        input=_input(spec["input"]),
+        output_branch=spec["outputBranch"],
+        datum_set=(int(sets.get("number") or 0), int(sets.get("sizeBytes") or 0), int(sets.get("perWorker") or 0)),
+        datum_timeout=_seconds(spec.get("datumTimeout")),
+        job_timeout=_seconds(spec.get("jobTimeout")),
+        datum_tries=int(spec["datumTries"]),
+        every_job=spec["reprocessSpec"] == "every_job",
+    )
+
+
+def _input(node: dict[str, Any]) -> Input:
+    if pfs := node.get("pfs"):
+        return PfsInput(
+            name=pfs["name"],
+            repo=RepoKey(pfs["project"], pfs["repo"], pfs["repoType"]),
+            branch=pfs["branch"],
+            glob=pfs["glob"],
+            join_on=pfs.get("joinOn", ""),
+            outer_join=bool(pfs.get("outerJoin")),
+            group_by=pfs.get("groupBy", ""),
+            empty_files=bool(pfs.get("emptyFiles")),
+        )
+    if cron := node.get("cron"):
+        start = datetime.fromisoformat(cron["start"].replace("Z", "+00:00")).timestamp()
+        return CronInput(cron["name"], RepoKey(cron["project"], cron["repo"]), cron["spec"], bool(cron.get("overwrite")), start)
+    [(kind, children)] = node.items()
+    return Combination(kind, tuple(_input(child) for child in children))
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text.removesuffix("s")) if text else None

@@ -1,0 +1,150 @@
+"""Content-addressed pieces of files. A piece's name is its BLAKE2b-256; what does not match its name is not served."""
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from qa_platform.embedded.pachd.storage.database import Database
+
+CHUNK_BYTES = 4 * 2**20
+# Smaller pieces live in the database: a file of their own would cost more than they hold.
+_INLINE_BYTES = 64 * 2**10
+_PENDING_BYTES = 8 * 2**20
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS chunk (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS node (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+class CorruptError(Exception):
+    """A stored piece is missing or is not what its name says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    hash: str
+    size: int
+
+
+def digest(data: bytes | bytearray | memoryview) -> str:
+    return blake2b(data, digest_size=32).hexdigest()
+
+
+class ChunkStore:
+    """Stores and serves chunks. Writers may collect small ones in a :class:`ChunkBatch`."""
+
+    def __init__(self, folder: Path, database: Database) -> None:
+        self._folder = folder
+        self._database = database
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def batch(self) -> "ChunkBatch":
+        return ChunkBatch(self._folder, self._database)
+
+    def read(self, chunk: Chunk) -> bytes:
+        """The chunk's bytes.
+
+        Raises:
+            CorruptError: it is missing or torn.
+        """
+        data: bytes | None = self._database.value("SELECT data FROM chunk WHERE hash = ?", chunk.hash)
+        if data is None:
+            try:
+                data = _file(self._folder, chunk.hash).read_bytes()
+            except FileNotFoundError as error:
+                raise CorruptError(f"chunk {chunk.hash} is missing") from error
+        if len(data) != chunk.size or digest(data) != chunk.hash:
+            raise CorruptError(f"chunk {chunk.hash} is damaged: {len(data)} of {chunk.size} bytes, or other content")
+        return data
+
+    def read_all(self, chunks: Iterable[Chunk], *, offset: int = 0) -> Iterator[bytes]:
+        for chunk in chunks:
+            if offset >= chunk.size:
+                offset -= chunk.size
+                continue
+            data = self.read(chunk)
+            yield data[offset:] if offset else data
+            offset = 0
+
+
+class ChunkBatch:
+    """Writes chunks; small ones reach the disk together, at the latest with ``flush``."""
+
+    def __init__(self, folder: Path, database: Database) -> None:
+        self._folder = folder
+        self._database = database
+        self._pending: dict[str, bytes] = {}
+        self._pending_bytes = 0
+
+    def put(self, data: bytes | bytearray | memoryview) -> Chunk:
+        name = digest(data)
+        if len(data) <= _INLINE_BYTES:
+            if name not in self._pending:
+                self._pending[name] = bytes(data)
+                self._pending_bytes += len(data)
+                if self._pending_bytes > _PENDING_BYTES:
+                    self.flush()
+        else:
+            self._put_file(name, data)
+        return Chunk(name, len(data))
+
+    def _put_file(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        path = _file(self._folder, name)
+        try:
+            if path.stat().st_size == len(data):
+                return
+        except FileNotFoundError:
+            pass
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{name}.{uuid.uuid4().hex}")
+        with temporary.open("wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+
+    def flush(self) -> None:
+        if self._pending:
+            self._database.execute_many("INSERT OR IGNORE INTO chunk VALUES (?, ?)", list(self._pending.items()))
+        self._pending = {}
+        self._pending_bytes = 0
+
+
+class Chunker:
+    """Cuts a stream into chunks at fixed places, so that equal content has equal chunks however it arrived."""
+
+    def __init__(self, batch: ChunkBatch) -> None:
+        self._batch = batch
+        self._buffer = bytearray()
+        self._chunks: list[Chunk] = []
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        if self._buffer:
+            room = CHUNK_BYTES - len(self._buffer)
+            self._buffer += view[:room]
+            view = view[room:]
+            if len(self._buffer) == CHUNK_BYTES:
+                self._chunks.append(self._batch.put(self._buffer))
+                self._buffer = bytearray()
+        while len(view) >= CHUNK_BYTES:
+            self._chunks.append(self._batch.put(view[:CHUNK_BYTES]))
+            view = view[CHUNK_BYTES:]
+        self._buffer += view
+
+    def finish(self) -> tuple[Chunk, ...]:
+        if self._buffer:
+            self._chunks.append(self._batch.put(self._buffer))
+        chunks, self._chunks, self._buffer = tuple(self._chunks), [], bytearray()
+        return chunks
+
+
+def is_canonical(chunks: tuple[Chunk, ...]) -> bool:
+    """Whether the chunks are cut where :class:`Chunker` would cut them."""
+    return all(chunk.size == CHUNK_BYTES for chunk in chunks[:-1]) and all(0 < chunk.size <= CHUNK_BYTES for chunk in chunks[-1:])
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / name[:2] / name

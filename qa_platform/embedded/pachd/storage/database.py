@@ -1,0 +1,89 @@
+"""One SQLite file behind one lock: short transactions, and waiting for what others change."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Between wake-ups a waiter looks whether its caller is still there.
+_LIVENESS_SECONDS = 1.0
+
+
+class Database:
+    """A SQLite database in WAL mode. A killed process leaves the last committed transaction, never half of one."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+        self._connection.row_factory = sqlite3.Row
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.executescript(schema)
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._depth = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Nested transactions join the outer one. Waiters are woken after the commit."""
+        with self._lock:
+            if self._depth:
+                yield
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._depth = 1
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            else:
+                self._connection.execute("COMMIT")
+                self._changed.notify_all()
+            finally:
+                self._depth = 0
+
+    def execute(self, sql: str, *values: Any) -> int:
+        """Runs one statement; returns the row id of an insert."""
+        with self.transaction():
+            return self._connection.execute(sql, values).lastrowid or 0
+
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        with self.transaction():
+            self._connection.executemany(sql, rows)
+
+    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        with self._lock:
+            found: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
+            return found
+
+    def value(self, sql: str, *values: Any) -> Any:
+        """The first column of the first row, or None."""
+        row = self.row(sql, *values)
+        return None if row is None else row[0]
+
+    def wait_until(self, look: Callable[[], T], *, alive: Callable[[], bool]) -> T | None:
+        """Calls ``look`` after every commit until it returns something true; None once ``alive`` is false."""
+        with self._lock:
+            while alive():
+                found = look()
+                if found:
+                    return found
+                self._changed.wait(_LIVENESS_SECONDS)
+        return None
+
+    def wake(self) -> None:
+        """Lets waiters look again although nothing was written."""
+        with self._lock:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,135 @@
+"""File sets: ordered lists of changes (add to a path, delete a path) that become part of a commit all at once."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from qa_platform.embedded.pachd.errors import PachError
+from qa_platform.embedded.pachd.storage.chunks import Chunk, Chunker, ChunkStore
+from qa_platform.embedded.pachd.storage.database import Database
+from qa_platform.embedded.pachd.storage.trees import TreeEditor
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS fileset (id TEXT PRIMARY KEY, expires REAL);
+CREATE TABLE IF NOT EXISTS fileset_change (
+    fileset TEXT NOT NULL REFERENCES fileset(id) ON DELETE CASCADE, seq INTEGER NOT NULL, changes TEXT NOT NULL, PRIMARY KEY (fileset, seq)
+) WITHOUT ROWID;
+"""
+
+_GROUP = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """``chunks`` None deletes, else they are appended to the path's part with that tag."""
+
+    path: str
+    tag: str
+    chunks: tuple[Chunk, ...] | None
+
+
+class FileSets:
+    """The stored file sets. One without an expiry belongs to a commit."""
+
+    def __init__(self, database: Database, chunks: ChunkStore) -> None:
+        self._database = database
+        self._chunks = chunks
+
+    def writer(self) -> "FileSetWriter":
+        return FileSetWriter(self._database, self._chunks)
+
+    def changes(self, fileset: str) -> Iterator[Change]:
+        for row in self._database.rows("SELECT changes FROM fileset_change WHERE fileset = ? ORDER BY seq", fileset):
+            for path, tag, chunks in json.loads(row["changes"]):
+                yield Change(path, tag, None if chunks is None else tuple(Chunk(*chunk) for chunk in chunks))
+
+    def apply(self, editor: TreeEditor, filesets: Iterable[str]) -> None:
+        for fileset in filesets:
+            for change in self.changes(fileset):
+                if change.chunks is None:
+                    editor.delete(change.path, change.tag)
+                else:
+                    editor.add(change.path, change.tag, change.chunks)
+
+    def check(self, fileset: str) -> None:
+        """Raises PachError where the file set is unknown or expired."""
+        row = self._database.row("SELECT expires FROM fileset WHERE id = ?", fileset)
+        if row is None or (row["expires"] is not None and row["expires"] < time.time()):
+            raise PachError(f"file set {fileset} does not exist: it was never made, or has expired")
+
+    def renew(self, fileset: str, ttl: float) -> None:
+        self.check(fileset)
+        self._database.execute("UPDATE fileset SET expires = ? WHERE id = ? AND expires IS NOT NULL", time.time() + ttl, fileset)
+
+    def compose(self, filesets: Iterable[str], ttl: float | None) -> str:
+        """A new file set with the changes of others, one after the other."""
+        made = uuid.uuid4().hex
+        with self._database.transaction():
+            self._database.execute("INSERT INTO fileset VALUES (?, ?)", made, None if ttl is None else time.time() + ttl)
+            seq = 0
+            for fileset in filesets:
+                self.check(fileset)
+                for row in self._database.rows("SELECT changes FROM fileset_change WHERE fileset = ? ORDER BY seq", fileset):
+                    self._database.execute("INSERT INTO fileset_change VALUES (?, ?, ?)", made, seq, row["changes"])
+                    seq += 1
+        return made
+
+    def forget_expired(self) -> None:
+        self._database.execute("DELETE FROM fileset WHERE expires < ?", time.time())
+
+
+class FileSetWriter:
+    """Collects changes. Nothing is visible before ``close`` returns the new file set's id."""
+
+    def __init__(self, database: Database, chunks: ChunkStore) -> None:
+        self._database = database
+        self._batch = chunks.batch()
+        self._chunker = Chunker(self._batch)
+        self._open: tuple[str, str] | None = None
+        self._changes: list[tuple[str, str, list[tuple[str, int]] | None]] = []
+        self._groups: list[str] = []
+
+    def add(self, path: str, tag: str, data: bytes) -> None:
+        if self._open != (path, tag):
+            self._close_file()
+            self._open = (path, tag)
+        self._chunker.write(data)
+
+    def add_chunks(self, path: str, tag: str, chunks: Iterable[Chunk]) -> None:
+        self._close_file()
+        self._record(path, tag, tuple(chunks))
+
+    def delete(self, path: str, tag: str) -> None:
+        self._close_file()
+        self._record(path, tag, None)
+
+    def close(self, ttl: float | None) -> str:
+        """Stores the file set; it expires after ``ttl`` seconds, or never."""
+        self._close_file()
+        self._batch.flush()
+        self._end_group()
+        fileset = uuid.uuid4().hex
+        with self._database.transaction():
+            self._database.execute("INSERT INTO fileset VALUES (?, ?)", fileset, None if ttl is None else time.time() + ttl)
+            self._database.execute_many(
+                "INSERT INTO fileset_change VALUES (?, ?, ?)", [(fileset, seq, group) for seq, group in enumerate(self._groups)]
+            )
+        return fileset
+
+    def _close_file(self) -> None:
+        if self._open is not None:
+            path, tag = self._open
+            self._open = None
+            self._record(path, tag, self._chunker.finish())
+
+    def _record(self, path: str, tag: str, chunks: tuple[Chunk, ...] | None) -> None:
+        self._changes.append((path, tag, None if chunks is None else [(chunk.hash, chunk.size) for chunk in chunks]))
+        if len(self._changes) >= _GROUP:
+            self._end_group()
+
+    def _end_group(self) -> None:
+        if self._changes:
+            self._groups.append(json.dumps(self._changes, separators=(",", ":")))
+            self._changes = []

@@ -1,0 +1,136 @@
+"""The lines that workers print, in a file of their own: a chatty process must not hold up the metadata."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qa_platform.embedded.pachd.storage.database import Database
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS line (
+    seq INTEGER PRIMARY KEY, project TEXT, pipeline TEXT, job TEXT, worker TEXT, datum TEXT, data TEXT, user INTEGER, master INTEGER,
+    time REAL, message TEXT
+);
+CREATE INDEX IF NOT EXISTS line_by_job ON line (pipeline, job, seq);
+CREATE INDEX IF NOT EXISTS line_by_datum ON line (datum, seq);
+"""
+_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """``data`` are (path, hex hash) of the datum's inputs; ``user`` marks what the user's own code printed; times in seconds."""
+
+    project: str
+    pipeline: str
+    job: str
+    worker: str
+    datum: str
+    data: tuple[tuple[str, str], ...]
+    user: bool
+    master: bool
+    time: float
+    message: str
+
+
+@dataclass(frozen=True)
+class LogQuery:
+    """Empty fields do not filter. ``data`` are paths or hashes, one of which a line must have."""
+
+    project: str = ""
+    pipeline: str = ""
+    job: str = ""
+    datum: str = ""
+    data: tuple[str, ...] = ()
+    master: bool | None = None
+    user: bool | None = None
+    since: float = 0.0
+    until: float = 0.0
+    tail: int = 0
+
+    def matches(self, line: LogLine) -> bool:
+        names = {name for pair in line.data for name in pair}
+        return not self.data or all(wanted in names for wanted in self.data)
+
+
+class LogStore:
+    """Appends and reads lines. Readers that follow are woken by every line."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path, _SCHEMA)
+
+    def append(self, line: LogLine) -> None:
+        self._database.execute(
+            "INSERT INTO line (project, pipeline, job, worker, datum, data, user, master, time, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            line.project, line.pipeline, line.job, line.worker, line.datum, json.dumps(line.data), line.user, line.master, line.time, line.message,
+        )  # fmt: skip
+
+    def read(self, query: LogQuery, *, follow: bool, alive: Callable[[], bool]) -> Iterator[LogLine]:
+        """The lines that match, oldest first; with ``follow`` it goes on until ``alive`` is false."""
+        after = 0
+        lines, after = self._page(query, after)
+        first = lines
+        while len(lines) == _PAGE and not query.tail:
+            yield from (line for line in first if query.matches(line))
+            lines, after = self._page(query, after)
+            first = lines
+        if query.tail:
+            everything = lines
+            while len(lines) == _PAGE:
+                lines, after = self._page(query, after)
+                everything = everything + lines
+            first = [line for line in everything if query.matches(line)][-query.tail :]
+        yield from (line for line in first if query.matches(line))
+        while follow and alive():
+            position = after
+            page = self._database.wait_until(lambda: self._new(query, position), alive=alive)
+            if page is None:
+                return
+            lines, after = page
+            yield from (line for line in lines if query.matches(line))
+
+    def delete_pipeline(self, project: str, pipeline: str) -> None:
+        self._database.execute("DELETE FROM line WHERE project = ? AND pipeline = ?", project, pipeline)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _new(self, query: LogQuery, after: int) -> tuple[list[LogLine], int] | None:
+        lines, position = self._page(query, after)
+        return (lines, position) if lines else None
+
+    def _page(self, query: LogQuery, after: int) -> tuple[list[LogLine], int]:
+        where = ["seq > ?"]
+        values: list[object] = [after]
+        for column, wanted in (("project", query.project), ("pipeline", query.pipeline), ("job", query.job), ("datum", query.datum)):
+            if wanted:
+                where.append(f"{column} = ?")
+                values.append(wanted)
+        for column, flag in (("master", query.master), ("user", query.user)):
+            if flag is not None:
+                where.append(f"{column} = ?")
+                values.append(flag)
+        if query.since:
+            where.append("time >= ?")
+            values.append(query.since)
+        if query.until:
+            where.append("time <= ?")
+            values.append(query.until)
+        rows = self._database.rows(f"SELECT * FROM line WHERE {' AND '.join(where)} ORDER BY seq LIMIT {_PAGE}", *values)
+        lines = [
+            LogLine(
+                project=row["project"],
+                pipeline=row["pipeline"],
+                job=row["job"],
+                worker=row["worker"],
+                datum=row["datum"],
+                data=tuple((path, name) for path, name in json.loads(row["data"])),
+                user=bool(row["user"]),
+                master=bool(row["master"]),
+                time=row["time"],
+                message=row["message"],
+            )  # fmt: skip
+            for row in rows
+        ]
+        return lines, rows[-1]["seq"] if rows else after

@@ -1,0 +1,29 @@
+"""Everything that one state folder holds, opened together."""
+
+from pathlib import Path
+
+from qa_platform.embedded.pachd.storage import chunks, filesets
+from qa_platform.embedded.pachd.storage.chunks import ChunkStore
+from qa_platform.embedded.pachd.storage.database import Database
+from qa_platform.embedded.pachd.storage.filesets import FileSets
+from qa_platform.embedded.pachd.storage.logs import LogStore
+from qa_platform.embedded.pachd.storage.trees import TreeStore
+
+
+class Store:
+    """``metadata`` holds repos, commits, pipelines and jobs; what they refer to is stored before they do."""
+
+    def __init__(self, folder: Path, schema: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        self.folder = folder
+        self.metadata = Database(folder / "metadata.db", filesets.SCHEMA + schema)
+        self._objects = Database(folder / "objects.db", chunks.SCHEMA)
+        self.chunks = ChunkStore(folder / "chunks", self._objects)
+        self.trees = TreeStore(self._objects, self.chunks)
+        self.filesets = FileSets(self.metadata, self.chunks)
+        self.logs = LogStore(folder / "logs.db")
+
+    def close(self) -> None:
+        for part in (self.metadata, self._objects, self.logs):
+            part.close()

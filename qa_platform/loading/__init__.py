@@ -1,0 +1,1 @@
+"""Answered shards into PostgreSQL."""

@@ -1,0 +1,1 @@
+"""The tables, as a history of changes that alembic applies."""

@@ -1,0 +1,9 @@
+"""One partition per uploaded file. Order is the order of adding; a batch is a contiguous range of it."""
+
+import dagster as dg
+
+question_files = dg.DynamicPartitionsDefinition(name="question_files")
+
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+BATCH_TAG = "qa/batch"

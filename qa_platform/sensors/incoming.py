@@ -1,0 +1,65 @@
+"""The bucket sensor: looks under ``incoming/`` and requests one run per batch of files that wait.
+
+It is a thin wrapper: what is to be done is decided by `planning.plan`. It keeps no cursor.
+"""
+
+import dagster as dg
+
+from qa_platform.assets.answers import BatchConfig
+from qa_platform.assets.raw import uploaded
+from qa_platform.contract import partition_key
+from qa_platform.jobs import answer_questions
+from qa_platform.partitions import BATCH_TAG, RANGE_END_TAG, RANGE_START_TAG, question_files
+from qa_platform.planning import Batch
+from qa_platform.resources import PlatformResource
+from qa_platform.settings import WorkSettings
+from qa_platform.waiting import claim, look, tidy
+
+
+@dg.sensor(
+    name="incoming_files",
+    job=answer_questions,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=WorkSettings().sensor_seconds,
+    description="Finds CSVs under incoming/ that are not answered yet, and requests one run per batch of them.",
+)
+def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+    services = platform.services()
+    found = look(services)
+    tidy(services, found.plan, context.log)
+    requests, partitions, events = [], [], []
+    present = set(context.instance.get_dynamic_partitions(question_files.name)) if found.plan.batches else set()
+    for planned in found.plan.batches:
+        run_key = _run_key(context.instance, planned)
+        batch = claim(services, planned, token=run_key)
+        if batch is None:
+            continue
+        keys = [partition_key(version.name) for version in batch.versions]
+        # A batch is a contiguous range of partitions, so the keys that are there already move to the end, with the new ones.
+        if again := [key for key in keys if key in present]:
+            partitions.append(question_files.build_delete_request(again))
+        partitions.append(question_files.build_add_request(keys))
+        events += [uploaded(version) for version in batch.versions]
+        requests.append(_request(batch, run_key, keys))
+    reason = None if requests else dg.SkipReason(_nothing_to_do(found.plan.waiting, len(found.claimed)))
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions, asset_events=events, skip_reason=reason)
+
+
+def _nothing_to_do(waiting: int, claimed: int) -> str:
+    if waiting or claimed:
+        return f"{claimed} files are being answered right now, {waiting} more wait"
+    return "nothing waits under incoming/"
+
+
+def _run_key(instance: dg.DagsterInstance, batch: Batch) -> str:
+    """A run key that was never used: a batch that comes again, after a failure, is a new run."""
+    earlier = instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch.id}))
+    return f"{batch.id}-{earlier + 1}"
+
+
+def _request(batch: Batch, run_key: str, keys: list[str]) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=run_key,
+        run_config=dg.RunConfig(ops={"answer_files": BatchConfig.of(batch, token=run_key)}),
+        tags={RANGE_START_TAG: keys[0], RANGE_END_TAG: keys[-1], BATCH_TAG: batch.id},
+    )

@@ -1,0 +1,117 @@
+"""Every environment variable that the platform reads, named and described once. No other file reads the environment.
+
+Each class reads its own variables when it is made, so that a process needs only those of the parts it uses.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice
+
+
+class PostgresSettings(BaseSettings):
+    """Where the answers are. The names are those of deployments' ``dbaccess`` secret."""
+
+    model_config = SettingsConfigDict(env_prefix="PG_")
+
+    host: str = Field(default="localhost", description="Host name, or the folder of a Unix socket.")
+    port: int = Field(default=5432, description="Port.")
+    user: str = Field(default="postgres", description="User.")
+    password: SecretStr = Field(default=SecretStr(""), description="Password.")
+    dbname: str = Field(default="postgres", description="Database.")
+    sslmode: str = Field(default="", description="TLS mode of libpq. With certificates it is at least verify-ca.")
+    sslrootcert: SecretStr = Field(default=SecretStr(""), description="CA certificate: a file, or a PEM in base64.")
+    sslclient_cert: SecretStr = Field(default=SecretStr(""), description="Client certificate: a file, or a PEM in base64.")
+    ssl_client_key: SecretStr = Field(default=SecretStr(""), description="Client key: a file, or a PEM in base64.")
+
+
+class BucketSettings(BaseSettings):
+    """Where CSVs are uploaded. ``STORAGE_EMULATOR_HOST`` and ``GOOGLE_APPLICATION_CREDENTIALS`` are read by Google's client itself."""
+
+    storage_bucket: str = Field(default="questions", description="Name of the bucket.")
+    gcs_access: SecretStr = Field(
+        default=SecretStr(""), description="Service account of the pipelines, JSON in base64, for the secret `gcsaccess`."
+    )
+    google_cloud_project: str = Field(default="qa-platform", description="Project that the bucket's client bills.")
+
+
+class PachydermSettings(BaseSettings):
+    """Where Pachyderm is."""
+
+    pachd_address: str = Field(default="grpc://localhost:30650", description="pachd: grpc:// or grpcs://host:port.")
+    pach_token: SecretStr = Field(default=SecretStr(""), description="Authentication token of pachd, where it asks for one.")
+    pach_ca_bundle: Path | None = Field(default=None, description="PEM file of the CAs that grpcs:// trusts; else the usual public ones.")
+
+
+class ModelSettings(BaseSettings):
+    """What answers."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    model: str = Field(default="bundled", description="`bundled`, a local folder, or a Hugging Face model id.")
+    model_revision: str = Field(default="", description="Commit, tag or branch of a Hugging Face model.")
+    precision: Literal["fp32", "bf16", "int8", "auto"] = Field(default="fp32", description="Arithmetic of the model.")
+
+    @property
+    def choice(self) -> ModelChoice:
+        return ModelChoice(self.model, self.model_revision, self.precision)
+
+
+class WorkerSettings(BaseSettings):
+    """What pipeline workers read."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    pfs_root: Path = Field(default=Path("/pfs"), description="Folder in which a pipeline worker finds its inputs and `out`.")
+    threads: int = Field(default=0, ge=0, description="Threads of one answering process; 0 takes every core it may use.")
+    grpc_port: int = Field(
+        default=1080, validation_alias="PPS_WORKER_GRPC_PORT", description="Port of Pachyderm's worker, which hands out datums."
+    )
+
+
+class DatumSettings(BaseSettings):
+    """What Pachyderm says to the program of a pipeline that does not batch its datums."""
+
+    question_answer: str = Field(default="", description="Path of the answered file to load: the datum of `push-answers-to-sql`.")
+    pach_job_id: str = Field(default="", description="Job, which is also the id of the commits that it works on.")
+    pach_output_commit_id: str = Field(default="", description="Commit that the program's output goes into.")
+
+
+class IngestSettings(BaseSettings):
+    """How input files are read and cut into shards."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    shard_rows: int = Field(default=2000, ge=1, description="Rows of a shard, at most.")
+    shard_bytes: int = Field(default=8 * 2**20, ge=1, description="Bytes of a shard, beyond which no further row is added.")
+    question_limit: int = Field(default=QUESTION_LIMIT, ge=1, le=QUESTION_LIMIT, description="Characters of a question, at most.")
+    context_limit: int = Field(default=CONTEXT_LIMIT, ge=1, le=CONTEXT_LIMIT, description="Characters of a context, at most.")
+
+
+class WorkSettings(BaseSettings):
+    """How waiting files become runs, and what becomes of them afterwards."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    suffixes: tuple[str, ...] = Field(default=(".csv",), description="Endings of the objects that are files of questions (a JSON list).")
+    batch_files: int = Field(default=50, ge=1, description="Files of one run, at most.")
+    batch_bytes: int = Field(default=256 * 2**20, ge=1, description="Bytes of one run, beyond which no further file is added.")
+    max_attempts: int = Field(default=3, ge=1, description="Failures after which a file is parked as `failed`.")
+    lease_seconds: int = Field(default=120, ge=10, description="How long a claim holds without being renewed.")
+    sensor_seconds: int = Field(default=30, ge=1, description="Least time between two looks at the bucket.")
+    archive: Literal["move", "keep", "delete"] = Field(
+        default="move", description="What becomes of an input once its answers are in Postgres."
+    )
+    partitions_kept: int = Field(
+        default=10_000, ge=1, description="Newest partitions that Dagster keeps; history stays in `question_file`."
+    )
+
+
+class DagsterSettings(BaseSettings):
+    """Where Dagster keeps what is its own. Dagster reads these itself; `dagster.yaml` names ``DAGSTER_PG_URL``."""
+
+    dagster_home: Path = Field(default=Path(".qa/dagster"), description="Folder with `dagster.yaml`.")
+    dagster_pg_url: SecretStr = Field(default=SecretStr(""), description="PostgreSQL URL of Dagster's own storage.")

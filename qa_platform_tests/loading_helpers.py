@@ -1,0 +1,124 @@
+"""Answered files as the answering pipeline leaves them, made without a model."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qa_platform.contract import (
+    ANSWER_COLUMNS,
+    MANIFEST,
+    SHARD_ANSWERS,
+    SHARD_INFO,
+    Manifest,
+    ModelChoice,
+    Rejection,
+    RowReason,
+    ShardEntry,
+    ShardInfo,
+    pass_through_columns,
+    shard_name,
+)
+
+BUNDLED = ModelChoice("bundled")
+ANSWERED_BY = ModelChoice("minilm-squad", "0a1b2c", "fp32")
+
+
+@dataclass(frozen=True)
+class AnsweredRow:
+    """A row of an answered file; by default its answer is the context's first word."""
+
+    question: str
+    context: str
+    error: str = ""
+    end: int | None = None
+    extra: tuple[str, ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        return self.error in ("", RowReason.LOW_SCORE)
+
+    @property
+    def answer(self) -> str:
+        return self.context[: self._end] if self.answered else ""
+
+    @property
+    def _end(self) -> int:
+        return len(self.context.split(" ")[0]) if self.end is None else self.end
+
+    def cells(self, model: ModelChoice) -> list[str]:
+        ours = [self.answer, "0.5", "0", str(self._end), model.id, self.error] if self.answered else ["", "", "", "", model.id, self.error]
+        return [self.question, self.context, *self.extra, *ours]
+
+
+@dataclass(frozen=True)
+class AnsweredUpload:
+    """An answered file; ``write`` lays it out as a folder."""
+
+    rows: Sequence[AnsweredRow]
+    name: str = "history.csv"
+    generation: int = 1
+    load_id: int = 1
+    columns: tuple[str, ...] = ("question", "context")
+    shard_rows: int = 3
+    wanted: ModelChoice = BUNDLED
+    answered_by: ModelChoice = ANSWERED_BY
+    answered_at: str = "2026-03-01T10:00:00"
+    run_id: str = "run-1"
+    rejections: dict[int, Rejection] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        entries = []
+        for index, start in enumerate(range(0, len(self.rows), self.shard_rows)):
+            entries.append(self._write_shard(folder / shard_name(index), start))
+        manifest = Manifest(
+            name=self.name,
+            generation=self.generation,
+            size=1000,
+            crc32c="AAAAAA==",
+            load_id=self.load_id,
+            model=self.wanted,
+            columns=pass_through_columns(self.columns),
+            rows=len(self.rows),
+            rejected=len(self.rejections),
+            shards=tuple(entries),
+            run_id=self.run_id,
+        )
+        (folder / MANIFEST).write_text(manifest.to_json())
+        return folder
+
+    def again(self, **changes: object) -> "AnsweredUpload":
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def _write_shard(self, folder: Path, start: int) -> ShardEntry:
+        rows = self.rows[start : start + self.shard_rows]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\r\n")
+        writer.writerow([*pass_through_columns(self.columns), *ANSWER_COLUMNS])
+        writer.writerows(row.cells(self.answered_by) for row in rows)
+        folder.mkdir()
+        (folder / SHARD_ANSWERS).write_text(text.getvalue(), encoding="utf-8", newline="")
+        mine = tuple(self.rejections[n] for n in range(start + 1, start + 1 + len(rows)) if n in self.rejections)
+        digest = hashlib.sha256("\n".join(row.question for row in rows).encode("utf-8", "replace")).hexdigest()
+        info = ShardInfo(
+            first_row=start + 1,
+            rows=len(rows),
+            sha256=digest,
+            model=self.wanted,
+            rejections=mine,
+            answered_by=self.answered_by,
+            answered=sum(row.answered for row in rows),
+            no_answer=sum(row.error == RowReason.NO_ANSWER for row in rows),
+            rejected=sum(not row.answered and row.error != RowReason.NO_ANSWER for row in rows),
+            answered_at=self.answered_at,
+            seconds=1.0,
+        )
+        (folder / SHARD_INFO).write_text(info.to_json())
+        return ShardEntry(folder.name, start + 1, len(rows), len(mine), digest)
+
+
+def answered_rows(count: int, *, context: str = "Turing broke the code.") -> list[AnsweredRow]:
+    return [AnsweredRow(f"Who was number {n}?", context) for n in range(1, count + 1)]

@@ -1,0 +1,301 @@
+"""Every kind of damage has a name: what rejects a file, what rejects a row, and what is no damage at all."""
+
+import gzip
+import io
+import json
+import zipfile
+
+import pytest
+
+from qa_platform.contract import COLUMN_LIMIT, RAW_LIMIT, ROW_LIMIT, FileReason, Rejection, RowReason
+from qa_platform.errors import InputError, TransientError
+from qa_platform.ingest import FILE_HINTS, ROW_HINTS, FileRejected, Row, iter_rows, rejected_report
+from qa_platform.settings import IngestSettings
+
+SETTINGS = IngestSettings(question_limit=10_000, context_limit=500_000)
+HEADER = b"question,context\n"
+
+
+def read(data: bytes) -> list[Row]:
+    return list(iter_rows(io.BytesIO(data), settings=SETTINGS))
+
+
+def only_row(data: bytes) -> Row:
+    rows = read(HEADER + data)
+    assert [row.row for row in rows] == [1]
+    return rows[0]
+
+
+def rejected_file(data: bytes) -> FileRejected:
+    with pytest.raises(FileRejected) as caught:
+        read(data)
+    return caught.value
+
+
+def rejection_of(row: Row) -> Rejection:
+    assert row.rejection is not None
+    assert (row.rejection.row, row.rejection.line) == (row.row, row.line)
+    return row.rejection
+
+
+def archive(name: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, "question,context\nq,c\n")
+    return out.getvalue()
+
+
+WHOLE_FILES = [
+    pytest.param(b"", FileReason.EMPTY_FILE, None, None, id="empty"),
+    pytest.param(b"\xef\xbb\xbf", FileReason.EMPTY_FILE, None, None, id="only a byte order mark"),
+    pytest.param(b"\r\n \n\n", FileReason.EMPTY_FILE, None, None, id="only blank lines"),
+    pytest.param(b"question,context", FileReason.HEADER_ONLY, 1, None, id="header only"),
+    pytest.param(b"question,context\r\n\r\n\n", FileReason.HEADER_ONLY, 4, None, id="header and blank lines"),
+    pytest.param(b"question,text\nq,c\n", FileReason.MISSING_COLUMN, 1, None, id="missing column"),
+    pytest.param(b"What?,Because.\n", FileReason.MISSING_COLUMN, 1, None, id="no header"),
+    pytest.param(b'{"question": "q", "context": "c"}\n', FileReason.MISSING_COLUMN, 1, None, id="JSON"),
+    pytest.param(b"question,context,Question \nq,c,q\n", FileReason.DUPLICATE_COLUMN, 1, None, id="duplicate column"),
+    pytest.param(b"question;context\nq;c\n", FileReason.WRONG_DELIMITER, 1, None, id="semicolons"),
+    pytest.param(b'"id";"question";"context, full"\n', FileReason.MISSING_COLUMN, 1, None, id="semicolons without our columns"),
+    pytest.param(b'"id, no";"question";"context"\n', FileReason.BAD_HEADER, 1, None, id="semicolons between quoted cells"),
+    pytest.param(b"id\tquestion\tcontext\nq\tc\n", FileReason.WRONG_DELIMITER, 1, None, id="tabs"),
+    pytest.param(b"question|context\nq|c\n", FileReason.WRONG_DELIMITER, 1, None, id="vertical bars"),
+    pytest.param(HEADER + b"q,c\nq,caf\xe9 au lait\n", FileReason.NOT_UTF8, 3, 26, id="Latin-1"),
+    pytest.param(b"\xef\xbb\xbf" + HEADER + b"q,\x80\n", FileReason.NOT_UTF8, 2, 22, id="not UTF-8 after a byte order mark"),
+    pytest.param(HEADER + b'q,"a\nb\nc\xff"\n', FileReason.NOT_UTF8, 4, 25, id="not UTF-8 within a quoted cell"),
+    pytest.param(HEADER + "q,東".encode()[:-1], FileReason.NOT_UTF8, 2, 19, id="cut in a character"),
+    pytest.param("question,context,größe\n".encode("latin-1"), FileReason.NOT_UTF8, 1, 19, id="header in Latin-1"),
+    pytest.param("question,context\nq,c\n".encode("utf-16"), FileReason.UTF16, None, 0, id="UTF-16"),
+    pytest.param("\ufeffquestion,context\nq,c\n".encode("utf-16-be"), FileReason.UTF16, None, 0, id="UTF-16, big end first"),
+    pytest.param("question,context\nq,c\n".encode("utf-16-le"), FileReason.UTF16, None, 0, id="UTF-16, no mark"),
+    pytest.param("question,context\nq,c\n".encode("utf-16-be"), FileReason.UTF16, None, 0, id="UTF-16, big end first, no mark"),
+    pytest.param("question,context\nq,c\n".encode("utf-32"), FileReason.UTF16, None, 0, id="UTF-32"),
+    pytest.param(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", FileReason.BINARY, None, 8, id="PNG"),
+    pytest.param(b"\x7fELF\x02\x01,\n", FileReason.BINARY, 1, 0, id="control characters in the header"),
+    pytest.param(b"question,con\0text\nq,c\n", FileReason.BINARY, 1, 12, id="NUL in the header"),
+    pytest.param(b"%PDF-1.7\n%\xe2\xe3\n", FileReason.BINARY, None, 0, id="PDF"),
+    pytest.param(archive("questions.csv"), FileReason.ARCHIVE, None, 0, id="zip"),
+    pytest.param(archive("xl/workbook.xml"), FileReason.ARCHIVE, None, 0, id="xlsx"),
+    pytest.param(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0\0", FileReason.ARCHIVE, None, 0, id="xls"),
+    pytest.param(gzip.compress(HEADER + b"q,c\n"), FileReason.ARCHIVE, None, 0, id="gzip"),
+    pytest.param(b"BZh91AY&SY\xff", FileReason.ARCHIVE, None, 0, id="bzip2"),
+    pytest.param(HEADER + b'q,c\nq,"c\nq,c\n', FileReason.UNBALANCED_QUOTE, 3, None, id="unbalanced quote"),
+    pytest.param(HEADER + b'q,"c"""', FileReason.UNBALANCED_QUOTE, 2, None, id="unbalanced quote after an escaped one"),
+    pytest.param(b'question,"context\nq,c\n', FileReason.UNBALANCED_QUOTE, 1, None, id="unbalanced quote in the header"),
+    pytest.param(b'"question"s,context\nq,c\n', FileReason.BAD_HEADER, 1, None, id="text after a quote in the header"),
+    pytest.param(b"question,context\rq,c\rq,c\r", FileReason.CR_LINE_ENDS, 1, None, id="CR line ends"),
+    pytest.param(b'"question","context"\r"q","c"\r', FileReason.CR_LINE_ENDS, 1, None, id="CR line ends, quoted"),
+    pytest.param(b'question,context\rq,"c\nd"\r', FileReason.CR_LINE_ENDS, 1, None, id="CR line ends, LF in a cell"),
+    pytest.param(b"question,context\r" + b"q,c\r" * 300_000, FileReason.CR_LINE_ENDS, 1, None, id="CR line ends, large"),
+    pytest.param(b"question,context" + b",x" * (COLUMN_LIMIT - 1) + b"\n", FileReason.TOO_MANY_COLUMNS, 1, None, id="columns"),
+    pytest.param(b"question,context" + b" " * 2_000_000 + b"\n", FileReason.HEADER_TOO_LARGE, 1, None, id="large header"),
+    pytest.param(b'"question' + b" \n" * 1_000_000, FileReason.HEADER_TOO_LARGE, 1, None, id="large quoted header"),
+]
+
+
+@pytest.mark.parametrize(("data", "reason", "line", "offset"), WHOLE_FILES)
+def test_a_damaged_file_is_rejected_by_name_and_place(data: bytes, reason: FileReason, line: int | None, offset: int | None) -> None:
+    error = rejected_file(data)
+    assert (error.reason, error.line, error.offset) == (reason, line, offset)
+    assert isinstance(error, InputError)
+    assert error.hint in str(error)
+    assert reason.value in str(error)
+
+
+def test_every_reason_of_a_file_is_tested_and_says_what_to_do() -> None:
+    tested = {case.values[1] for case in WHOLE_FILES}
+    assert tested == set(FileReason) == set(FILE_HINTS)
+
+
+def test_xlsx_and_zip_are_told_apart() -> None:
+    assert ".xlsx" in rejected_file(archive("xl/workbook.xml")).detail
+    assert ".xlsx" not in rejected_file(archive("questions.csv")).detail
+
+
+@pytest.mark.parametrize("size", [100, ROW_LIMIT // 2, 2 * ROW_LIMIT + 12_345])
+def test_a_quote_that_never_closes_rejects_the_file_however_far_its_end_is(size: int) -> None:
+    good = HEADER + b'q,"c"\n' * 1000
+    error = rejected_file(good + b'q,"c\n' + b"plain,text\n" * (size // 11))
+    assert (error.reason, error.line) == (FileReason.UNBALANCED_QUOTE, 1002)
+
+
+@pytest.mark.parametrize("size", [100, ROW_LIMIT + 3 * 2**20 + 1])
+def test_not_utf8_is_found_at_its_byte_within_a_row_that_is_too_large(size: int) -> None:
+    data = HEADER + b'q,"' + "東\n".encode() * (size // 4)
+    error = rejected_file(data + b'\xff"\nq,c\n')
+    assert (error.reason, error.offset, error.line) == (FileReason.NOT_UTF8, len(data), 2 + size // 4)
+
+
+def test_a_cut_download_is_not_called_damage() -> None:
+    data = HEADER + b'q,"c"\n'
+    for length in range(len(data)):
+        with pytest.raises(TransientError, match=f"{length} of {len(data)} bytes"):
+            list(iter_rows(io.BytesIO(data[:length]), settings=SETTINGS, size=len(data)))
+    assert len(list(iter_rows(io.BytesIO(data), settings=SETTINGS, size=len(data)))) == 1
+
+
+ROWS = [
+    pytest.param(b",c\n", RowReason.EMPTY_QUESTION, "question", ["", "c"], id="empty question"),
+    pytest.param(b'" \t\n",c\n', RowReason.EMPTY_QUESTION, "question", [" \t\n", "c"], id="whitespace question"),
+    pytest.param("q,\u3000\u00a0\u2003\n".encode(), RowReason.EMPTY_CONTEXT, "context", ["q", "\u3000\u00a0\u2003"], id="Unicode whitespace"),
+    pytest.param(b"q,\n", RowReason.EMPTY_CONTEXT, "context", ["q", ""], id="empty context"),
+    pytest.param(b",\n", RowReason.EMPTY_QUESTION, "question", ["", ""], id="both empty"),
+    pytest.param(b"q" * 10_001 + b",c\n", RowReason.QUESTION_TOO_LONG, "question", ["", "c"], id="long question"),
+    pytest.param(b"q," + b"c" * 500_001 + b"\n", RowReason.CONTEXT_TOO_LONG, "context", ["q", ""], id="long context"),
+    pytest.param(b"q\n", RowReason.TOO_FEW_CELLS, "", ["q", ""], id="too few cells"),
+    pytest.param(b'""\n', RowReason.TOO_FEW_CELLS, "", ["", ""], id="one empty quoted cell"),
+    pytest.param(b"q,c,d\n", RowReason.TOO_MANY_CELLS, "", ["q", "c"], id="too many cells"),
+    pytest.param(b"q,c,\n", RowReason.TOO_MANY_CELLS, "", ["q", "c"], id="a comma at the end"),
+    pytest.param(b'q,"c"d\n', RowReason.BAD_QUOTING, "", ["", ""], id="text after a quote"),
+    pytest.param(b'q,"He said "hi" to me"\n', RowReason.BAD_QUOTING, "", ["", ""], id="quotes that are not doubled"),
+    pytest.param(b'"q" ,c\n', RowReason.BAD_QUOTING, "", ["", ""], id="space after a quote"),
+    pytest.param(b'"q"r,"c\nd"\n', RowReason.BAD_QUOTING, "", ["", ""], id="a later cell with a line break"),
+    pytest.param(b"q,c\rd\n", RowReason.BARE_CARRIAGE_RETURN, "", ["", ""], id="carriage return"),
+    pytest.param(b'"q","c"\r"q","c"\r\n', RowReason.BARE_CARRIAGE_RETURN, "", ["", ""], id="carriage return after a quote"),
+    pytest.param(b"q\0,c\n", RowReason.NUL_CHARACTER, "question", ["", "c"], id="NUL"),
+    pytest.param(b'q,"c\0"\n', RowReason.NUL_CHARACTER, "context", ["q", ""], id="NUL in quotes"),
+    pytest.param(b"q,\xed\xa0\x80\n", RowReason.LONE_SURROGATE, "context", ["q", ""], id="lone surrogate"),
+    pytest.param(b'"\xed\xb0\x80",c', RowReason.LONE_SURROGATE, "question", ["", "c"], id="lone surrogate at the end"),
+    pytest.param(b"\xed\xa0\x80,c,d\n", RowReason.TOO_MANY_CELLS, "", ["", "c"], id="shape before content"),
+    pytest.param(b"q," + b"c" * ROW_LIMIT + b"\n", RowReason.ROW_TOO_LARGE, "", ["", ""], id="large row"),
+    pytest.param(b"q" + b"," * (ROW_LIMIT - 1) + b"\n", RowReason.ROW_TOO_LARGE, "", ["", ""], id="large row of commas"),
+]
+
+
+@pytest.mark.parametrize("after", [b"", b"good,row\n"], ids=["last", "followed"])
+@pytest.mark.parametrize(("data", "reason", "column", "cells"), ROWS)
+def test_a_damaged_row_is_rejected_by_name_and_the_others_are_read(
+    data: bytes, reason: RowReason, column: str, cells: list[str], after: bytes
+) -> None:
+    if after and not data.endswith(b"\n"):
+        data += b"\n"
+    before, damaged, *rest = read(HEADER + b'"good\nrow",c\n' + data + after)
+    assert before.rejection is None
+    rejection = rejection_of(damaged)
+    assert (rejection.reason, rejection.column, list(damaged.cells)) == (reason, column, cells)
+    assert (damaged.row, damaged.line) == (2, 4)
+    assert len(rejection.raw) <= RAW_LIMIT
+    rejection.raw.encode()
+    assert "\0" not in rejection.raw
+    assert [row.cells for row in rest] == [["good", "row"]] * bool(after)
+    assert all(row.rejection is None for row in rest)
+
+
+def test_every_reason_that_ingestion_gives_a_row_is_tested_and_says_what_to_do() -> None:
+    later = {RowReason.QUESTION_EXCEEDS_WINDOW, RowReason.NO_ANSWER, RowReason.LOW_SCORE}
+    assert {case.values[1] for case in ROWS} == set(RowReason) - later
+    assert set(ROW_HINTS) >= set(RowReason) - later
+
+
+def test_limits_count_characters_and_a_full_cell_passes() -> None:
+    row = only_row(("😀" * 10_000 + ',"' + '""' * 500_000 + '"\n').encode())
+    assert row.rejection is None
+    assert [len(cell) for cell in row.cells] == [10_000, 500_000]
+
+
+def test_limits_follow_the_settings() -> None:
+    settings = IngestSettings(question_limit=3, context_limit=4)
+    rows = list(iter_rows(io.BytesIO(HEADER + b"abc,abcd\nabcd,abcd\nabc,abcde\n"), settings=settings))
+    assert [row.rejection and row.rejection.reason for row in rows] == [None, RowReason.QUESTION_TOO_LONG, RowReason.CONTEXT_TOO_LONG]
+
+
+@pytest.mark.parametrize("piece", [b"x", b'""', b",", b"\n", '"\n東'.encode()], ids=repr)
+def test_a_row_of_50_mb_is_rejected_alone_and_its_beginning_kept(piece: bytes) -> None:
+    size = 50_000_000 // len(piece) // 2 * 2
+    rows = read(HEADER + b'q,"' + piece * size + b'"\nq,c\n') if piece != '"\n東'.encode() else read(HEADER + b"q," + b"x" * 50_000_000)
+    rejection = rejection_of(rows[0])
+    assert rejection.reason == RowReason.ROW_TOO_LARGE
+    assert len(rejection.raw) == RAW_LIMIT
+    assert [row.cells for row in rows[1:]] in ([["q", "c"]], [])
+
+
+def test_raw_text_is_escaped_and_cut_between_characters() -> None:
+    rejection = rejection_of(only_row(b"\0\xed\xa0\x80" + "東".encode() * RAW_LIMIT + b"\n"))
+    assert rejection.raw.startswith("\\x00\\xed\\xa0\\x80東")
+    assert rejection.raw.endswith("東")
+
+
+HARMLESS = [
+    pytest.param(b"\xef\xbb\xbfquestion,context\nq,c\n", ["question", "context"], [["q", "c"]], id="byte order mark"),
+    pytest.param(b'\xef\xbb\xbf"question","context"\nq,c\n', ["question", "context"], [["q", "c"]], id="byte order mark, quoted"),
+    pytest.param(b"question,context\r\nq,c\r\n", ["question", "context"], [["q", "c"]], id="CRLF"),
+    pytest.param(b"question,context\nq,c\n\n\r\n\n", ["question", "context"], [["q", "c"]], id="trailing blank lines"),
+    pytest.param(b"question,context\nq,c\n\nr,d\n", ["question", "context"], [["q", "c"], ["r", "d"]], id="a blank line between"),
+    pytest.param(b"\n\r\nquestion,context\nq,c", ["question", "context"], [["q", "c"]], id="leading blank lines, no last line end"),
+    pytest.param(b"question,context\nq,c\r", ["question", "context"], [["q", "c"]], id="a carriage return at the end"),
+    pytest.param(b"question,context\nq,c\r\r\nr,d\n", ["question", "context"], [["q", "c"], ["r", "d"]], id="CR CR LF"),
+    pytest.param(b"Context , ID,QUESTION\nc,1,q\n", ["Context ", " ID", "QUESTION"], [["c", "1", "q"]], id="any order and case"),
+    pytest.param(b"answer,question,context\na,q,c\n", ["input_answer", "question", "context"], [["a", "q", "c"]], id="a column answer"),
+    pytest.param(
+        b"question,context,model,input_model\nq,c,m,n\n",
+        ["question", "context", "input_input_model", "input_model"],
+        [["q", "c", "m", "n"]],
+        id="a renamed column that is taken too",
+    ),
+    pytest.param(
+        b"question,context,\"'; DROP TABLE question_answer; --\",=cmd|'/c calc'!A1,,,\nq,c,=1+1,+1,@x,-1,\"\"\n",
+        ["question", "context", "'; DROP TABLE question_answer; --", "=cmd|'/c calc'!A1", "", "", ""],
+        [["q", "c", "=1+1", "+1", "@x", "-1", ""]],
+        id="columns named like SQL and formulas",
+    ),
+    pytest.param(b'question,context\n5" pipe,a "b" c\n', ["question", "context"], [['5" pipe', 'a "b" c']], id="quotes within bare cells"),
+    pytest.param(b'question,context\n"a\r\nb\rc","d""e"\n', ["question", "context"], [["a\r\nb\rc", 'd"e']], id="line breaks in quotes"),
+    pytest.param(
+        "question,context\n\u2028\u0085\x0b,\ufeff\x1c.\n".encode(), ["question", "context"], [["\u2028\u0085\x0b", "\ufeff\x1c."]], id="odd breaks"
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "columns", "cells"), [case for case in HARMLESS if case.id != "odd breaks"])
+def test_what_looks_odd_but_is_allowed_passes_untouched(data: bytes, columns: list[str], cells: list[list[str]]) -> None:
+    reader = iter_rows(io.BytesIO(data), settings=SETTINGS)
+    rows = list(reader)
+    assert [row.rejection for row in rows] == [None] * len(cells)
+    assert (list(reader.columns), [row.cells for row in rows]) == (columns, cells)
+    assert reader.columns[reader.question].strip().lower() == "question"
+    assert reader.columns[reader.context].strip().lower() == "context"
+
+
+def test_only_line_feeds_break_lines() -> None:
+    row = only_row("a\u2028b\u0085c\x0bd,e\x1cf\x0cg\n".encode())
+    assert (row.cells, row.rejection) == (["a\u2028b\u0085c\x0bd", "e\x1cf\x0cg"], None)
+
+
+def test_lines_and_rows_are_counted_apart() -> None:
+    rows = read(b'\n"question",context\n\n"a\nb\nc",d\n\nx\n"e"f,"\n"\r\ng,h')
+    assert [(row.row, row.line, row.rejection and row.rejection.reason) for row in rows] == [
+        (1, 4, None),
+        (2, 8, RowReason.TOO_FEW_CELLS),
+        (3, 9, RowReason.BAD_QUOTING),
+        (4, 11, None),
+    ]
+
+
+def test_the_report_on_a_file_says_where_why_and_what_to_do() -> None:
+    error = rejected_file(HEADER + b"q,\xe9\n")
+    text = rejected_report("my file.csv", file=error)
+    assert text.startswith("my file.csv: rejected, not_utf8 at line 2, byte 19: ")
+    assert error.hint in text
+    facts = json.loads(rejected_report("my file.csv", file=error, as_json=True))
+    assert facts["reason"] == "not_utf8"
+    assert (facts["line"], facts["offset"], facts["hint"], facts["rows"]) == (2, 19, error.hint, [])
+
+
+def test_the_report_on_rows_says_where_why_and_what_to_do() -> None:
+    rejections = [row.rejection for row in read(HEADER + b",c\nq\nq,c\n") if row.rejection]
+    lines = rejected_report("f.csv", rows=rejections).splitlines()
+    assert lines == [
+        "f.csv: rejected rows",
+        "  line 2 (row 1, column question): empty_question: no text. Fill in the question.",
+        f"  line 3 (row 2): too_few_cells: 1 cells; the header has 2. {ROW_HINTS[RowReason.TOO_FEW_CELLS]}",
+    ]
+    facts = json.loads(rejected_report("f.csv", rows=rejections, as_json=True))
+    assert [(row["row"], row["line"], row["column"], row["reason"]) for row in facts["rows"]] == [
+        (1, 2, "question", "empty_question"),
+        (2, 3, "", "too_few_cells"),
+    ]
+
+
+def test_a_name_cannot_forge_a_line_of_the_report() -> None:
+    error = rejected_file(b"")
+    assert len(rejected_report("a\nb.csv: rejected, binary", file=error).splitlines()) == 1

@@ -1,0 +1,139 @@
+"""The plan: for any history of uploads, overwrites, failures and crashes, every file that stays is answered once and none is forgotten."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qa_platform.contract import FileStatus, FileVersion
+from qa_platform.planning import DONE, Known, Limits, batch_id, plan
+
+LIMITS = Limits(files=3, bytes=1000, batches=100)
+
+
+def version(name: str, generation: int = 1, size: int = 10, crc32c: str = "") -> FileVersion:
+    return FileVersion(name, generation, size, crc32c or f"crc-{name}-{generation}")
+
+
+def planned(found) -> list[FileVersion]:
+    return [v for batch in found.batches for v in batch.versions]
+
+
+def test_new_files_are_batched_oldest_first_within_the_limits():
+    listing = [version(f"f{i}", generation=100 - i) for i in range(7)]
+    found = plan(listing, {}, set(), LIMITS)
+    assert [len(batch.versions) for batch in found.batches] == [3, 3, 1]
+    assert [v.generation for v in planned(found)] == sorted(v.generation for v in listing)
+
+
+def test_a_file_larger_than_a_batch_goes_alone():
+    found = plan([version("a", 1, 900), version("b", 2, 5000), version("c", 3, 50)], {}, set(), LIMITS)
+    assert [[v.name for v in batch.versions] for batch in found.batches] == [["a"], ["b"], ["c"]]
+
+
+def test_an_overwritten_file_is_new_work_although_its_old_generation_is_done():
+    found = plan([version("a", 2)], {("a", 1): Known(FileStatus.FINISHED)}, set(), LIMITS)
+    assert planned(found) == [version("a", 2)]
+
+
+def test_equal_content_is_unchanged_and_not_answered_again():
+    answered = {"a": version("a", 1, crc32c="same")}
+    found = plan([version("a", 2, crc32c="same")], {}, set(), LIMITS, answered=answered)
+    assert (found.unchanged, found.batches) == ((version("a", 2, crc32c="same"),), ())
+
+
+def test_a_retry_is_work_although_the_content_is_answered():
+    answered = {"a": version("a", 1, crc32c="same")}
+    known = {("a", 2): Known(FileStatus.PENDING, load_id=2)}
+    assert planned(plan([version("a", 2, crc32c="same")], known, set(), LIMITS, answered=answered))
+
+
+def test_a_charged_file_goes_alone_and_the_others_are_batched_without_it():
+    known = {("b", 1): Known(FileStatus.PENDING, attempts=1)}
+    found = plan([version("a"), version("b"), version("c")], known, set(), LIMITS)
+    assert sorted([v.name for v in batch.versions] for batch in found.batches) == [["a", "c"], ["b"]]
+
+
+def test_a_charged_file_waits_until_it_is_due():
+    found = plan([version("a")], {("a", 1): Known(FileStatus.PENDING, attempts=1, due=False)}, set(), LIMITS)
+    assert (found.batches, found.waiting) == ((), 1)
+
+
+def test_what_a_vanished_run_left_comes_again_under_its_old_batch_id():
+    known = {("a", 1): Known(FileStatus.RUNNING, batch_id="old"), ("b", 1): Known(FileStatus.PENDING, batch_id="old")}
+    found = plan([version("a"), version("b"), version("c")], known, set(), LIMITS)
+    assert {batch.id: sorted(v.name for v in batch.versions) for batch in found.batches}["old"] == ["a", "b"]
+
+
+def test_a_batch_id_depends_on_generation_and_load_id_but_not_on_order():
+    a, b = (version("a"), 1), (version("b"), 1)
+    assert batch_id([a, b]) == batch_id([b, a])
+    assert len({batch_id([a]), batch_id([b]), batch_id([(version("a"), 2)]), batch_id([(version("a", 2), 1)])}) == 4
+
+
+NAMES = st.sampled_from(["a.csv", "b.csv", "ü/..csv", "c.csv", "d.csv"])
+STATES = st.builds(
+    Known,
+    st.sampled_from(FileStatus),
+    attempts=st.integers(0, 3),
+    load_id=st.integers(1, 3),
+    batch_id=st.sampled_from(["", "x", "y"]),
+    due=st.booleans(),
+)
+
+
+@given(
+    st.dictionaries(NAMES, st.integers(1, 3)),
+    st.dictionaries(st.tuples(NAMES, st.integers(1, 3)), STATES),
+    st.sets(NAMES),
+    st.builds(Limits, files=st.integers(1, 3), bytes=st.integers(1, 40), batches=st.integers(100, 200)),
+)
+def test_everything_that_is_not_done_claimed_or_delayed_is_planned_exactly_once(live, known, claimed, limits):
+    listing = [version(name, generation) for name, generation in live.items()]
+    found = plan(listing, known, claimed, limits)
+
+    def waits(v: FileVersion) -> bool:
+        state = known.get((v.name, v.generation))
+        return v.name not in claimed and (state is None or (state.status not in DONE and state.due))
+
+    assert sorted(planned(found)) == sorted(v for v in listing if waits(v))
+    assert not claimed & {v.name for v in planned(found)}
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("upload"), NAMES),
+            st.tuples(st.just("delete"), NAMES),
+            st.tuples(st.just("tick"), st.sampled_from(["succeed", "crash", "fail"])),
+        ),
+        max_size=40,
+    )
+)
+def test_after_any_history_the_newest_generation_of_every_file_that_stays_is_answered(history):
+    live: dict[str, FileVersion] = {}
+    known: dict[tuple[str, int], Known] = {}
+    answers: list[FileVersion] = []
+    generation = 0
+
+    def tick(outcome: str) -> None:
+        for batch in plan(live.values(), known, set(), LIMITS).batches:
+            for v in batch.versions:
+                if outcome == "succeed":
+                    known[v.name, v.generation] = Known(FileStatus.FINISHED)
+                    answers.append(v)
+                elif outcome == "crash":
+                    known[v.name, v.generation] = Known(FileStatus.RUNNING, batch_id=batch.id)
+                else:
+                    known[v.name, v.generation] = Known(FileStatus.PENDING, attempts=1)
+
+    for action, subject in history:
+        if action == "upload":
+            generation += 1
+            live[subject] = version(subject, generation)
+        elif action == "delete":
+            live.pop(subject, None)
+        else:
+            tick(subject)
+    tick("succeed")
+    assert set(live.values()) <= set(answers)
+    assert len(answers) == len(set(answers))
