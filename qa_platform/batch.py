@@ -281,4 +281,7 @@ def _settle(services: Services, versions: Sequence[FileVersion], failure: JobFai
             log.error("%s failed and is now %s. %s", record.version.name, status, blame)
 
 
-_NOT_LOADED = "its Pachyderm jobs succeeded, but it is not in the table: does the loader's secret dbaccess name the same database as this run's PG_* variables?"
+_NOT_LOADED = (
+    "its Pachyderm jobs succeeded, but it is not in the table: does the loader's secret dbaccess name the same database "
+    "as this run's PG_* variables?"
+)

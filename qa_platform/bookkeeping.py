@@ -17,7 +17,7 @@ import psycopg
 from psycopg.rows import kwargs_row
 
 from qa_platform.contract import INCOMING, FileStatus, FileVersion, ModelChoice, file_id, partition_key
-from qa_platform.database import transaction
+from qa_platform.database import only_row, transaction
 from qa_platform.errors import InputError
 
 # Seconds until a file that failed is due again: doubled with every attempt up to the bound, then between half and all of it.
@@ -174,7 +174,7 @@ def batch_is_claimed(connection: psycopg.Connection, batch_id: str) -> bool:
     """Whether anybody holds a live claim on a file of this batch."""
     with transaction(connection) as cursor:
         cursor.execute(f"SELECT EXISTS (SELECT FROM question_file WHERE {_LIVE} AND batch_id = %s)", [batch_id])
-        return _one(cursor)
+        return bool(only_row(cursor)[0])
 
 
 def claim(connection: psycopg.Connection, versions: Sequence[FileVersion], *, owner: str, lease_seconds: int) -> list[FileVersion]:
@@ -259,7 +259,10 @@ def charge(connection: psycopg.Connection, version: FileVersion, *, error: str, 
             {**_keys([version]), "most": max_attempts, "error": error, "longest": RETRY_MOST_SECONDS, "first": RETRY_FIRST_SECONDS},
         )
         cursor.execute(f"SELECT f.status FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}", _keys([version]))
-        return FileStatus(_one(cursor, f"{version.name!r} (generation {version.generation}) is not known"))
+        row = cursor.fetchone()
+    if row is None:
+        raise InputError(f"{version.name!r} (generation {version.generation}) is not known")
+    return FileStatus(row[0])
 
 
 def requeue(connection: psycopg.Connection, version: FileVersion) -> None:
@@ -347,11 +350,11 @@ def check_file(connection: psycopg.Connection, version: FileVersion) -> FileChec
             """,
             {"name": version.name, "generation": version.generation},
         )
-        answered, without_answer, wrong_spans = cursor.fetchone() or (0, 0, 0)
+        answered, without_answer, wrong_spans = only_row(cursor)
         cursor.execute(
             "SELECT count(*) FROM question_answer_reject WHERE source_file = %s AND generation = %s", [version.name, version.generation]
         )
-        return FileCheck(answered, _one(cursor), without_answer, wrong_spans)
+        return FileCheck(answered, only_row(cursor)[0], without_answer, wrong_spans)
 
 
 def _acquire(
@@ -459,13 +462,6 @@ def _update(connection: psycopg.Connection, rest: str, values: Mapping[str, Any]
 
 def _keys(versions: Sequence[FileVersion]) -> dict[str, list]:
     return {"names": [version.name for version in versions], "generations": [version.generation for version in versions]}
-
-
-def _one(cursor: psycopg.Cursor, otherwise: str = "PostgreSQL gave no row") -> Any:
-    row = cursor.fetchone()
-    if row is None:
-        raise InputError(otherwise)
-    return row[0]
 
 
 def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:

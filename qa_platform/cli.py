@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qa_platform.commands import COMMANDS
 from qa_platform.errors import QaPlatformError
 
 
@@ -23,6 +24,10 @@ class _Group(click.Group):
 @click.version_option(package_name="qa-platform")
 def main() -> None:
     """Questions and contexts in CSV files, answered: from a bucket through Pachyderm into Postgres."""
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.group()

@@ -7,25 +7,28 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-from google.cloud import storage
-from rich.console import Console
-from rich.table import Table
 
-from qa_platform import bookkeeping, bucket, pachd, pachyderm_apply
-from qa_platform.bookkeeping import FileRecord
 from qa_platform.contract import INCOMING, LOAD_PIPELINE, FileStatus, file_id
-from qa_platform.database import connect
 from qa_platform.errors import InputError
-from qa_platform.loading import migrate
-from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings, WorkSettings
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+    from rich.table import Table
+
+    from qa_platform.bookkeeping import FileRecord
 
 
-def _bucket() -> storage.Bucket:
+def _bucket() -> "storage.Bucket":
+    from google.cloud import storage
+
+    from qa_platform.bucket import open_bucket
+    from qa_platform.settings import BucketSettings
+
     settings = BucketSettings()
-    return bucket.open_bucket(storage.Client(project=settings.google_cloud_project), settings.storage_bucket)
+    return open_bucket(storage.Client(project=settings.google_cloud_project), settings.storage_bucket)
 
 
 @click.command()
@@ -33,6 +36,9 @@ def _bucket() -> storage.Bucket:
 @click.option("--as", "name", help="Name in the bucket, instead of the file's own. For one file only.")
 def upload(files: tuple[Path, ...], name: str | None) -> None:
     """Put CSVs of questions into the bucket, where the platform finds them."""
+    from qa_platform import bucket
+    from qa_platform.settings import WorkSettings
+
     if name and len(files) > 1:
         raise click.UsageError("--as names one file, and there are several")
     opened, suffixes = _bucket(), WorkSettings().suffixes
@@ -51,6 +57,12 @@ def upload(files: tuple[Path, ...], name: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def status(file: str | None, limit: int, as_json: bool) -> None:
     """What happened to each file, or to every generation of FILE."""
+    from rich.console import Console
+
+    from qa_platform import bookkeeping, bucket
+    from qa_platform.database import connect
+    from qa_platform.settings import PostgresSettings
+
     with connect(PostgresSettings()) as connection:
         records = bookkeeping.history(connection, name=file, limit=limit)
     if file and not records:
@@ -64,7 +76,9 @@ def status(file: str | None, limit: int, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(_status_table(records))
 
 
-def _status_table(records: list[FileRecord]) -> Table:
+def _status_table(records: "list[FileRecord]") -> "Table":
+    from rich.table import Table
+
     table = Table("file", "status", box=None, pad_edge=False)
     for header in ("rows", "answered", "no answer", "rejected", "seconds", "attempts"):
         table.add_column(header, justify="right")
@@ -81,6 +95,10 @@ def _status_table(records: list[FileRecord]) -> Table:
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write, instead of standard output.")
 def answers(file: str, output: Path | None) -> None:
     """The answered CSV of FILE: its rows in their order, with answer, score, offsets, model and error."""
+    from qa_platform import bookkeeping, pachd
+    from qa_platform.database import connect
+    from qa_platform.settings import PachydermSettings, PostgresSettings
+
     with connect(PostgresSettings()) as connection:
         records = bookkeeping.history(connection, name=file)
     record = next((r for r in records if r.status in (FileStatus.LOADED, FileStatus.FINISHED) and r.pachyderm_commit), None)
@@ -97,6 +115,10 @@ def answers(file: str, output: Path | None) -> None:
 @click.argument("file")
 def retry(file: str) -> None:
     """Have FILE answered again: one that failed, that was rejected, or that is to be answered by another model."""
+    from qa_platform import bookkeeping
+    from qa_platform.database import connect
+    from qa_platform.settings import PostgresSettings
+
     with connect(PostgresSettings()) as connection:
         record = bookkeeping.request_retry(connection, file)
     click.echo(f"{file}: generation {record.version.generation} will be answered again; `qa-platform status {file}` follows it")
@@ -112,7 +134,10 @@ def pachyderm_group() -> None:
 @click.option("--tag", default="", help="Tag of the images.")
 def pachyderm_apply_command(registry: str, tag: str) -> None:
     """Create or update the repo, the secrets and the pipelines on the pachd that PACHD_ADDRESS names."""
-    for change in pachyderm_apply.apply(PachydermSettings(), PostgresSettings(), BucketSettings(), registry=registry, tag=tag):
+    from qa_platform.pachyderm_apply import apply
+    from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
+
+    for change in apply(PachydermSettings(), PostgresSettings(), BucketSettings(), registry=registry, tag=tag):
         click.echo(f"{change.kind} {change.name}: {change.action}")
 
 
@@ -124,8 +149,11 @@ def db_group() -> None:
 @db_group.command("upgrade")
 def db_upgrade() -> None:
     """Bring the tables to this version, from nothing, from an older version, or from the original five columns."""
+    from qa_platform.loading import migrate
+    from qa_platform.settings import PostgresSettings
+
     migrate.upgrade(PostgresSettings())
     click.echo("the tables are up to date")
 
 
-COMMANDS: tuple[Any, ...] = (upload, status, answers, retry, pachyderm_group, db_group)
+COMMANDS: tuple[click.Command, ...] = (upload, status, answers, retry, pachyderm_group, db_group)

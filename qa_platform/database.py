@@ -166,6 +166,13 @@ def transaction(connection: psycopg.Connection) -> Iterator[psycopg.Cursor]:
         raise InputError(f"the tables are missing or old: {_said(error)}; run `qa-platform db upgrade`") from error
 
 
+def only_row(cursor: psycopg.Cursor) -> tuple[Any, ...]:
+    """The row of a statement that always gives one."""
+    row = cursor.fetchone()
+    assert row is not None
+    return row
+
+
 def _said(error: psycopg.Error) -> str:
     # The first line only: what follows may quote whole cells.
     return error.diag.message_primary or str(error).split("\n")[0]

@@ -8,7 +8,6 @@ import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,9 +18,9 @@ from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.database import read_pem
 from qa_platform.errors import InputError
 from qa_platform.pachd import is_code, session
+from qa_platform.project_files import project_file
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
 
-SPECS = Path(__file__).resolve().parent.parent / "pachyderm"
 _SPEC_FILES = {
     ANSWER_PIPELINE: "question_answer/pipeline.json",
     LOAD_PIPELINE: "push_answers_to_sql/pipeline.json",
@@ -60,7 +59,7 @@ def apply(
 
 def _specs(registry: str, tag: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, file in _SPEC_FILES.items():
-        path = SPECS / file
+        path = project_file("pachyderm") / file
         if not path.exists():
             raise InputError(f"{path} is missing: the pipelines' specifications lie beside the package, in the project's folder pachyderm/")
         spec = json.loads(path.read_text())

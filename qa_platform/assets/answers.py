@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
+from pydantic import Field
 
 from qa_platform import bookkeeping, bucket
 from qa_platform.batch import Services, answer_batch, reload_files
-from qa_platform.pachd import JobFailed
 from qa_platform.checks import CHECK_SPECS, QUESTION_ANSWER, batch_results
 from qa_platform.contract import FileVersion, partition_key
 from qa_platform.database import connect
 from qa_platform.errors import InputError
+from qa_platform.pachd import JobFailed
 from qa_platform.partitions import question_files
 from qa_platform.planning import DONE, Batch, batch_id
 from qa_platform.reporting import ANSWERED_QUESTIONS, report_files
@@ -32,7 +33,7 @@ class BatchConfig(dg.Config):
 
     batch_id: str = ""
     token: str = ""
-    files: list[FileConfig] = []
+    files: list[FileConfig] = Field(default_factory=list)
 
     @staticmethod
     def of(batch: Batch, *, token: str) -> "BatchConfig":
@@ -100,7 +101,7 @@ def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
             ANSWERED_QUESTIONS,
             deps=["raw_questions"],
             skippable=True,
-            description="The answered CSVs, in Pachyderm's repo `question_answer`: the columns of the upload, then answer, score, offsets, model, error.",
+            description="The answered CSVs, in Pachyderm's repo `question_answer`: the upload's columns, then answer, score, offsets, model, error.",
             group_name="questions",
             kinds={"pachyderm", "huggingface"},
         ),
@@ -108,7 +109,7 @@ def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
             QUESTION_ANSWER,
             deps=[ANSWERED_QUESTIONS],
             skippable=True,
-            description="The table `question_answer` in Postgres, which other services read. Rows without an answer are in `question_answer_reject`.",
+            description="The table `question_answer` in Postgres, read by other services. Rows without an answer: `question_answer_reject`.",
             group_name="questions",
             kinds={"postgres", "table"},
             metadata={"dagster/table_name": "question_answer"},

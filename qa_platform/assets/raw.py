@@ -9,7 +9,7 @@ RAW_QUESTIONS = dg.AssetKey("raw_questions")
 
 raw_questions = dg.AssetSpec(
     RAW_QUESTIONS,
-    description="CSVs of questions and contexts, uploaded to `incoming/` in the bucket. One partition per file; the data version is the object's generation.",
+    description="CSVs of questions and contexts, uploaded to `incoming/` in the bucket. The data version is the object's generation.",
     partitions_def=question_files,
     group_name="questions",
     kinds={"gcs", "csv"},

@@ -244,9 +244,11 @@ class Emulator:
         described = await _json_body(request)
         described.setdefault("contentType", request.headers.get("x-upload-content-type", _DEFAULT_TYPE))
         name = _upload_name(request, target, described)
-        # Sums that are announced now are checked at the end; they travel with the attributes under names no client can set.
-        attributes = {**_attributes(described), **{key: described[key] for key in ("crc32c", "md5Hash") if key in described}}
-        upload = self._storage.begin_upload(target.bucket, name, attributes=attributes, conditions=_conditions(request, "if"))
+        # Sums that are announced now are checked at the end.
+        sums = {key: described[key] for key in ("crc32c", "md5Hash") if key in described}
+        upload = self._storage.begin_upload(
+            target.bucket, name, attributes=_attributes(described) | sums, conditions=_conditions(request, "if")
+        )
         location = f"{request.base_url}upload/storage/v1/b/{target.bucket}/o?uploadType=resumable&upload_id={upload.id}"
         return Response(headers={"location": location, "x-guploader-uploadid": upload.id})
 

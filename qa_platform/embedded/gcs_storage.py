@@ -404,8 +404,8 @@ def check_name(name: str) -> None:
 
 
 def _object(row: tuple[Any, ...]) -> StoredObject:
-    *values, attributes = row
-    return StoredObject(*values, json.loads(attributes))
+    values = dict(zip((column.name for column in dataclasses.fields(StoredObject)), row, strict=True))
+    return StoredObject(**{**values, "attributes": json.loads(values["attributes"])})
 
 
 def _now() -> str:

@@ -1,5 +1,6 @@
 """A stream of bytes in, rows out: each one good, or rejected with a reason. One pass, in bounded memory."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -277,7 +278,7 @@ class RowReader:
         raw = self._header_record()
         refuse_control_characters(raw, line=self._line, offset=self._offset)
         names = self._header_cells(raw)
-        self.question, self.context = self._find_columns(names)
+        self.question, self.context = find_columns(names)
         self.columns = pass_through_columns(names)
         self._advance(len(raw), raw.count(b"\n"))
 
@@ -296,29 +297,33 @@ class RowReader:
         raise FileRejected(FileReason.HEADER_TOO_LARGE, f"the header has no end within {HEADER_LIMIT:,} bytes", line=self._line)
 
     def _header_cells(self, raw: bytes) -> list[str]:
+        """The names of a header that ``find_columns`` accepts."""
         text = _decoded(raw, line=self._line, offset=self._offset, errors="strict")
         try:
-            return _parse_all(text)[0]
+            names = _parse_all(text)[0]
         except csv.Error as error:
+            self._refuse_other_delimiters(text)
             if _BARE_RETURN.search(text):
                 raise _return_only(self._line) from error
             raise FileRejected(FileReason.BAD_HEADER, f"the header cannot be parsed: {error}", line=self._line) from error
-
-    def _find_columns(self, names: list[str]) -> tuple[int, int]:
         if len(names) > COLUMN_LIMIT:
             raise FileRejected(FileReason.TOO_MANY_COLUMNS, f"the header has {len(names):,} columns", line=self._line)
         try:
-            return find_columns(names)
+            find_columns(names)
         except ValueError as error:
-            present = [name.strip().lower() for name in names]
-            missing = not {"question", "context"} <= set(present)
-            for delimiter, plural in _OTHER_DELIMITERS.items():
-                if missing and _has_columns(",".join(names).split(delimiter)):
-                    detail = f"the header has {plural} between its cells, where commas belong"
-                    raise FileRejected(FileReason.WRONG_DELIMITER, detail, line=self._line) from error
+            self._refuse_other_delimiters(text)
+            missing = not {"question", "context"} <= {name.strip().lower() for name in names}
             reason = FileReason.MISSING_COLUMN if missing else FileReason.DUPLICATE_COLUMN
             shown = ", ".join(repr(name[:50]) for name in names[:20])
             raise FileRejected(reason, f"{error}; it has {shown}", line=self._line) from error
+        return names
+
+    def _refuse_other_delimiters(self, header: str) -> None:
+        for delimiter, plural in _OTHER_DELIMITERS.items():
+            with contextlib.suppress(csv.Error, ValueError):
+                find_columns(_parse_all(header, delimiter)[0])
+                detail = f"the header has {plural} between its cells, where commas belong"
+                raise FileRejected(FileReason.WRONG_DELIMITER, detail, line=self._line)
 
 
 def iter_rows(source: ByteSource, *, settings: IngestSettings | None = None, size: int = 0) -> RowReader:
@@ -339,16 +344,8 @@ def _block_end() -> Iterator[str]:
     yield
 
 
-def _parse_all(text: str) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(text, newline="\n"), strict=True))
-
-
-def _has_columns(names: list[str]) -> bool:
-    try:
-        find_columns([name.strip('" ') for name in names])
-    except ValueError:
-        return False
-    return True
+def _parse_all(text: str, delimiter: str = ",") -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text, newline="\n"), strict=True, delimiter=delimiter))
 
 
 def _with_line_end(raw: bytes) -> bytes:

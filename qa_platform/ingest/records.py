@@ -13,8 +13,9 @@ class State(enum.Enum):
     QUOTE = enum.auto()  # a quote inside a quoted cell: it closes the cell, unless another one follows
 
 
-_PLAIN_END = re.compile(rb'\n|,(?=")')
-_QUOTES = re.compile(rb'"+')
+# From outside quotes, all text and cells that are there as a whole. Possessive, so that nothing is tried twice.
+_WHOLE_CELLS = re.compile(rb'(?:[^,\n]++|,(?=[^"])|,"(?:[^"]++|"")*+"(?=[^"]))*+')
+_QUOTES = re.compile(rb'"*')
 
 
 class RecordEnd:
@@ -39,17 +40,15 @@ class RecordEnd:
                 quote = data.find(b'"', at)
                 if quote < 0:
                     return -1
-                at = _end_of_quotes(data, quote)
+                at = _end_of(_QUOTES, data, quote)
                 self.state = State.QUOTE if (at - quote) % 2 else State.QUOTED
             elif self.state is State.PLAIN:
-                found = _PLAIN_END.search(data, at)
-                if not found:
-                    self.state = State.CELL_START if data.endswith(b",") else State.PLAIN
-                    return -1
-                at = found.end()
-                if found.group() == b"\n":
-                    return at
-                self.state = State.CELL_START
+                at = _end_of(_WHOLE_CELLS, data, at)
+                if data[at : at + 1] == b"\n":
+                    return at + 1
+                if at < len(data):  # a comma, and then the piece ends or begins a quoted cell that it does not end
+                    at += 1
+                    self.state = State.CELL_START
             elif data[at : at + 1] == b'"':
                 at += 1
                 self.state = State.QUOTED
@@ -58,8 +57,9 @@ class RecordEnd:
         return -1
 
 
-def _end_of_quotes(data: bytes, start: int) -> int:
-    found = _QUOTES.match(data, start)
+def _end_of(pattern: re.Pattern[bytes], data: bytes, start: int) -> int:
+    """Where a match at ``start`` ends, of a pattern that matches everywhere."""
+    found = pattern.match(data, start)
     assert found
     return found.end()
 

@@ -7,24 +7,24 @@ at a time; others wait.
 
 import csv
 import io
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from qa_platform.contract import INCOMING, RAW_LIMIT, FileStatus, Manifest, RowReason, file_id, partition_key
-from qa_platform.database import transaction
+from qa_platform.database import only_row, transaction
 from qa_platform.errors import InputError
 from qa_platform.loading.answered import AnsweredFile, AnsweredShard, read_answered, read_rows
 
 # First half of the advisory lock's key; the second is a hash of the file's name. Two names with one hash only wait for each other.
 _LOCK = 0x71616C64
-_BLOCK_CHARACTERS = 2**17
 
 
 @dataclass(frozen=True)
@@ -117,102 +117,108 @@ def _write(cursor: psycopg.Cursor, file: AnsweredFile) -> tuple[int, int, int]:
     name = file.manifest.name
     cursor.execute(
         """
-        SELECT EXISTS (SELECT FROM question_answer WHERE source_file = %(name)s)
+        SELECT now(), EXISTS (SELECT FROM question_answer WHERE source_file = %(name)s)
             OR EXISTS (SELECT FROM question_answer_reject WHERE source_file = %(name)s)
         """,
         {"name": name},
     )
-    if cursor.fetchone() == (False,):
-        _copy(cursor, file, answers="question_answer", rejects="question_answer_reject")
+    now, known = only_row(cursor)
+    if not known:
+        _copy(cursor, file, now, answers="question_answer", rejects="question_answer_reject")
         return file.answered, 0, 0
     cursor.execute("CREATE TEMPORARY TABLE answer_stage (LIKE question_answer) ON COMMIT DROP")
-    cursor.execute("CREATE TEMPORARY TABLE reject_stage (LIKE question_answer_reject) ON COMMIT DROP")
-    _copy(cursor, file, answers="answer_stage", rejects="reject_stage")
+    cursor.execute("CREATE TEMPORARY TABLE reject_stage (LIKE question_answer_reject INCLUDING DEFAULTS) ON COMMIT DROP")
+    _copy(cursor, file, now, answers="answer_stage", rejects="reject_stage")
     cursor.execute("ANALYZE answer_stage (row_number), reject_stage (row_number)")
     _settle_rejects(cursor, name)
     return _settle_answers(cursor, name)
 
 
-def _copy(cursor: psycopg.Cursor, file: AnsweredFile, *, answers: str, rejects: str) -> None:
-    """COPY the rows into two tables. One connection copies into one table at a time, so the rejects wait in a file."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as waiting:
-        with _open_copy(cursor, answers, _ANSWER_COLUMNS) as copy:
-            block = _Block(copy.write)
-            for shard in file.shards:
-                constants = _line(_shard_constants(file.manifest, shard))
-                for answered, line in _lines(file, shard):
-                    if answered:
-                        block.add(f"{line}\t{constants}\n")
-                    else:
-                        waiting.write(f"{line}\n")
-            block.flush()
-        waiting.seek(0)
-        constants = _line([file.manifest.name, str(file.manifest.generation), str(file.manifest.load_id)])
-        with _open_copy(cursor, rejects, _REJECT_COLUMNS) as copy:
-            block = _Block(copy.write)
-            for line in waiting:
-                block.add(f"{line[:-1]}\t{constants}\n")
-            block.flush()
+def _copy(cursor: psycopg.Cursor, file: AnsweredFile, now: datetime, *, answers: str, rejects: str) -> None:
+    """COPY the rows into two tables, shard by shard, since one connection copies into one table at a time."""
+    manifest = file.manifest
+    identity = (manifest.name, manifest.generation, manifest.load_id)
+    for shard in file.shards:
+        by, at = shard.answered_by, shard.answered_at.replace(tzinfo=None)
+        shared = (by.id, by.revision, by.precision, at, *identity, manifest.run_id, now)
+        without_answer = []
+        with _copy_into(cursor, answers, _ANSWER_COLUMNS) as copy:
+            for row in _rows(file, shard):
+                if isinstance(row, _Reject):
+                    without_answer.append(row)
+                else:
+                    copy.write_row((*row, *shared))
+        with _copy_into(cursor, rejects, _REJECT_COLUMNS) as copy:
+            for reject in without_answer:
+                copy.write_row((*reject, *identity))
 
 
-_ANSWER_COLUMNS = (
-    *("question", "answer", "context", "score", "answer_start", "answer_end", "flag", "row_number"),
-    *("model", "model_revision", "model_precision", "qa_timestamp", "source_file", "generation", "load_id", "run_id"),
-)
-_REJECT_COLUMNS = ("row_number", "reason", "line", "column_name", "detail", "raw", "source_file", "generation", "load_id")
+# What differs from row to row comes first.
+_ANSWER_COLUMNS = {
+    "question": "varchar",
+    "answer": "varchar",
+    "context": "varchar",
+    "score": "float8",
+    "answer_start": "int4",
+    "answer_end": "int4",
+    "flag": "text",
+    "row_number": "int8",
+    "model": "varchar",
+    "model_revision": "text",
+    "model_precision": "text",
+    "qa_timestamp": "timestamp",
+    "source_file": "text",
+    "generation": "int8",
+    "load_id": "int4",
+    "run_id": "text",
+    "loaded_at": "timestamptz",
+}
+_REJECT_COLUMNS = {
+    "row_number": "int8",
+    "reason": "text",
+    "line": "int8",
+    "column_name": "text",
+    "detail": "text",
+    "raw": "text",
+    "source_file": "text",
+    "generation": "int8",
+    "load_id": "int4",
+}
 
 
-def _open_copy(cursor: psycopg.Cursor, table: str, columns: Sequence[str]) -> AbstractContextManager[psycopg.Copy]:
-    statement = sql.SQL("COPY {} ({}) FROM STDIN WITH (NULL '')")
-    return cursor.copy(statement.format(sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))))
+class _Reject(NamedTuple):
+    row_number: int
+    reason: str
+    line: int | None
+    column_name: str | None
+    detail: str | None
+    raw: str
 
 
-class _Block:
-    """Gathers lines into blocks: a call per row costs more than the row."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._lines: list[str] = []
-        self._size = 0
-
-    def add(self, line: str) -> None:
-        self._lines.append(line)
-        self._size += len(line)
-        if self._size > _BLOCK_CHARACTERS:
-            self.flush()
-
-    def flush(self) -> None:
-        self._write("".join(self._lines))
-        self._lines.clear()
-        self._size = 0
+@contextmanager
+def _copy_into(cursor: psycopg.Cursor, table: str, columns: Mapping[str, str]) -> Iterator[psycopg.Copy]:
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)")
+    with cursor.copy(statement.format(sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns)))) as copy:
+        copy.set_types(list(columns.values()))
+        yield copy
 
 
-def _lines(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple[bool, str]]:
-    """Each row of a shard as COPY's text, without what all rows share; whether it is an answer or a reject comes first."""
+def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]:
+    """The rows of a shard: what differs from row to row of `_ANSWER_COLUMNS`, or a reject."""
     question, context, pass_through = file.question_column, file.context_column, len(file.manifest.columns)
     rejections = shard.rejections()
     for number, row in read_rows(file, shard):
         answer, score, start, end, _model, error = row[pass_through:]
         if error == "" or error == RowReason.LOW_SCORE:
-            yield True, _line([row[question], answer, row[context], score, start, end, error, str(number)])
+            try:
+                numbers = (float(score) if score else None, int(start) if start else None, int(end) if end else None)
+            except ValueError as damage:
+                raise InputError(f"{file.manifest.name!r}, row {number}: score or offsets are no numbers: {damage}") from damage
+            yield (row[question], answer, row[context], *numbers, error or None, number)
         elif found := rejections.get(number):
-            yield False, _line([str(number), error, str(found.line), found.column, found.detail, found.raw])
+            yield _Reject(number, error, found.line, found.column or None, found.detail or None, found.raw)
         else:
-            yield False, _line([str(number), error, "", "", "", _raw(row[:pass_through])])
-
-
-def _shard_constants(manifest: Manifest, shard: AnsweredShard) -> list[str]:
-    by, at = shard.answered_by, shard.answered_at.replace(tzinfo=None).isoformat(" ")
-    identity = (manifest.name, str(manifest.generation), str(manifest.load_id), manifest.run_id)
-    return [by.id, by.revision, by.precision, at, *identity]
-
-
-def _line(cells: Sequence[str]) -> str:
-    """One line of COPY's text format; an empty cell is NULL."""
-    line = "\t".join(cells)
-    if "\\" in line or "\n" in line or "\r" in line or line.count("\t") >= len(cells):
-        return "\t".join(cell.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r") for cell in cells)
-    return line
+            yield _Reject(number, error, None, None, None, _raw(row[:pass_through]))
 
 
 def _raw(cells: list[str]) -> str:
@@ -235,7 +241,7 @@ def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
             question = s.question, answer = s.answer, context = s.context, model = s.model, qa_timestamp = s.qa_timestamp,
             score = s.score, answer_start = s.answer_start, answer_end = s.answer_end, model_revision = s.model_revision,
             model_precision = s.model_precision, generation = s.generation, load_id = s.load_id, run_id = s.run_id, flag = s.flag,
-            loaded_at = now()
+            loaded_at = s.loaded_at
         FROM answer_stage s
         WHERE q.source_file = %s AND q.row_number = s.row_number
         AND (q.generation, q.model, q.model_revision, q.answer_start, q.answer_end, q.answer, q.question, q.context)
@@ -248,11 +254,11 @@ def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
         """
         INSERT INTO question_answer (
             question, answer, context, model, qa_timestamp, score, answer_start, answer_end, model_revision, model_precision,
-            source_file, generation, row_number, load_id, run_id, flag
+            source_file, generation, row_number, load_id, run_id, flag, loaded_at
         )
         SELECT
             question, answer, context, model, qa_timestamp, score, answer_start, answer_end, model_revision, model_precision,
-            source_file, generation, row_number, load_id, run_id, flag
+            source_file, generation, row_number, load_id, run_id, flag, loaded_at
         FROM answer_stage s
         WHERE NOT EXISTS (SELECT FROM question_answer q WHERE q.source_file = %s AND q.row_number = s.row_number)
         """,
@@ -297,7 +303,7 @@ def _record_superseded(cursor: psycopg.Cursor, manifest: Manifest, why: str) -> 
 def _record(cursor: psycopg.Cursor, file: AnsweredFile, *, job_id: str, commit_id: str) -> FileStatus:
     # A source that is archived already stays where it is: there is nothing more to do. Somebody may have asked for another answer
     # while this one was being loaded: that request stays.
-    found = cursor.execute(
+    cursor.execute(
         """
         INSERT INTO question_file AS f (
             source_file, generation, size, crc32c, file_id, partition_key, place, load_id, status,
@@ -310,8 +316,11 @@ def _record(cursor: psycopg.Cursor, file: AnsweredFile, *, job_id: str, commit_i
             %(model)s, %(model_revision)s, %(model_precision)s, %(job)s, %(commit)s, %(answered_at)s, now()
         )
         ON CONFLICT (source_file, generation) DO UPDATE SET
-            status = CASE WHEN f.load_id > excluded.load_id THEN f.status WHEN f.archived_at IS NULL THEN 'loaded' ELSE 'finished' END,
-            load_id = greatest(f.load_id, excluded.load_id), rows = excluded.rows, answered = excluded.answered, no_answer = excluded.no_answer,
+            status = CASE
+                WHEN f.load_id > excluded.load_id THEN f.status WHEN f.archived_at IS NULL THEN 'loaded' ELSE 'finished'
+            END,
+            load_id = greatest(f.load_id, excluded.load_id),
+            rows = excluded.rows, answered = excluded.answered, no_answer = excluded.no_answer,
             rejected = excluded.rejected, wanted_model = excluded.wanted_model, wanted_revision = excluded.wanted_revision,
             wanted_precision = excluded.wanted_precision, model = excluded.model, model_revision = excluded.model_revision,
             model_precision = excluded.model_precision, answered_at = excluded.answered_at, loaded_at = excluded.loaded_at,
@@ -336,10 +345,8 @@ def _record(cursor: psycopg.Cursor, file: AnsweredFile, *, job_id: str, commit_i
             "commit": commit_id,
             "answered_at": file.answered_at,
         },
-    ).fetchone()
-    if not found:
-        raise InputError(f"{file.manifest.name!r}: PostgreSQL did not record the load")
-    return FileStatus(found[0])
+    )
+    return FileStatus(only_row(cursor)[0])
 
 
 def _identity(manifest: Manifest) -> dict[str, str | int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psycopg
 
-from qa_platform.database import connect, transaction
+from qa_platform.database import connect, only_row, transaction
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import PostgresSettings
 
@@ -46,8 +46,7 @@ def downgrade(settings: PostgresSettings, revision: str) -> None:
 def current(connection: psycopg.Connection) -> str:
     """The revision that the database is at; empty before the first migration."""
     with transaction(connection) as cursor:
-        found = cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [VERSION_TABLE]).fetchone()
-        if not found or not found[0]:
+        if only_row(cursor.execute("SELECT to_regclass(%s)", [VERSION_TABLE]))[0] is None:
             return ""
         version = cursor.execute("SELECT version_num FROM question_answer_version").fetchone()
         return version[0] if version else ""

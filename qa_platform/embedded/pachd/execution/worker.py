@@ -43,6 +43,10 @@ class Endpoint(Protocol):
     def stop(self) -> None: ...
 
 
+class _Killable(Protocol):
+    def kill(self) -> None: ...
+
+
 # Serves NextDatum: called with the error of the last datum and whether the caller is still there; returns the environment.
 NextDatum = Callable[[str, Callable[[], bool]], list[str]]
 ServeWorker = Callable[[NextDatum], Endpoint]
@@ -59,7 +63,7 @@ class JobContext:
     secret_env: Mapping[str, str]
     spec_commit: str
     cancelled: threading.Event = field(default_factory=threading.Event)
-    _processes: set[UserProcess] = field(default_factory=set)
+    _processes: set["_Killable"] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def cancel(self) -> None:
@@ -69,7 +73,8 @@ class JobContext:
                 process.kill()
 
     @contextlib.contextmanager
-    def tracked(self, process: UserProcess) -> Iterator[None]:
+    def tracked(self, process: "_Killable") -> Iterator[None]:
+        """What runs inside is killed when the job is cancelled, and in any case at the end."""
         with self._lock:
             self._processes.add(process)
         try:
@@ -186,27 +191,27 @@ class Worker:
     def _work_batch(self, context: JobContext, datums: Sequence[Datum]) -> None:
         if self._endpoint is None:
             self._endpoint = self._serve(self._next_datum)
-        session = self._session = _Session(lambda current, line: self._log(context, current, line, user=True))
-        try:
+        session = self._session = _Session(
+            start=lambda session: self._start(
+                context, context.spec.cmd, context.spec.stdin, self._environment(context), on_line=session.line, on_change=session.wake
+            ),
+            on_line=lambda current, line: self._log(context, current, line, user=True),
+        )
+        with context.tracked(session):
             if not datums:
-                session.ensure_started(lambda: self._start_batch(context, session))
+                clear_folder(self._pfs)
+                (self._pfs / "out").mkdir()
+                with contextlib.suppress(DatumError, OSError):
+                    session.start()
             for datum in datums:
                 self._attempts(context, datum, lambda datum=datum: self._batch_once(context, session, datum))  # type: ignore[misc]
-        finally:
-            self._session = None
-            session.close()
-
-    def _start_batch(self, context: JobContext, session: "_Session") -> UserProcess:
-        env = self._environment(context)
-        return self._start(context, context.spec.cmd, context.spec.stdin, env, on_line=session.line, on_change=session.wake)
+        self._session = None
 
     def _batch_once(self, context: JobContext, session: "_Session", datum: Datum) -> tuple[str | None, int, int]:
         downloaded = self._prepare(context, datum)
         values = self._datum_environment(context, datum)
         (self._pfs / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
-        process = session.ensure_started(lambda: self._start_batch(context, session))
-        with context.tracked_on_failure(process):
-            session.process_datum(datum, [f"{key}={value}" for key, value in values.items()], context.spec.datum_timeout)
+        session.process_datum(datum, [f"{key}={value}" for key, value in values.items()], context.spec.datum_timeout)
         output, uploaded = upload(self._store, self._pfs / "out", datum.id)
         return output, downloaded, uploaded
 
@@ -276,16 +281,20 @@ class Worker:
 
 
 class _Session:
-    """The conversation with one batching process: the worker offers datums, the process asks for the next one."""
+    """The conversation with a batching process, and with its successors when it fails: the worker offers datums, the process asks."""
 
-    def __init__(self, on_line: Callable[[Datum | None, str], None]) -> None:
+    def __init__(self, *, start: Callable[["_Session"], UserProcess], on_line: Callable[[Datum | None, str], None]) -> None:
+        self._start = start
         self._on_line = on_line
         self._changed = threading.Condition()
         self._process: UserProcess | None = None
+        # A call that an earlier process left behind must not take what is meant for its successor.
+        self._generation = 0
         self._datum: Datum | None = None
         self._offer: list[str] | None = None
+        self._taken = False
         self._result: str | None = None
-        self._closed = False
+        self._killed = False
 
     def line(self, text: str) -> None:
         self._on_line(self._datum, text)
@@ -294,10 +303,13 @@ class _Session:
         with self._changed:
             self._changed.notify_all()
 
-    def ensure_started(self, start: Callable[[], UserProcess]) -> UserProcess:
+    def start(self) -> UserProcess:
+        """The process, started if there is none."""
         with self._changed:
             if self._process is None:
-                self._process = start()
+                self._process = self._start(self)
+                if self._killed:
+                    self._process.kill()
             return self._process
 
     def process_datum(self, datum: Datum, env: list[str], timeout: float | None) -> None:
@@ -306,16 +318,17 @@ class _Session:
         Raises:
             DatumError: it reported an error, has ended, or took too long. It is gone then.
         """
+        process = self.start()
         with self._changed:
-            process = self._process
-            assert process is not None
-            self._datum, self._offer, self._result = datum, env, None
+            self._datum, self._offer, self._taken, self._result = datum, env, False, None
             self._changed.notify_all()
             done = self._changed.wait_for(lambda: self._result is not None or process.exit_status is not None, timeout)
-            result, self._offer, self._result = self._result, None, None
+            result, self._offer, self._taken, self._result = self._result, None, False, None
             if result == "":
                 return
             self._process = None
+            self._generation += 1
+            self._changed.notify_all()
         process.kill()
         if not done:
             raise DatumError(f"datum timed out after {timeout:g} s")
@@ -326,23 +339,23 @@ class _Session:
     def next_datum(self, error: str, alive: Callable[[], bool]) -> list[str]:
         """What the process calls: ends the datum that it had, and blocks until there is another."""
         with self._changed:
-            if self._datum is not None and self._offer is None and self._taken:
+            generation = self._generation
+            if self._taken:
                 self._taken = False
                 self._result = error
                 self._changed.notify_all()
-            while self._offer is None and not self._closed and alive():
+            while self._offer is None and generation == self._generation and not self._killed and alive():
                 self._changed.wait(1.0)
-            if self._offer is None:
-                raise PachError("there is no further datum")
+            if self._offer is None or generation != self._generation or not alive():
+                raise PachError("there is no further datum for this process")
             env, self._offer, self._taken = self._offer, None, True
             return env
 
-    _taken = False
-
-    def close(self) -> None:
+    def kill(self) -> None:
         with self._changed:
-            self._closed = True
-            process, self._process = self._process, None
+            self._killed = True
+            self._generation += 1
+            process = self._process
             self._changed.notify_all()
         if process is not None:
             process.kill()

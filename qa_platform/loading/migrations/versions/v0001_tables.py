@@ -29,8 +29,6 @@ ALTER TABLE question_answer
     ADD COLUMN run_id text,
     ADD COLUMN flag text,
     ADD COLUMN loaded_at timestamptz;
--- On its own, so that it holds for rows to come and not for those that are there.
-ALTER TABLE question_answer ALTER COLUMN loaded_at SET DEFAULT now();
 CREATE UNIQUE INDEX question_answer_source ON question_answer (source_file, row_number) WHERE source_file IS NOT NULL;
 COMMENT ON COLUMN question_answer.qa_timestamp IS 'time of answering, UTC';
 COMMENT ON COLUMN question_answer.score IS 'probability of the answer, 0 to 1';

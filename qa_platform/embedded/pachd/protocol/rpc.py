@@ -1,0 +1,115 @@
+"""The gRPC server: handlers by method name, refusals as statuses, and UNIMPLEMENTED for everything else."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import betterproto
+import grpc
+
+from qa_platform.embedded.pachd.errors import PachError
+
+_LOG = logging.getLogger(__name__)
+
+# The SDK sends chunks of 19 MiB and receives up to 20.
+_MESSAGE_BYTES = 32 * 2**20
+# Streams that follow, and calls that wait, hold a thread each.
+_THREADS = 512
+OPTIONS = (
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # Clients ping every 20 s, also without a call in flight.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The other side of a call."""
+
+    context: grpc.ServicerContext
+
+    def alive(self) -> bool:
+        return bool(self.context.is_active())
+
+
+@dataclass(frozen=True)
+class Method:
+    """``run`` takes the request (an iterator for a stream) and the call; it returns a message, or an iterator for a stream."""
+
+    request: type[betterproto.Message]
+    run: Callable[[Any, Call], Any]
+    streams_in: bool = False
+    streams_out: bool = False
+
+
+class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """All methods of a server by their full names."""
+
+    def __init__(self, methods: Mapping[str, Method], *, on_cancel: Callable[[], None] = lambda: None) -> None:
+        self._handlers = {name: _handler(name, method, on_cancel) for name, method in methods.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return self._handlers.get(handler_call_details.method) or _unknown(handler_call_details.method)
+
+
+def start_server(handlers: Handlers, address: str, *, threads: int = _THREADS) -> tuple[grpc.Server, int]:
+    """A running server and its port. Binds the loopback address that is given, nothing else."""
+    server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), handlers=[handlers], options=OPTIONS)
+    port = server.add_insecure_port(address)
+    server.start()
+    return server, port
+
+
+def _handler(name: str, method: Method, on_cancel: Callable[[], None]) -> grpc.RpcMethodHandler:
+    def unary(request: Any, context: grpc.ServicerContext) -> Any:
+        context.add_callback(on_cancel)
+        try:
+            return method.run(request, Call(context))
+        except Exception as error:
+            _refuse(context, error, name)
+
+    def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        context.add_callback(on_cancel)
+        try:
+            yield from method.run(request, Call(context))
+        except Exception as error:
+            _refuse(context, error, name)
+
+    kinds = {
+        (False, False): (grpc.unary_unary_rpc_method_handler, unary),
+        (False, True): (grpc.unary_stream_rpc_method_handler, stream),
+        (True, False): (grpc.stream_unary_rpc_method_handler, unary),
+        (True, True): (grpc.stream_stream_rpc_method_handler, stream),
+    }
+    make, function = kinds[method.streams_in, method.streams_out]
+    return make(function, request_deserializer=method.request.FromString, response_serializer=_to_bytes)
+
+
+def _to_bytes(message: betterproto.Message | bytes) -> bytes:
+    """Hot paths hand over bytes that are serialized already."""
+    return message if isinstance(message, bytes) else bytes(message)
+
+
+def _refuse(context: grpc.ServicerContext, error: Exception, name: str) -> None:
+    if isinstance(error, PachError):
+        context.abort(grpc.StatusCode[error.code], str(error))
+    if not context.is_active():
+        context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+    _LOG.exception("%s failed", name)
+    context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _unknown(name: str) -> grpc.RpcMethodHandler:
+    service, _, method = name.lstrip("/").rpartition("/")
+
+    def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {method} for service {service}")
+        yield b""
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
