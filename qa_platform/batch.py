@@ -21,7 +21,7 @@ from pachyderm_sdk.api import pps
 
 from qa_platform import bookkeeping, bucket, pachd
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_PIPELINE, INCOMING, LOAD_PIPELINE, FileStatus, FileVersion, file_id
+from qa_platform.contract import ANSWER_PIPELINE, INCOMING, LOAD_PIPELINE, QUESTIONS_REPO, FileStatus, FileVersion, file_id
 from qa_platform.database import connect
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.ingest import FileRejected, Write, split
@@ -183,7 +183,7 @@ def _adopt(client: Client, batch_id: str, log: Log) -> str | None:
     if info is None:
         return None
     commit_id = info.commit.id
-    if not info.finishing:
+    if not pachd.is_finishing(info):
         log.info("Dropping commit %s, which an earlier run of this batch left unfinished", commit_id)
         pachd.drop_commit(client, commit_id)
         return None
@@ -217,7 +217,7 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
         return None
     _make_way(services, client, log)
     commit_id = pachd.commit_batch(client, batch_id, file_sets)
-    log.info("Commit %s in %s holds the batch", commit_id, pachd.QUESTIONS_REPO)
+    log.info("Commit %s in %s holds the batch", commit_id, QUESTIONS_REPO)
     return commit_id
 
 
@@ -260,8 +260,7 @@ def _make_way(services: Services, client: Client, log: Log) -> None:
             pachd.drop_commit(client, info.commit.id)
         elif time.monotonic() > until:
             raise TransientError(
-                f"commit {info.commit.id} in {pachd.QUESTIONS_REPO} has been open for {_OPEN_HEAD_SECONDS} s; "
-                "finish it or drop it with pachctl"
+                f"commit {info.commit.id} in {QUESTIONS_REPO} has been open for {_OPEN_HEAD_SECONDS} s; finish it or drop it with pachctl"
             )
         else:
             time.sleep(0.5)

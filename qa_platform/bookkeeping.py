@@ -19,6 +19,7 @@ from psycopg.rows import kwargs_row
 from qa_platform.contract import INCOMING, FileStatus, FileVersion, ModelChoice, file_id, partition_key
 from qa_platform.database import only_row, transaction
 from qa_platform.errors import InputError
+from qa_platform.planning import Known
 
 # Seconds until a file that failed is due again: doubled with every attempt up to the bound, then between half and all of it.
 RETRY_FIRST_SECONDS = 5
@@ -33,13 +34,17 @@ _OPEN = "status IN ('pending', 'running')"
 _LIVE = "claim_owner IS NOT NULL AND claim_until > now()"
 _WANTED = "unnest(%(names)s::text[], %(generations)s::bigint[]) AS w (source_file, generation)"
 _IS_WANTED = "f.source_file = w.source_file AND f.generation = w.generation"
+_DUE = "(f.retry_at IS NULL OR f.retry_at <= now())"
 _COLUMNS = f"""
     f.source_file, f.generation, f.size, f.crc32c, f.status, f.load_id, f.rows, f.answered, f.no_answer, f.rejected,
-    CASE WHEN f.{_LIVE} THEN f.claim_owner ELSE '' END AS claim_owner, f.attempts, f.retry_at IS NULL OR f.retry_at <= now() AS due,
+    CASE WHEN f.{_LIVE} THEN f.claim_owner ELSE '' END AS claim_owner, f.attempts, {_DUE} AS due,
     f.wanted_model, f.wanted_revision, f.wanted_precision, f.model, f.model_revision, f.model_precision, f.place,
     f.pachyderm_commit, f.pachyderm_job, f.batch_id, f.dagster_run,
     f.created_at, f.started_at, f.answered_at, f.loaded_at, f.archived_at, f.error
 """
+
+# An enum's own look-up takes longer than the rest of a row.
+_STATUSES = {str(status): status for status in FileStatus}
 
 _T = TypeVar("_T")
 
@@ -105,6 +110,23 @@ def records(connection: psycopg.Connection, versions: Sequence[FileVersion]) -> 
     return found
 
 
+def known(connection: psycopg.Connection, versions: Sequence[FileVersion]) -> dict[tuple[str, int], Known]:
+    """What `plan` has to know of these versions, like `records` but several times as fast: made for whole listings."""
+    found: dict[tuple[str, int], Known] = {}
+    for chunk in _chunks(versions):
+        with transaction(connection) as cursor:
+            cursor.execute(
+                f"""
+                SELECT f.source_file, f.generation, f.status, f.attempts, f.load_id, f.batch_id, {_DUE}
+                FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}
+                """,
+                _keys(chunk),
+            )
+            for name, generation, status, attempts, load_id, batch_id, due in cursor:
+                found[name, generation] = Known(_STATUSES[status], attempts, load_id, batch_id, due)
+    return found
+
+
 def newest_by_partition(connection: psycopg.Connection, keys: Sequence[str]) -> dict[str, FileRecord]:
     """The newest generation of the file of each partition, by partition key; unknown ones are left out."""
     found: dict[str, FileRecord] = {}
@@ -150,8 +172,8 @@ def names_with_status(connection: psycopg.Connection, statuses: Sequence[FileSta
 
 def waiting_elsewhere(connection: psycopg.Connection) -> list[FileVersion]:
     """Versions that are to be answered again and whose source has left ``incoming/``, so that no listing shows them."""
-    rest = f"FROM question_file f WHERE f.{_OPEN} AND f.archived_at IS NOT NULL ORDER BY f.created_at"
-    return [record.version for record in _select(connection, rest, {})]
+    rest = f"FROM question_file f WHERE f.{_OPEN} AND f.place <> %(incoming)s || f.source_file ORDER BY f.created_at"
+    return [record.version for record in _select(connection, rest, {"incoming": INCOMING})]
 
 
 def pending_archive(connection: psycopg.Connection, *, limit: int) -> list[FileRecord]:
@@ -325,8 +347,8 @@ def request_retry(connection: psycopg.Connection, name: str) -> FileRecord:
     with transaction(connection) as cursor:
         cursor.execute(
             """
-            UPDATE question_file SET status = 'pending', load_id = load_id + 1, attempts = 0, retry_at = NULL, batch_id = '', archived_at = NULL,
-                error = ''
+            UPDATE question_file SET status = 'pending', load_id = load_id + 1, attempts = 0, retry_at = NULL, batch_id = '',
+                archived_at = NULL, error = ''
             WHERE (source_file, generation) =
                 (SELECT source_file, generation FROM question_file WHERE source_file = %s ORDER BY generation DESC LIMIT 1)
             """,
@@ -452,7 +474,7 @@ def _records(connection: psycopg.Connection, rest: str, values: Mapping[str, Any
 
 
 def _record(source_file: str, generation: int, size: int, crc32c: str, status: str, **others: Any) -> FileRecord:
-    return FileRecord(FileVersion(source_file, generation, size, crc32c), FileStatus(status), **others)
+    return FileRecord(FileVersion(source_file, generation, size, crc32c), _STATUSES[status], **others)
 
 
 def _update(connection: psycopg.Connection, rest: str, values: Mapping[str, Any]) -> None:

@@ -29,8 +29,8 @@ _VERIFYING_MODES = ("verify-ca", "verify-full")
 # While a connection is made libpq gives no SQLSTATE, only text. What is not listed here may pass: a server that is away, that
 # starts, that has too many clients, a name that is not resolved yet.
 _NOT_RETRIED = (
-    (r"password authentication failed|no password supplied|authentication failed", "check PG_USER and PG_PASSWORD"),
     (r"certificate authentication failed", "the client certificate's common name must be the user's name"),
+    (r"authentication failed|no password supplied", "check PG_USER and PG_PASSWORD"),
     (r"certificate verify failed", "the server's certificate is not signed by PG_SSLROOTCERT, or has expired"),
     (r"requires a valid client certificate", "set PG_SSLCLIENT_CERT and PG_SSL_CLIENT_KEY"),
     (r"alert certificate expired|certificate has expired", "the client certificate has expired: renew PG_SSLCLIENT_CERT"),

@@ -5,7 +5,7 @@ import dagster as dg
 from qa_platform import bookkeeping
 from qa_platform.contract import FileStatus, partition_key
 from qa_platform.database import connect
-from qa_platform.partitions import question_files
+from qa_platform.partitions import PARTITIONS
 from qa_platform.resources import PlatformResource
 
 
@@ -17,13 +17,13 @@ def surplus(keys: list[str], busy: set[str], keep: int) -> list[str]:
 @dg.op(description="Deletes the oldest partitions beyond QA_PARTITIONS_KEPT, never one of a file that waits or is worked on.")
 def prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
     services = platform.services()
-    keys = list(context.instance.get_dynamic_partitions(question_files.name))
+    keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
     with connect(services.postgres) as connection:
         unfinished = bookkeeping.names_with_status(connection, (FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
         busy = {partition_key(name) for name in (*unfinished, *bookkeeping.claimed(connection))}
     old = surplus(keys, busy, services.work.partitions_kept)
     for key in old:
-        context.instance.delete_dynamic_partition(question_files.name, key)
+        context.instance.delete_dynamic_partition(PARTITIONS, key)
     context.log.info("%d partitions, %d deleted", len(keys), len(old))
 
 

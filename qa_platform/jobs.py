@@ -8,7 +8,7 @@ from qa_platform.assets.answers import answer_files
 from qa_platform.assets.raw import uploaded
 from qa_platform.batch import answer_batch
 from qa_platform.contract import FileStatus, partition_key
-from qa_platform.partitions import question_files
+from qa_platform.partitions import PARTITIONS
 from qa_platform.reporting import report_files
 from qa_platform.resources import PlatformResource
 from qa_platform.waiting import claim, look, tidy
@@ -35,7 +35,7 @@ def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource
             token = f"{context.run_id}-{number}"
             if claim(services, planned, token=token) is None:
                 continue
-            context.instance.add_dynamic_partitions(question_files.name, [partition_key(v.name) for v in planned.versions])
+            context.instance.add_dynamic_partitions(PARTITIONS, [partition_key(v.name) for v in planned.versions])
             for version in planned.versions:
                 context.log_event(uploaded(version))
             outcome = answer_batch(services, planned, token=token, run_id=context.run_id, log=context.log)

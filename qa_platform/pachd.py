@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -193,7 +192,12 @@ def find_batch(client: Client, batch_id: str) -> pfs.CommitInfo | None:
 def open_head(client: Client) -> pfs.CommitInfo | None:
     """The head of ``questions@master`` if somebody left it open, else None."""
     info = client.pfs.inspect_commit(commit=pfs.Commit.from_uri(f"{QUESTIONS_REPO}@master"), wait=pfs.CommitState.STARTED)
-    return None if info.finishing else info
+    return None if is_finishing(info) else info
+
+
+def is_finishing(info: pfs.CommitInfo) -> bool:
+    """Whether FinishCommit was called on a commit. An unset time is the epoch to the SDK, not None."""
+    return bool(info.finishing.timestamp() > 0)
 
 
 def drop_commit(client: Client, commit_id: str) -> None:
@@ -232,22 +236,12 @@ def copy_file(client: Client, uri: str, target: IO[bytes]) -> None:
         shutil.copyfileobj(source, target, PIECE)
 
 
-@dataclass(frozen=True)
-class JobProgress:
-    """How far a job is: ``done`` of ``total`` datums, the skipped ones counted as done."""
-
-    state: pps.JobState
-    done: int
-    total: int
-
-
 def wait_for_job(
     settings: PachydermSettings,
     pipeline: str,
     job_id: str,
     *,
     log: logging.Logger | logging.LoggerAdapter,
-    stopping: Callable[[], bool] = lambda: False,
 ) -> pps.JobInfo:
     """Follow a job until it ends: its log lines and its progress go to ``log`` as they happen.
 
@@ -262,15 +256,17 @@ def wait_for_job(
     job = job_of(pipeline, job_id)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     follower = _LogFollower(settings, job, lines)
-    pause, last = _POLL_SECONDS[0], None
+    pause = _POLL_SECONDS[0]
+    last: tuple[str, int, int] | None = None
     try:
         with pachd_errors(f"following job {pipeline}@{job_id}"):
             while True:
                 info = client.pps.inspect_job(job=job, details=True)
-                progress = JobProgress(info.state, info.data_processed + info.data_skipped, info.data_total)
+                # The SDK leaves numbers where the protocol has enums.
+                progress = (pps.JobState(info.state).name, info.data_processed + info.data_skipped, info.data_total)
                 _pass_on(lines, log, pipeline)
                 if progress != last:
-                    log.info("%s: %s, %d of %d datums done", pipeline, info.state.name, progress.done, progress.total)
+                    log.info("%s: %s, %d of %d datums done", pipeline, *progress)
                     pause, last = _POLL_SECONDS[0], progress
                 if info.state not in _IN_PROGRESS:
                     break
@@ -298,12 +294,13 @@ def _pass_on(lines: "queue.SimpleQueue[str]", log: logging.Logger | logging.Logg
 class _LogFollower:
     """A thread that puts a job's log lines into a queue while they are written. Logs are for people: its errors end it quietly."""
 
-    # How long the last lines may take to arrive after the job's end.
-    GRACE_SECONDS = 2.0
+    # Following never ends by itself. After the job's end no line for this long means that there are no more.
+    QUIET_SECONDS = 0.3
 
     def __init__(self, settings: PachydermSettings, job: pps.Job, lines: "queue.SimpleQueue[str]") -> None:
         self._client = connect(settings)
         self._job, self._lines = job, lines
+        self._last_line = time.monotonic()
         self._thread = threading.Thread(target=self._follow, name=f"logs-{job.id}", daemon=True)
         self._thread.start()
 
@@ -312,18 +309,21 @@ class _LogFollower:
             for message in self._client.pps.get_logs(pipeline=self._job.pipeline, job=self._job, follow=True):
                 if message.user:
                     self._lines.put(message.message.rstrip("\n"))
+                    self._last_line = time.monotonic()
         except (grpc.RpcError, ConnectionError, ValueError):
             return
 
     def finish(self) -> None:
-        self._thread.join(self.GRACE_SECONDS)
+        self._last_line = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - self._last_line < self.QUIET_SECONDS:
+            time.sleep(self.QUIET_SECONDS / 10)
 
     def close(self) -> None:
         self._client._channel.close()
 
 
 def _failure(client: Client, info: pps.JobInfo) -> JobFailed:
-    pipeline, name = info.job.pipeline.name, info.state.name.removeprefix("JOB_").lower()
+    pipeline, name = info.job.pipeline.name, pps.JobState(info.state).name.removeprefix("JOB_").lower()
     guilty: dict[str, str] = {}
     if info.state == pps.JobState.JOB_FAILURE:
         with pachd_errors(f"asking for the failed datums of {pipeline}@{info.job.id}"):

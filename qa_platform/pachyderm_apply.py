@@ -97,11 +97,10 @@ def _gcsaccess(settings: BucketSettings) -> dict[str, str]:
 
 def _apply_secret(client: Client, name: str, values: dict[str, str]) -> Change:
     """Put a secret in place. Its values cannot be read back, so it is written anew each time."""
-    document = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "Opaque", "stringData": values}
     there = any(info.secret.name == name for info in client.pps.list_secret().secret_info)
     if there:
         client.pps.delete_secret(secret=pps.Secret(name=name))
-    client.pps.create_secret(file=json.dumps(document).encode())
+    client.pps.create_secret(name=name, data=values)
     return Change("secret", name, "updated" if there else "created")
 
 

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-question_files = dg.DynamicPartitionsDefinition(name="question_files")
+PARTITIONS = "question_files"
+question_files = dg.DynamicPartitionsDefinition(name=PARTITIONS)
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"

@@ -35,7 +35,7 @@ def report_files(
                 counted = bookkeeping.check_file(connection, record.version)
             for evaluation in file_evaluations(record, counted):
                 evaluations.append(evaluation)
-                context.log_event(evaluation)
+                context.log_event(evaluation)  # type: ignore[arg-type]  # taken, though not declared
         else:
             context.log_event(_observation(record))
     return evaluations

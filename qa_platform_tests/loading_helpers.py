@@ -3,9 +3,13 @@
 import csv
 import hashlib
 import io
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import psycopg
+from psycopg import sql
 
 from qa_platform.contract import (
     ANSWER_COLUMNS,
@@ -21,6 +25,9 @@ from qa_platform.contract import (
     pass_through_columns,
     shard_name,
 )
+from qa_platform.embedded import postgres
+from qa_platform.loading import migrate
+from qa_platform.settings import PostgresSettings
 
 BUNDLED = ModelChoice("bundled")
 ANSWERED_BY = ModelChoice("minilm-squad", "0a1b2c", "fp32")
@@ -118,6 +125,16 @@ class AnsweredUpload:
         )
         (folder / SHARD_INFO).write_text(info.to_json())
         return ShardEntry(folder.name, start + 1, len(rows), len(mine), digest)
+
+
+def migrated_database(socket_folder: str) -> PostgresSettings:
+    """A new database with the platform's tables, for as long as its server lives."""
+    name = f"loading_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres.database_url(socket_folder, "postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+    settings = PostgresSettings(host=socket_folder, port=postgres.PORT, user=postgres.USER, dbname=name)
+    migrate.upgrade(settings)
+    return settings
 
 
 def answered_rows(count: int, *, context: str = "Turing broke the code.") -> list[AnsweredRow]:

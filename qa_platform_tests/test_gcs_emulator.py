@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import os
 import threading
 import urllib.parse
@@ -11,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import google_crc32c
+import psutil
 import pytest
 import requests
-from google.api_core.exceptions import BadRequest, Conflict, NotFound, PreconditionFailed
+from google.api_core.exceptions import Conflict, NotFound, PreconditionFailed
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 from hypothesis import HealthCheck, given, settings
@@ -184,17 +186,71 @@ def test_copying_what_is_not_there_is_not_found(bucket: storage.Bucket) -> None:
     assert copy.download_as_bytes() == b"x"
 
 
-def test_wrong_checksums_are_refused(bucket: storage.Bucket) -> None:
-    for upload in (put, resumable):
-        blob = bucket.blob("a")
-        blob.crc32c = crc32c(b"other")
-        blob._changes.add("crc32c")
-        body = blob._get_writable_metadata()
-        assert body["crc32c"] == crc32c(b"other")
-        with pytest.raises(BadRequest):
-            blob.upload_from_string(b"content", checksum=None)
-        assert upload(bucket, "b", b"content", checksum="md5").exists()
+def multipart(bucket: storage.Bucket, metadata: str, content: bytes, *, boundary: str = "b", split: int = 0) -> requests.Response:
+    """A multipart upload by hand; with ``split``, in chunks of that size."""
+    part = f"--{boundary}\r\ncontent-type: application/json\r\n\r\n{metadata}\r\n--{boundary}\r\ncontent-type: text/csv\r\n\r\n"
+    body = part.encode() + content + f"\r\n--{boundary}--".encode()
+    chunks = (body[at : at + split] for at in range(0, len(body), split)) if split else body
+    url = f"{bucket.client.api_endpoint}/upload/storage/v1/b/{bucket.name}/o?uploadType=multipart"
+    return requests.post(url, data=chunks, headers={"content-type": f'multipart/related; boundary="{boundary}"'}, timeout=10)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.lists(st.sampled_from([b"\r\n", b"--", b"=b=", b"\r\n--=b", b"\r", b"\n", b"x"])).map(b"".join),
+    split=st.integers(1, 60),
+)
+def test_content_that_looks_like_a_boundary_arrives_whole_however_it_is_cut(bucket: storage.Bucket, content: bytes, split: int) -> None:
+    if b"\r\n--=b=" in content:
+        return
+    assert multipart(bucket, '{"name": "a"}', content, boundary="=b=", split=split).status_code == 200
+    assert bucket.blob("a").download_as_bytes() == content
+
+
+@pytest.mark.parametrize("checksum", ["crc32c", "md5Hash"])
+def test_wrong_checksums_are_refused(bucket: storage.Bucket, checksum: str) -> None:
+    assert multipart(bucket, json.dumps({"name": "a", checksum: "AAAAAA=="}), b"content").status_code == 400
     assert not bucket.blob("a").exists()
+    # The client refuses to go on, too, so this is by hand as well.
+    url = bucket.blob("b").create_resumable_upload_session(size=1)
+    header = {"content-range": "bytes 0-0/1", "x-goog-hash": f"{checksum.removesuffix('Hash')}=AAAAAA=="}
+    assert requests.put(url, data=b"x", headers=header, timeout=10).status_code == 400
+    assert not bucket.blob("b").exists()
+
+
+def test_a_large_object_never_lies_in_memory(tmp_path: Path) -> None:
+    size, piece = 128 * 2**20, os.urandom(2**20)
+    server = RunningServer(SPEC, tmp_path)
+    try:
+        bucket = client_of(server.address()).create_bucket("bucket")
+        put(bucket, "small")
+        process = psutil.Process(server.pid)
+        before = most = process.memory_info().rss
+        url = f"{bucket.client.api_endpoint}/upload/storage/v1/b/bucket/o?uploadType=media&name=large"
+        assert requests.post(url, data=(piece for _ in range(size // len(piece))), timeout=60).json()["size"] == str(size)
+        most = max(most, process.memory_info().rss)
+        with bucket.blob("large").open("rb", chunk_size=2**20) as file:
+            read = 0
+            while chunk := file.read(2**20):
+                read += len(chunk)
+                most = max(most, process.memory_info().rss)
+        assert read == size
+        assert most - before < size / 4
+    finally:
+        server.end()
+        server.wait()
+
+
+@pytest.mark.parametrize("checksum", ["md5", "crc32c"])
+@pytest.mark.parametrize("upload", [put, resumable])
+def test_right_checksums_are_accepted(bucket: storage.Bucket, upload: object, checksum: str) -> None:
+    assert upload(bucket, "a", b"content", checksum=checksum).exists()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("metadata", ["", "[]", "{", "x" * 300_000, '{"name": 3}', "{}"])
+def test_a_multipart_upload_that_makes_no_sense_is_refused(bucket: storage.Bucket, metadata: str) -> None:
+    assert multipart(bucket, metadata, b"x").status_code == 400
+    assert list(bucket.list_blobs()) == []
 
 
 def test_an_interrupted_upload_goes_on_where_it_stopped(bucket: storage.Bucket) -> None:

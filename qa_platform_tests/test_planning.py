@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qa_platform.contract import FileStatus, FileVersion
-from qa_platform.planning import DONE, Known, Limits, batch_id, plan
+from qa_platform.planning import DONE, Known, Limits, Plan, batch_id, plan
 
 LIMITS = Limits(files=3, bytes=1000, batches=100)
 
@@ -13,57 +13,57 @@ def version(name: str, generation: int = 1, size: int = 10, crc32c: str = "") ->
     return FileVersion(name, generation, size, crc32c or f"crc-{name}-{generation}")
 
 
-def planned(found) -> list[FileVersion]:
+def planned(found: Plan) -> list[FileVersion]:
     return [v for batch in found.batches for v in batch.versions]
 
 
-def test_new_files_are_batched_oldest_first_within_the_limits():
+def test_new_files_are_batched_oldest_first_within_the_limits() -> None:
     listing = [version(f"f{i}", generation=100 - i) for i in range(7)]
     found = plan(listing, {}, set(), LIMITS)
     assert [len(batch.versions) for batch in found.batches] == [3, 3, 1]
     assert [v.generation for v in planned(found)] == sorted(v.generation for v in listing)
 
 
-def test_a_file_larger_than_a_batch_goes_alone():
+def test_a_file_larger_than_a_batch_goes_alone() -> None:
     found = plan([version("a", 1, 900), version("b", 2, 5000), version("c", 3, 50)], {}, set(), LIMITS)
     assert [[v.name for v in batch.versions] for batch in found.batches] == [["a"], ["b"], ["c"]]
 
 
-def test_an_overwritten_file_is_new_work_although_its_old_generation_is_done():
+def test_an_overwritten_file_is_new_work_although_its_old_generation_is_done() -> None:
     found = plan([version("a", 2)], {("a", 1): Known(FileStatus.FINISHED)}, set(), LIMITS)
     assert planned(found) == [version("a", 2)]
 
 
-def test_equal_content_is_unchanged_and_not_answered_again():
+def test_equal_content_is_unchanged_and_not_answered_again() -> None:
     answered = {"a": version("a", 1, crc32c="same")}
     found = plan([version("a", 2, crc32c="same")], {}, set(), LIMITS, answered=answered)
     assert (found.unchanged, found.batches) == ((version("a", 2, crc32c="same"),), ())
 
 
-def test_a_retry_is_work_although_the_content_is_answered():
+def test_a_retry_is_work_although_the_content_is_answered() -> None:
     answered = {"a": version("a", 1, crc32c="same")}
     known = {("a", 2): Known(FileStatus.PENDING, load_id=2)}
     assert planned(plan([version("a", 2, crc32c="same")], known, set(), LIMITS, answered=answered))
 
 
-def test_a_charged_file_goes_alone_and_the_others_are_batched_without_it():
+def test_a_charged_file_goes_alone_and_the_others_are_batched_without_it() -> None:
     known = {("b", 1): Known(FileStatus.PENDING, attempts=1)}
     found = plan([version("a"), version("b"), version("c")], known, set(), LIMITS)
     assert sorted([v.name for v in batch.versions] for batch in found.batches) == [["a", "c"], ["b"]]
 
 
-def test_a_charged_file_waits_until_it_is_due():
+def test_a_charged_file_waits_until_it_is_due() -> None:
     found = plan([version("a")], {("a", 1): Known(FileStatus.PENDING, attempts=1, due=False)}, set(), LIMITS)
     assert (found.batches, found.waiting) == ((), 1)
 
 
-def test_what_a_vanished_run_left_comes_again_under_its_old_batch_id():
+def test_what_a_vanished_run_left_comes_again_under_its_old_batch_id() -> None:
     known = {("a", 1): Known(FileStatus.RUNNING, batch_id="old"), ("b", 1): Known(FileStatus.PENDING, batch_id="old")}
     found = plan([version("a"), version("b"), version("c")], known, set(), LIMITS)
     assert {batch.id: sorted(v.name for v in batch.versions) for batch in found.batches}["old"] == ["a", "b"]
 
 
-def test_a_batch_id_depends_on_generation_and_load_id_but_not_on_order():
+def test_a_batch_id_depends_on_generation_and_load_id_but_not_on_order() -> None:
     a, b = (version("a"), 1), (version("b"), 1)
     assert batch_id([a, b]) == batch_id([b, a])
     assert len({batch_id([a]), batch_id([b]), batch_id([(version("a"), 2)]), batch_id([(version("a", 2), 1)])}) == 4
@@ -86,7 +86,9 @@ STATES = st.builds(
     st.sets(NAMES),
     st.builds(Limits, files=st.integers(1, 3), bytes=st.integers(1, 40), batches=st.integers(100, 200)),
 )
-def test_everything_that_is_not_done_claimed_or_delayed_is_planned_exactly_once(live, known, claimed, limits):
+def test_everything_that_is_not_done_claimed_or_delayed_is_planned_exactly_once(
+    live: dict[str, int], known: dict[tuple[str, int], Known], claimed: set[str], limits: Limits
+) -> None:
     listing = [version(name, generation) for name, generation in live.items()]
     found = plan(listing, known, claimed, limits)
 
@@ -109,7 +111,7 @@ def test_everything_that_is_not_done_claimed_or_delayed_is_planned_exactly_once(
         max_size=40,
     )
 )
-def test_after_any_history_the_newest_generation_of_every_file_that_stays_is_answered(history):
+def test_after_any_history_the_newest_generation_of_every_file_that_stays_is_answered(history: list[tuple[str, str]]) -> None:
     live: dict[str, FileVersion] = {}
     known: dict[tuple[str, int], Known] = {}
     answers: list[FileVersion] = []

@@ -80,11 +80,11 @@ def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
         recorded = bookkeeping.newest_by_partition(connection, keys)
         for key in keys:
             record, upload = recorded.get(key), uploads.get(key)
-            if record is None and upload is None:
-                raise InputError(f"partition {key!r} has no file: nothing under incoming/ has this name, and none was answered before")
             if upload and (record is None or upload.generation > record.version.generation):
                 files.append((upload, 1))
                 continue
+            if record is None:
+                raise InputError(f"partition {key!r} has no file: nothing under incoming/ has this name, and none was answered before")
             if record.status in DONE:
                 record = bookkeeping.request_retry(connection, record.version.name)
             files.append((record.version, record.load_id))

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 _MARK = "QA_LOCAL_RUN"
 # `dagster dev` ends its code servers and runs one after the other.
 _END_SECONDS = 30.0
-_SWEEP_SECONDS = 5.0
+_SWEEP_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 
 
 class Signals:
     """Takes this process's SIGINT, SIGTERM and SIGHUP, for as long as the context lasts.
 
-    Before and after a command the first of them raises SystemExit with the usual status, so that everything is taken down in
-    order, and later ones are ignored. While a command runs they are the command's business: it gets them, and what happens next
-    follows from its end.
+    They are never raised where they arrive, which might be between a process's start and the note of it. Before a command runs,
+    ``check`` raises what they mean; while it runs they are the command's business: it gets them, and what happens next follows
+    from its end; afterwards everything is being taken down already.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,7 +41,7 @@ class Signals:
     def __init__(self) -> None:
         self.command: subprocess.Popen[bytes] | None = None
         self.forwarded_at: float | None = None
-        self._leaving = False
+        self._taken: int | None = None
 
     def __enter__(self) -> "Signals":
         self._before = {number: signal.signal(number, self._take) for number in self._NUMBERS}
@@ -51,21 +51,19 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def leave(self) -> None:
-        """From now on, signals are ignored: everything is being taken down already."""
-        self._leaving = True
+    def check(self) -> None:
+        """Raise SystemExit, with the usual status, if a signal has come."""
+        if self._taken is not None:
+            raise SystemExit(128 + self._taken)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        if self._leaving:
-            return
-        if self.command is None:
-            self._leaving = True
-            raise SystemExit(128 + number)
+        self._taken = number
         # Ctrl-C in a terminal has reached the command as well, and it alone decides what that means.
-        if number != signal.SIGINT or not _in_foreground():
-            with contextlib.suppress(ProcessLookupError):
-                self.command.send_signal(number)
-            self.forwarded_at = self.forwarded_at or time.monotonic()
+        if self.command is None or (number == signal.SIGINT and _in_foreground()):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.command.send_signal(number)
+        self.forwarded_at = self.forwarded_at or time.monotonic()
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
@@ -76,13 +74,13 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], signals:
     """
     mark = uuid.uuid4().hex
     with _watched(mark):
+        signals.check()
         try:
             process = subprocess.Popen(command, env={**environment, _MARK: mark})
         except OSError as error:
             raise InputError(f"cannot run {command[0]!r}: {error.strerror}") from error
         signals.command = process
         status = _wait(process, signals)
-        signals.leave()
     return status if status >= 0 else 128 - status
 
 

@@ -534,7 +534,15 @@ def serve(state: Path, address_file: Path) -> None:
     ending = Ending()
     storage = Storage(state)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(Emulator(storage), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3)
+    config = uvicorn.Config(
+        Emulator(storage),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        # Not shorter than the clients' patience: they use connections again, and do not repeat every request that finds one closed.
+        timeout_keep_alive=3600,
+        timeout_graceful_shutdown=3,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="gcs")
     thread.start()

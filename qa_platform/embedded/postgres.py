@@ -130,12 +130,25 @@ def _own_folder(state: Path, account: pwd.struct_passwd | None) -> Path:
     data.mkdir(mode=0o700, exist_ok=True)
     if account:
         os.chown(data, account.pw_uid, account.pw_gid)
-        for folder in (*data.parents, bin_folder(), *bin_folder().parents):
+        installation = bin_folder().parent
+        _open_installation(installation)
+        _open_installation(installation.parent.with_suffix(".libs"))
+        for folder in (*data.parents, *installation.parents):
             mode = folder.stat().st_mode
             if not mode & stat.S_IXOTH:
                 logger.info("letting the account %s pass through %s", _ACCOUNT, folder)
                 folder.chmod(mode | stat.S_IXOTH)
     return data
+
+
+def _open_installation(folder: Path) -> None:
+    """Let everybody read and run what was installed with a umask that lets only its owner do so."""
+    if not folder.exists() or folder.stat().st_mode & 0o005 == 0o005:
+        return
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (mode & 0o500) >> 6)
 
 
 def _socket_folder(state: Path, account: pwd.struct_passwd | None) -> Path:

@@ -1,9 +1,13 @@
 """Make an empty stack usable: the bucket, the tables, the repos and pipelines. May be repeated at will.
 
-``python -m qa_platform.embedded.prepare``: a process of its own, so that it sees the stack's environment and no other.
+``python -m qa_platform.embedded.prepare``: a process of its own, so that it sees the stack's environment and no other. It takes
+the stack's variables from standard input, as JSON, so that it can be started, and import what it needs, while the servers start.
 """
 
 import contextlib
+import json
+import os
+import sys
 
 from google.api_core.exceptions import Conflict
 from google.cloud import storage
@@ -19,10 +23,9 @@ def prepare() -> None:
     with contextlib.suppress(Conflict):
         storage.Client(project=bucket.google_cloud_project).create_bucket(bucket.storage_bucket)
     migrate.upgrade(postgres)
-    if pachyderm.pachd_address.endswith(":1"):  # TEMPORARY, until pachd is there
-        return
     pachyderm_apply.apply(pachyderm, postgres, bucket)
 
 
 if __name__ == "__main__":
+    os.environ.update(json.load(sys.stdin))
     prepare()

@@ -42,10 +42,20 @@ class ServerSpec:
     module: str
 
 
+# Called again and again while something is waited for, it ends the waiting by an exception of its own.
+Check = Callable[[], None]
+
+
+def no_check() -> None:
+    """Wait on."""
+
+
 class RunningServer:
     """A started server. ``address`` waits until it serves."""
 
-    def __init__(self, spec: ServerSpec, state: Path, *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, spec: ServerSpec, state: Path, *, environment: dict[str, str] | None = None, check: Check = no_check
+    ) -> None:
         """Start a server on ``state/<name>``; its messages go to ``state/logs/<name>.log``.
 
         Raises:
@@ -59,7 +69,7 @@ class RunningServer:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", spec.module, "--state", str(folder), "--address-file", str(self._address_file)]
         # The server inherits the lock and holds it for as long as it lives, whatever becomes of this process.
-        with _locked(state / f"{spec.name}.lock") as lock, self._log.open("ab") as log:
+        with _locked(state / f"{spec.name}.lock", check) as lock, self._log.open("ab") as log:
             self._address_file.unlink(missing_ok=True)
             self._process = subprocess.Popen(
                 command,
@@ -72,7 +82,7 @@ class RunningServer:
                 start_new_session=True,
             )
 
-    def address(self) -> str:
+    def address(self, *, check: Check = no_check) -> str:
         """The server's address, once it serves.
 
         Raises:
@@ -80,6 +90,7 @@ class RunningServer:
         """
         deadline = time.monotonic() + START_SECONDS
         while True:
+            check()
             if self._address_file.exists():
                 return self._address_file.read_text().strip()
             if self._process.poll() is not None:
@@ -119,7 +130,9 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running(specs: Sequence[ServerSpec], state: Path, *, environment: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
+def running(
+    specs: Sequence[ServerSpec], state: Path, *, environment: dict[str, str] | None = None, check: Check = no_check
+) -> Iterator[dict[str, str]]:
     """Start servers side by side; yield their addresses by name; end them side by side.
 
     Raises:
@@ -129,8 +142,8 @@ def running(specs: Sequence[ServerSpec], state: Path, *, environment: dict[str, 
     try:
         # One by one into the list, so that those already started are ended where a later one fails.
         for spec in specs:
-            servers.append(RunningServer(spec, state, environment=environment))  # noqa: PERF401
-        yield {server.spec.name: server.address() for server in servers}
+            servers.append(RunningServer(spec, state, environment=environment, check=check))  # noqa: PERF401
+        yield {server.spec.name: server.address(check=check) for server in servers}
     finally:
         for server in servers:
             server.end()
@@ -139,11 +152,12 @@ def running(specs: Sequence[ServerSpec], state: Path, *, environment: dict[str, 
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
+def _locked(path: Path, check: Check) -> Iterator[IO[bytes]]:
     """Hold an exclusive lock on a file, which must be free within STOP_SECONDS: a server of before may be on its way out."""
     with path.open("ab") as lock:
         deadline = time.monotonic() + STOP_SECONDS
         while not try_lock(lock):
+            check()
             if time.monotonic() > deadline:
                 raise TransientError(f"{path} is held by another process, which does not end; see who has it open")
             time.sleep(_POLL_SECONDS)

@@ -17,17 +17,15 @@ from pathlib import Path
 
 from qa_platform.embedded import postgres
 from qa_platform.embedded.command import Signals, run_command
-from qa_platform.embedded.process import START_SECONDS, ServerSpec, running, try_lock, write_atomically
+from qa_platform.embedded.process import START_SECONDS, Check, ServerSpec, no_check, running, try_lock, write_atomically
 from qa_platform.errors import TransientError
 from qa_platform.project_files import project_file
 
-SERVERS: tuple[ServerSpec, ...] = (
+SERVERS = (
     ServerSpec("postgres", "qa_platform.embedded.postgres"),
     ServerSpec("gcs", "qa_platform.embedded.gcs"),
     ServerSpec("pachd", "qa_platform.embedded.pachd"),
 )
-if not (Path(__file__).parent / "pachd" / "__main__.py").exists():  # TEMPORARY, until pachd is there
-    SERVERS = SERVERS[:2]
 BUCKET = "questions"
 
 # Addresses and credentials of other services, which must not be mixed with the stack's. libpq's variables begin with PG, and so
@@ -52,7 +50,7 @@ class Stack:
         return {
             "STORAGE_BUCKET": BUCKET,
             "STORAGE_EMULATOR_HOST": f"http://{self.addresses['gcs']}",
-            "PACHD_ADDRESS": f"grpc://{self.addresses.get('pachd', 'localhost:1')}",
+            "PACHD_ADDRESS": f"grpc://{self.addresses['pachd']}",
             "PG_HOST": socket_folder,
             "PG_PORT": str(postgres.PORT),
             "PG_USER": postgres.USER,
@@ -74,7 +72,7 @@ class Stack:
 
 
 @contextlib.contextmanager
-def open_stack(state: Path) -> Iterator[Stack]:
+def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
     """The stack of a folder: the one that runs, or else one that is started, prepared, and stopped at the end.
 
     Raises:
@@ -86,6 +84,7 @@ def open_stack(state: Path) -> Iterator[Stack]:
     deadline = time.monotonic() + START_SECONDS
     with (state / "stack.lock").open("ab") as lock:
         while not try_lock(lock):
+            check()
             if running_one := _described(state, description):
                 yield running_one
                 return
@@ -93,36 +92,14 @@ def open_stack(state: Path) -> Iterator[Stack]:
                 raise TransientError(f"another process has been starting the stack in {state} for {START_SECONDS:.0f} s; end it")
             time.sleep(_POLL_SECONDS)
         description.unlink(missing_ok=True)
-        with running(SERVERS, state, environment=_own_environment()) as addresses:
+        with _preparer() as preparer, running(SERVERS, state, environment=_own_environment(), check=check) as addresses:
             stack = Stack(state, addresses)
-            prepare(stack)
+            _prepare(stack, preparer, check)
             write_atomically(description, json.dumps({"pid": os.getpid(), "addresses": stack.addresses}))
             try:
                 yield stack
             finally:
                 description.unlink(missing_ok=True)
-
-
-def prepare(stack: Stack) -> None:
-    """Give a stack all that a deployment has before its first file: Dagster's home, bucket, tables, repos and pipelines.
-
-    Raises:
-        TransientError: something of that failed; the message has the details.
-    """
-    home = stack.state / "dagster"
-    home.mkdir(exist_ok=True)
-    shutil.copyfile(project_file("dagster.yaml"), home / "dagster.yaml")
-    done = subprocess.run(
-        [sys.executable, "-m", "qa_platform.embedded.prepare"],
-        env=stack.environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
-    if done.returncode:
-        raise TransientError(f"the embedded stack cannot be prepared:\n{done.stderr.strip()}")
 
 
 def local_run(state: Path, command: Sequence[str]) -> int:
@@ -132,8 +109,44 @@ def local_run(state: Path, command: Sequence[str]) -> int:
         TransientError: the stack does not start.
         InputError: the command cannot be run.
     """
-    with Signals() as signals, open_stack(state) as stack:
+    with Signals() as signals, open_stack(state, check=signals.check) as stack:
         return run_command(command, stack.environment, signals)
+
+
+@contextlib.contextmanager
+def _preparer() -> Iterator["subprocess.Popen[str]"]:
+    """A process of `qa_platform.embedded.prepare`, which waits for the stack's variables."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qa_platform.embedded.prepare"],
+        env=_own_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _prepare(stack: Stack, preparer: "subprocess.Popen[str]", check: Check) -> None:
+    """Give a stack all that a deployment has before its first file: Dagster's home, bucket, tables, repos and pipelines.
+
+    Raises:
+        TransientError: something of that failed; the message has the details.
+    """
+    home = stack.state / "dagster"
+    home.mkdir(exist_ok=True)
+    shutil.copyfile(project_file("dagster.yaml"), home / "dagster.yaml")
+    while preparer.returncode is None:
+        check()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, messages = preparer.communicate(json.dumps(stack.variables), timeout=_POLL_SECONDS)
+    if preparer.returncode:
+        raise TransientError(f"the embedded stack cannot be prepared:\n{messages.strip()}")
 
 
 def _described(state: Path, description: Path) -> Stack | None:

@@ -12,7 +12,7 @@ FILE_HINTS = {
     FileReason.MISSING_COLUMN: "The first line must be a header with the columns 'question' and 'context', in any order and any case.",
     FileReason.DUPLICATE_COLUMN: "Remove or rename all but one of the columns of that name.",
     FileReason.WRONG_DELIMITER: "Save the file with commas between cells ('CSV UTF-8 (comma delimited)' in Excel).",
-    FileReason.NOT_UTF8: "Save the file as UTF-8 ('CSV UTF-8' in Excel); if it was that already, upload it again, since it was cut or damaged.",
+    FileReason.NOT_UTF8: "Save the file as UTF-8 ('CSV UTF-8' in Excel); if it was that, it was cut or damaged: upload it again.",
     FileReason.UTF16: "Save the file as UTF-8 ('CSV UTF-8' in Excel, not 'Unicode text').",
     FileReason.BINARY: "Export the data as CSV text and upload that.",
     FileReason.ARCHIVE: "Unpack it, or save the sheet as 'CSV UTF-8 (comma delimited)': renaming alone does not make it a CSV.",
@@ -39,7 +39,7 @@ ROW_HINTS = {
 }
 
 
-class FileRejected(InputError):  # noqa: N818
+class FileRejected(InputError):
     """A file that cannot be read as a whole; nothing of it is kept.
 
     ``line`` (from 1) and ``offset`` (bytes from the file's beginning, from 0) say where, as far as that is known; ``hint`` says what to do.
@@ -72,7 +72,9 @@ _MAGIC = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
+# Bytes of the file's beginning that are looked at for NUL, and for the pattern of UTF-16.
 _SAMPLE = 8192
+_UTF16_SAMPLE = 64
 
 
 def refuse_other_formats(head: bytes) -> None:
@@ -83,7 +85,7 @@ def refuse_other_formats(head: bytes) -> None:
             raise FileRejected(reason, f"this is {'an Excel workbook (.xlsx)' if workbook else what}, not a CSV", offset=0)
     if _BZIP2.match(head):
         raise FileRejected(FileReason.ARCHIVE, "this is a bzip2 file, not a CSV", offset=0)
-    even, odd = head[0:64:2], head[1:64:2]
+    even, odd = head[0:_UTF16_SAMPLE:2], head[1:_UTF16_SAMPLE:2]
     for zeros, letters in ((even, odd), (odd, even)):
         if len(head) >= 8 and not any(zeros) and all(letters):
             raise FileRejected(FileReason.UTF16, "this is UTF-16 text without a byte order mark", offset=0)

@@ -27,6 +27,7 @@ from qa_platform.settings import IngestSettings
 
 _BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"
+_BLANK_LINES = re.compile(rb"(?:\r*\n)+")
 # Records are capped by ROW_LIMIT before cells could be; this only lifts the csv module's own limit, which is below that of a context.
 _NO_CELL_LIMIT = 2**31 - 1
 _BARE_RETURN = re.compile(r"\r(?!\r*(?:\n|\Z))")
@@ -97,7 +98,7 @@ class RowReader:
             if self._ended:
                 break
         if not self._row:
-            raise FileRejected(FileReason.HEADER_ONLY, "there is no row below the header", line=self._line)
+            raise FileRejected(FileReason.HEADER_ONLY, "there is no row below the header")
 
     def _parse(self, block: bytes) -> Generator[Row, None, tuple[int, int]]:
         """The rows of a block of whole lines. Returns how many lines and bytes they are: a last row may be unfinished."""
@@ -265,16 +266,16 @@ class RowReader:
     # Header
 
     def _read_header(self) -> None:
-        while len(self._buffer) < HEADER_LIMIT and not self._ended:
-            self._fill()
+        self._fill_header()
         refuse_other_formats(self._buffer)
         if self._buffer.startswith(_BOM):
             self._advance(len(_BOM), 0)
+        while blank := _BLANK_LINES.match(self._buffer):
+            self._advance(blank.end(), blank.group().count(b"\n"))
+            self._fill_header()
         if self._ended and not self._buffer.strip():
-            raise FileRejected(FileReason.EMPTY_FILE, "there is nothing in the file" if not self._read else "there is only whitespace")
-        blank = self._buffer[: len(self._buffer) - len(self._buffer.lstrip(b"\r\n"))]
-        blank = blank[: blank.rfind(b"\n") + 1]
-        self._advance(len(blank), blank.count(b"\n"))
+            raise FileRejected(FileReason.EMPTY_FILE, "there is only whitespace" if self._read else "there is nothing in the file")
+        self._fill_header()
         raw = self._header_record()
         refuse_control_characters(raw, line=self._line, offset=self._offset)
         names = self._header_cells(raw)
@@ -282,17 +283,23 @@ class RowReader:
         self.columns = pass_through_columns(names)
         self._advance(len(raw), raw.count(b"\n"))
 
+    def _fill_header(self) -> None:
+        while len(self._buffer) <= HEADER_LIMIT and not self._ended:
+            self._fill()
+
     def _header_record(self) -> bytes:
+        head = self._buffer[: HEADER_LIMIT + 1]
         scan = RecordEnd()
-        end = scan.find(self._buffer)
-        if end >= 0:
-            return self._buffer[:end]
-        if self._ended and not scan.in_quotes:
-            return self._buffer
-        if b"\r" in self._buffer and not scan.in_quotes:
+        end = scan.find(head)
+        whole_file = len(head) <= HEADER_LIMIT
+        if 0 <= end <= HEADER_LIMIT:
+            return head[:end]
+        if whole_file and not scan.in_quotes:
+            return head
+        if b"\r" in head and not scan.in_quotes:
             raise _return_only(self._line)
-        if self._ended:
-            _decoded(self._buffer, line=self._line, offset=self._offset)
+        if whole_file:
+            _decoded(head, line=self._line, offset=self._offset)
             raise _unbalanced(self._line)
         raise FileRejected(FileReason.HEADER_TOO_LARGE, f"the header has no end within {HEADER_LIMIT:,} bytes", line=self._line)
 

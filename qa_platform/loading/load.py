@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from qa_platform.contract import INCOMING, RAW_LIMIT, FileStatus, Manifest, RowReason, file_id, partition_key
+from qa_platform.contract import CONTEXT_LIMIT, INCOMING, RAW_LIMIT, FileStatus, Manifest, RowReason, file_id, partition_key
 from qa_platform.database import only_row, transaction
 from qa_platform.errors import InputError
 from qa_platform.loading.answered import AnsweredFile, AnsweredShard, read_answered, read_rows
@@ -211,14 +211,26 @@ def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]
         answer, score, start, end, _model, error = row[pass_through:]
         if error == "" or error == RowReason.LOW_SCORE:
             try:
-                numbers = (float(score) if score else None, int(start) if start else None, int(end) if end else None)
+                numbers = (float(score) if score else None, _offset(start), _offset(end))
             except ValueError as damage:
-                raise InputError(f"{file.manifest.name!r}, row {number}: score or offsets are no numbers: {damage}") from damage
+                raise InputError(
+                    f"{file.manifest.name!r}, row {number}: score or offsets are not what they should be: {damage}"
+                ) from damage
             yield (row[question], answer, row[context], *numbers, error or None, number)
         elif found := rejections.get(number):
             yield _Reject(number, error, found.line, found.column or None, found.detail or None, found.raw)
         else:
             yield _Reject(number, error, None, None, None, _raw(row[:pass_through]))
+
+
+def _offset(cell: str) -> int | None:
+    if not cell:
+        return None
+    offset = int(cell)
+    # In binary, an integer beyond its column's range would be cut to another one without a word.
+    if not 0 <= offset <= CONTEXT_LIMIT:
+        raise ValueError(f"the offset {offset} is out of range")
+    return offset
 
 
 def _raw(cells: list[str]) -> str:

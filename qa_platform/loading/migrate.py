@@ -61,7 +61,13 @@ def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
     config.attributes["version_table"] = VERSION_TABLE
-    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: connect(settings), poolclass=sqlalchemy.NullPool)
+
+    def connection_in_transactions() -> psycopg.Connection:
+        connection = connect(settings)
+        connection.autocommit = False
+        return connection
+
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=connection_in_transactions, poolclass=sqlalchemy.NullPool)
     try:
         with engine.begin() as connection:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))

@@ -9,7 +9,7 @@ from qa_platform.assets.answers import BatchConfig
 from qa_platform.assets.raw import uploaded
 from qa_platform.contract import partition_key
 from qa_platform.jobs import answer_questions
-from qa_platform.partitions import BATCH_TAG, RANGE_END_TAG, RANGE_START_TAG, question_files
+from qa_platform.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG, question_files
 from qa_platform.planning import Batch
 from qa_platform.resources import PlatformResource
 from qa_platform.settings import WorkSettings
@@ -27,8 +27,10 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
     services = platform.services()
     found = look(services)
     tidy(services, found.plan, context.log)
-    requests, partitions, events = [], [], []
-    present = set(context.instance.get_dynamic_partitions(question_files.name)) if found.plan.batches else set()
+    requests: list[dg.RunRequest] = []
+    partitions: list[dg.DeleteDynamicPartitionsRequest | dg.AddDynamicPartitionsRequest] = []
+    events: list[dg.AssetMaterialization] = []
+    present = set(context.instance.get_dynamic_partitions(PARTITIONS)) if found.plan.batches else set()
     for planned in found.plan.batches:
         run_key = _run_key(context.instance, planned)
         batch = claim(services, planned, token=run_key)

@@ -16,7 +16,7 @@ from qa_platform.embedded.pachd.storage.trees import DEFAULT_TAG, FileEntry, Tre
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS project (name TEXT PRIMARY KEY, description TEXT NOT NULL, created REAL NOT NULL);
-INSERT OR IGNORE INTO project VALUES ('default', '', unixepoch('subsec'));
+INSERT OR IGNORE INTO project VALUES ('default', '', CAST(strftime('%s', 'now') AS REAL));
 CREATE TABLE IF NOT EXISTS repo (
     pk INTEGER PRIMARY KEY, project TEXT NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL, description TEXT NOT NULL, created REAL NOT NULL,
     UNIQUE (project, name, type)

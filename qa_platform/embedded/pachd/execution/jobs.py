@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from qa_platform.embedded.pachd.errors import NotFound, PachError
 from qa_platform.embedded.pachd.execution.datums import enumerate_datums
+from qa_platform.embedded.pachd.execution.leftovers import Reaper, kill_leftovers
 from qa_platform.embedded.pachd.execution.worker import JobContext, ServeWorker, Worker
 from qa_platform.embedded.pachd.pfs import BranchKey, Wait
 from qa_platform.embedded.pachd.pps import Datum, DatumState, Job, JobState, Pipeline, PipelineKey, Pps
@@ -24,15 +25,18 @@ class Executor:
     """Runs until ``stop``. One thread per job that is on its way, one per worker."""
 
     def __init__(self, pps: Pps, folder: Path, serve: ServeWorker) -> None:
+        kill_leftovers(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        # A folder of this server's own: the reaper of one that was killed must not take this one's workers.
+        self._folder = folder / uuid.uuid4().hex[:8]
+        self._folder.mkdir(parents=True)
+        self._reaper = Reaper(self._folder)
         self._pps = pps
-        self._folder = folder
         self._serve = serve
         self._stopping = threading.Event()
         self._runs: dict[int, _JobRun] = {}
         self._pools: dict[PipelineKey, _Pool] = {}
         self._pools_lock = threading.Lock()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         self._threads = [
             threading.Thread(target=self._supervise, name="jobs", daemon=True),
             threading.Thread(target=self._finish_commits, name="commits", daemon=True),
@@ -54,6 +58,7 @@ class Executor:
             run.join(10)
         for pool in self._pools.values():
             pool.close()
+        self._reaper.close()
 
     def alive(self) -> bool:
         return not self._stopping.is_set()

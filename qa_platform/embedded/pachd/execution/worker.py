@@ -1,7 +1,6 @@
 """One worker of a pipeline: it takes datum sets and runs the user's code on them, one datum at a time."""
 
 import contextlib
-import logging
 import os
 import shutil
 import sys
@@ -15,16 +14,13 @@ from typing import Protocol
 import qa_platform
 from qa_platform.embedded.pachd.errors import PachError
 from qa_platform.embedded.pachd.execution.files import clear_folder, download, upload
+from qa_platform.embedded.pachd.execution.leftovers import WORKER_FOLDER_VARIABLE
 from qa_platform.embedded.pachd.execution.process import Command, UserProcess
 from qa_platform.embedded.pachd.pps import Datum, DatumState, Job, Pps
 from qa_platform.embedded.pachd.spec import PipelineSpec
 from qa_platform.embedded.pachd.storage.chunks import CorruptError
 from qa_platform.embedded.pachd.storage.logs import LogLine
 from qa_platform.embedded.pachd.storage.store import Store
-
-_LOG = logging.getLogger(__name__)
-# Marks every process of a worker, so that a later start can find what a killed server left behind.
-WORKER_FOLDER_VARIABLE = "QA_PACHD_WORKER"
 
 
 class DatumError(Exception):

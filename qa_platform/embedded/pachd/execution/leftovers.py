@@ -1,0 +1,49 @@
+"""No process of a worker outlives its server, however the server ends."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+# Marks every process of a worker, with the worker's folder.
+WORKER_FOLDER_VARIABLE = "QA_PACHD_WORKER"
+
+# Waits for the end of its standard input, that is of the server, and kills what is marked.
+_REAPER = f"""
+cat > /dev/null
+for environment in /proc/[0-9]*/environ; do
+    if grep -qzsF "{WORKER_FOLDER_VARIABLE}=$0/" "$environment"; then
+        process=${{environment#/proc/}}
+        kill -KILL "${{process%/environ}}"
+    fi
+done
+"""
+
+
+class Reaper:
+    """A small process of its own that kills the workers' processes below ``folder`` when this process is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            ["sh", "-c", _REAPER, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """Lets it do its work now and waits for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def kill_leftovers(folder: Path) -> None:
+    """Kills what is marked with a worker's folder below ``folder``."""
+    mark = f"{WORKER_FOLDER_VARIABLE}={folder}/".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(value.startswith(mark) for value in (process / "environ").read_bytes().split(b"\0")):
+                os.kill(int(process.name), signal.SIGKILL)

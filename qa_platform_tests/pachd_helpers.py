@@ -1,0 +1,184 @@
+"""What the tests of Pachyderm's protocol share. They know an address and the SDK, not what is behind it.
+
+``QA_TEST_PACHD=grpc://host:port`` points them at a cluster; without it they start the embedded server.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import pytest
+from pachyderm_sdk import Client
+from pachyderm_sdk.api import pfs, pps
+
+T = TypeVar("T")
+LIMIT_SECONDS = 30.0
+# A cluster needs an image that has Python and the SDK; the embedded server has no images.
+IMAGE = os.environ.get("QA_TEST_PACHD_IMAGE", "python:3.12-slim")
+SUCCESS, FAILURE, KILLED, UNRUNNABLE = (
+    pps.JobState.JOB_SUCCESS,
+    pps.JobState.JOB_FAILURE,
+    pps.JobState.JOB_KILLED,
+    pps.JobState.JOB_UNRUNNABLE,
+)
+
+
+class Server:
+    """An embedded server's process over a state folder."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.state = folder / "state"
+        address_file = folder / "address"
+        address_file.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "qa_platform.embedded.pachd", "--state", str(self.state), "--address-file", str(address_file)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **(environment or {})})
+        eventually(address_file.exists, lambda: f"the server ended with {self.process.poll()}")
+        self.address = f"grpc://{address_file.read_text()}"
+
+    def stop(self) -> int:
+        """Ends it as a parent does that goes away."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(LIMIT_SECONDS)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(LIMIT_SECONDS)
+
+
+@contextmanager
+def pachd_address(folder: Path) -> Iterator[str]:
+    """The address to test, of the cluster that is configured or of a server of its own."""
+    if address := os.environ.get("QA_TEST_PACHD"):
+        yield address
+        return
+    server = Server(folder)
+    try:
+        yield server.address
+    finally:
+        assert server.stop() == 0
+
+
+def eventually(look: Callable[[], T], problem: Callable[[], str] = lambda: "it did not happen", seconds: float = LIMIT_SECONDS) -> T:
+    """The first true value of ``look``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(problem())
+
+
+@contextmanager
+def refused(code: grpc.StatusCode, text: str) -> Iterator[None]:
+    """What runs inside must be refused with that status and a message that has that text in it."""
+    with pytest.raises(grpc.RpcError) as caught:
+        yield
+    error: Any = caught.value
+    assert error.code() == code, f"{error.code()}: {error.details()}"
+    assert text in error.details()
+
+
+class Pachd:
+    """Names of its own in a pachd, and short ways to what most tests need."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.client = Client.from_pachd_address(address)
+        self._prefix = f"t{uuid.uuid4().hex[:8]}"
+        self._pipelines: list[str] = []
+
+    def name(self, text: str) -> str:
+        return f"{self._prefix}-{text}"
+
+    def repo(self, text: str = "input") -> pfs.Repo:
+        """A new repo."""
+        repo = pfs.Repo(name=self.name(text))
+        self.client.pfs.create_repo(repo=repo)
+        return repo
+
+    def branch(self, repo: pfs.Repo, name: str = "master") -> pfs.Branch:
+        return pfs.Branch(repo=repo, name=name)
+
+    def put(self, repo: pfs.Repo, files: Mapping[str, bytes], *, delete: Sequence[str] = (), branch: str = "master") -> str:
+        """One finished commit; its id."""
+        with self.client.pfs.commit(branch=self.branch(repo, branch)) as commit:
+            for path in delete:
+                commit.delete_file(path=path)
+            for path, data in files.items():
+                commit.put_file_from_bytes(path, data)
+        commit.wait()
+        return str(commit.id)
+
+    def commit(self, repo: pfs.Repo | str, commit_id: str) -> pfs.Commit:
+        if isinstance(repo, str):
+            repo = pfs.Repo(name=repo)
+        return pfs.Commit(repo=repo, id=commit_id)
+
+    def read(self, repo: pfs.Repo | str, commit_id: str, path: str) -> bytes:
+        file = pfs.File(commit=self.commit(repo, commit_id), path=path)
+        return b"".join(message.value for message in self.client.pfs.get_file(file=file))
+
+    def paths(self, repo: pfs.Repo | str, commit_id: str) -> list[str]:
+        """The files of a commit, without the folders."""
+        infos = self.client.pfs.walk_file(file=pfs.File(commit=self.commit(repo, commit_id), path="/"))
+        return [info.file.path for info in infos if info.file_type == pfs.FileType.FILE]
+
+    def spec(self, name: str, cmd: Sequence[str] | str, source: pfs.Repo | str, *, glob: str = "/*", **more: Any) -> dict[str, Any]:
+        """A spec over one input that user code knows as ``in``; a text is a shell script, run with ``$pfs`` as the root."""
+        transform: dict[str, Any] = {"image": IMAGE, "cmd": list(cmd)}
+        if isinstance(cmd, str):
+            transform = {"image": IMAGE, "cmd": ["sh", "-e"], "stdin": ["pfs=${QA_PFS_ROOT:-/pfs}", *cmd.splitlines()]}
+        transform |= more.pop("transform", {})
+        repo = source if isinstance(source, str) else source.name
+        return {
+            "pipeline": {"name": name},
+            "transform": transform,
+            "input": {"pfs": {"name": "source", "repo": repo, "glob": glob}},
+            "datumTries": 1,
+            **more,
+        }
+
+    def create(self, spec: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """Creates or updates a pipeline; the effective spec."""
+        reply = self.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), **more)
+        if spec["pipeline"]["name"] not in self._pipelines:
+            self._pipelines.append(spec["pipeline"]["name"])
+        effective: dict[str, Any] = json.loads(reply.effective_create_pipeline_request_json)
+        return effective
+
+    def pipeline(self, text: str, cmd: Sequence[str] | str, source: pfs.Repo | str, **more: Any) -> str:
+        """A new pipeline; its full name."""
+        name = self.name(text)
+        self.create(self.spec(name, cmd, source, **more))
+        return name
+
+    def job(self, pipeline: str, job_id: str) -> pps.Job:
+        return pps.Job(pipeline=pps.Pipeline(name=pipeline), id=job_id)
+
+    def wait(self, pipeline: str, job_id: str) -> pps.JobInfo:
+        """The job once it is over."""
+        return self.client.pps.inspect_job(job=self.job(pipeline, job_id), wait=True, details=True)
+
+    def jobs(self, pipeline: str, history: int = 0) -> list[pps.JobInfo]:
+        return list(self.client.pps.list_job(pipeline=pps.Pipeline(name=pipeline), history=history))
+
+    def datums(self, pipeline: str, job_id: str) -> dict[str, pps.DatumInfo]:
+        """By the path of the first input."""
+        return {info.data[0].file.path: info for info in self.client.pps.list_datum(job=self.job(pipeline, job_id))}
+
+    def lines(self, pipeline: str, job_id: str) -> list[str]:
+        """What user code printed."""
+        return [line.message for line in self.client.pps.get_logs(job=self.job(pipeline, job_id)) if line.user]
+
+    def clean_up(self) -> None:
+        for name in reversed(self._pipelines):
+            self.client.pps.delete_pipeline(pipeline=pps.Pipeline(name=name), force=True)

@@ -1,0 +1,669 @@
+"""Pipelines, jobs, datums, logs and secrets, as any pachd with workers has them."""
+
+import base64
+import json
+import textwrap
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from pachyderm_sdk.api import pfs, pps
+
+from qa_platform_tests.pachd_helpers import FAILURE, KILLED, SUCCESS, UNRUNNABLE, Pachd, eventually, pachd_address, refused
+
+NOT_FOUND, UNKNOWN, ALREADY_EXISTS, INVALID = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
+DatumState = pps.DatumState
+# Prints which datum it works on and copies it.
+COPY = 'echo "did $(basename $source)"\ncp -r $source $pfs/out/'
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pachd_address(tmp_path_factory.mktemp("pachd")) as found:
+        yield found
+
+
+@pytest.fixture
+def pachd(address: str) -> Iterator[Pachd]:
+    pachd = Pachd(address)
+    yield pachd
+    pachd.clean_up()
+
+
+def named(pipeline: str) -> pps.Pipeline:
+    return pps.Pipeline(name=pipeline)
+
+
+def states(pachd: Pachd, pipeline: str, job: str) -> dict[str, DatumState]:
+    return {path.strip("/"): info.state for path, info in pachd.datums(pipeline, job).items()}
+
+
+class TestPipelines:
+    def test_creation_makes_repos_and_a_job_at_once(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        [job] = pachd.jobs(name)
+        info = pachd.wait(name, job.job.id)
+        assert info.state == SUCCESS
+        assert (info.data_total, info.data_processed, info.data_skipped, info.data_failed) == (0, 0, 0, 0)
+        types = {info.repo.type for info in pachd.client.pfs.list_repo() if info.repo.name == name}
+        assert types == {"user", "meta", "spec"}
+        assert pachd.client.pfs.branch_exists(pachd.branch(repo))
+
+    def test_defaults_are_filled_in(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.name("p")
+        effective = pachd.create({"pipeline": {"name": name}, "transform": {"cmd": ["true"]}, "input": {"pfs": {"repo": repo.name, "glob": "/*/"}}})
+        assert effective["input"]["pfs"]["name"] == repo.name
+        info = pachd.client.pps.inspect_pipeline(pipeline=named(name), details=True)
+        assert info.version == 1 and info.state == pps.PipelineState.PIPELINE_RUNNING
+        assert info.details.input.pfs.branch == "master" and info.details.input.pfs.glob == "/*"
+        assert info.details.datum_tries == 3 and info.details.reprocess_spec == "until_success" and info.parallelism == 1
+
+    def test_details_come_only_on_request_but_always_in_lists(self, pachd: Pachd) -> None:
+        name = pachd.pipeline("p", COPY, pachd.repo())
+        assert bytes(pachd.client.pps.inspect_pipeline(pipeline=named(name)).details) == b""
+        [listed] = pachd.client.pps.list_pipeline(pipeline=named(name))
+        assert listed.details.transform.cmd
+
+    def test_a_missing_pipeline_is_not_found(self, pachd: Pachd) -> None:
+        name = pachd.name("none")
+        with refused(NOT_FOUND, f'pipeline "default/{name}" not found'):
+            pachd.client.pps.inspect_pipeline(pipeline=named(name))
+        with refused(NOT_FOUND, "not found"):
+            pachd.client.pps.delete_pipeline(pipeline=named(name), must_exist=True)
+        pachd.client.pps.delete_pipeline(pipeline=named(name))
+
+    def test_a_second_pipeline_of_that_name_already_exists(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        with refused(ALREADY_EXISTS, "already exists"):
+            pachd.create(pachd.spec(name, COPY, repo))
+
+    def test_a_repo_of_that_name_is_in_the_way(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        with refused(UNKNOWN, "a repo with the same name already exists"):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(pachd.spec(repo.name, COPY, repo)))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{",
+            "[]",
+            '{"pipeline": {"name": "p"}, "unknown": 1}',
+            '{"pipeline": {"name": "p"}, "transform": {"cmd": "text"}}',
+            '{"pipeline": {"name": "p"}, "datumTimeout": "30"}',
+        ],
+    )
+    def test_a_spec_that_is_none_is_an_invalid_argument(self, pachd: Pachd, text: str) -> None:
+        with refused(INVALID, "could not make effective spec"):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=text)
+
+    def test_snake_and_camel_case_are_both_read(self, pachd: Pachd) -> None:
+        name = pachd.name("p")
+        spec = pachd.spec(name, COPY, pachd.repo(), datum_set_spec={"per_worker": 1}, jobTimeout="30s", parallelism_spec={"constant": "2"})
+        pachd.create(spec)
+        info = pachd.client.pps.inspect_pipeline(pipeline=named(name), details=True)
+        assert info.details.datum_set_spec.per_worker == 1 and info.details.job_timeout.total_seconds() == 30 and info.parallelism == 2
+
+    @pytest.mark.parametrize("name", ["out", ".env"])
+    def test_forbidden_input_names_are_refused(self, pachd: Pachd, name: str) -> None:
+        spec = pachd.spec(pachd.name("p"), COPY, pachd.repo())
+        spec["input"]["pfs"]["name"] = name
+        with refused(UNKNOWN, name):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+
+    def test_a_long_name_is_refused(self, pachd: Pachd) -> None:
+        spec = pachd.spec(pachd.name("p" * 51), COPY, pachd.repo())
+        with refused(UNKNOWN, "longer than the 51 max"):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+
+    def test_a_missing_input_repo_is_not_found(self, pachd: Pachd) -> None:
+        spec = pachd.spec(pachd.name("p"), COPY, pachd.name("none"))
+        with refused(NOT_FOUND, "not found"):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+
+    def test_a_dry_run_changes_nothing(self, pachd: Pachd) -> None:
+        name = pachd.name("p")
+        spec = pachd.spec(name, COPY, pachd.repo())
+        reply = pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), dry_run=True)
+        assert json.loads(reply.effective_create_pipeline_request_json)["pipeline"]["name"] == name
+        assert not pachd.client.pps.pipeline_exists(named(name))
+
+    def test_the_first_version_of_create_pipeline_works_too(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.name("p")
+        pachd.client.pps.create_pipeline(
+            pipeline=named(name),
+            transform=pps.Transform(cmd=["sh"], stdin=["cp $source ${QA_PFS_ROOT:-/pfs}/out/"]),
+            input=pps.Input(pfs=pps.PfsInput(repo=repo.name, name="source", glob="/*")),
+        )
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        assert pachd.read(name, commit, "/a") == b"1"
+
+    def test_an_update_makes_a_new_version_and_a_job_that_skips_everything(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        pachd.create(pachd.spec(name, "echo changed > $pfs/out/a", repo), update=True)
+        [job] = pachd.jobs(name)
+        info = pachd.wait(name, job.job.id)
+        assert info.pipeline_version == 2 and (info.data_skipped, info.data_processed) == (1, 0)
+        assert pachd.read(name, job.job.id, "/a") == b"1"
+        assert len(pachd.jobs(name, history=-1)) == 3
+
+    def test_reprocess_does_everything_again(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        assert pachd.wait(name, pachd.put(repo, {"/a": b"1"})).state == SUCCESS
+        pachd.create(pachd.spec(name, "echo changed > $pfs/out/a", repo), update=True, reprocess=True)
+        [job] = pachd.jobs(name)
+        info = pachd.wait(name, job.job.id)
+        assert (info.data_skipped, info.data_processed) == (0, 1)
+        assert pachd.read(name, job.job.id, "/a") == b"changed\n"
+
+    def test_an_update_of_a_missing_pipeline_creates_it(self, pachd: Pachd) -> None:
+        name = pachd.name("p")
+        pachd.create(pachd.spec(name, COPY, pachd.repo()), update=True)
+        assert pachd.client.pps.inspect_pipeline(pipeline=named(name)).version == 1
+
+    def test_an_update_kills_what_runs(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo begun\nsleep 600", repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        eventually(lambda: pachd.lines(name, commit))
+        pachd.create(pachd.spec(name, COPY, repo), update=True)
+        assert pachd.wait(name, commit).state == KILLED
+        assert pachd.wait(name, pachd.jobs(name)[0].job.id).state == SUCCESS
+
+    def test_a_stopped_pipeline_does_nothing_until_it_is_started(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        pachd.client.pps.stop_pipeline(pipeline=named(name))
+        info = pachd.client.pps.inspect_pipeline(pipeline=named(name))
+        assert info.stopped and info.state == pps.PipelineState.PIPELINE_PAUSED
+        before = len(pachd.jobs(name))
+        commit = pachd.put(repo, {"/a": b"1"})
+        with refused(NOT_FOUND, f"jobs default/{name}@{commit} not found"):
+            pachd.client.pps.inspect_job(job=pachd.job(name, commit))
+        pachd.create(pachd.spec(name, COPY, repo), update=True)
+        assert pachd.client.pps.inspect_pipeline(pipeline=named(name)).stopped
+        pachd.client.pps.start_pipeline(pipeline=named(name))
+        jobs = pachd.jobs(name, history=-1)
+        assert len(jobs) == before + 1
+        assert pachd.wait(name, jobs[0].job.id).data_processed == 1
+
+    def test_a_rerun_is_a_new_version_with_a_new_job(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        assert pachd.wait(name, pachd.put(repo, {"/a": b"1"})).state == SUCCESS
+        pachd.client.pps.rerun_pipeline(pipeline=named(name), reprocess=True)
+        [job] = pachd.jobs(name)
+        assert job.pipeline_version == 2
+        assert pachd.wait(name, job.job.id).data_processed == 1
+
+    def test_deletion_removes_repos_and_jobs(self, pachd: Pachd) -> None:
+        name = pachd.pipeline("p", COPY, pachd.repo())
+        with refused(UNKNOWN, "pipeline"):
+            pachd.client.pfs.delete_repo(repo=pfs.Repo(name=name))
+        pachd.client.pps.delete_pipeline(pipeline=named(name))
+        assert not pachd.client.pps.pipeline_exists(named(name))
+        assert name not in {info.repo.name for info in pachd.client.pfs.list_repo()}
+
+    def test_deletion_can_keep_the_output(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        pachd.client.pps.delete_pipeline(pipeline=named(name), keep_repo=True)
+        assert pachd.read(name, commit, "/a") == b"1"
+        pachd.client.pfs.delete_repo(repo=pfs.Repo(name=name))
+
+    def test_the_output_belongs_to_the_pipeline(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "sleep 600", repo)
+        with refused(UNKNOWN, "cannot start a commit on an output branch"):
+            pachd.client.pfs.start_commit(branch=pachd.branch(pfs.Repo(name=name)))
+        commit = pachd.put(repo, {"/a": b"1"})
+        with refused(UNKNOWN, "use 'stop job' instead"):
+            pachd.client.pfs.finish_commit(commit=pachd.commit(name, commit))
+
+
+class TestJobs:
+    def test_a_job_has_the_id_of_the_commit_and_exists_as_soon_as_it_is_started(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        commit = pachd.client.pfs.start_commit(branch=pachd.branch(repo))
+        info = pachd.client.pps.inspect_job(job=pachd.job(name, commit.id), details=True)
+        assert info.state in (pps.JobState.JOB_CREATED, pps.JobState.JOB_STARTING)
+        assert info.output_commit.branch.name == "master" and info.output_commit.id == commit.id
+        assert info.details.transform.cmd
+        pachd.client.pfs.finish_commit(commit=commit)
+        assert pachd.wait(name, commit.id).state == SUCCESS
+
+    def test_a_chain_runs_under_one_id(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        first = pachd.pipeline("first", COPY, repo)
+        second = pachd.pipeline("second", "cat $source/* > $pfs/out/all", first, glob="/")
+        commit = pachd.put(repo, {"/a": b"1", "/b": b"2"})
+        assert pachd.wait(second, commit).state == SUCCESS
+        assert pachd.read(second, commit, "/all") == b"12"
+        in_set = list(pachd.client.pps.inspect_job_set(job_set=pps.JobSet(id=commit), wait=True))
+        assert [(info.job.pipeline.name, info.state) for info in in_set] == [(first, SUCCESS), (second, SUCCESS)]
+        assert commit in [info.job_set.id for info in pachd.client.pps.list_job_set()]
+        commits = list(pachd.client.pfs.inspect_commit_set(commit_set=pfs.CommitSet(id=commit), wait=True))
+        order = [info.commit.repo.name for info in commits if info.commit.id == commit and info.commit.repo.type == "user"]
+        assert order == [repo.name, first, second]
+        assert {info.commit.repo.type for info in commits} == {"user", "meta", "spec"}
+
+    def test_a_repo_without_that_commit_answers_with_the_one_in_its_provenance(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        pachd.create(pachd.spec(name, COPY, repo), update=True)
+        job = pachd.jobs(name)[0].job.id
+        assert job != commit
+        assert pachd.client.pfs.inspect_commit(commit=pachd.commit(repo, job)).commit.id == commit
+
+    def test_a_missing_job_is_not_found(self, pachd: Pachd) -> None:
+        name = pachd.pipeline("p", COPY, pachd.repo())
+        with refused(NOT_FOUND, f"jobs default/{name}@"):
+            pachd.client.pps.inspect_job(job=pachd.job(name, "0" * 12 + "4" + "0" * 19))
+
+    def test_a_stopped_job_is_killed_and_so_are_its_processes(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo begun\nsleep 600 &\nsleep 600", repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        eventually(lambda: pachd.lines(name, commit))
+        pachd.client.pps.stop_job(job=pachd.job(name, commit))
+        info = pachd.wait(name, commit)
+        assert info.state == KILLED and "job stopped" in info.reason
+        after = pachd.put(repo, {}, delete=["/"])
+        assert pachd.wait(name, after).state == SUCCESS
+
+    def test_jobs_are_listed_newest_first_and_only_of_the_current_version(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        made = [pachd.put(repo, {f"/{number}": b""}) for number in range(2)]
+        assert [info.job.id for info in pachd.jobs(name)][:2] == made[::-1]
+        pachd.create(pachd.spec(name, COPY, repo), update=True)
+        assert len(pachd.jobs(name)) == 1
+        assert [info.job.id for info in pachd.jobs(name, history=-1)][1:3] == made[::-1]
+
+    def test_a_subscription_follows_jobs(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "sleep 0.2", repo)
+        pachd.wait(name, pachd.jobs(name)[0].job.id)
+        commit = pachd.client.pfs.start_commit(branch=pachd.branch(repo))
+        stream = pachd.client.pps.subscribe_job(pipeline=named(name), details=True)
+        assert next(stream).job.id == commit.id
+        pachd.client.pfs.finish_commit(commit=commit)
+        pachd.wait(name, commit.id)
+        later = pachd.client.pfs.start_commit(branch=pachd.branch(repo))
+        assert next(stream).job.id == later.id
+
+    def test_jobs_overlap_where_their_datums_differ(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", 'echo $source\n[ "$(basename $source)" = slow ] && sleep 600\ncp $source $pfs/out/', repo, parallelismSpec={"constant": 2})
+        first = pachd.put(repo, {"/slow": b""})
+        eventually(lambda: pachd.lines(name, first))
+        second = pachd.put(repo, {"/quick": b"1"}, delete=["/"])
+        eventually(lambda: states(pachd, name, second) == {"quick": DatumState.SUCCESS})
+        assert pachd.client.pps.inspect_job(job=pachd.job(name, first)).state == pps.JobState.JOB_RUNNING
+        pachd.client.pps.stop_job(job=pachd.job(name, first))
+        assert pachd.wait(name, second).state == SUCCESS
+
+    def test_a_failed_datum_does_not_stop_the_others_but_fails_the_job(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", 'echo $source\n[ "$(basename $source)" != bad ]\ncp $source $pfs/out/', repo)
+        down = pachd.pipeline("down", COPY, name)
+        commit = pachd.put(repo, {"/a": b"1", "/bad": b"2", "/c": b"3"})
+        info = pachd.wait(name, commit)
+        assert info.state == FAILURE
+        assert (info.data_total, info.data_processed, info.data_failed) == (3, 2, 1)
+        guilty = pachd.datums(name, commit)["/bad"]
+        assert guilty.state == DatumState.FAILED
+        assert f"datum {guilty.datum.id} failed" in info.reason
+        assert pachd.paths(name, commit) == ["/a", "/c"]
+        assert pachd.client.pfs.inspect_branch(branch=pachd.branch(pfs.Repo(name=name))).head.id == commit
+        after = pachd.wait(down, commit)
+        assert after.state == UNRUNNABLE
+        assert f"unrunnable because the following upstream pipelines failed: {name}" in after.reason
+
+    def test_the_same_output_path_from_two_datums_fails_the_job(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "cat $source > $pfs/out/same", repo)
+        info = pachd.wait(name, pachd.put(repo, {"/a": b"1", "/b": b"2"}))
+        assert info.state == FAILURE
+        assert "duplicate path output by different datums" in info.reason
+
+    def test_a_job_that_takes_too_long_is_killed(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "sleep 600", repo, jobTimeout="0.5s")
+        assert pachd.wait(name, pachd.put(repo, {"/a": b"1"})).state == KILLED
+
+    def test_dropping_a_commit_set_takes_its_job_along(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        commit = pachd.client.pfs.start_commit(branch=pachd.branch(repo))
+        pachd.client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=commit.id))
+        assert not pachd.client.pps.job_exists(pachd.job(name, commit.id))
+        after = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, after).state == SUCCESS
+
+
+class TestDatums:
+    def test_ids_are_made_of_name_repo_branch_and_path(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        first = pachd.datums(name, pachd.put(repo, {"/a": b"1"}))
+        pachd.wait(name, next(iter(first.values())).datum.job.id) if first else None
+        commit = pachd.put(repo, {"/a": b"2"})
+        pachd.wait(name, commit)
+        from hashlib import blake2b
+
+        total = blake2b(digest_size=32)
+        for text in (b"source", repo.name.encode(), b"master", b"/a"):
+            total.update(text + len(text).to_bytes(8, "big"))
+        assert pachd.datums(name, commit)["/a"].datum.id == total.hexdigest()
+
+    def test_each_match_of_the_glob_is_a_datum_and_lies_at_its_full_path(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "(cd $pfs/source; find . -type f | sort) > $pfs/out/$PACH_DATUM_ID", repo, glob="/*/*")
+        commit = pachd.put(repo, {"/f/manifest": b"1", "/f/part/q": b"2", "/f/part/s": b"3"})
+        assert pachd.wait(name, commit).data_total == 2
+        found = sorted(pachd.read(name, commit, path) for path in pachd.paths(name, commit))
+        assert found == [b"./f/manifest\n", b"./f/part/q\n./f/part/s\n"]
+
+    def test_the_root_is_one_datum_unless_the_commit_is_empty(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "ls $source > $pfs/out/list", repo, glob="/")
+        empty = pachd.put(repo, {})
+        assert pachd.wait(name, empty).data_total == 0
+        commit = pachd.put(repo, {"/a": b"1", "/b": b"2"})
+        assert pachd.wait(name, commit).data_total == 1
+        assert pachd.read(name, commit, "/list") == b"a\nb\n"
+
+    def test_user_code_sees_the_documented_environment(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "env > $pfs/out/env", repo, transform={"env": {"MINE": "yes"}})
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        env = dict(line.split("=", 1) for line in pachd.read(name, commit, "/env").decode().splitlines() if "=" in line)
+        assert env["source"].endswith("/source/a") and env["source_COMMIT"] == commit
+        assert env["PACH_JOB_ID"] == env["PACH_OUTPUT_COMMIT_ID"] == commit
+        assert env["PACH_DATUM_ID"] == pachd.datums(name, commit)["/a"].datum.id
+        assert env["PPS_PIPELINE_NAME"] == name and env["PPS_PROJECT_NAME"] == "default" and env["PACH_IN_WORKER"] == "true"
+        assert env["PPS_SPEC_COMMIT"] and env["PPS_POD_NAME"] and env["PPS_WORKER_IP"] and env["PPS_WORKER_GRPC_PORT"]
+        assert env["MINE"] == "yes" and "PACH_PIPELINE_NAME" not in env
+
+    def test_unchanged_datums_are_skipped_and_vanished_outputs_deleted(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        first = pachd.put(repo, {"/same": b"1", "/changed": b"1", "/gone": b"1"})
+        assert pachd.wait(name, first).data_processed == 3
+        second = pachd.put(repo, {"/changed": b"2", "/new": b"1"}, delete=["/gone"])
+        info = pachd.wait(name, second)
+        assert (info.data_total, info.data_processed, info.data_skipped) == (3, 2, 1)
+        assert states(pachd, name, second) == {"same": DatumState.SKIPPED, "changed": DatumState.SUCCESS, "new": DatumState.SUCCESS}
+        assert pachd.paths(name, second) == ["/changed", "/new", "/same"]
+        assert pachd.read(name, second, "/changed") == b"2"
+        assert sorted(pachd.lines(name, second)) == ["did changed", "did new"]
+
+    def test_the_skip_base_is_the_last_successful_job(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", f'[ "$(basename $source)" != bad ]\n{COPY}', repo)
+        assert pachd.wait(name, pachd.put(repo, {"/a": b"1"})).state == SUCCESS
+        failed = pachd.wait(name, pachd.put(repo, {"/b": b"1", "/bad": b"1"}))
+        assert failed.state == FAILURE and failed.data_skipped == 1
+        info = pachd.wait(name, pachd.put(repo, {}, delete=["/bad"]))
+        assert (info.data_skipped, info.data_processed) == (1, 1)
+
+    def test_every_job_can_do_everything_again(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo, reprocessSpec="every_job")
+        pachd.wait(name, pachd.put(repo, {"/a": b"1"}))
+        assert pachd.wait(name, pachd.put(repo, {"/b": b"1"})).data_processed == 2
+
+    def test_a_datum_is_tried_as_often_as_the_spec_says(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo try\nls $pfs/out\ntouch $pfs/out/left\nexit 3", repo, datumTries=3)
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == FAILURE
+        assert pachd.lines(name, commit) == ["try"] * 3
+
+    def test_err_cmd_runs_after_every_failed_attempt_and_recovers_the_datum(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        transform = {"errCmd": ["sh"], "errStdin": ["echo mended"]}
+        name = pachd.pipeline("p", '[ "$(basename $source)" != bad ]\ncp $source $pfs/out/', repo, datumTries=2, transform=transform)
+        commit = pachd.put(repo, {"/a": b"1", "/bad": b"2"})
+        info = pachd.wait(name, commit)
+        assert info.state == SUCCESS and (info.data_processed, info.data_recovered) == (1, 1)
+        assert pachd.lines(name, commit) == ["mended", "mended"]
+        assert pachd.paths(name, commit) == ["/a"]
+        again = pachd.wait(name, pachd.put(repo, {"/c": b"1"}))
+        assert (again.data_skipped, again.data_recovered) == (1, 1)
+
+    def test_a_datum_that_takes_too_long_counts_as_a_failed_attempt(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo try\nsleep 600", repo, datumTries=2, datumTimeout="0.5s")
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == FAILURE
+        assert pachd.lines(name, commit) == ["try", "try"]
+
+    def test_an_accepted_return_code_is_a_success(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "exit 7", repo, transform={"acceptReturnCode": [7]})
+        assert pachd.wait(name, pachd.put(repo, {"/a": b"1"})).state == SUCCESS
+
+    def test_links_are_taken_as_what_they_point_to(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "ln -s $source $pfs/out/link", repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        assert pachd.read(name, commit, "/link") == b"1"
+
+    def test_datums_are_sorted_by_id_filtered_and_inspected(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", '[ "$(basename $source)" != bad ]', repo)
+        commit = pachd.put(repo, {f"/{name}": b"1" for name in ("a", "b", "c", "bad")})
+        pachd.wait(name, commit)
+        job = pachd.job(name, commit)
+        ids = [info.datum.id for info in pachd.client.pps.list_datum(job=job)]
+        assert ids == sorted(ids) and len(ids) == 4
+        [failed] = pachd.client.pps.list_datum(job=job, filter=pps.ListDatumRequestFilter(state=[DatumState.FAILED]))
+        assert failed.data[0].file.path == "/bad"
+        assert pachd.client.pps.inspect_datum(datum=failed.datum).state == DatumState.FAILED
+        with refused(UNKNOWN, "not found in job"):
+            pachd.client.pps.inspect_datum(datum=pps.Datum(job=job, id="0" * 64))
+
+    def test_datums_of_an_input_can_be_listed_without_a_pipeline(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        pachd.put(repo, {"/a": b"1", "/b": b"2"})
+        source = pps.Input(pfs=pps.PfsInput(repo=repo.name, glob="/*"))
+        assert {info.data[0].file.path for info in pachd.client.pps.list_datum(input=source)} == {"/a", "/b"}
+
+    def test_cross_and_union_inputs(self, pachd: Pachd) -> None:
+        repos = [pachd.repo("left"), pachd.repo("right")]
+        for repo in repos:
+            pachd.put(repo, {"/a": b"1", "/b": b"2"})
+        inputs = [pps.Input(pfs=pps.PfsInput(repo=repo.name, glob="/*")) for repo in repos]
+        assert len(list(pachd.client.pps.list_datum(input=pps.Input(cross=inputs)))) == 4
+        assert len(list(pachd.client.pps.list_datum(input=pps.Input(union=inputs)))) == 4
+        joined = [pps.Input(pfs=pps.PfsInput(repo=repo.name, glob="/(*)", join_on="$1")) for repo in repos]
+        assert len(list(pachd.client.pps.list_datum(input=pps.Input(join=joined)))) == 2
+
+
+class TestLogs:
+    def test_lines_carry_where_they_come_from(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo out\necho err >&2", repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        pachd.wait(name, commit)
+        lines = [line for line in pachd.client.pps.get_logs(job=pachd.job(name, commit)) if line.user]
+        assert [line.message for line in lines] == ["out", "err"]
+        [datum] = pachd.datums(name, commit).values()
+        first = lines[0]
+        assert (first.project_name, first.pipeline_name, first.job_id, first.datum_id) == ("default", name, commit, datum.datum.id)
+        assert first.worker_id and first.data[0].path == "/a" and first.data[0].hash == datum.data[0].hash and first.ts.year > 2000
+
+    def test_lines_are_filtered(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo $source", repo)
+        commit = pachd.put(repo, {"/a": b"1", "/b": b"2"})
+        pachd.wait(name, commit)
+        datum = pachd.datums(name, commit)["/b"].datum
+
+        def lines(**query: object) -> list[str]:
+            return [line.message.rpartition("/")[2] for line in pachd.client.pps.get_logs(**query) if line.user]  # type: ignore[arg-type]
+
+        assert lines(datum=datum) == ["b"]
+        assert lines(job=pachd.job(name, commit), data_filters=["/a"]) == ["a"]
+        assert lines(pipeline=named(name)) == ["a", "b"]
+        assert lines(pipeline=named(name), master=True) == []
+        assert len(list(pachd.client.pps.get_logs(pipeline=named(name), tail=1))) == 1
+
+    def test_lines_come_while_the_process_works(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo one\nsleep 0.3\necho two\nsleep 600", repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        stream = pachd.client.pps.get_logs(job=pachd.job(name, commit), follow=True)
+        user = (line.message for line in stream if line.user)
+        assert next(user) == "one"
+        assert next(user) == "two"
+        assert pachd.client.pps.inspect_job(job=pachd.job(name, commit)).state == pps.JobState.JOB_RUNNING
+        pachd.client.pps.stop_job(job=pachd.job(name, commit))
+
+    def test_the_other_log_service_answers_too(self, pachd: Pachd) -> None:
+        from pachyderm_sdk.api import logs
+
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo here", repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        pachd.wait(name, commit)
+        query = logs.LogQuery(user=logs.UserLogQuery(pipeline_job=logs.PipelineJobLogQuery(pipeline=logs.PipelineLogQuery(project="default", pipeline=name), job=commit)))
+        replies = pachd.client.logs.get_logs(query=query, filter=logs.LogFilter(user_logs_only=True))
+        assert [reply.log.pps_log_message.message for reply in replies] == ["here"]
+
+    def test_logs_of_a_missing_pipeline_are_not_found(self, pachd: Pachd) -> None:
+        with refused(NOT_FOUND, "not found"):
+            list(pachd.client.pps.get_logs(pipeline=named(pachd.name("none"))))
+
+
+class TestSecrets:
+    def test_a_secret_reaches_the_environment_and_nothing_else(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        secret = pachd.name("secret")
+        pachd.client.pps.create_secret(name=secret, data={"key": "planted"})
+        assert pachd.client.pps.inspect_secret(secret=pps.Secret(name=secret)).secret.name == secret
+        assert secret in [info.secret.name for info in pachd.client.pps.list_secret().secret_info]
+        uses = [{"name": secret, "envVar": "PLANTED", "key": "key"}]
+        name = pachd.pipeline("p", 'printf %s "$PLANTED" > $pfs/out/a', repo, transform={"secrets": uses})
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        assert pachd.read(name, commit, "/a") == b"planted"
+        assert "planted" not in pachd.client.pps.inspect_pipeline(pipeline=named(name), details=True).to_json()
+        pachd.client.pps.delete_secret(secret=pps.Secret(name=secret))
+
+    def test_kubernetes_documents_are_taken_with_data_and_string_data(self, pachd: Pachd) -> None:
+        secret = pachd.name("secret")
+        document = {
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}, "type": "Opaque",
+            "stringData": {"a": "1"}, "data": {"b": base64.b64encode(b"2").decode()},
+        }  # fmt: skip
+        from pachyderm_sdk.api.pps import ApiStub
+
+        ApiStub.create_secret(pachd.client.pps, file=json.dumps(document).encode())
+        assert pachd.client.pps.inspect_secret(secret=pps.Secret(name=secret)).type == "Opaque"
+        with refused(UNKNOWN, "failed to create secret"):
+            ApiStub.create_secret(pachd.client.pps, file=json.dumps(document).encode())
+        pachd.client.pps.delete_secret(secret=pps.Secret(name=secret))
+        with refused(UNKNOWN, "failed to get secret"):
+            pachd.client.pps.inspect_secret(secret=pps.Secret(name=secret))
+
+    def test_a_pipeline_is_not_made_without_its_secrets(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        secret = pachd.name("secret")
+        spec = pachd.spec(pachd.name("p"), COPY, repo, transform={"secrets": [{"name": secret, "envVar": "A", "key": "key"}]})
+        with refused(UNKNOWN, "missing Kubernetes secret"):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+        pachd.client.pps.create_secret(name=secret, data={"other": "1"})
+        with refused(UNKNOWN, "missing key"):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+        pachd.client.pps.delete_secret(secret=pps.Secret(name=secret))
+
+
+BATCH = textwrap.dedent(
+    """
+    import os, sys
+    from pathlib import Path
+    from pachyderm_sdk import Client
+
+    print("started", flush=True)
+    out = Path(os.environ.get("QA_PFS_ROOT", "/pfs"), "out")
+    assert "source" not in os.environ
+    worker = Client().worker
+    error = ""
+    while True:
+        env = dict(pair.split("=", 1) for pair in worker.next_datum(error=error).env)
+        source = Path(env["source"])
+        print("did", source.name, flush=True)
+        error = "it is bad" if source.name == "bad" else ""
+        if source.name == "leave":
+            sys.exit(0)
+        if not error:
+            (out / source.name).write_bytes(source.read_bytes() + env["PACH_DATUM_ID"].encode())
+    """
+)
+
+
+class TestBatching:
+    def batch(self, pachd: Pachd, repo: pfs.Repo, **more: object) -> str:
+        return pachd.pipeline(
+            "p", ["python", "-c", BATCH], repo, transform={"datumBatching": True}, datumSetSpec={"perWorker": 1}, **more
+        )
+
+    def test_one_process_does_all_datums_of_a_set(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = self.batch(pachd, repo)
+        commit = pachd.put(repo, {f"/{letter}": letter.encode() for letter in "abc"})
+        info = pachd.wait(name, commit)
+        assert info.state == SUCCESS and info.data_processed == 3
+        assert pachd.lines(name, commit) == ["started", "did a", "did b", "did c"]
+        assert pachd.read(name, commit, "/b") == b"b" + pachd.datums(name, commit)["/b"].datum.id.encode()
+
+    def test_a_reported_error_fails_the_datum_and_restarts_the_process(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = self.batch(pachd, repo, datumTries=2)
+        commit = pachd.put(repo, {"/a": b"1", "/bad": b"2", "/c": b"3"})
+        assert pachd.wait(name, commit).state == FAILURE
+        assert pachd.lines(name, commit) == ["started", "did a", "did bad", "started", "did bad", "started", "did c"]
+        assert pachd.paths(name, commit) == ["/a", "/c"]
+
+    def test_leaving_is_a_failure_even_with_status_zero(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = self.batch(pachd, repo)
+        commit = pachd.put(repo, {"/leave": b"1"})
+        assert pachd.wait(name, commit).state == FAILURE
+        assert any("user code exited prematurely" in line.message for line in pachd.client.pps.get_logs(job=pachd.job(name, commit)))
+
+    def test_a_datum_that_takes_too_long_restarts_the_process(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline(
+            "p",
+            ["python", "-c", BATCH.replace('if source.name == "leave"', 'if source.name == "slow": __import__("time").sleep(600)\n    if False')],
+            repo,
+            transform={"datumBatching": True},
+            datumSetSpec={"perWorker": 1},
+            datumTimeout="3s",
+        )
+        commit = pachd.put(repo, {"/a": b"1", "/slow": b"2"})
+        assert pachd.wait(name, commit).state == FAILURE
+        assert states(pachd, name, commit) == {"a": DatumState.SUCCESS, "slow": DatumState.FAILED}
