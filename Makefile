@@ -19,12 +19,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	@rm -rf .qa/demo
-	@$(BIN)/qa-platform local run --state .qa/demo -- $(BIN)/python -m qa_platform.demo
+	@$(BIN)/qa-platform local run -- $(BIN)/python -m qa_platform.demo
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow' --junitxml .qa/reports/fast.xml
-	$(BIN)/python -m pytest -m slow --junitxml .qa/reports/slow.xml
+	@status=0; \
+	$(BIN)/python -m pytest -m 'not slow' --junitxml .qa/reports/fast.xml || status=1; \
+	$(BIN)/python -m pytest -m slow --junitxml .qa/reports/slow.xml || status=1; \
+	exit $$status
 
 lint: setup
 	$(BIN)/ruff format --check .

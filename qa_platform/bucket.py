@@ -13,12 +13,13 @@ from google.api_core.exceptions import NotFound, PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion
+from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion, file_id
 from qa_platform.errors import InputError
 
 # Asked for by name, so that a listing of 100,000 objects stays small.
 _LISTED_FIELDS = "items(name,generation,size,crc32c),nextPageToken"
 _TIMEOUT_SECONDS = 60
+_OBJECT_NAME_BYTES = 1024
 # How much of an object is fetched at a time while it is read.
 _READ_CHUNK = 8 * 2**20
 
@@ -88,8 +89,14 @@ def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
 
 
 def archived_name(version: FileVersion, *, rejected: bool) -> str:
-    """Where a source goes when it is done: ``processed/<name>/<generation>.csv``, or the same under ``rejected/``."""
-    return f"{REJECTED if rejected else PROCESSED}{version.name}/{version.generation}.csv"
+    """Where a source goes when it is done: ``processed/<name>/<generation>.csv``, or the same under ``rejected/``.
+
+    With a name so long that this would be no object name any more, the file id stands for it.
+    """
+    folder, file = REJECTED if rejected else PROCESSED, f"{version.generation}.csv"
+    place = f"{folder}{version.name}/{file}"
+    # The report beside a rejected file has a longer ending.
+    return place if len(place.encode()) < _OBJECT_NAME_BYTES else f"{folder}{file_id(version.name)}/{file}"
 
 
 def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected: bool = False) -> str:

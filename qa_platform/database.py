@@ -134,7 +134,8 @@ def read_pem(secret: SecretStr, variable: str) -> bytes:
 
 def _connection_error(settings: PostgresSettings, text: str) -> QaPlatformError:
     where = f"{settings.user}@{settings.host}:{settings.port}/{settings.dbname}"
-    said = " ".join(text.split("Multiple connection attempts failed")[0].split())
+    # Of several addresses of one host, all failures count, not only the last one.
+    said = " ".join(text.rpartition("All failures were:")[2].split())
     password = settings.password.get_secret_value()
     if password:
         said = said.replace(password, "***")
@@ -145,25 +146,28 @@ def _connection_error(settings: PostgresSettings, text: str) -> QaPlatformError:
 
 
 @contextmanager
-def transaction(connection: psycopg.Connection) -> Iterator[psycopg.Cursor]:
+def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[psycopg.Cursor]:
     """One transaction, committed at the end of the block, rolled back on any exception.
+
+    Args:
+        about: what it is for, which messages begin with.
 
     Raises:
         InputError: PostgreSQL refuses the data, a permission is missing, or the tables are.
-        TransientError: the connection broke, or PostgreSQL gave up for now: a deadlock, a full disk, a shutdown, a lock's time-out.
+        TransientError: the connection broke, or PostgreSQL gave up for now: a deadlock, a full disk, a shutdown, a lock's time-out, a
+            standby that is not promoted yet.
     """
     try:
         with connection.transaction(), connection.cursor() as cursor:
             yield cursor
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise TransientError(f"PostgreSQL did not finish: {_said(error)}") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as error:
+        raise TransientError(f"{about}PostgreSQL did not finish: {_said(error)}") from error
     except psycopg.errors.DataError as error:
-        column = f" (column {error.diag.column_name})" if error.diag.column_name else ""
-        raise InputError(f"PostgreSQL refuses the data: {_said(error)}{column}") from error
+        raise InputError(f"{about}PostgreSQL refuses the data: {_said(error)}") from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise InputError(f"the user may not do this in PostgreSQL: {_said(error)}; grant it, or use the owner of the tables") from error
+        raise InputError(f"{about}PostgreSQL does not allow it: {_said(error)}; grant it, or be the owner of the tables") from error
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise InputError(f"the tables are missing or old: {_said(error)}; run `qa-platform db upgrade`") from error
+        raise InputError(f"{about}the tables are missing or old: {_said(error)}; run `qa-platform db upgrade`") from error
 
 
 def only_row(cursor: psycopg.Cursor) -> tuple[Any, ...]:
@@ -174,5 +178,6 @@ def only_row(cursor: psycopg.Cursor) -> tuple[Any, ...]:
 
 
 def _said(error: psycopg.Error) -> str:
-    # The first line only: what follows may quote whole cells.
-    return error.diag.message_primary or str(error).split("\n")[0]
+    # Not the whole text: its later lines may quote cells.
+    place = re.match(r"COPY \w+, line \d+(, column \w+)?", error.diag.context or "")
+    return (error.diag.message_primary or str(error).split("\n")[0]) + (f" ({place.group()})" if place else "")

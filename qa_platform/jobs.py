@@ -32,13 +32,13 @@ def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource
         found = look(services)
         tidy(services, found.plan, context.log)
         for number, planned in enumerate(found.plan.batches):
-            token = f"{context.run_id}-{number}"
+            token = f"{context.run.run_id}-{number}"
             if claim(services, planned, token=token) is None:
                 continue
             context.instance.add_dynamic_partitions(PARTITIONS, [partition_key(v.name) for v in planned.versions])
             for version in planned.versions:
                 context.log_event(uploaded(version))
-            outcome = answer_batch(services, planned, token=token, run_id=context.run_id, log=context.log)
+            outcome = answer_batch(services, planned, token=token, run_id=context.run.run_id, log=context.log)
             report_files(context, services, outcome.records)
             reported |= {record.version.name: record.status for record in outcome.records}
         if not found.plan.waiting and not found.claimed:

@@ -93,19 +93,20 @@ def connect(settings: PachydermSettings) -> Client:
         port=address.port,
         tls=address.scheme == "grpcs",
         root_certs=settings.pach_ca_bundle.read_bytes() if settings.pach_ca_bundle else None,
-        auth_token=settings.pach_token.get_secret_value(),
+        auth_token=settings.pach_token.get_secret_value() or None,
     )
     # The SDK takes no channel options, so the channel is made once more, with ours.
     client._channel.close()
-    if client.root_certs is None:
-        channel = grpc.insecure_channel(client.address, options=_CHANNEL_OPTIONS)
-    else:
-        credentials = grpc.ssl_channel_credentials(root_certificates=client.root_certs)
-        channel = grpc.secure_channel(client.address, credentials, options=_CHANNEL_OPTIONS)
-    metadata = [("authn-token", token)] if (token := settings.pach_token.get_secret_value()) else []
-    client._channel = grpc.intercept_channel(channel, MetadataClientInterceptor(metadata))
+    client._channel = grpc.intercept_channel(_open_channel(client), MetadataClientInterceptor(client._grpc_metadata))
     client._init_api()
     return client
+
+
+def _open_channel(client: Client) -> grpc.Channel:
+    if client.root_certs is None:
+        return grpc.insecure_channel(client.address, options=_CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(root_certificates=client.root_certs)
+    return grpc.secure_channel(client.address, credentials, options=_CHANNEL_OPTIONS)
 
 
 @contextmanager
@@ -298,19 +299,24 @@ class _LogFollower:
     QUIET_SECONDS = 0.3
 
     def __init__(self, settings: PachydermSettings, job: pps.Job, lines: "queue.SimpleQueue[str]") -> None:
-        self._client = connect(settings)
-        self._job, self._lines = job, lines
+        client = connect(settings)
+        # Not through the SDK's stub: a cancelled call of that one prints a traceback.
+        self._channel = _open_channel(client)
+        follow = self._channel.unary_stream("/pps_v2.API/GetLogs", bytes, pps.LogMessage.FromString)
+        self._call = follow(pps.GetLogsRequest(pipeline=job.pipeline, job=job, follow=True), metadata=client._grpc_metadata)
+        client._channel.close()
+        self._lines = lines
         self._last_line = time.monotonic()
         self._thread = threading.Thread(target=self._follow, name=f"logs-{job.id}", daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
         try:
-            for message in self._client.pps.get_logs(pipeline=self._job.pipeline, job=self._job, follow=True):
+            for message in self._call:
                 if message.user:
                     self._lines.put(message.message.rstrip("\n"))
                     self._last_line = time.monotonic()
-        except (grpc.RpcError, ConnectionError, ValueError):
+        except grpc.RpcError:
             return
 
     def finish(self) -> None:
@@ -319,7 +325,8 @@ class _LogFollower:
             time.sleep(self.QUIET_SECONDS / 10)
 
     def close(self) -> None:
-        self._client._channel.close()
+        self._call.cancel()
+        self._channel.close()
 
 
 def _failure(client: Client, info: pps.JobInfo) -> JobFailed:

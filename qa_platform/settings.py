@@ -53,11 +53,19 @@ class ModelSettings(BaseSettings):
 
     model: str = Field(default="bundled", description="`bundled`, a local folder, or a Hugging Face model id.")
     model_revision: str = Field(default="", description="Commit, tag or branch of a Hugging Face model.")
-    precision: Literal["fp32", "bf16", "int8", "auto"] = Field(default="fp32", description="Arithmetic of the model.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(default="fp32", description="Arithmetic of the model.")
 
     @property
     def choice(self) -> ModelChoice:
         return ModelChoice(self.model, self.model_revision, self.precision)
+
+
+class TuningSettings(BaseSettings):
+    """Where the engine remembers what it found out about this machine."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    cache_dir: Path = Field(default=Path("~/.cache/qa-platform"), description="Folder in which `qa-platform tune` keeps what it found.")
 
 
 class WorkerSettings(BaseSettings):

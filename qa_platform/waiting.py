@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from qa_platform import bookkeeping, bucket
 from qa_platform.batch import Services, archive_file
-from qa_platform.bookkeeping import FileRecord
 from qa_platform.database import connect
-from qa_platform.planning import Batch, Known, Limits, Plan, plan
+from qa_platform.planning import Batch, Limits, Plan, plan
 
 # What one look leads to at most, so that a sensor's tick stays short however much is waiting.
 BATCHES_PER_LOOK = 10
@@ -31,24 +30,13 @@ def look(services: Services) -> Look:
         elsewhere = {v.name: v for v in bookkeeping.waiting_elsewhere(connection)}
         # A newer upload under the same name takes the place of what was asked to be answered again.
         listing = list((elsewhere | {v.name: v for v in bucket.list_incoming(services.bucket, services.work.suffixes)}).values())
-        known = bookkeeping.records(connection, listing)
-        new = [v.name for v in listing if (v.name, v.generation) not in known]
+        states = bookkeeping.known(connection, listing)
+        new = [v.name for v in listing if (v.name, v.generation) not in states]
         answered = bookkeeping.latest_answered(connection, new, model=services.model.choice)
         claimed = frozenset(bookkeeping.claimed(connection))
-    states = {key: _known(record) for key, record in known.items()}
     limits = Limits(services.work.batch_files, services.work.batch_bytes, BATCHES_PER_LOOK)
     names = {v.name for v in listing}
     return Look(plan(listing, states, claimed, limits, answered=answered), claimed & names)
-
-
-def _known(record: FileRecord) -> Known:
-    return Known(
-        record.status,
-        attempts=record.attempts,
-        load_id=record.load_id,
-        batch_id=record.batch_id,
-        due=record.due,
-    )
 
 
 def tidy(services: Services, found: Plan, log: logging.Logger) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import psutil
 
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 120.0
 
 T = TypeVar("T")
 

@@ -364,6 +364,11 @@ FAILURES: dict[str, tuple[Callable[[Server, Path], PostgresSettings], type[QaPla
         InputError,
         "check PG_USER and PG_PASSWORD",
     ),
+    "wrong password at one of two addresses": (
+        lambda server, _: server.settings("reader", host="localhost,/nowhere", password=f"{PASSWORD}-not"),
+        InputError,
+        "check PG_USER and PG_PASSWORD",
+    ),
     "no password": (lambda server, _: server.settings("reader", password=""), InputError, "check PG_USER and PG_PASSWORD"),
     "unknown user": (lambda server, _: server.settings("nobody"), InputError, "pg_hba.conf"),
     "user without login": (lambda server, _: server.settings("nologin"), InputError, "check PG_USER"),

@@ -203,13 +203,13 @@ def test_limits_follow_the_settings() -> None:
     "data",
     [
         pytest.param(b"q," + b"x" * 50_000_000, id="unquoted"),
-        pytest.param(b'q,"' + b"x y\n" * 12_500_000 + b'"', id="quoted lines"),
-        pytest.param(b'q,"' + b'""' * 25_000_000 + b'"', id="escaped quotes"),
-        pytest.param(b"," * 50_000_000, id="commas"),
+        pytest.param(b'q,"' + b"x y\n" * 5_000_000 + b'"', id="quoted lines"),
+        pytest.param(b'q,"' + b'""' * 10_000_000 + b'"', id="escaped quotes"),
+        pytest.param(b"," * 10_000_000, id="commas"),
         pytest.param(b'"",' * 5_000_000, id="empty quoted cells"),
     ],
 )
-def test_a_row_of_50_mb_is_rejected_alone_and_its_beginning_kept(data: bytes) -> None:
+def test_a_row_of_10_to_50_mb_is_rejected_alone_and_its_beginning_kept(data: bytes) -> None:
     large, good = read(HEADER + data + b"\nq,c\n")
     rejection = rejection_of(large)
     assert (rejection.reason, rejection.raw) == (RowReason.ROW_TOO_LARGE, data[:RAW_LIMIT].decode())

@@ -128,7 +128,7 @@ def has_bare_return(body: str) -> bool:
     return False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(body=bodies, sizes=sizes)
 def test_records_are_those_of_the_csv_module(body: str, sizes: list[int]) -> None:
     data = (HEADER + body).encode()
@@ -153,7 +153,7 @@ def test_records_are_those_of_the_csv_module(body: str, sizes: list[int]) -> Non
         assert strict_cells(row.raw.decode()) == list(row.cells)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(table=tables, line_end=st.sampled_from([b"\n", b"\r\n"]), sizes=sizes)
 def test_what_was_written_is_read_back(table: list[list[str]], line_end: bytes, sizes: list[int]) -> None:
     data = HEADER.encode() + b"".join(csv_line(cells).removesuffix(b"\n") + line_end for cells in table)
@@ -197,13 +197,13 @@ heads = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(head=heads, data=hostile, sizes=sizes)
 def test_random_bytes_are_read_or_rejected_and_always_accounted_for(head: bytes, data: bytes, sizes: list[int]) -> None:
     check_accounts(head + data, sizes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(head=heads, data=st.one_of(hostile, bodies.map(str.encode)), sizes=sizes)
 def test_how_the_bytes_arrive_changes_nothing(head: bytes, data: bytes, sizes: list[int]) -> None:
     one, other = outcome(head + data, sizes), outcome(head + data, [1000])
@@ -213,7 +213,7 @@ def test_how_the_bytes_arrive_changes_nothing(head: bytes, data: bytes, sizes: l
         assert one == other
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(body=bodies, shard_rows=st.integers(1, 4), shard_bytes=st.integers(1, 100), sizes=sizes)
 def test_shards_hold_the_rows_in_order_and_counts_add_up(body: str, shard_rows: int, shard_bytes: int, sizes: list[int]) -> None:
     data = (HEADER + body).encode()
@@ -256,7 +256,7 @@ def split_into(files: dict[str, bytes], data: bytes, sizes: list[int], limits: I
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(body=bodies, sizes=sizes)
 def test_the_end_of_a_record_is_found_across_pieces(body: str, sizes: list[int]) -> None:
     """Against ``csv.reader`` without ``strict``, to which a carriage return outside quotes would be an error."""

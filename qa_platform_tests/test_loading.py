@@ -444,7 +444,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "unbalanced quote": (lambda folder: _edit_answers(folder, lambda text: text.replace("Who", '"Who', 1)), "row 4"),
     "not UTF-8": (lambda folder: (folder / "part-00001" / SHARD_ANSWERS).write_bytes(b"\xff\xfe"), "cannot be read"),
     "NUL": (lambda folder: _edit_answers(folder, lambda text: text.replace("Who", "\0Who", 1)), "0x00"),
-    "too long for its column": (lambda folder: _edit_answers(folder, lambda text: text.replace("Who", "W" * 10_001, 1)), "10000"),
+    "too long for its column": (
+        lambda folder: _edit_answers(folder, lambda text: text.replace("Who", "W" * 10_001, 1)),
+        "line 1, column question",
+    ),
     "offset beyond an integer": (lambda folder: _edit_answers(folder, lambda text: text.replace(",0.5,0,", f",0.5,{2**40},", 1)), "range"),
 }
 
@@ -461,6 +464,7 @@ def test_a_folder_that_is_not_a_whole_answered_file_is_refused_by_name_and_nothi
         load_file(connection, folder)
 
     assert message in str(caught.value)
+    assert "'history.csv'" in str(caught.value) or str(folder) in str(caught.value)
     counts = (
         "SELECT (SELECT count(*) FROM question_answer), (SELECT count(*) FROM question_answer_reject), (SELECT count(*) FROM question_file)"
     )

@@ -43,7 +43,9 @@ def infos(pachd: Pachd, repo: pfs.Repo, commit: str, pattern: str) -> list[str]:
 def test_version_and_cluster_answer(pachd: Pachd) -> None:
     assert pachd.client.get_version().major == 2
     cluster = pachd.client.admin.inspect_cluster()
-    assert cluster.id and cluster.deployment_id and cluster.warnings_ok
+    assert cluster.id
+    assert cluster.deployment_id
+    assert cluster.warnings_ok
 
 
 def test_a_method_that_nobody_has_answers_unimplemented_by_name(pachd: Pachd) -> None:
@@ -120,7 +122,8 @@ class TestCommits:
         pachd.client.pfs.finish_commit(commit=commit, description="done")
         info = pachd.client.pfs.inspect_commit(commit=commit, wait=CommitState.FINISHED)
         assert info.finished >= info.finishing > info.started
-        assert info.description == "done" and info.error == ""
+        assert info.description == "done"
+        assert info.error == ""
         assert info.details is not None
 
     def test_replies_name_commits_without_their_branch(self, pachd: Pachd) -> None:
@@ -128,11 +131,14 @@ class TestCommits:
         pachd.put(repo, {"/a": b""})
         commit = pachd.put(repo, {"/b": b""})
         info = pachd.client.pfs.inspect_commit(commit=pachd.commit(repo, commit))
-        assert not info.commit.branch.name and not info.parent_commit.branch.name and info.parent_commit.id
+        assert not info.commit.branch.name
+        assert not info.parent_commit.branch.name
+        assert info.parent_commit.id
 
     def test_ids_are_version_four_without_dashes(self, pachd: Pachd) -> None:
         commit = pachd.put(pachd.repo(), {})
-        assert len(commit) == 32 and commit[12] == "4"
+        assert len(commit) == 32
+        assert commit[12] == "4"
 
     def test_no_commit_starts_on_an_open_head(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -164,7 +170,8 @@ class TestCommits:
         assert [info.commit.id for info in since] == made[:0:-1]
 
     @pytest.mark.parametrize(
-        ("suffix", "place"), [("master", 3), ("master^", 2), ("master^2", 1), ("master~3", 0), ("master^^", 1), ("master^1^1", 1), ("master.1", 0)]
+        ("suffix", "place"),
+        [("master", 3), ("master^", 2), ("master^2", 1), ("master~3", 0), ("master^^", 1), ("master^1^1", 1), ("master.1", 0)],
     )
     def test_ancestry_goes_back_from_the_head(self, pachd: Pachd, suffix: str, place: int) -> None:
         repo = pachd.repo()
@@ -310,8 +317,11 @@ class TestFiles:
         walked = pachd.client.pfs.walk_file(file=pfs.File(commit=commit, path="/"))
         assert [info.file.path for info in walked] == ["/", "/d.txt", "/d/", "/d/a", "/d/e/", "/d/e/b"]
         folder = pachd.client.pfs.inspect_file(file=pfs.File(commit=commit, path="/d"))
-        assert folder.file_type == pfs.FileType.DIR and folder.file.path == "/d/" and folder.size_bytes == 3
-        assert folder.file.commit.id == commit.id and not folder.file.commit.branch.name
+        assert folder.file_type == pfs.FileType.DIR
+        assert folder.file.path == "/d/"
+        assert folder.size_bytes == 3
+        assert folder.file.commit.id == commit.id
+        assert not folder.file.commit.branch.name
         with refused(UNKNOWN, "cannot get directory"):
             list(pachd.client.pfs.get_file(file=pfs.File(commit=commit, path="/d")))
         with refused(UNKNOWN, "matched multiple files"):

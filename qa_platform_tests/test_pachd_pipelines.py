@@ -2,13 +2,17 @@
 
 import base64
 import json
+import os
 import textwrap
+import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import grpc
 import pytest
 from pachyderm_sdk.api import pfs, pps
 
+from qa_platform.embedded.pachd.execution.isolation import can_isolate
 from qa_platform_tests.pachd_helpers import FAILURE, KILLED, SUCCESS, UNRUNNABLE, Pachd, eventually, pachd_address, refused
 
 NOT_FOUND, UNKNOWN, ALREADY_EXISTS, INVALID = (
@@ -39,7 +43,7 @@ def named(pipeline: str) -> pps.Pipeline:
     return pps.Pipeline(name=pipeline)
 
 
-def states(pachd: Pachd, pipeline: str, job: str) -> dict[str, DatumState]:
+def states(pachd: Pachd, pipeline: str, job: str) -> dict[str, pps.DatumState]:
     return {path.strip("/"): info.state for path, info in pachd.datums(pipeline, job).items()}
 
 
@@ -58,12 +62,17 @@ class TestPipelines:
     def test_defaults_are_filled_in(self, pachd: Pachd) -> None:
         repo = pachd.repo()
         name = pachd.name("p")
-        effective = pachd.create({"pipeline": {"name": name}, "transform": {"cmd": ["true"]}, "input": {"pfs": {"repo": repo.name, "glob": "/*/"}}})
+        source = {"pfs": {"repo": repo.name, "glob": "/*/"}}
+        effective = pachd.create({"pipeline": {"name": name}, "transform": {"cmd": ["true"]}, "input": source})
         assert effective["input"]["pfs"]["name"] == repo.name
         info = pachd.client.pps.inspect_pipeline(pipeline=named(name), details=True)
-        assert info.version == 1 and info.state == pps.PipelineState.PIPELINE_RUNNING
-        assert info.details.input.pfs.branch == "master" and info.details.input.pfs.glob == "/*"
-        assert info.details.datum_tries == 3 and info.details.reprocess_spec == "until_success" and info.parallelism == 1
+        assert info.version == 1
+        assert info.state == pps.PipelineState.PIPELINE_RUNNING
+        assert info.details.input.pfs.branch == "master"
+        assert info.details.input.pfs.glob == "/*"
+        assert info.details.datum_tries == 3
+        assert info.details.reprocess_spec == "until_success"
+        assert info.parallelism == 1
 
     def test_details_come_only_on_request_but_always_in_lists(self, pachd: Pachd) -> None:
         name = pachd.pipeline("p", COPY, pachd.repo())
@@ -109,7 +118,9 @@ class TestPipelines:
         spec = pachd.spec(name, COPY, pachd.repo(), datum_set_spec={"per_worker": 1}, jobTimeout="30s", parallelism_spec={"constant": "2"})
         pachd.create(spec)
         info = pachd.client.pps.inspect_pipeline(pipeline=named(name), details=True)
-        assert info.details.datum_set_spec.per_worker == 1 and info.details.job_timeout.total_seconds() == 30 and info.parallelism == 2
+        assert info.details.datum_set_spec.per_worker == 1
+        assert info.details.job_timeout.total_seconds() == 30
+        assert info.parallelism == 2
 
     @pytest.mark.parametrize("name", ["out", ".env"])
     def test_forbidden_input_names_are_refused(self, pachd: Pachd, name: str) -> None:
@@ -155,7 +166,8 @@ class TestPipelines:
         pachd.create(pachd.spec(name, "echo changed > $pfs/out/a", repo), update=True)
         [job] = pachd.jobs(name)
         info = pachd.wait(name, job.job.id)
-        assert info.pipeline_version == 2 and (info.data_skipped, info.data_processed) == (1, 0)
+        assert info.pipeline_version == 2
+        assert (info.data_skipped, info.data_processed) == (1, 0)
         assert pachd.read(name, job.job.id, "/a") == b"1"
         assert len(pachd.jobs(name, history=-1)) == 3
 
@@ -188,7 +200,8 @@ class TestPipelines:
         name = pachd.pipeline("p", COPY, repo)
         pachd.client.pps.stop_pipeline(pipeline=named(name))
         info = pachd.client.pps.inspect_pipeline(pipeline=named(name))
-        assert info.stopped and info.state == pps.PipelineState.PIPELINE_PAUSED
+        assert info.stopped
+        assert info.state == pps.PipelineState.PIPELINE_PAUSED
         before = len(pachd.jobs(name))
         commit = pachd.put(repo, {"/a": b"1"})
         with refused(NOT_FOUND, f"jobs default/{name}@{commit} not found"):
@@ -243,7 +256,8 @@ class TestJobs:
         commit = pachd.client.pfs.start_commit(branch=pachd.branch(repo))
         info = pachd.client.pps.inspect_job(job=pachd.job(name, commit.id), details=True)
         assert info.state in (pps.JobState.JOB_CREATED, pps.JobState.JOB_STARTING)
-        assert info.output_commit.branch.name == "master" and info.output_commit.id == commit.id
+        assert info.output_commit.branch.name == "master"
+        assert info.output_commit.id == commit.id
         assert info.details.transform.cmd
         pachd.client.pfs.finish_commit(commit=commit)
         assert pachd.wait(name, commit.id).state == SUCCESS
@@ -284,7 +298,8 @@ class TestJobs:
         eventually(lambda: pachd.lines(name, commit))
         pachd.client.pps.stop_job(job=pachd.job(name, commit))
         info = pachd.wait(name, commit)
-        assert info.state == KILLED and "job stopped" in info.reason
+        assert info.state == KILLED
+        assert "job stopped" in info.reason
         after = pachd.put(repo, {}, delete=["/"])
         assert pachd.wait(name, after).state == SUCCESS
 
@@ -311,7 +326,8 @@ class TestJobs:
 
     def test_jobs_overlap_where_their_datums_differ(self, pachd: Pachd) -> None:
         repo = pachd.repo()
-        name = pachd.pipeline("p", 'echo $source\n[ "$(basename $source)" = slow ] && sleep 600\ncp $source $pfs/out/', repo, parallelismSpec={"constant": 2})
+        script = 'echo $source\n[ "$(basename $source)" = slow ] && sleep 600\ncp $source $pfs/out/'
+        name = pachd.pipeline("p", script, repo, parallelismSpec={"constant": 2})
         first = pachd.put(repo, {"/slow": b""})
         eventually(lambda: pachd.lines(name, first))
         second = pachd.put(repo, {"/quick": b"1"}, delete=["/"])
@@ -397,12 +413,19 @@ class TestDatums:
         commit = pachd.put(repo, {"/a": b"1"})
         assert pachd.wait(name, commit).state == SUCCESS
         env = dict(line.split("=", 1) for line in pachd.read(name, commit, "/env").decode().splitlines() if "=" in line)
-        assert env["source"].endswith("/source/a") and env["source_COMMIT"] == commit
+        assert env["source"].endswith("/source/a")
+        assert env["source_COMMIT"] == commit
         assert env["PACH_JOB_ID"] == env["PACH_OUTPUT_COMMIT_ID"] == commit
         assert env["PACH_DATUM_ID"] == pachd.datums(name, commit)["/a"].datum.id
-        assert env["PPS_PIPELINE_NAME"] == name and env["PPS_PROJECT_NAME"] == "default" and env["PACH_IN_WORKER"] == "true"
-        assert env["PPS_SPEC_COMMIT"] and env["PPS_POD_NAME"] and env["PPS_WORKER_IP"] and env["PPS_WORKER_GRPC_PORT"]
-        assert env["MINE"] == "yes" and "PACH_PIPELINE_NAME" not in env
+        assert env["PPS_PIPELINE_NAME"] == name
+        assert env["PPS_PROJECT_NAME"] == "default"
+        assert env["PACH_IN_WORKER"] == "true"
+        assert env["PPS_SPEC_COMMIT"]
+        assert env["PPS_POD_NAME"]
+        assert env["PPS_WORKER_IP"]
+        assert env["PPS_WORKER_GRPC_PORT"]
+        assert env["MINE"] == "yes"
+        assert "PACH_PIPELINE_NAME" not in env
 
     def test_unchanged_datums_are_skipped_and_vanished_outputs_deleted(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -422,7 +445,8 @@ class TestDatums:
         name = pachd.pipeline("p", f'[ "$(basename $source)" != bad ]\n{COPY}', repo)
         assert pachd.wait(name, pachd.put(repo, {"/a": b"1"})).state == SUCCESS
         failed = pachd.wait(name, pachd.put(repo, {"/b": b"1", "/bad": b"1"}))
-        assert failed.state == FAILURE and failed.data_skipped == 1
+        assert failed.state == FAILURE
+        assert failed.data_skipped == 1
         info = pachd.wait(name, pachd.put(repo, {}, delete=["/bad"]))
         assert (info.data_skipped, info.data_processed) == (1, 1)
 
@@ -445,7 +469,8 @@ class TestDatums:
         name = pachd.pipeline("p", '[ "$(basename $source)" != bad ]\ncp $source $pfs/out/', repo, datumTries=2, transform=transform)
         commit = pachd.put(repo, {"/a": b"1", "/bad": b"2"})
         info = pachd.wait(name, commit)
-        assert info.state == SUCCESS and (info.data_processed, info.data_recovered) == (1, 1)
+        assert info.state == SUCCESS
+        assert (info.data_processed, info.data_recovered) == (1, 1)
         assert pachd.lines(name, commit) == ["mended", "mended"]
         assert pachd.paths(name, commit) == ["/a"]
         again = pachd.wait(name, pachd.put(repo, {"/c": b"1"}))
@@ -458,6 +483,18 @@ class TestDatums:
         assert pachd.wait(name, commit).state == FAILURE
         assert pachd.lines(name, commit) == ["try", "try"]
 
+    def test_a_datum_that_is_restarted_begins_again_without_losing_a_try(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo try\nsleep 600", repo, datumTries=1)
+        commit = pachd.put(repo, {"/a": b"1"})
+        eventually(lambda: pachd.lines(name, commit))
+        with refused(UNKNOWN, "could not be found"):
+            pachd.client.pps.restart_datum(job=pachd.job(name, commit), data_filters=["/b"])
+        pachd.client.pps.restart_datum(job=pachd.job(name, commit), data_filters=["/a"])
+        eventually(lambda: pachd.lines(name, commit) == ["try", "try"])
+        assert pachd.client.pps.inspect_job(job=pachd.job(name, commit)).state == pps.JobState.JOB_RUNNING
+        pachd.client.pps.stop_job(job=pachd.job(name, commit))
+
     def test_an_accepted_return_code_is_a_success(self, pachd: Pachd) -> None:
         repo = pachd.repo()
         name = pachd.pipeline("p", "exit 7", repo, transform={"acceptReturnCode": [7]})
@@ -465,10 +502,17 @@ class TestDatums:
 
     def test_links_are_taken_as_what_they_point_to(self, pachd: Pachd) -> None:
         repo = pachd.repo()
-        name = pachd.pipeline("p", "ln -s $source $pfs/out/link", repo)
+        script = "ln -s $source $pfs/out/link\nmkdir $pfs/out/d\necho 2 > $pfs/out/d/b\nln -s d $pfs/out/e\nln -s ../link $pfs/out/d/c"
+        name = pachd.pipeline("p", script, repo)
         commit = pachd.put(repo, {"/a": b"1"})
         assert pachd.wait(name, commit).state == SUCCESS
-        assert pachd.read(name, commit, "/link") == b"1"
+        assert pachd.paths(name, commit) == ["/d/b", "/d/c", "/e/b", "/e/c", "/link"]
+        assert pachd.read(name, commit, "/link") == pachd.read(name, commit, "/e/c") == b"1"
+
+    def test_links_in_a_circle_fail_the_datum(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "ln -s . $pfs/out/here", repo)
+        assert pachd.wait(name, pachd.put(repo, {"/a": b"1"})).state == FAILURE
 
     def test_datums_are_sorted_by_id_filtered_and_inspected(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -477,7 +521,8 @@ class TestDatums:
         pachd.wait(name, commit)
         job = pachd.job(name, commit)
         ids = [info.datum.id for info in pachd.client.pps.list_datum(job=job)]
-        assert ids == sorted(ids) and len(ids) == 4
+        assert ids == sorted(ids)
+        assert len(ids) == 4
         [failed] = pachd.client.pps.list_datum(job=job, filter=pps.ListDatumRequestFilter(state=[DatumState.FAILED]))
         assert failed.data[0].file.path == "/bad"
         assert pachd.client.pps.inspect_datum(datum=failed.datum).state == DatumState.FAILED
@@ -512,7 +557,10 @@ class TestLogs:
         [datum] = pachd.datums(name, commit).values()
         first = lines[0]
         assert (first.project_name, first.pipeline_name, first.job_id, first.datum_id) == ("default", name, commit, datum.datum.id)
-        assert first.worker_id and first.data[0].path == "/a" and first.data[0].hash == datum.data[0].hash and first.ts.year > 2000
+        assert first.worker_id
+        assert first.data[0].path == "/a"
+        assert first.data[0].hash == datum.data[0].hash
+        assert first.ts.year > 2000
 
     def test_lines_are_filtered(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -522,7 +570,7 @@ class TestLogs:
         datum = pachd.datums(name, commit)["/b"].datum
 
         def lines(**query: object) -> list[str]:
-            return [line.message.rpartition("/")[2] for line in pachd.client.pps.get_logs(**query) if line.user]  # type: ignore[arg-type]
+            return [line.message.rpartition("/")[2] for line in pachd.client.pps.get_logs(**query) if line.user]
 
         assert lines(datum=datum) == ["b"]
         assert lines(job=pachd.job(name, commit), data_filters=["/a"]) == ["a"]
@@ -548,7 +596,9 @@ class TestLogs:
         name = pachd.pipeline("p", "echo here", repo)
         commit = pachd.put(repo, {"/a": b"1"})
         pachd.wait(name, commit)
-        query = logs.LogQuery(user=logs.UserLogQuery(pipeline_job=logs.PipelineJobLogQuery(pipeline=logs.PipelineLogQuery(project="default", pipeline=name), job=commit)))
+        of_pipeline = logs.PipelineLogQuery(project="default", pipeline=name)
+        of_job = logs.PipelineJobLogQuery(pipeline=of_pipeline, job=commit)
+        query = logs.LogQuery(user=logs.UserLogQuery(pipeline_job=of_job))
         replies = pachd.client.logs.get_logs(query=query, filter=logs.LogFilter(user_logs_only=True))
         assert [reply.log.pps_log_message.message for reply in replies] == ["here"]
 
@@ -571,6 +621,16 @@ class TestSecrets:
         assert pachd.read(name, commit, "/a") == b"planted"
         assert "planted" not in pachd.client.pps.inspect_pipeline(pipeline=named(name), details=True).to_json()
         pachd.client.pps.delete_secret(secret=pps.Secret(name=secret))
+
+    def test_a_secret_is_mounted_as_a_folder_with_a_file_per_key(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        secret = pachd.name("secret")
+        pachd.client.pps.create_secret(name=secret, data={"a": "1", "b": "2"})
+        uses = [{"name": secret, "mountPath": "/tmp/qa-mounted-secret"}]
+        name = pachd.pipeline("p", "cat /tmp/qa-mounted-secret/a /tmp/qa-mounted-secret/b > $pfs/out/ab", repo, transform={"secrets": uses})
+        commit = pachd.put(repo, {"/a": b""})
+        assert pachd.wait(name, commit).state == SUCCESS
+        assert pachd.read(name, commit, "/ab") == b"12"
 
     def test_kubernetes_documents_are_taken_with_data_and_string_data(self, pachd: Pachd) -> None:
         secret = pachd.name("secret")
@@ -600,6 +660,56 @@ class TestSecrets:
         pachd.client.pps.delete_secret(secret=pps.Secret(name=secret))
 
 
+class TestCron:
+    def cron(self, pachd: Pachd, **cron: object) -> str:
+        spec = pachd.spec(pachd.name("p"), COPY.replace("$source", "$tick"), "unused")
+        spec["input"] = {"cron": {"name": "tick", **cron}}
+        pachd.create(spec)
+        return str(spec["pipeline"]["name"])
+
+    def ticks(self, pachd: Pachd, name: str) -> list[pps.JobInfo]:
+        """The jobs with datums, oldest first, all over."""
+        return [info for job in pachd.jobs(name)[::-1] if (info := pachd.wait(name, job.job.id)).data_total]
+
+    def test_a_schedule_makes_files_named_by_their_time(self, pachd: Pachd) -> None:
+        name = self.cron(pachd, spec="@every 1s")
+        eventually(lambda: len(self.ticks(pachd, name)) >= 3)
+        pachd.client.pps.stop_pipeline(pipeline=named(name))
+        jobs = self.ticks(pachd, name)
+        assert (jobs[1].data_total, jobs[1].data_processed, jobs[1].data_skipped) == (2, 1, 1)
+        paths = pachd.paths(f"{name}_tick", jobs[1].job.id)
+        assert all(datetime.strptime(path, "/%Y-%m-%dT%H:%M:%S%z") for path in paths)
+        assert len(paths) == 2
+
+    def test_a_stopped_pipeline_has_no_ticks(self, pachd: Pachd) -> None:
+        name = self.cron(pachd, spec="@every 1s", overwrite=True)
+        pachd.client.pps.stop_pipeline(pipeline=named(name))
+        before = pachd.client.pfs.inspect_branch(branch=pachd.branch(pfs.Repo(name=f"{name}_tick"))).head.id
+        time.sleep(2.2)
+        assert pachd.client.pfs.inspect_branch(branch=pachd.branch(pfs.Repo(name=f"{name}_tick"))).head.id == before
+
+    def test_overwriting_leaves_one_file(self, pachd: Pachd) -> None:
+        name = self.cron(pachd, spec="@never", overwrite=True)
+        for _ in range(2):
+            pachd.client.pps.run_cron(pipeline=named(name))
+            time.sleep(1.1)
+        jobs = self.ticks(pachd, name)
+        assert [(job.data_total, job.data_processed) for job in jobs] == [(1, 1), (1, 1)]
+        assert len(pachd.paths(name, jobs[-1].job.id)) == 1
+
+    def test_a_pipeline_without_a_cron_input_cannot_be_ticked(self, pachd: Pachd) -> None:
+        name = pachd.pipeline("p", COPY, pachd.repo())
+        with refused(UNKNOWN, "doesn't have a cron input"):
+            pachd.client.pps.run_cron(pipeline=named(name))
+
+    @pytest.mark.parametrize("spec", ["every minute", "@every x", "61 * * * *"])
+    def test_a_schedule_that_is_none_is_refused(self, pachd: Pachd, spec: str) -> None:
+        source = {"cron": {"name": "tick", "spec": spec}}
+        document = {"pipeline": {"name": pachd.name("p")}, "transform": {"cmd": ["true"]}, "input": source}
+        with refused(UNKNOWN, "cron-spec"):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(document))
+
+
 BATCH = textwrap.dedent(
     """
     import os, sys
@@ -624,18 +734,50 @@ BATCH = textwrap.dedent(
 )
 
 
+HELPER = textwrap.dedent(
+    """
+    import os, shutil
+    from pachyderm_sdk import batch_all_datums
+
+    print("started", flush=True)
+
+    @batch_all_datums
+    def work():
+        name = os.path.basename(os.environ["source"])
+        print("did", name, os.environ["PACH_DATUM_ID"], flush=True)
+        if name == "bad":
+            raise ValueError("bad datum")
+        shutil.copy(os.environ["source"], "/pfs/out/")
+
+    work()
+    """
+)
+
+
 class TestBatching:
+    def test_the_helper_of_the_sdk_works_unmodified(self, pachd: Pachd) -> None:
+        if "QA_TEST_PACHD" not in os.environ and not can_isolate():
+            pytest.skip("this machine permits no /pfs of a worker's own")
+        repo = pachd.repo()
+        transform = {"datumBatching": True}
+        name = pachd.pipeline("p", ["python", "-c", HELPER], repo, transform=transform, datumSetSpec={"perWorker": 1})
+        commit = pachd.put(repo, {"/a": b"1", "/b": b"2", "/bad": b"3"})
+        assert pachd.wait(name, commit).state == FAILURE
+        datums = pachd.datums(name, commit)
+        assert pachd.lines(name, commit)[:3] == ["started", f"did a {datums['/a'].datum.id}", f"did b {datums['/b'].datum.id}"]
+        assert pachd.paths(name, commit) == ["/a", "/b"]
+        assert states(pachd, name, commit)["bad"] == DatumState.FAILED
+
     def batch(self, pachd: Pachd, repo: pfs.Repo, **more: object) -> str:
-        return pachd.pipeline(
-            "p", ["python", "-c", BATCH], repo, transform={"datumBatching": True}, datumSetSpec={"perWorker": 1}, **more
-        )
+        return pachd.pipeline("p", ["python", "-c", BATCH], repo, transform={"datumBatching": True}, datumSetSpec={"perWorker": 1}, **more)
 
     def test_one_process_does_all_datums_of_a_set(self, pachd: Pachd) -> None:
         repo = pachd.repo()
         name = self.batch(pachd, repo)
         commit = pachd.put(repo, {f"/{letter}": letter.encode() for letter in "abc"})
         info = pachd.wait(name, commit)
-        assert info.state == SUCCESS and info.data_processed == 3
+        assert info.state == SUCCESS
+        assert info.data_processed == 3
         assert pachd.lines(name, commit) == ["started", "did a", "did b", "did c"]
         assert pachd.read(name, commit, "/b") == b"b" + pachd.datums(name, commit)["/b"].datum.id.encode()
 
@@ -658,12 +800,12 @@ class TestBatching:
         repo = pachd.repo()
         name = pachd.pipeline(
             "p",
-            ["python", "-c", BATCH.replace('if source.name == "leave"', 'if source.name == "slow": __import__("time").sleep(600)\n    if False')],
+            ["python", "-c", BATCH.replace("sys.exit(0)", "__import__('time').sleep(600)")],
             repo,
             transform={"datumBatching": True},
             datumSetSpec={"perWorker": 1},
             datumTimeout="3s",
         )
-        commit = pachd.put(repo, {"/a": b"1", "/slow": b"2"})
+        commit = pachd.put(repo, {"/a": b"1", "/leave": b"2"})
         assert pachd.wait(name, commit).state == FAILURE
-        assert states(pachd, name, commit) == {"a": DatumState.SUCCESS, "slow": DatumState.FAILED}
+        assert states(pachd, name, commit) == {"a": DatumState.SUCCESS, "leave": DatumState.FAILED}

@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from pachyderm_sdk import Client
 
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.embedded.process import ServerSpec, running
 from qa_platform.embedded.stack import BUCKET, Stack
 from qa_platform_tests.processes import LIMIT_SECONDS, processes_of, until
@@ -22,45 +24,30 @@ from qa_platform_tests.processes import LIMIT_SECONDS, processes_of, until
 LOCAL_RUN = [sys.executable, "-m", "qa_platform.cli", "local", "run"]
 
 
-@pytest.fixture(scope="module")
-def old_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of stacks that each find what the one before has left."""
-    return tmp_path_factory.mktemp("stacks") / "state"
-
-
 @pytest.fixture
-def state(old_state: Path) -> Iterator[Path]:
-    """A folder for a stack, of which nothing may be left running after the test."""
-    yield from without_left_overs(old_state)
-
-
-@pytest.fixture
-def new_state(tmp_path: Path) -> Iterator[Path]:
-    """The same, and it is empty."""
-    yield from without_left_overs(tmp_path / "state")
-
-
-def without_left_overs(folder: Path) -> Iterator[Path]:
-    (folder.parent / "ready").unlink(missing_ok=True)
-    yield folder
-    for process in (left := processes_of(folder)):
+def state(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a stack of the test's own, of which nothing may be left running after it."""
+    yield tmp_path / "state"
+    for process in (left := processes_of(tmp_path)):
         process.kill()
     assert left == []
 
 
-def local_run(state: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    words = [*LOCAL_RUN, "--state", str(state), "--", *command]
-    return subprocess.run(words, cwd=state.parent, capture_output=True, text=True, timeout=120, check=False)
+def words_of(state: Path, *command: str) -> list[str]:
+    return [*LOCAL_RUN, "--state", str(state), "--", *command]
+
+
+def local_run(state: Path, *command: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(words_of(state, *command), cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
 @contextlib.contextmanager
-def started(state: Path, script: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`local run` of a shell script that makes the file `ready` in the folder above the state when it has come so far."""
-    ready = state.parent / "ready"
-    process = subprocess.Popen([*LOCAL_RUN, "--state", str(state), "--", "sh", "-c", script], cwd=state.parent)
+def started(state: Path, script: str, cwd: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """`local run` of a shell script that makes the file `ready` when it has come so far."""
+    process = subprocess.Popen(words_of(state, "sh", "-c", script), cwd=cwd)
     try:
-        until(lambda: ready.exists() or process.poll() is not None)
-        assert ready.exists()
+        until(lambda: (cwd / "ready").exists() or process.poll() is not None)
+        assert (cwd / "ready").exists()
         yield process
     finally:
         if process.poll() is None:
@@ -78,6 +65,12 @@ def test_the_environment_reaches_everything(stack: Stack) -> None:
     code = "from google.cloud import storage; print([b.name for b in storage.Client().list_buckets()])"
     listed = subprocess.run([sys.executable, "-c", code], env=stack.environment, capture_output=True, text=True, check=True)
     assert listed.stdout.strip() == str([BUCKET])
+
+
+def test_repos_and_pipelines_are_there(stack: Stack) -> None:
+    client = Client.from_pachd_address(stack.variables["PACHD_ADDRESS"])
+    assert {info.pipeline.name for info in client.pps.list_pipeline()} == {ANSWER_PIPELINE, LOAD_PIPELINE}
+    assert {QUESTIONS_REPO, ANSWER_PIPELINE, LOAD_PIPELINE} <= {info.repo.name for info in client.pfs.list_repo()}
 
 
 def test_plain_psql_finds_the_answers(stack: Stack) -> None:
@@ -118,32 +111,32 @@ def test_no_secret_is_in_the_description(stack: Stack) -> None:
     assert set(json.loads((stack.state / "stack.json").read_text())) == {"pid", "addresses"}
 
 
-@pytest.mark.slow
-def test_the_exit_status_is_that_of_the_command_and_its_state_is_found_again(state: Path) -> None:
-    assert local_run(state, "psql", "-c", "create table kept (x int)").returncode == 0
-    assert local_run(state, "psql", "-Atc", "select count(*) from kept").stdout.strip() == "0"
-    assert local_run(state, "sh", "-c", "exit 7").returncode == 7
-    assert local_run(state, "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL
-    missing = local_run(state, "no-such-command")
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 128 + signal.SIGKILL), ("kill -TERM $$", 128 + signal.SIGTERM)]
+)
+def test_the_exit_status_is_that_of_the_command(stack: Stack, script: str, status: int) -> None:
+    assert local_run(stack.state, "sh", "-c", script).returncode == status
+
+
+def test_a_command_that_does_not_exist_is_named(stack: Stack) -> None:
+    missing = local_run(stack.state, "no-such-command")
     assert missing.returncode == 1
     assert "no-such-command" in missing.stderr
     assert "Traceback" not in missing.stderr
 
 
-@pytest.mark.slow
-def test_a_second_run_on_the_same_state_uses_the_running_stack(state: Path) -> None:
-    with started(state, "touch ready; sleep 1000") as first:
-        pid = processes_of(state / "postgres" / "data")[0].pid
-        assert local_run(state, "psql", "-Atc", "select 1").stdout.strip() == "1"
-        assert processes_of(state / "postgres" / "data")[0].pid == pid
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(LIMIT_SECONDS) == 128 + signal.SIGTERM
+def test_a_second_run_on_the_same_state_uses_the_running_stack(stack: Stack) -> None:
+    address = stack.variables["STORAGE_EMULATOR_HOST"]
+    assert local_run(stack.state, "sh", "-c", 'echo "$STORAGE_EMULATOR_HOST"').stdout.strip() == address
+    # And did not take it down.
+    assert local_run(stack.state, "psql", "-Atc", "select 1").stdout.strip() == "1"
 
 
 @pytest.mark.slow
-def test_two_that_start_at_once_get_the_same_stack(new_state: Path) -> None:
-    command = [*LOCAL_RUN, "--state", str(new_state), "--", "sh", "-c", 'echo "$STORAGE_EMULATOR_HOST"; sleep 3']
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+def test_two_that_start_at_once_get_the_same_stack(state: Path) -> None:
+    command = words_of(state, "sh", "-c", 'echo "$STORAGE_EMULATOR_HOST"; touch $$; until [ $(ls | wc -l) = 3 ]; do sleep 0.1; done')
+    # Neither ends before the other has begun: this folder has then a file of each, and the state.
+    both = [subprocess.Popen(command, cwd=state.parent, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1] != "\n"
@@ -153,46 +146,51 @@ def test_two_that_start_at_once_get_the_same_stack(new_state: Path) -> None:
 DETACHED = "sleep 1001 & nohup sleep 1002 >/dev/null 2>&1 & setsid sh -c 'trap \"\" TERM; touch ready; sleep 1003; sleep 1004' & "
 
 
-@pytest.mark.slow
 @pytest.mark.faults
-def test_what_a_command_leaves_running_is_ended(state: Path) -> None:
-    assert local_run(state, "sh", "-c", f"{DETACHED} exit 3").returncode == 3
-    assert processes_of(state) == []
+def test_what_a_command_leaves_running_is_ended(stack: Stack, tmp_path: Path) -> None:
+    done = local_run(stack.state, "sh", "-c", f"{DETACHED} until [ -e ready ]; do sleep 0.1; done; exit 3", cwd=tmp_path)
+    assert done.returncode == 3
+    assert processes_of(tmp_path) == []
 
 
-@pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_the_command_and_the_stack(state: Path, number: signal.Signals) -> None:
-    with started(state, f"{DETACHED} exec sleep 1000") as process:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_command_and_all_that_it_started(stack: Stack, tmp_path: Path, number: signal.Signals) -> None:
+    with started(stack.state, f"{DETACHED} exec sleep 1000", tmp_path) as process:
         process.send_signal(number)
         assert process.wait(LIMIT_SECONDS) == 128 + number
-    assert processes_of(state) == []
+    assert processes_of(tmp_path) == []
 
 
-@pytest.mark.slow
 @pytest.mark.faults
-def test_the_command_decides_what_a_signal_means(state: Path) -> None:
-    with started(state, "trap 'touch told; exit 5' TERM; touch ready; while :; do sleep 0.1; done") as process:
+def test_a_killed_run_takes_all_that_its_command_started_with_it(stack: Stack, tmp_path: Path) -> None:
+    with started(stack.state, f"{DETACHED} exec sleep 1000", tmp_path) as process:
+        process.kill()
+        process.wait()
+        until(lambda: processes_of(tmp_path) == [])
+
+
+@pytest.mark.faults
+def test_the_command_decides_what_a_signal_means(stack: Stack, tmp_path: Path) -> None:
+    with started(stack.state, "trap 'touch told; exit 5' TERM; touch ready; while :; do sleep 0.1; done", tmp_path) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT_SECONDS) == 5
-    assert (state.parent / "told").exists()
+    assert (tmp_path / "told").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.faults
-def test_ctrl_c_in_a_terminal_reaches_the_command_once_and_ends_all(state: Path) -> None:
-    script = "trap 'echo told >> told' INT; touch ready; sleep 1000; sleep 1; exit 6"
+def test_ctrl_c_in_a_terminal_reaches_the_command_once(stack: Stack, tmp_path: Path) -> None:
+    # The second it stays is for a second signal, which must not come.
+    script = "n=0; trap 'echo told >> told; n=1' INT; touch ready; while [ $n = 0 ]; do sleep 0.1; done; sleep 1; exit 6"
     pid, terminal = pty.fork()
     if pid == 0:
-        os.chdir(state.parent)
-        os.execv(sys.executable, [*LOCAL_RUN, "--state", str(state), "--", "sh", "-c", script])
-    until((state.parent / "ready").exists)
+        os.chdir(tmp_path)
+        os.execv(sys.executable, words_of(stack.state, "sh", "-c", script))
+    until((tmp_path / "ready").exists)
     os.write(terminal, b"\x03")
-    status = until(lambda: _status(pid, terminal))
-    assert status == 6
-    assert (state.parent / "told").read_text() == "told\n"
-    assert processes_of(state) == []
+    assert until(lambda: _status(pid, terminal)) == 6
+    assert (tmp_path / "told").read_text() == "told\n"
+    assert processes_of(tmp_path) == []
 
 
 def _status(pid: int, terminal: int) -> int | None:
@@ -206,32 +204,35 @@ def _status(pid: int, terminal: int) -> int | None:
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_signal_during_the_start_ends_what_was_started(new_state: Path) -> None:
-    process = subprocess.Popen([*LOCAL_RUN, "--state", str(new_state), "--", "sleep", "1000"])
-    until(lambda: (new_state / "postgres").exists())
+def test_a_signal_ends_the_stack(state: Path) -> None:
+    with started(state, "touch ready; exec sleep 1000", state.parent) as process:
+        assert len(processes_of(state)) > 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_SECONDS) == 128 + signal.SIGTERM
+    assert processes_of(state) == []
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("far", ["stack.lock", "postgres", "gcs.address", "dagster"])
+def test_a_signal_during_the_start_ends_what_was_started(state: Path, far: str) -> None:
+    process = subprocess.Popen(words_of(state, "sleep", "1000"))
+    until(lambda: (state / far).exists())
     process.send_signal(signal.SIGTERM)
     assert process.wait(LIMIT_SECONDS) == 128 + signal.SIGTERM
-    assert processes_of(new_state) == []
+    assert processes_of(state) == []
 
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_killed_stack_leaves_nothing_and_starts_again(state: Path) -> None:
-    with started(state, f"{DETACHED} psql -c 'create table survivor (x int)'; sleep 1000") as process:
+def test_a_killed_stack_leaves_nothing_and_can_be_started_at_once(state: Path) -> None:
+    script = f"psql -c 'create table kept (x int)' -c checkpoint; {DETACHED} sleep 1000"
+    with started(state, script, state.parent) as process:
         process.kill()
         process.wait()
-        until(lambda: processes_of(state) == [])
-    assert local_run(state, "psql", "-Atc", "select count(*) from survivor").stdout.strip() == "0"
-
-
-@pytest.mark.slow
-@pytest.mark.faults
-def test_a_stack_starts_at_once_after_a_kill(state: Path) -> None:
-    """While the servers of before are still on their way out."""
-    with started(state, "touch ready; sleep 1000") as process:
-        process.kill()
-        process.wait()
-    assert local_run(state, "psql", "-Atc", "select 1").stdout.strip() == "1"
+    # The servers of before are still on their way out.
+    assert local_run(state, "psql", "-Atc", "select count(*) from kept").stdout.strip() == "0"
+    until(lambda: processes_of(state.parent) == [])
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """The answering engine: ``Answerer(model).answer(pairs)``."""
 
-from qa_platform.answering.engine import Answer, Answerer
+from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
 
-__all__ = ["Answer", "Answerer"]
+__all__ = ["Answer", "AnswerOptions", "Answerer"]

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qa_platform.answering import auto
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
-from qa_platform.answering.runtime import Batch, Runtime, available_cores, load_runtime
+from qa_platform.answering.runtime import PRECISIONS, Batch, Precision, Runtime, available_cores, load_runtime
 from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, best_spans, merge
 from qa_platform.answering.windows import Layout, Tokenized, Window, WindowSize, tokenize
 from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, RowReason
@@ -47,6 +48,31 @@ class Answer:
     end: int
     error: RowReason | None = None
     alternatives: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What is asked of each row. All but ``min_score`` mean what they mean in the transformers 4.57 question-answering pipeline.
+
+    Args:
+        top_k: spans per row; the best is the answer, the others its ``alternatives``.
+        handle_impossible_answer: whether the model may say that there is no answer.
+        max_answer_len: tokens of an answer, at most.
+        max_seq_len: tokens of a window; None takes 384, or less where the model holds less.
+        doc_stride: tokens that neighbouring windows share; None takes 128, or half the window if that is less.
+        min_score: below it an answer's ``error`` is LOW_SCORE.
+    """
+
+    top_k: int = 1
+    handle_impossible_answer: bool = False
+    max_answer_len: int = 15
+    max_seq_len: int | None = None
+    doc_stride: int | None = None
+    min_score: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1 or self.max_answer_len < 1:
+            raise InputError(f"top_k and max_answer_len must be 1 or more, and are {self.top_k} and {self.max_answer_len}")
 
 
 class _Slot:
@@ -111,44 +137,27 @@ class Answerer:
         """
         self._warm()
 
-    def answer(
-        self,
-        pairs: Iterable[tuple[str, str]],
-        *,
-        top_k: int = 1,
-        handle_impossible_answer: bool = False,
-        max_answer_len: int = 15,
-        max_seq_len: int | None = None,
-        doc_stride: int | None = None,
-        min_score: float = 0.0,
-    ) -> Iterator[Answer]:
+    def answer(self, pairs: Iterable[tuple[str, str]], options: AnswerOptions | None = None, **values: Any) -> Iterator[Answer]:
         """One answer for every (question, context), in order, as they become known. Consumes ``pairs`` lazily, from another thread.
 
-        The parameters mean what they mean in the transformers 4.57 question-answering pipeline. What is wrong with a row is
-        its answer's ``error``; nothing in a row raises.
+        What is wrong with a row is its answer's ``error``; nothing in a row raises.
 
         Args:
-            top_k: spans per row; the best is the answer, the others its ``alternatives``.
-            handle_impossible_answer: whether the model may say that there is no answer.
-            max_answer_len: tokens of an answer, at most.
-            max_seq_len: tokens of a window; None takes 384, or less where the model holds less.
-            doc_stride: tokens that neighbouring windows share; None takes 128, or half the window if that is less.
-            min_score: below it an answer's ``error`` is LOW_SCORE.
+            options: or, instead, the fields of `AnswerOptions` as keywords.
 
         Raises:
-            InputError: a parameter is out of range; at once, not at the first answer.
+            InputError: an option is out of range; at once, not at the first answer.
         """
-        if top_k < 1 or max_answer_len < 1:
-            raise InputError(f"top_k and max_answer_len must be 1 or more, and are {top_k} and {max_answer_len}")
+        options = options or AnswerOptions(**values)
         loaded = self._warm()
         longest = loaded.files.longest_window
-        size = WindowSize.of(max_seq_len or loaded.files.default_window, doc_stride)
+        size = WindowSize.of(options.max_seq_len or loaded.files.default_window, options.doc_stride)
         if not 0 <= size.stride <= size.length <= longest:
             raise InputError(
                 f"doc_stride {size.stride} <= max_seq_len {size.length} <= {longest} does not hold for model {loaded.files.id}"
             )
-        options = SpanOptions(top_k, max_answer_len, handle_impossible_answer)
-        return _Run(loaded, size, options, min_score).answers(pairs)
+        spans = SpanOptions(options.top_k, options.max_answer_len, options.handle_impossible_answer)
+        return _Run(loaded, size, spans, options.min_score).answers(pairs)
 
     def _warm(self) -> "_Loaded":
         with self._lock:
@@ -168,10 +177,19 @@ class _Loaded:
 
 def _load(choice: ModelChoice, *, threads: int, device: str) -> _Loaded:
     files = find_model(choice)
-    precision = "fp32" if choice.precision == "auto" else choice.precision
-    runtime = load_runtime(files, precision=precision, threads=threads, device=device)  # type: ignore[arg-type]
+    precision = _precision(files, choice.precision, device)
+    runtime = load_runtime(files, precision=precision, threads=threads, device=device)
     tokenizer = load_tokenizer(files)
     return _Loaded(files, ModelChoice(files.id, files.revision, precision), tokenizer, Layout.of(tokenizer), runtime)
+
+
+def _precision(files: ModelFiles, wanted: str, device: str) -> Precision:
+    if wanted == "auto":
+        return auto.resolve(files, device)
+    for precision in PRECISIONS:
+        if precision == wanted:
+            return precision
+    raise InputError(f"model {files.id}: there is no precision {wanted}; take one of {', '.join(PRECISIONS)}, or auto")
 
 
 class _Run:

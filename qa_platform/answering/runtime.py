@@ -6,14 +6,15 @@ Measured on CPUs with AVX-512 and AMX; see the README for the table.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qa_platform.answering.model import ModelFiles
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)

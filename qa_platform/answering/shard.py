@@ -1,56 +1,25 @@
 """One shard: ``questions.csv`` and ``shard.json`` in, ``answers.csv`` and the same ``shard.json``, filled in, out."""
 
 import csv
-import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qa_platform.answering.engine import Answer, Answerer
-from qa_platform.contract import (
-    ANSWER_COLUMNS,
-    SHARD_ANSWERS,
-    SHARD_INFO,
-    SHARD_QUESTIONS,
-    RowReason,
-    ShardInfo,
-    find_columns,
-)
+from qa_platform.answering.engine import Answerer, AnswerOptions
+from qa_platform.answering.rows import AskedRow, Counts, answer_cells, answered_rows
+from qa_platform.contract import ANSWER_COLUMNS, SHARD_ANSWERS, SHARD_INFO, SHARD_QUESTIONS, ShardInfo, find_columns
 from qa_platform.errors import InputError
 from qa_platform.ingest import csv_line
 
 _log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 5.0
-# A score needs no more digits than its precision has.
-_SCORE_DIGITS = 6
 
 
-@dataclass
-class Counts:
-    """What became of the rows; ``rows`` is always the sum of the three."""
-
-    answered: int = 0
-    no_answer: int = 0
-    rejected: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.answered + self.no_answer + self.rejected
-
-    def add(self, answer: Answer) -> None:
-        if answer.error is None or answer.error is RowReason.LOW_SCORE:
-            self.answered += 1
-        elif answer.error is RowReason.NO_ANSWER:
-            self.no_answer += 1
-        else:
-            self.rejected += 1
-
-
-def answer_shard(answerer: Answerer, folder_in: Path, folder_out: Path, *, min_score: float = 0.0) -> ShardInfo:
+def answer_shard(answerer: Answerer, folder_in: Path, folder_out: Path) -> ShardInfo:
     """Answer one shard, streaming; returns the ``shard.json`` that was written, last, into ``folder_out``.
 
     A row that ingestion rejected keeps its reason and is not asked; a row that cannot be answered gets one.
@@ -60,20 +29,10 @@ def answer_shard(answerer: Answerer, folder_in: Path, folder_out: Path, *, min_s
     """
     info = ShardInfo.from_json((folder_in / SHARD_INFO).read_bytes())
     begun = time.monotonic()
-    counts = Counts()
     folder_out.mkdir(parents=True, exist_ok=True)
-    source = folder_in / SHARD_QUESTIONS
-    with source.open(newline="", encoding="utf-8") as lines, (folder_out / SHARD_ANSWERS).open("wb") as target:
-        header, rows = _read(lines, source)
-        target.write(csv_line([*header, *ANSWER_COLUMNS]))
-        rejected = {rejection.row - info.first_row: rejection.reason for rejection in info.rejections}
-        progress = Progress(info.rows)
-        for row, answer in answered_rows(answerer, header, rows, rejected=rejected, min_score=min_score):
-            target.write(csv_line([*row, *answer_cells(answer, answerer.identity.id)]))
-            counts.add(answer)
-            progress.show(counts.rows)
+    counts = _answer_rows(answerer, info, folder_in / SHARD_QUESTIONS, folder_out / SHARD_ANSWERS)
     if counts.rows != info.rows:
-        raise InputError(f"{source} has {counts.rows} rows, and its {SHARD_INFO} says {info.rows}")
+        raise InputError(f"{folder_in / SHARD_QUESTIONS} has {counts.rows} rows, and its {SHARD_INFO} says {info.rows}")
     done = replace(
         info,
         answered_by=answerer.identity,
@@ -87,45 +46,32 @@ def answer_shard(answerer: Answerer, folder_in: Path, folder_out: Path, *, min_s
     return done
 
 
-def _read(lines: Iterable[str], source: Path) -> tuple[list[str], Iterator[list[str]]]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(lines)
-    header = next(reader, None)
-    if header is None:
-        raise InputError(f"{source} has no header")
-    return header, _whole(reader, len(header), source)
+def _answer_rows(answerer: Answerer, info: ShardInfo, source: Path, target: Path) -> Counts:
+    counts, progress, model = Counts(), _Progress(info.rows), answerer.identity.id
+    with source.open(newline="", encoding="utf-8") as lines, target.open("wb") as out:
+        csv.field_size_limit(2**31 - 1)
+        reader = csv.reader(lines)
+        header = next(reader, None)
+        if header is None:
+            raise InputError(f"{source} has no header")
+        out.write(csv_line([*header, *ANSWER_COLUMNS]))
+        for row, answer in answered_rows(answerer, _asked(reader, header, info, source), AnswerOptions()):
+            out.write(csv_line([*row.cells, *answer_cells(answer, model)]))
+            counts.add(answer)
+            progress.show(counts.rows)
+    return counts
 
 
-def _whole(rows: Iterable[list[str]], columns: int, source: Path) -> Iterator[list[str]]:
-    for number, row in enumerate(rows, start=1):
-        if len(row) != columns:
-            raise InputError(f"{source}, row {number}: {len(row)} cells, and the header has {columns}")
-        yield row
-
-
-def answered_rows(
-    answerer: Answerer, header: Sequence[str], rows: Iterable[list[str]], *, rejected: dict[int, RowReason], min_score: float = 0.0
-) -> Iterator[tuple[list[str], Answer]]:
-    """Every row with its answer, in order. ``rejected`` has the reasons of rows that are not asked, by index from 0."""
+def _asked(rows: Iterator[list[str]], header: list[str], info: ShardInfo, source: Path) -> Iterator[AskedRow]:
     question, context = find_columns(header)
-    # The engine reads ahead of what it yields, by a bounded number of rows, which tee keeps.
-    kept, asked = itertools.tee(rows)
-    pairs = (("", "") if index in rejected else (row[question], row[context]) for index, row in enumerate(asked))
-    answers = answerer.answer(pairs, min_score=min_score)
-    for index, (row, answer) in enumerate(zip(kept, answers, strict=True)):
-        yield row, replace(answer, error=rejected[index]) if index in rejected else answer
+    reasons = {rejection.row: rejection.reason for rejection in info.rejections}
+    for number, cells in enumerate(rows, start=info.first_row):
+        if len(cells) != len(header):
+            raise InputError(f"{source}, row {number} of the file: {len(cells)} cells, and the header has {len(header)}")
+        yield AskedRow(cells, cells[question], cells[context], reasons.get(number))
 
 
-def answer_cells(answer: Answer, model: str) -> list[str]:
-    """The cells of ANSWER_COLUMNS. A row without an answer has only its error."""
-    error = answer.error.value if answer.error else ""
-    if answer.error is not None and answer.error is not RowReason.LOW_SCORE:
-        score = f"{answer.score:.{_SCORE_DIGITS}f}" if answer.error is RowReason.NO_ANSWER else ""
-        return ["", score, "", "", model, error]
-    return [answer.answer, f"{answer.score:.{_SCORE_DIGITS}f}", str(answer.start), str(answer.end), model, error]
-
-
-class Progress:
+class _Progress:
     """Logs rows done and rows per second every few seconds."""
 
     def __init__(self, rows: int) -> None:

@@ -181,4 +181,6 @@ def _characters(encoding: "tokenizers.Encoding", window: Window, first: int, las
         while last < final and encoding.token_to_word(last + 1) == end_word:
             last += 1
     start, end = encoding.token_to_chars(first), encoding.token_to_chars(last)
+    assert start is not None
+    assert end is not None
     return start[0], end[1]

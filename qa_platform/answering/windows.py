@@ -64,9 +64,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Window:
-    """One window of one row. ``ids`` has its tokens; the context's part begins at ``offset`` in ``ids`` and covers the context's tokens from ``first``.
+    """One window of the row at index ``row``: its tokens, special ones included.
 
-    ``context`` tokens lie in ``ids[offset : offset + length]``.
+    ``ids[offset : offset + length]`` are the context's tokens ``first`` to ``first + length - 1``.
     """
 
     row: int

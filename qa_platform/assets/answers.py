@@ -11,12 +11,17 @@ from qa_platform.batch import Services, answer_batch, reload_files
 from qa_platform.checks import CHECK_SPECS, QUESTION_ANSWER, batch_results
 from qa_platform.contract import FileVersion, partition_key
 from qa_platform.database import connect
-from qa_platform.errors import InputError
+from qa_platform.errors import InputError, TransientError
 from qa_platform.pachd import JobFailed
 from qa_platform.partitions import question_files
 from qa_platform.planning import DONE, Batch, batch_id
 from qa_platform.reporting import ANSWERED_QUESTIONS, report_files
 from qa_platform.resources import PlatformResource
+
+
+# For a service that is away a little longer than its client tries by itself.
+STEP_RETRIES = 2
+STEP_RETRY_SECONDS = 10
 
 
 class FileConfig(dg.Config):
@@ -54,6 +59,8 @@ def failures_for_people() -> Iterator[None]:
         yield
     except (InputError, JobFailed) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+    except TransientError as error:
+        raise dg.RetryRequested(max_retries=STEP_RETRIES, seconds_to_wait=STEP_RETRY_SECONDS) from error
 
 
 def batch_of(services: Services, config: BatchConfig, keys: Sequence[str]) -> Batch:
@@ -117,7 +124,6 @@ def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
     ],
     check_specs=CHECK_SPECS,
     pool="pachyderm",
-    retry_policy=dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )
 def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
     services = platform.services()
@@ -127,7 +133,7 @@ def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platfor
             records, failure = reload_files(services, context.partition_keys, log=context.log), None
         else:
             batch = batch_of(services, config, context.partition_keys)
-            outcome = answer_batch(services, batch, token=config.token or context.run_id, run_id=context.run_id, log=context.log)
+            outcome = answer_batch(services, batch, token=config.token or context.run.run_id, run_id=context.run.run_id, log=context.log)
             records, failure = outcome.records, outcome.failure
         evaluations = report_files(context, services, records, assets=selected)
         if failure:

@@ -1,7 +1,7 @@
 """The reference: transformers 4.57's question-answering pipeline, in a process of its own.
 
-Run with the folder of `ORACLE` first on PYTHONPATH (`oracle_command` does so): transformers 5 has no such pipeline, and both
-cannot live in one process. Reads one JSON document on standard input, writes one on standard output.
+Transformers 5 has no such pipeline, and two versions cannot live in one process. The packages of `ORACLE` lie in a folder of
+their own (`pip install --no-deps --target .qa/oracle …`, which `make setup` does), beside the torch of this environment. Reads one JSON document on standard input, writes one on standard output.
 """
 
 import json
@@ -58,7 +58,7 @@ def run_reference(
         "one_call": one_call,
         "options": options,
     }
-    # -I would drop the folder; -P keeps the working directory from shadowing it.
+    # -P keeps the folder of this script, and with it our packages' names, off the path.
     command = [sys.executable, "-P", str(Path(__file__)), str(oracle)]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -93,7 +93,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 def _one(ask: Any, pair: dict[str, str], options: dict[str, Any]) -> Any:
     try:
         return _rows(ask(pair, **options))
-    except BaseException as error:  # noqa: BLE001  # the tokenizer's panics are not Exceptions
+    except BaseException as error:  # the tokenizer's panics are not Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         return type(error).__name__

@@ -39,8 +39,9 @@ class Signals:
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self.command: subprocess.Popen[bytes] | None = None
+        # When a signal was first passed on to the command.
         self.forwarded_at: float | None = None
+        self._command: subprocess.Popen[bytes] | None = None
         self._taken: int | None = None
 
     def __enter__(self) -> "Signals":
@@ -56,13 +57,22 @@ class Signals:
         if self._taken is not None:
             raise SystemExit(128 + self._taken)
 
+    def hand_over(self, command: "subprocess.Popen[bytes]") -> None:
+        """From now on, signals are for this command; one that came just before is so, too."""
+        self._command = command
+        if self._taken is not None:
+            self._forward(self._taken)
+
     def _take(self, number: int, _frame: FrameType | None) -> None:
         self._taken = number
         # Ctrl-C in a terminal has reached the command as well, and it alone decides what that means.
-        if self.command is None or (number == signal.SIGINT and _in_foreground()):
-            return
+        if self._command is not None and not (number == signal.SIGINT and _in_foreground()):
+            self._forward(number)
+
+    def _forward(self, number: int) -> None:
+        assert self._command
         with contextlib.suppress(ProcessLookupError):
-            self.command.send_signal(number)
+            self._command.send_signal(number)
         self.forwarded_at = self.forwarded_at or time.monotonic()
 
 
@@ -79,7 +89,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], signals:
             process = subprocess.Popen(command, env={**environment, _MARK: mark})
         except OSError as error:
             raise InputError(f"cannot run {command[0]!r}: {error.strerror}") from error
-        signals.command = process
+        signals.hand_over(process)
         status = _wait(process, signals)
     return status if status >= 0 else 128 - status
 

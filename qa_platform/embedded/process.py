@@ -53,9 +53,7 @@ def no_check() -> None:
 class RunningServer:
     """A started server. ``address`` waits until it serves."""
 
-    def __init__(
-        self, spec: ServerSpec, state: Path, *, environment: dict[str, str] | None = None, check: Check = no_check
-    ) -> None:
+    def __init__(self, spec: ServerSpec, state: Path, *, environment: dict[str, str] | None = None, check: Check = no_check) -> None:
         """Start a server on ``state/<name>``; its messages go to ``state/logs/<name>.log``.
 
         Raises:

@@ -141,10 +141,14 @@ def _prepare(stack: Stack, preparer: "subprocess.Popen[str]", check: Check) -> N
     home = stack.state / "dagster"
     home.mkdir(exist_ok=True)
     shutil.copyfile(project_file("dagster.yaml"), home / "dagster.yaml")
+    messages, variables = "", json.dumps(stack.variables)
     while preparer.returncode is None:
         check()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            _, messages = preparer.communicate(json.dumps(stack.variables), timeout=_POLL_SECONDS)
+        try:
+            _, messages = preparer.communicate(variables, timeout=_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Its input is on its way; only the waiting is taken up again.
+            variables = ""
     if preparer.returncode:
         raise TransientError(f"the embedded stack cannot be prepared:\n{messages.strip()}")
 

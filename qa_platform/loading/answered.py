@@ -85,7 +85,10 @@ def read_answered(folder: Path) -> AnsweredFile:
     Raises:
         InputError: something is missing or does not fit; the message names all of it.
     """
-    manifest = Manifest.from_json(_text(folder / MANIFEST))
+    try:
+        manifest = Manifest.from_json(_text(folder / MANIFEST))
+    except InputError as error:
+        raise InputError(f"{folder} is no answered file: {error}") from error
     header = (*pass_through_columns(manifest.columns), *ANSWER_COLUMNS)
     try:
         question, context = find_columns(manifest.columns)

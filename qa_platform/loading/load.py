@@ -66,7 +66,7 @@ def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "",
     started = time.monotonic()
     file = read_answered(folder)
     manifest = file.manifest
-    with transaction(connection) as cursor:
+    with transaction(connection, about=f"{manifest.name!r} is not loaded: ") as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, manifest.name])
         if newer := _newer(cursor, manifest):
             _record_superseded(cursor, manifest, newer)
@@ -130,6 +130,8 @@ def _write(cursor: psycopg.Cursor, file: AnsweredFile) -> tuple[int, int, int]:
     cursor.execute("CREATE TEMPORARY TABLE reject_stage (LIKE question_answer_reject INCLUDING DEFAULTS) ON COMMIT DROP")
     _copy(cursor, file, now, answers="answer_stage", rejects="reject_stage")
     cursor.execute("ANALYZE answer_stage (row_number), reject_stage (row_number)")
+    # How many rows the tables have of one file is guessed from the average file: a nested loop chosen for a few would never end.
+    cursor.execute("SET LOCAL enable_nestloop = off")
     _settle_rejects(cursor, name)
     return _settle_answers(cursor, name)
 

@@ -18,11 +18,12 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS project (name TEXT PRIMARY KEY, description TEXT NOT NULL, created REAL NOT NULL);
 INSERT OR IGNORE INTO project VALUES ('default', '', CAST(strftime('%s', 'now') AS REAL));
 CREATE TABLE IF NOT EXISTS repo (
-    pk INTEGER PRIMARY KEY, project TEXT NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL, description TEXT NOT NULL, created REAL NOT NULL,
-    UNIQUE (project, name, type)
+    pk INTEGER PRIMARY KEY, project TEXT NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL, description TEXT NOT NULL,
+    created REAL NOT NULL, UNIQUE (project, name, type)
 );
 CREATE TABLE IF NOT EXISTS commit_ (
-    pk INTEGER PRIMARY KEY AUTOINCREMENT, repo INTEGER NOT NULL REFERENCES repo(pk) ON DELETE CASCADE, id TEXT NOT NULL, branch TEXT NOT NULL,
+    pk INTEGER PRIMARY KEY AUTOINCREMENT, repo INTEGER NOT NULL REFERENCES repo(pk) ON DELETE CASCADE,
+    id TEXT NOT NULL, branch TEXT NOT NULL,
     parent INTEGER REFERENCES commit_(pk) ON DELETE SET NULL, kind INTEGER NOT NULL, description TEXT NOT NULL, started REAL NOT NULL,
     finishing REAL, finished REAL, error TEXT NOT NULL DEFAULT '', root TEXT, size INTEGER NOT NULL DEFAULT 0,
     UNIQUE (repo, id)
@@ -31,7 +32,8 @@ CREATE INDEX IF NOT EXISTS commit_by_id ON commit_ (id);
 CREATE INDEX IF NOT EXISTS commit_by_parent ON commit_ (parent);
 CREATE INDEX IF NOT EXISTS commit_unfinished ON commit_ (finishing) WHERE finished IS NULL;
 CREATE TABLE IF NOT EXISTS commit_provenance (
-    downstream INTEGER NOT NULL REFERENCES commit_(pk) ON DELETE CASCADE, upstream INTEGER NOT NULL REFERENCES commit_(pk) ON DELETE CASCADE,
+    downstream INTEGER NOT NULL REFERENCES commit_(pk) ON DELETE CASCADE,
+    upstream INTEGER NOT NULL REFERENCES commit_(pk) ON DELETE CASCADE,
     PRIMARY KEY (downstream, upstream)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS commit_provenance_upstream ON commit_provenance (upstream);
@@ -46,7 +48,8 @@ CREATE TABLE IF NOT EXISTS branch_provenance (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS branch_provenance_upstream ON branch_provenance (upstream);
 CREATE TABLE IF NOT EXISTS layer (
-    commit_ INTEGER NOT NULL REFERENCES commit_(pk) ON DELETE CASCADE, seq INTEGER NOT NULL, fileset TEXT NOT NULL, PRIMARY KEY (commit_, seq)
+    commit_ INTEGER NOT NULL REFERENCES commit_(pk) ON DELETE CASCADE, seq INTEGER NOT NULL, fileset TEXT NOT NULL,
+    PRIMARY KEY (commit_, seq)
 ) WITHOUT ROWID;
 """
 
@@ -256,7 +259,8 @@ class Pfs:
             except NotFound:
                 return False
             downstream = self._db.row(
-                "SELECT r.project, r.name FROM branch_provenance bp JOIN branch u ON u.pk = bp.upstream JOIN branch d ON d.pk = bp.downstream "
+                "SELECT r.project, r.name FROM branch_provenance bp "
+                "JOIN branch u ON u.pk = bp.upstream JOIN branch d ON d.pk = bp.downstream "
                 "JOIN repo r ON r.pk = d.repo WHERE u.repo = ? AND d.repo != ?",
                 pk, pk,
             )  # fmt: skip
@@ -356,7 +360,8 @@ class Pfs:
 
     def _branch_keys(self, query: str, pk: int) -> list[BranchKey]:
         rows = self._db.rows(
-            f"SELECT b.name, r.project, r.name AS repo, r.type FROM branch b JOIN repo r ON r.pk = b.repo WHERE b.pk IN ({query}) ORDER BY b.pk",
+            "SELECT b.name, r.project, r.name AS repo, r.type FROM branch b JOIN repo r ON r.pk = b.repo "
+            f"WHERE b.pk IN ({query}) ORDER BY b.pk",
             pk,
         )
         return [BranchKey(RepoKey(row["project"], row["repo"], row["type"]), row["name"]) for row in rows]
@@ -549,20 +554,12 @@ class Pfs:
 
     def provenance(self, pk: int) -> list[Commit]:
         """The commits that this one is made from directly."""
-        return [
-            _commit(row)
-            for row in self._db.rows(
-                f"{_SELECT_COMMIT} WHERE c.pk IN (SELECT upstream FROM commit_provenance WHERE downstream = ?) ORDER BY c.pk", pk
-            )
-        ]
+        rows = self._db.rows(f"{_SELECT_COMMIT} JOIN commit_provenance cp ON cp.upstream = c.pk WHERE cp.downstream = ? ORDER BY c.pk", pk)
+        return [_commit(row) for row in rows]
 
     def subvenance(self, pk: int) -> list[Commit]:
-        return [
-            _commit(row)
-            for row in self._db.rows(
-                f"{_SELECT_COMMIT} WHERE c.pk IN (SELECT downstream FROM commit_provenance WHERE upstream = ?) ORDER BY c.pk", pk
-            )
-        ]
+        rows = self._db.rows(f"{_SELECT_COMMIT} JOIN commit_provenance cp ON cp.downstream = c.pk WHERE cp.upstream = ? ORDER BY c.pk", pk)
+        return [_commit(row) for row in rows]
 
     def subscribe(
         self, repo: RepoKey, branch: str, *, after: CommitRef | None, state: Wait, kind: int, alive: Callable[[], bool]
@@ -573,7 +570,8 @@ class Pfs:
 
         def look() -> Commit | None:
             row = self._db.row(
-                f"{_SELECT_COMMIT} WHERE c.repo = ? AND c.pk > ? AND (? = '' OR c.branch = ?) AND (? = 0 OR c.kind = ?) ORDER BY c.pk LIMIT 1",
+                f"{_SELECT_COMMIT} WHERE c.repo = ? AND c.pk > ? AND (? = '' OR c.branch = ?) AND (? = 0 OR c.kind = ?) "
+                "ORDER BY c.pk LIMIT 1",
                 pk, last, branch, branch, kind, kind,
             )  # fmt: skip
             return None if row is None else _commit(row)
@@ -636,7 +634,8 @@ class Pfs:
         now = time.time()
         done = now if finished else None
         return self._db.execute(
-            "INSERT INTO commit_ (repo, id, branch, parent, kind, description, started, finishing, finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO commit_ (repo, id, branch, parent, kind, description, started, finishing, finished) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self.repo_pk(branch.repo), set_id, branch.name, parent, int(kind), description, now, done, done,
         )  # fmt: skip
 
@@ -656,7 +655,8 @@ class Pfs:
             pk = self._insert_commit(key, set_id, row["head"], Kind.AUTO, "")
             self._set_head(key, pk)
             self._db.execute(
-                "INSERT OR IGNORE INTO commit_provenance SELECT ?, b.head FROM branch_provenance bp JOIN branch b ON b.pk = bp.upstream WHERE bp.downstream = ?",
+                "INSERT OR IGNORE INTO commit_provenance SELECT ?, b.head FROM branch_provenance bp "
+                "JOIN branch b ON b.pk = bp.upstream WHERE bp.downstream = ?",
                 pk, row["pk"],
             )  # fmt: skip
             made.append(self.commit_by_pk(pk))
@@ -784,7 +784,8 @@ def tag_of(datum: str) -> str:
 
 def _commit(row: sqlite3.Row) -> Commit:
     return Commit(
-        pk=row["pk"], repo=RepoKey(row["project"], row["repo_name"], row["repo_type"]), id=row["id"], branch=row["branch"], parent=row["parent"],
+        pk=row["pk"], repo=RepoKey(row["project"], row["repo_name"], row["repo_type"]), id=row["id"], branch=row["branch"],
+        parent=row["parent"],
         parent_id=row["parent_id"] or "", kind=Kind(row["kind"]), description=row["description"], started=row["started"],
         finishing=row["finishing"], finished=row["finished"], error=row["error"], root=row["root"], size=row["size"],
     )  # fmt: skip

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from qa_platform.embedded.pachd import schedule
 from qa_platform.embedded.pachd import spec as specs
 from qa_platform.embedded.pachd.errors import AlreadyExists, NotFound, PachError
-from qa_platform.embedded.pachd.pfs import BranchKey, Commit, CommitRef, Pfs, RepoKey, new_id
+from qa_platform.embedded.pachd.pfs import Commit, CommitRef, Pfs, RepoKey, new_id
 from qa_platform.embedded.pachd.secrets import Secrets
 from qa_platform.embedded.pachd.spec import CronInput, PfsInput, PipelineSpec
 from qa_platform.embedded.pachd.storage.trees import TreeEditor, TreeError
@@ -37,12 +38,15 @@ CREATE TABLE IF NOT EXISTS datum (
     state INTEGER NOT NULL, inputs TEXT NOT NULL, output TEXT, seconds REAL NOT NULL DEFAULT 0, downloaded INTEGER NOT NULL DEFAULT 0,
     uploaded INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (job, id)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cron_tick (pipeline INTEGER NOT NULL REFERENCES pipeline(pk) ON DELETE CASCADE, input TEXT NOT NULL, last REAL NOT NULL, PRIMARY KEY (pipeline, input));
+CREATE TABLE IF NOT EXISTS cron_tick (
+    pipeline INTEGER NOT NULL REFERENCES pipeline(pk) ON DELETE CASCADE, input TEXT NOT NULL, last REAL NOT NULL,
+    PRIMARY KEY (pipeline, input)
+);
 """
 
 _SELECT_PIPELINE = (
-    "SELECT p.pk, p.project, p.name, p.stopped, p.reason, p.created, p.version AS latest, v.version, v.user_json, v.effective_json, v.salt, "
-    "v.spec_commit, v.updated FROM pipeline p JOIN pipeline_version v ON v.pipeline = p.pk"
+    "SELECT p.pk, p.project, p.name, p.stopped, p.reason, p.created, p.version AS latest, v.version, v.user_json, "
+    "v.effective_json, v.salt, v.spec_commit, v.updated FROM pipeline p JOIN pipeline_version v ON v.pipeline = p.pk"
 )
 _SELECT_JOB = "SELECT j.*, p.project, p.name FROM job j JOIN pipeline p ON p.pk = j.pipeline"
 
@@ -61,6 +65,7 @@ class JobState(IntEnum):
 
 TERMINAL = (JobState.FAILURE, JobState.SUCCESS, JobState.KILLED, JobState.UNRUNNABLE)
 _TERMINAL_SQL = ",".join(str(int(state)) for state in TERMINAL)
+_UNFINISHED = f"j.state NOT IN ({_TERMINAL_SQL})"
 
 
 class DatumState(IntEnum):
@@ -195,6 +200,8 @@ class Pps:
                 self.pfs.repo_pk(leaf.repo)
                 if leaf.repo == parsed.repo:
                     raise PachError(f"pipeline {key} cannot have its own output as an input")
+            else:
+                schedule.check(leaf.spec)
         self._check_secrets(parsed)
         return effective
 
@@ -291,6 +298,9 @@ class Pps:
         with self._db.transaction():
             pipeline = self.pipeline(key)
             self._db.execute("UPDATE pipeline SET stopped = 0 WHERE pk = ?", pipeline.pk)
+            # No ticks for the time in which the pipeline was stopped.
+            for cron in pipeline.spec.crons:
+                self._db.execute("INSERT OR REPLACE INTO cron_tick VALUES (?, ?, ?)", pipeline.pk, cron.name, time.time())
             self._connect(pipeline.spec, new_id())
 
     def rerun(self, key: PipelineKey, *, reprocess: bool) -> None:
@@ -332,12 +342,27 @@ class Pps:
 
     # Cron
 
-    def last_tick(self, pipeline: Pipeline, cron: CronInput) -> float:
-        last = self._db.value("SELECT last FROM cron_tick WHERE pipeline = ? AND input = ?", pipeline.pk, cron.name)
-        return float(last) if last is not None else cron.start
+    def cron_pipelines(self) -> list[Pipeline]:
+        """The pipelines that may tick."""
+        rows = self._db.rows(f"{_SELECT_PIPELINE} WHERE v.version = p.version AND p.stopped = 0 AND v.effective_json LIKE '%\"cron\"%'")
+        return [_pipeline(row) for row in rows]
 
-    def tick(self, pipeline: Pipeline, cron: CronInput, when: float, file_name: str) -> None:
-        """Writes the file of a tick into the cron repo, which starts a job."""
+    def last_tick(self, pipeline: Pipeline, cron: CronInput) -> float:
+        """The scheduled time of the last tick, or when the schedule began."""
+        last = self._db.value("SELECT last FROM cron_tick WHERE pipeline = ? AND input = ?", pipeline.pk, cron.name)
+        return max(float(last or 0), cron.start)
+
+    def run_cron(self, key: PipelineKey) -> None:
+        """A tick now of all the pipeline's cron inputs, beside their schedules."""
+        pipeline = self.pipeline(key)
+        crons = pipeline.spec.crons
+        if not crons:
+            raise PachError(f"pipeline {key} doesn't have a cron input")
+        for cron in crons:
+            self.tick(pipeline, cron, None, schedule.file_name(time.time()))
+
+    def tick(self, pipeline: Pipeline, cron: CronInput, when: float | None, file_name: str) -> None:
+        """Writes the file of a tick into the cron repo, which starts a job. ``when`` is its place in the schedule, if it has one."""
         writer = self.store.filesets.writer()
         if cron.overwrite:
             writer.delete("/", "default")
@@ -345,7 +370,8 @@ class Pps:
         fileset = writer.close(None)
         with self._db.transaction():
             self.pfs.add_fileset(CommitRef(cron.repo, branch="master"), fileset, owned=True)
-            self._db.execute("INSERT OR REPLACE INTO cron_tick VALUES (?, ?, ?)", pipeline.pk, cron.name, when)
+            if when is not None:
+                self._db.execute("INSERT OR REPLACE INTO cron_tick VALUES (?, ?, ?)", pipeline.pk, cron.name, when)
 
     # Jobs
 
@@ -378,7 +404,8 @@ class Pps:
         """Newest first."""
         wanted = set(projects)
         rows = self._db.rows(
-            f"{_SELECT_JOB} WHERE (? IS NULL OR (p.project = ? AND p.name = ?)) AND (? < 0 OR j.version >= p.version - ?) ORDER BY j.pk DESC",
+            f"{_SELECT_JOB} WHERE (? IS NULL OR (p.project = ? AND p.name = ?)) AND (? < 0 OR j.version >= p.version - ?) "
+            "ORDER BY j.pk DESC",
             key and key.name, key and key.project, key and key.name, history, history,
         )  # fmt: skip
         return (self._job(row) for row in rows if not wanted or row["project"] in wanted)
@@ -452,7 +479,8 @@ class Pps:
             error = "" if state == JobState.SUCCESS else reason or state.name
             commit = self.pfs.commit_by_pk(job.commit)
             meta = self._db.value(
-                "SELECT c.pk FROM commit_ c JOIN repo r ON r.pk = c.repo WHERE c.id = ? AND r.project = ? AND r.name = ? AND r.type = 'meta'",
+                "SELECT c.pk FROM commit_ c JOIN repo r ON r.pk = c.repo "
+                "WHERE c.id = ? AND r.project = ? AND r.name = ? AND r.type = 'meta'",
                 job.id, commit.repo.project, commit.repo.name,
             )  # fmt: skip
             now = time.time()
@@ -551,15 +579,13 @@ class Pps:
     def wait_enumerated(self, job: int, *, alive: Callable[[], bool]) -> None:
         """Returns when the job's datums are known or the job is over or gone."""
         self._db.wait_until(
-            lambda: not self._db.row(f"SELECT 1 FROM job WHERE pk = ? AND enumerated = 0 AND state NOT IN ({_TERMINAL_SQL})", job),
+            lambda: not self._db.row(f"{_SELECT_JOB} WHERE j.pk = ? AND j.enumerated = 0 AND {_UNFINISHED}", job),
             alive=alive,
         )
 
     def wait_over(self, job: int, *, alive: Callable[[], bool]) -> None:
         """Returns when the job is over or gone."""
-        self._db.wait_until(
-            lambda: not self._db.row(f"SELECT 1 FROM job WHERE pk = ? AND state NOT IN ({_TERMINAL_SQL})", job), alive=alive
-        )
+        self._db.wait_until(lambda: not self._db.row(f"{_SELECT_JOB} WHERE j.pk = ? AND {_UNFINISHED}", job), alive=alive)
 
     def _job(self, row: sqlite3.Row) -> Job:
         counts: dict[DatumState, int] = {}
@@ -572,8 +598,8 @@ class Pps:
             counts[DatumState(group["state"])] = group["number"]
             seconds, downloaded, uploaded = seconds + group["seconds"], downloaded + group["downloaded"], uploaded + group["uploaded"]
         return Job(
-            pk=row["pk"], pipeline=PipelineKey(row["project"], row["name"]), pipeline_pk=row["pipeline"], id=row["id"], version=row["version"],
-            commit=row["commit_"], state=JobState(row["state"]), reason=row["reason"], created=row["created"], started=row["started"],
+            pk=row["pk"], pipeline=PipelineKey(row["project"], row["name"]), pipeline_pk=row["pipeline"], id=row["id"],
+            version=row["version"], commit=row["commit_"], state=JobState(row["state"]), reason=row["reason"], created=row["created"], started=row["started"],
             finished=row["finished"], total=row["total"], enumerated=bool(row["enumerated"]), restarts=row["restarts"], counts=counts,
             seconds=seconds, downloaded=downloaded, uploaded=uploaded,
         )  # fmt: skip
@@ -581,9 +607,9 @@ class Pps:
 
 def _pipeline(row: sqlite3.Row) -> Pipeline:
     return Pipeline(
-        pk=row["pk"], key=PipelineKey(row["project"], row["name"]), version=row["version"], latest=row["latest"], stopped=bool(row["stopped"]),
-        reason=row["reason"], created=row["created"], updated=row["updated"], user_json=row["user_json"], effective_json=row["effective_json"],
-        salt=row["salt"], spec_commit=row["spec_commit"],
+        pk=row["pk"], key=PipelineKey(row["project"], row["name"]), version=row["version"], latest=row["latest"],
+        stopped=bool(row["stopped"]), reason=row["reason"], created=row["created"], updated=row["updated"], user_json=row["user_json"],
+        effective_json=row["effective_json"], salt=row["salt"], spec_commit=row["spec_commit"],
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +74,8 @@ def _key(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         key = Fernet.generate_key()
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(key)
+        path.touch(0o600, exist_ok=False)
+        path.write_bytes(key)
         return key
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qa_platform.embedded.pachd import pfs, pps, secrets
 from qa_platform.embedded.pachd.errors import PachError
+from qa_platform.embedded.pachd.execution.cron import CronClock
 from qa_platform.embedded.pachd.execution.jobs import Executor
 from qa_platform.embedded.pachd.pfs import Pfs
 from qa_platform.embedded.pachd.pps import Pps
@@ -39,14 +40,21 @@ class PachdServer:
         if cluster_id is None:
             cluster_id = pfs.new_id()
             self._store.metadata.execute("INSERT INTO cluster VALUES (?)", cluster_id)
-        methods = {**PfsApi(files, pipelines).methods(), **PpsApi(pipelines).methods(), **ClusterApi(files, cluster_id).methods()}
+        methods = {
+            **PfsApi(files, pipelines).methods(),
+            **PpsApi(pipelines, self._executor.restart_datum).methods(),
+            **ClusterApi(files, cluster_id).methods(),
+        }
+        self._cron = CronClock(pipelines)
         self._executor.start()
+        self._cron.start()
         self._server, port = start_server(Handlers(methods, on_cancel=self._store.metadata.wake), "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
 
     def stop(self) -> None:
         """Ends calls, kills what the workers run, and closes the state."""
         stopped = self._server.stop(0.2)
+        self._cron.stop()
         self._executor.stop()
         stopped.wait(2)
         self._store.close()

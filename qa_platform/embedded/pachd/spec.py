@@ -56,7 +56,7 @@ class CronInput:
 
     @property
     def as_pfs(self) -> PfsInput:
-        return PfsInput(name=self.name, repo=self.repo, branch="master", glob="/" if self.overwrite else "/*")
+        return PfsInput(name=self.name, repo=self.repo, branch="master", glob="/*")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """Does the jobs that the metadata says are to be done, and stops those that it says are over."""
 
+import contextlib
 import logging
 import shutil
+import tempfile
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
 from qa_platform.embedded.pachd.errors import NotFound, PachError
 from qa_platform.embedded.pachd.execution.datums import enumerate_datums
+from qa_platform.embedded.pachd.execution.isolation import can_isolate
 from qa_platform.embedded.pachd.execution.leftovers import Reaper, kill_leftovers
 from qa_platform.embedded.pachd.execution.worker import JobContext, ServeWorker, Worker
 from qa_platform.embedded.pachd.pfs import BranchKey, Wait
@@ -18,6 +21,7 @@ from qa_platform.embedded.pachd.spec import PipelineSpec
 from qa_platform.embedded.pachd.storage.trees import TreeError
 
 _LOG = logging.getLogger(__name__)
+_MEMORY = Path("/dev/shm")
 _DONE = (DatumState.SUCCESS, DatumState.SKIPPED)
 
 
@@ -30,7 +34,8 @@ class Executor:
         # A folder of this server's own: the reaper of one that was killed must not take this one's workers.
         self._folder = folder / uuid.uuid4().hex[:8]
         self._folder.mkdir(parents=True)
-        self._reaper = Reaper(self._folder)
+        self._secrets = Path(tempfile.mkdtemp(prefix="qa-pachd-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self._reaper = Reaper(self._folder, remove=self._secrets)
         self._pps = pps
         self._serve = serve
         self._stopping = threading.Event()
@@ -62,6 +67,35 @@ class Executor:
 
     def alive(self) -> bool:
         return not self._stopping.is_set()
+
+    def restart_datum(self, job: Job, filters: Sequence[str]) -> None:
+        """Begins the datums again that a job works on and whose inputs have these paths or hashes.
+
+        Raises:
+            PachError: there is none.
+        """
+        run = self._runs.get(job.pk)
+        if run is None or not run.restart(filters):
+            raise PachError(f"datum matching filter {list(filters)} could not be found for job {job.pipeline}@{job.id}")
+
+    def secret_mounts(self, spec: PipelineSpec) -> dict[Path, Path]:
+        """The folders of the secrets that a pipeline mounts, by where it wants them. They lie in memory and go with the server.
+
+        Raises:
+            PachError: this machine does not permit mounts, or the secret is missing.
+        """
+        mounts = {}
+        for use in spec.secrets:
+            if not use.mount_path:
+                continue
+            if not can_isolate():
+                raise PachError(f"secret {use.name} cannot be mounted at {use.mount_path} on this machine: use env_var and key")
+            folder = self._secrets / uuid.uuid4().hex
+            folder.mkdir(parents=True)
+            for key, value in self._pps.secrets.values(use.name).items():
+                (folder / key).write_bytes(value)
+            mounts[Path(use.mount_path)] = folder
+        return mounts
 
     def pool(self, pipeline: Pipeline) -> "_Pool":
         """The workers of a pipeline's version; those of an older one are dismissed."""
@@ -166,6 +200,9 @@ class _JobRun:
     def start(self) -> None:
         self._thread.start()
 
+    def restart(self, filters: Sequence[str]) -> bool:
+        return self._context is not None and self._context.restart(filters)
+
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
 
@@ -189,10 +226,8 @@ class _JobRun:
                 self._end(JobState.FAILURE, f"{type(error).__name__}: {error}")
 
     def _end(self, state: JobState, reason: str, root: str | None = None) -> None:
-        try:
+        with contextlib.suppress(NotFound):
             self._pps.end_job(self._pk, state, root, reason)
-        except NotFound:
-            pass
 
     def _work(self, job: Job) -> None:
         pfs = self._pps.pfs
@@ -229,6 +264,7 @@ class _JobRun:
             salt=pipeline.salt,
             roots={(str(commit.repo), commit.id): commit.root for commit in inputs},
             secret_env=self._secret_environment(spec),
+            secret_mounts=self._executor.secret_mounts(spec),
             spec_commit=pipeline.spec_commit,
         )
         self._context = context

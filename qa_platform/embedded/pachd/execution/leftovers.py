@@ -18,15 +18,19 @@ for environment in /proc/[0-9]*/environ; do
         kill -KILL "${{process%/environ}}"
     fi
 done
+rm -rf "$1"
 """
 
 
 class Reaper:
-    """A small process of its own that kills the workers' processes below ``folder`` when this process is gone."""
+    """A small process of its own that kills the workers' processes below ``folder`` when this process is gone.
 
-    def __init__(self, folder: Path) -> None:
+    The folder ``remove`` goes then, too.
+    """
+
+    def __init__(self, folder: Path, *, remove: Path) -> None:
         self._process = subprocess.Popen(
-            ["sh", "-c", _REAPER, str(folder)],
+            ["sh", "-c", _REAPER, str(folder), str(remove)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """A user's process: in a process group of its own, its output read line by line as it prints."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 _LOG = logging.getLogger(__name__)
 _LINE_LIMIT = 2**20
+_LAST_LINES_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,8 @@ class UserProcess:
 
     def kill(self) -> None:
         """Kills the process and all that it has started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -73,6 +73,7 @@ class UserProcess:
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self.kill()
         status = self._process.wait()
-        self._reader.join()
+        # A process that left the group may hold the pipe open for ever; what was printed until now has been read by then.
+        self._reader.join(_LAST_LINES_SECONDS)
         self.exit_status = status
         self._on_change()

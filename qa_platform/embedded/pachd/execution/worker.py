@@ -14,6 +14,7 @@ from typing import Protocol
 import qa_platform
 from qa_platform.embedded.pachd.errors import PachError
 from qa_platform.embedded.pachd.execution.files import clear_folder, download, upload
+from qa_platform.embedded.pachd.execution.isolation import PFS, can_isolate, isolated
 from qa_platform.embedded.pachd.execution.leftovers import WORKER_FOLDER_VARIABLE
 from qa_platform.embedded.pachd.execution.process import Command, UserProcess
 from qa_platform.embedded.pachd.pps import Datum, DatumState, Job, Pps
@@ -50,16 +51,20 @@ ServeWorker = Callable[[NextDatum], Endpoint]
 
 @dataclass(eq=False)
 class JobContext:
-    """What the workers need to know of a job, and how it is stopped. ``roots`` are the trees of the input commits, by commit id and repo."""
+    """What the workers need to know of a job, and how it is stopped. ``roots`` are the trees of the input commits, by repo and id."""
 
     job: Job
     spec: PipelineSpec
     salt: str
     roots: Mapping[tuple[str, str], str | None]
     secret_env: Mapping[str, str]
+    # Folders with a file per key, by where user code wants them.
+    secret_mounts: Mapping[Path, Path]
     spec_commit: str
     cancelled: threading.Event = field(default_factory=threading.Event)
     _processes: set["_Killable"] = field(default_factory=set)
+    _working_on: dict[str, tuple[Datum, "_Killable"]] = field(default_factory=dict)
+    _restarted: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def cancel(self) -> None:
@@ -67,6 +72,33 @@ class JobContext:
         with self._lock:
             for process in self._processes:
                 process.kill()
+
+    def restart(self, filters: Sequence[str]) -> bool:
+        """Begins the datums again that are being worked on and whose inputs have all these paths or hashes; False if there is none."""
+        with self._lock:
+            found = [(datum, process) for datum, process in self._working_on.values() if _has_inputs(datum, filters)]
+            self._restarted.update(datum.id for datum, _ in found)
+            for _, process in found:
+                process.kill()
+        return bool(found)
+
+    def was_restarted(self, datum: Datum) -> bool:
+        """Whether the datum is to begin again; asked once per restart."""
+        with self._lock:
+            restarted = datum.id in self._restarted
+            self._restarted.discard(datum.id)
+            return restarted
+
+    @contextlib.contextmanager
+    def working_on(self, datum: Datum, process: "_Killable") -> Iterator[None]:
+        """What runs inside is work on the datum, which ends when the process is killed."""
+        with self._lock:
+            self._working_on[datum.id] = datum, process
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working_on.pop(datum.id, None)
 
     @contextlib.contextmanager
     def tracked(self, process: "_Killable") -> Iterator[None]:
@@ -97,6 +129,8 @@ class Worker:
         self._session: _Session | None = None
         shutil.rmtree(folder, ignore_errors=True)
         self._pfs.mkdir(parents=True)
+        # Where user code finds its files.
+        self._visible_pfs = PFS if can_isolate() else self._pfs
 
     def close(self) -> None:
         if self._endpoint is not None:
@@ -118,7 +152,8 @@ class Worker:
         """Tries a datum as often as the pipeline allows. ``attempt`` returns the output, bytes in and bytes out."""
         began = time.monotonic()
         recovered = False
-        for number in range(1, context.spec.datum_tries + 1):
+        number = 1
+        while number <= context.spec.datum_tries:
             if context.cancelled.is_set():
                 raise Cancelled
             self._log(context, datum, "started process datum")
@@ -127,8 +162,12 @@ class Worker:
             except (DatumError, PachError, CorruptError, OSError) as error:
                 if context.cancelled.is_set():
                     raise Cancelled from error
+                if context.was_restarted(datum):
+                    self._log(context, datum, "datum is restarted")
+                    continue
                 self._log(context, datum, f"failed processing datum, attempt {number} of {context.spec.datum_tries}: {error}")
                 recovered = self._run_err_cmd(context, datum)
+                number += 1
                 continue
             self._log(context, datum, "finished process datum")
             self._pps.end_datum(
@@ -153,7 +192,7 @@ class Worker:
         downloaded = self._prepare(context, datum)
         env = {**self._environment(context), **self._datum_environment(context, datum)}
         self._run(context, datum, context.spec.cmd, context.spec.stdin, env)
-        output, uploaded = upload(self._store, self._pfs / "out", datum.id)
+        output, uploaded = upload(self._store, self._pfs, self._visible_pfs, datum.id)
         return output, downloaded, uploaded
 
     def _run(self, context: JobContext, datum: Datum, argv: Sequence[str], stdin: Sequence[str], env: Mapping[str, str]) -> None:
@@ -164,7 +203,7 @@ class Worker:
                 changed.notify_all()
 
         process = self._start(context, argv, stdin, env, on_line=lambda line: self._log(context, datum, line, user=True), on_change=wake)
-        with context.tracked(process), changed:
+        with context.tracked(process), context.working_on(datum, process), changed:
             if not changed.wait_for(lambda: process.exit_status is not None, context.spec.datum_timeout):
                 process.kill()
                 changed.wait_for(lambda: process.exit_status is not None)
@@ -207,8 +246,9 @@ class Worker:
         downloaded = self._prepare(context, datum)
         values = self._datum_environment(context, datum)
         (self._pfs / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
-        session.process_datum(datum, [f"{key}={value}" for key, value in values.items()], context.spec.datum_timeout)
-        output, uploaded = upload(self._store, self._pfs / "out", datum.id)
+        with context.working_on(datum, session.start()):
+            session.process_datum(datum, [f"{key}={value}" for key, value in values.items()], context.spec.datum_timeout)
+        output, uploaded = upload(self._store, self._pfs, self._visible_pfs, datum.id)
         return output, downloaded, uploaded
 
     def _next_datum(self, error: str, alive: Callable[[], bool]) -> list[str]:
@@ -229,7 +269,11 @@ class Worker:
     ) -> UserProcess:
         if not argv:
             raise DatumError("the pipeline's transform has no cmd")
-        return UserProcess(Command(argv, stdin, env, context.spec.working_dir or None), on_line=on_line, on_change=on_change)
+        folder = context.spec.working_dir
+        if can_isolate():
+            mounts = {PFS: self._pfs, **context.secret_mounts}
+            return UserProcess(Command(isolated(argv, mounts, folder), stdin, env, None), on_line=on_line, on_change=on_change)
+        return UserProcess(Command(argv, stdin, env, folder or None), on_line=on_line, on_change=on_change)
 
     def _environment(self, context: JobContext) -> dict[str, str]:
         spec = context.spec
@@ -248,7 +292,7 @@ class Worker:
             "PPS_WORKER_IP": "127.0.0.1",
             "PPS_WORKER_GRPC_PORT": str(self._endpoint.port if self._endpoint else 1080),
             "PACH_IN_WORKER": "true",
-            "QA_PFS_ROOT": str(self._pfs),
+            "QA_PFS_ROOT": str(self._visible_pfs),
             **dict(spec.env),
             **context.secret_env,
         }
@@ -256,7 +300,7 @@ class Worker:
     def _datum_environment(self, context: JobContext, datum: Datum) -> dict[str, str]:
         env = {"PACH_DATUM_ID": datum.id, "PACH_JOB_ID": context.job.id, "PACH_OUTPUT_COMMIT_ID": context.job.id}
         for one in datum.inputs:
-            env[one.name] = str(self._pfs / one.name / one.path.strip("/"))
+            env[one.name] = str(self._visible_pfs / one.name / one.path.strip("/"))
             env[f"{one.name}_COMMIT"] = one.commit
         return env
 
@@ -355,6 +399,11 @@ class _Session:
             self._changed.notify_all()
         if process is not None:
             process.kill()
+
+
+def _has_inputs(datum: Datum, filters: Sequence[str]) -> bool:
+    names = {name for one in datum.inputs for name in (one.path, one.path.rstrip("/"), one.digest)}
+    return all(wanted in names for wanted in filters)
 
 
 def _status(status: int | None) -> str:

@@ -20,8 +20,8 @@ class ClusterApi:
 
     def methods(self) -> dict[str, Method]:
         return {
-            "/versionpb_v2.API/GetVersion": Method(Empty, lambda request, call: _VERSION),
-            "/admin_v2.API/InspectCluster": Method(pa.InspectClusterRequest, self.inspect_cluster),
+            "/versionpb_v2.API/GetVersion": Method(Empty.FromString, lambda request, call: _VERSION),
+            "/admin_v2.API/InspectCluster": Method(pa.InspectClusterRequest.FromString, self.inspect_cluster),
         }
 
     def inspect_cluster(self, request: pa.InspectClusterRequest, call: Call) -> pa.ClusterInfo:

@@ -14,12 +14,12 @@ from qa_platform.embedded.pachd.pfs import Commit, CommitRef, Pfs, Wait, check_p
 from qa_platform.embedded.pachd.pps import Pps
 from qa_platform.embedded.pachd.protocol import convert
 from qa_platform.embedded.pachd.protocol.rpc import Call, Method
+from qa_platform.embedded.pachd.protocol.wire import FileInfos, RawAdd, bytes_values, modify_request
 from qa_platform.embedded.pachd.storage import globs
 from qa_platform.embedded.pachd.storage.filesets import FileSetWriter
 from qa_platform.embedded.pachd.storage.trees import FileEntry, Found
 
 _FILESET_SECONDS = 600.0
-_SEND_BYTES = 2 * 2**20
 
 
 class PfsApi:
@@ -66,10 +66,10 @@ class PfsApi:
             ("WalkFile", pb.WalkFileRequest, self.walk_file),
             ("GlobFile", pb.GlobFileRequest, self.glob_file),
         ]
-        methods = {f"/pfs_v2.API/{name}": Method(request, run) for name, request, run in unary}
-        methods |= {f"/pfs_v2.API/{name}": Method(request, run, streams_out=True) for name, request, run in streaming}
-        methods["/pfs_v2.API/ModifyFile"] = Method(pb.ModifyFileRequest, self.modify_file, streams_in=True)
-        methods["/pfs_v2.API/CreateFileSet"] = Method(pb.ModifyFileRequest, self.create_file_set, streams_in=True)
+        methods = {f"/pfs_v2.API/{name}": Method(request.FromString, run) for name, request, run in unary}
+        methods |= {f"/pfs_v2.API/{name}": Method(request.FromString, run, streams_out=True) for name, request, run in streaming}
+        methods["/pfs_v2.API/ModifyFile"] = Method(modify_request, self.modify_file, streams_in=True)
+        methods["/pfs_v2.API/CreateFileSet"] = Method(modify_request, self.create_file_set, streams_in=True)
         return methods
 
     # Projects, repos, branches
@@ -183,27 +183,31 @@ class PfsApi:
 
     # Writing files
 
-    def modify_file(self, requests: Iterator[pb.ModifyFileRequest], call: Call) -> Empty:
+    def modify_file(self, requests: Iterator[pb.ModifyFileRequest | RawAdd], call: Call) -> Empty:
         first = next(requests, None)
-        if first is None or betterproto.which_one_of(first, "body")[0] != "set_commit":
+        if first is None or isinstance(first, RawAdd) or betterproto.which_one_of(first, "body")[0] != "set_commit":
             raise PachError("the first message of ModifyFile must be set_commit")
         ref = convert.commit_ref(first.set_commit)
         self._pfs.writable(ref)
         writer = self._pfs.store.filesets.writer()
         for request in requests:
-            self._modify(writer, request, ref)
+            self._modify(writer, request)
         if call.alive():
             self._pfs.add_fileset(ref, writer.close(None), owned=True)
         return convert.EMPTY
 
-    def create_file_set(self, requests: Iterator[pb.ModifyFileRequest], call: Call) -> pb.CreateFileSetResponse:
+    def create_file_set(self, requests: Iterator[pb.ModifyFileRequest | RawAdd], call: Call) -> pb.CreateFileSetResponse:
         self._pfs.store.filesets.forget_expired()
         writer = self._pfs.store.filesets.writer()
         for request in requests:
-            self._modify(writer, request, None)
+            self._modify(writer, request)
         return pb.CreateFileSetResponse(file_set_id=writer.close(_FILESET_SECONDS))
 
-    def _modify(self, writer: FileSetWriter, request: pb.ModifyFileRequest, ref: CommitRef | None) -> None:
+    def _modify(self, writer: FileSetWriter, request: pb.ModifyFileRequest | RawAdd) -> None:
+        if isinstance(request, RawAdd):
+            writer.add(_file_path(request.path), tag_of(request.datum), request.data)
+            return
+        body: Any
         kind, body = betterproto.which_one_of(request, "body")
         if kind == "add_file":
             self._add(writer, body)
@@ -215,9 +219,8 @@ class PfsApi:
             raise PachError(f"unexpected {kind or 'empty message'} in the middle of the stream")
 
     def _add(self, writer: FileSetWriter, add: pb.AddFile) -> None:
-        path = check_path(add.path)
-        if path.endswith("/"):
-            raise PachError(f"path ({add.path}) invalid: a file's path cannot end with a slash")
+        path = _file_path(add.path)
+        source: Any
         kind, source = betterproto.which_one_of(add, "source")
         if kind == "url":
             raise PachError(f"cannot read {source.url.split(':')[0]}: URLs")
@@ -257,7 +260,7 @@ class PfsApi:
         commit, found = self._file(request.file, alive=call.alive)
         return convert.file_info(commit, found)
 
-    def list_file(self, request: pb.ListFileRequest, call: Call) -> Iterator[pb.FileInfo]:
+    def list_file(self, request: pb.ListFileRequest, call: Call) -> Iterator[bytes]:
         commit, root = self._readable(request.file.commit, call)
         found = self._trees.find(root, request.file.path or "/")
         if found is None:
@@ -265,7 +268,7 @@ class PfsApi:
         entries = self._trees.list(found) if found.is_dir else iter([found])
         return _page(commit, entries, marker=request.pagination_marker.path, number=request.number, reverse=request.reverse)
 
-    def walk_file(self, request: pb.WalkFileRequest, call: Call) -> Iterator[pb.FileInfo]:
+    def walk_file(self, request: pb.WalkFileRequest, call: Call) -> Iterator[bytes]:
         commit, root = self._readable(request.file.commit, call)
         path = request.file.path or "/"
         found = self._trees.find(root, path)
@@ -275,12 +278,13 @@ class PfsApi:
             return iter(())
         return _page(commit, self._trees.walk(found), marker=request.pagination_marker.path, number=request.number, reverse=request.reverse)
 
-    def glob_file(self, request: pb.GlobFileRequest, call: Call) -> Iterator[pb.FileInfo]:
+    def glob_file(self, request: pb.GlobFileRequest, call: Call) -> Iterator[bytes]:
         commit, root = self._readable(request.commit, call)
+        encode = FileInfos(commit).encode
         lower, upper = request.path_range.lower, request.path_range.upper
         for found in globs.match(self._trees, root, request.pattern):
             if (not lower or found.path >= lower) and (not upper or found.path < upper):
-                yield convert.file_info(commit, found)
+                yield encode(found)
 
     def get_file(self, request: pb.GetFileRequest, call: Call) -> Iterator[bytes]:
         commit, root = self._readable(request.file.commit, call)
@@ -297,7 +301,7 @@ class PfsApi:
         assert isinstance(entry, FileEntry)
         chunks = itertools.chain.from_iterable(part for tag, part in entry.parts if not request.file.datum or tag == request.file.datum)
         for data in self._pfs.store.chunks.read_all(chunks, offset=request.offset):
-            yield from _bytes_values(data)
+            yield from bytes_values(data)
 
     def get_file_tar(self, request: pb.GetFileRequest, call: Call) -> Iterator[bytes]:
         commit, root = self._readable(request.file.commit, call)
@@ -305,7 +309,7 @@ class PfsApi:
         if not matched:
             raise NotFound(f"file {request.file.path} not found in repo {commit.repo} at commit {commit.id}")
         for data in self._tar(matched, commit):
-            yield from _bytes_values(data)
+            yield from bytes_values(data)
 
     def _tar(self, matched: list[Found], commit: Commit) -> Iterator[bytes]:
         moment = commit.finished or commit.started
@@ -342,6 +346,13 @@ class PfsApi:
         return commit, found
 
 
+def _file_path(path: str) -> str:
+    checked = check_path(path)
+    if checked.endswith("/") or checked == "/":
+        raise PachError(f"path ({path}) invalid: it is that of a folder")
+    return checked
+
+
 def _has_tag(found: Found, tag: str) -> bool:
     return isinstance(found.entry, FileEntry) and any(name == tag for name, _ in found.entry.parts)
 
@@ -350,26 +361,14 @@ def _optional_ref(commit: pb.Commit) -> CommitRef | None:
     return convert.commit_ref(commit) if commit.id or commit.branch.name else None
 
 
-def _page(owner: Commit, entries: Iterator[Found], *, marker: str, number: int, reverse: bool) -> Iterator[pb.FileInfo]:
+def _page(owner: Commit, entries: Iterator[Found], *, marker: str, number: int, reverse: bool) -> Iterator[bytes]:
     if number < 0:
         raise InvalidArgument("validate request: invalid request: number must not be negative")
     if reverse:
         entries = iter(list(entries)[::-1])
     if marker:
         entries = (found for found in entries if (found.path < marker if reverse else found.path > marker))
-    return (convert.file_info(owner, found) for found in itertools.islice(entries, number or None))
-
-
-def _bytes_values(data: bytes) -> Iterator[bytes]:
-    """``BytesValue`` messages, serialized here: wrapping and copying every chunk once more costs a third of the throughput."""
-    for start in range(0, len(data), _SEND_BYTES):
-        part = data[start : start + _SEND_BYTES]
-        length, header = len(part), bytearray(b"\x0a")
-        while length > 0x7F:
-            header.append(length & 0x7F | 0x80)
-            length >>= 7
-        header.append(length)
-        yield bytes(header) + part
+    return map(FileInfos(owner).encode, itertools.islice(entries, number or None))
 
 
 def _project_info(row: Any) -> pb.ProjectInfo:

@@ -1,7 +1,9 @@
 """The services ``pps_v2.API`` and ``logs.API``."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import betterproto
@@ -21,8 +23,9 @@ from qa_platform.embedded.pachd.storage.logs import LogQuery
 class PpsApi:
     """Every method takes a request and the call."""
 
-    def __init__(self, pps: Pps) -> None:
+    def __init__(self, pps: Pps, restart_datum: Callable[[Job, Sequence[str]], None]) -> None:
         self._pps = pps
+        self._restart_datum = restart_datum
 
     def methods(self) -> dict[str, Method]:
         unary: list[tuple[str, type[betterproto.Message], Callable[[Any, Call], Any]]] = [
@@ -32,11 +35,13 @@ class PpsApi:
             ("DeletePipeline", pp.DeletePipelineRequest, self.delete_pipeline),
             ("StartPipeline", pp.StartPipelineRequest, self.start_pipeline),
             ("StopPipeline", pp.StopPipelineRequest, self.stop_pipeline),
+            ("RunCron", pp.RunCronRequest, self.run_cron),
             ("RerunPipeline", pp.RerunPipelineRequest, self.rerun_pipeline),
             ("InspectJob", pp.InspectJobRequest, self.inspect_job),
             ("StopJob", pp.StopJobRequest, self.stop_job),
             ("DeleteJob", pp.DeleteJobRequest, self.delete_job),
             ("InspectDatum", pp.InspectDatumRequest, self.inspect_datum),
+            ("RestartDatum", pp.RestartDatumRequest, self.restart_datum),
             ("CreateSecret", pp.CreateSecretRequest, self.create_secret),
             ("InspectSecret", pp.InspectSecretRequest, self.inspect_secret),
             ("DeleteSecret", pp.DeleteSecretRequest, self.delete_secret),
@@ -51,9 +56,9 @@ class PpsApi:
             ("ListDatum", pp.ListDatumRequest, self.list_datum),
             ("GetLogs", pp.GetLogsRequest, self.get_logs),
         ]
-        methods = {f"/pps_v2.API/{name}": Method(request, run) for name, request, run in unary}
-        methods |= {f"/pps_v2.API/{name}": Method(request, run, streams_out=True) for name, request, run in streaming}
-        methods["/logs.API/GetLogs"] = Method(pl.GetLogsRequest, self.get_logs_2, streams_out=True)
+        methods = {f"/pps_v2.API/{name}": Method(request.FromString, run) for name, request, run in unary}
+        methods |= {f"/pps_v2.API/{name}": Method(request.FromString, run, streams_out=True) for name, request, run in streaming}
+        methods["/logs.API/GetLogs"] = Method(pl.GetLogsRequest.FromString, self.get_logs_2, streams_out=True)
         return methods
 
     # Pipelines
@@ -108,6 +113,10 @@ class PpsApi:
 
     def rerun_pipeline(self, request: pp.RerunPipelineRequest, call: Call) -> Empty:
         self._pps.rerun(convert.pipeline_key(request.pipeline), reprocess=request.reprocess)
+        return convert.EMPTY
+
+    def run_cron(self, request: pp.RunCronRequest, call: Call) -> Empty:
+        self._pps.run_cron(convert.pipeline_key(request.pipeline))
         return convert.EMPTY
 
     # Jobs
@@ -195,6 +204,10 @@ class PpsApi:
         job = self._pps.job(*convert.job_key(request.datum.job))
         return convert.datum_info(job, self._pps.datum(job, request.datum.id))
 
+    def restart_datum(self, request: pp.RestartDatumRequest, call: Call) -> Empty:
+        self._restart_datum(self._pps.job(*convert.job_key(request.job)), request.data_filters)
+        return convert.EMPTY
+
     # Secrets
 
     def create_secret(self, request: pp.CreateSecretRequest, call: Call) -> Empty:
@@ -226,7 +239,7 @@ class PpsApi:
             datum=request.datum.id,
             data=tuple(request.data_filters),
             master=request.master,
-            since=_now() - since if since else 0.0,
+            since=time.time() - since if since else 0.0,
             tail=request.tail,
         )
         return map(convert.log_message, self._pps.store.logs.read(query, follow=request.follow, alive=call.alive))
@@ -238,21 +251,18 @@ class PpsApi:
         return None
 
     def get_logs_2(self, request: pl.GetLogsRequest, call: Call) -> Iterator[pl.GetLogsResponse]:
+        query: Any
         kind, query = betterproto.which_one_of(request.query, "query_type")
         if kind == "admin":
             kind, query = betterproto.which_one_of(query, "admin_type")
-        user = query if isinstance(query, pl.UserLogQuery) else None
-        if user is None:
+        if not isinstance(query, pl.UserLogQuery):
             raise PachError(f"cannot read logs by {kind or 'an empty query'}")
         limits = request.filter
-        where = _user_query(user)
         since, until = convert.seconds(limits.time_range.from_), convert.seconds(limits.time_range.until)
-        found = LogQuery(**where, since=max(0.0, since), until=max(0.0, until), user=True if limits.user_logs_only else None)
-        sent = 0
-        for line in self._pps.store.logs.read(found, follow=request.tail, alive=call.alive):
-            if limits.limit and sent >= limits.limit:
-                return
-            sent += 1
+        user_only = True if limits.user_logs_only else None
+        found = LogQuery(since=max(0.0, since), until=max(0.0, until), user=user_only, **_user_query(query))
+        lines = self._pps.store.logs.read(found, follow=request.tail, alive=call.alive)
+        for line in itertools.islice(lines, limits.limit or None):
             message = pl.LogMessage(
                 verbatim=pl.VerbatimLogMessage(line=line.message.encode(), timestamp=convert.when(line.time)),
                 pps_log_message=convert.log_message(line),
@@ -260,7 +270,8 @@ class PpsApi:
             yield pl.GetLogsResponse(log=message)
 
 
-def _user_query(query: pl.UserLogQuery) -> dict[str, str]:
+def _user_query(query: pl.UserLogQuery) -> dict[str, Any]:
+    value: Any
     kind, value = betterproto.which_one_of(query, "user_type")
     if kind == "project":
         return {"project": value}
@@ -279,9 +290,3 @@ def _user_query(query: pl.UserLogQuery) -> dict[str, str]:
 
 def _secret_info(secret: Secret) -> pp.SecretInfo:
     return pp.SecretInfo(secret=pp.Secret(name=secret.name), type=secret.type, creation_timestamp=convert.when(secret.created))
-
-
-def _now() -> float:
-    import time
-
-    return time.time()

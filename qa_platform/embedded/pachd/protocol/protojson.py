@@ -32,7 +32,7 @@ def parse(cls: type[betterproto.Message], text: str) -> betterproto.Message:
 
 def to_dict(message: betterproto.Message) -> dict[str, Any]:
     """The message with camel case keys, without what is unset."""
-    values: dict[str, Any] = message.to_dict(casing=betterproto.Casing.CAMEL)
+    values: dict[str, Any] = message.to_dict(casing=betterproto.Casing.CAMEL)  # type: ignore[arg-type]
     return values
 
 

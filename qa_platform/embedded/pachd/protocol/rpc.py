@@ -40,15 +40,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Method:
-    """``run`` takes the request (an iterator for a stream) and the call; it returns a message, or an iterator for a stream."""
+    """``read`` makes a request of bytes; ``run`` takes it (an iterator for a stream) and the call.
 
-    request: type[betterproto.Message]
+    It returns a message, or its bytes, or an iterator of them for a stream.
+    """
+
+    read: Callable[[bytes], Any]
     run: Callable[[Any, Call], Any]
     streams_in: bool = False
     streams_out: bool = False
 
 
-class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Handlers(grpc.GenericRpcHandler):
     """All methods of a server by their full names."""
 
     def __init__(self, methods: Mapping[str, Method], *, on_cancel: Callable[[], None] = lambda: None) -> None:
@@ -88,11 +91,10 @@ def _handler(name: str, method: Method, on_cancel: Callable[[], None]) -> grpc.R
         (True, True): (grpc.stream_stream_rpc_method_handler, stream),
     }
     make, function = kinds[method.streams_in, method.streams_out]
-    return make(function, request_deserializer=method.request.FromString, response_serializer=_to_bytes)
+    return make(function, request_deserializer=method.read, response_serializer=_to_bytes)
 
 
 def _to_bytes(message: betterproto.Message | bytes) -> bytes:
-    """Hot paths hand over bytes that are serialized already."""
     return message if isinstance(message, bytes) else bytes(message)
 
 

@@ -18,8 +18,8 @@ class WorkerEndpoint:
             return pw.NextDatumResponse(env=next_datum(request.error, call.alive))
 
         methods = {
-            "/pachyderm.worker.Worker/NextDatum": Method(pw.NextDatumRequest, run),
-            "/pachyderm.worker.Worker/Status": Method(Empty, lambda request, call: pp.WorkerStatus()),
+            "/pachyderm.worker.Worker/NextDatum": Method(pw.NextDatumRequest.FromString, run),
+            "/pachyderm.worker.Worker/Status": Method(Empty.FromString, lambda request, call: pp.WorkerStatus()),
         }
         self._server: grpc.Server
         # "localhost" may be either family for the process that calls; IPv4 is what a client tries in any case.

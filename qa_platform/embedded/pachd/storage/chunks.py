@@ -1,6 +1,5 @@
 """Content-addressed pieces of files. A piece's name is its BLAKE2b-256; what does not match its name is not served."""
 
-import os
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -103,7 +102,7 @@ class ChunkBatch:
         temporary = path.with_name(f".{name}.{uuid.uuid4().hex}")
         with temporary.open("wb") as file:
             file.write(data)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     def flush(self) -> None:
         if self._pending:

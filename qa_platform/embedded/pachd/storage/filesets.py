@@ -91,7 +91,7 @@ class FileSetWriter:
         self._changes: list[tuple[str, str, list[tuple[str, int]] | None]] = []
         self._groups: list[str] = []
 
-    def add(self, path: str, tag: str, data: bytes) -> None:
+    def add(self, path: str, tag: str, data: bytes | memoryview) -> None:
         if self._open != (path, tag):
             self._close_file()
             self._open = (path, tag)

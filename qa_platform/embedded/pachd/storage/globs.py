@@ -1,4 +1,4 @@
-"""Pachyderm's glob patterns: ``*``, ``**``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``, and groups ``(…)``, ``@(a|b)``, ``?(…)``, ``*(…)``, ``+(…)``.
+"""Pachyderm's glob patterns: ``*``, ``**``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``, and groups: ``(…)``, ``@(a|b)``, ``?(…)`` and so on.
 
 A pattern matches whole paths, files and folders alike (folders without their trailing slash); ``/`` matches the root alone.
 """

@@ -1,6 +1,8 @@
 """The lines that workers print, in a file of their own: a chatty process must not hold up the metadata."""
 
+import functools
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class LogQuery:
-    """Empty fields do not filter. ``data`` are paths or hashes, one of which a line must have."""
+    """Empty fields do not filter. ``data`` are paths or hashes, all of which a line must have."""
 
     project: str = ""
     pipeline: str = ""
@@ -62,33 +64,38 @@ class LogStore:
 
     def append(self, line: LogLine) -> None:
         self._database.execute(
-            "INSERT INTO line (project, pipeline, job, worker, datum, data, user, master, time, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            line.project, line.pipeline, line.job, line.worker, line.datum, json.dumps(line.data), line.user, line.master, line.time, line.message,
-        )  # fmt: skip
+            "INSERT INTO line (project, pipeline, job, worker, datum, data, user, master, time, message) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            line.project,
+            line.pipeline,
+            line.job,
+            line.worker,
+            line.datum,
+            json.dumps(line.data),
+            line.user,
+            line.master,
+            line.time,
+            line.message,
+        )
 
     def read(self, query: LogQuery, *, follow: bool, alive: Callable[[], bool]) -> Iterator[LogLine]:
         """The lines that match, oldest first; with ``follow`` it goes on until ``alive`` is false."""
         after = 0
-        lines, after = self._page(query, after)
-        first = lines
-        while len(lines) == _PAGE and not query.tail:
-            yield from (line for line in first if query.matches(line))
-            lines, after = self._page(query, after)
-            first = lines
-        if query.tail:
-            everything = lines
-            while len(lines) == _PAGE:
-                lines, after = self._page(query, after)
-                everything = everything + lines
-            first = [line for line in everything if query.matches(line)][-query.tail :]
-        yield from (line for line in first if query.matches(line))
-        while follow and alive():
-            position = after
-            page = self._database.wait_until(lambda: self._new(query, position), alive=alive)
+        last: deque[LogLine] = deque(maxlen=query.tail)
+        while (page := self._page(query, after)) is not None:
+            lines, after = page
+            if query.tail:
+                last.extend(lines)
+            else:
+                yield from lines
+        yield from last
+        while follow:
+            look = functools.partial(self._page, query, after)
+            page = self._database.wait_until(look, alive=alive)
             if page is None:
                 return
             lines, after = page
-            yield from (line for line in lines if query.matches(line))
+            yield from lines
 
     def delete_pipeline(self, project: str, pipeline: str) -> None:
         self._database.execute("DELETE FROM line WHERE project = ? AND pipeline = ?", project, pipeline)
@@ -96,11 +103,8 @@ class LogStore:
     def close(self) -> None:
         self._database.close()
 
-    def _new(self, query: LogQuery, after: int) -> tuple[list[LogLine], int] | None:
-        lines, position = self._page(query, after)
-        return (lines, position) if lines else None
-
-    def _page(self, query: LogQuery, after: int) -> tuple[list[LogLine], int]:
+    def _page(self, query: LogQuery, after: int) -> tuple[list[LogLine], int] | None:
+        """The lines after a place that match, and the place to go on from; None where there is nothing more."""
         where = ["seq > ?"]
         values: list[object] = [after]
         for column, wanted in (("project", query.project), ("pipeline", query.pipeline), ("job", query.job), ("datum", query.datum)):
@@ -118,6 +122,8 @@ class LogStore:
             where.append("time <= ?")
             values.append(query.until)
         rows = self._database.rows(f"SELECT * FROM line WHERE {' AND '.join(where)} ORDER BY seq LIMIT {_PAGE}", *values)
+        if not rows:
+            return None
         lines = [
             LogLine(
                 project=row["project"],
@@ -130,7 +136,7 @@ class LogStore:
                 master=bool(row["master"]),
                 time=row["time"],
                 message=row["message"],
-            )  # fmt: skip
+            )
             for row in rows
         ]
-        return lines, rows[-1]["seq"] if rows else after
+        return [line for line in lines if query.matches(line)], rows[-1]["seq"]

@@ -308,7 +308,8 @@ def _encode(entry: Entry) -> list[object]:
 
 def _decode(values: list[object]) -> Entry:
     size, total, rest = values
-    assert isinstance(size, int) and isinstance(total, str)
+    assert isinstance(size, int)
+    assert isinstance(total, str)
     if isinstance(rest, str):
         return DirEntry(size, total, rest)
     assert isinstance(rest, list)

@@ -7,7 +7,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# The first five columns are what existing readers take by position and existing writers insert.
+# The first five columns are what existing readers take by position and existing writers insert. Names of files are keys: they are
+# compared by their bytes, which is several times as fast as by a language's rules.
 _UP = """
 CREATE TABLE IF NOT EXISTS question_answer (
     question varchar(10000),
@@ -22,7 +23,7 @@ ALTER TABLE question_answer
     ADD COLUMN answer_end integer,
     ADD COLUMN model_revision text,
     ADD COLUMN model_precision text,
-    ADD COLUMN source_file text,
+    ADD COLUMN source_file text COLLATE "C",
     ADD COLUMN generation bigint,
     ADD COLUMN row_number bigint,
     ADD COLUMN load_id integer,
@@ -40,7 +41,7 @@ COMMENT ON COLUMN question_answer.row_number IS 'data row of the file, from 1';
 COMMENT ON COLUMN question_answer.flag IS 'low_score where the answer deserves a look';
 
 CREATE TABLE question_answer_reject (
-    source_file text NOT NULL,
+    source_file text COLLATE "C" NOT NULL,
     generation bigint NOT NULL,
     row_number bigint NOT NULL,
     line bigint,
@@ -55,12 +56,12 @@ CREATE TABLE question_answer_reject (
 COMMENT ON TABLE question_answer_reject IS 'rows of the loaded files that have no answer, and why';
 
 CREATE TABLE question_file (
-    source_file text NOT NULL,
+    source_file text COLLATE "C" NOT NULL,
     generation bigint NOT NULL,
     size bigint NOT NULL DEFAULT 0,
     crc32c text NOT NULL DEFAULT '',
     file_id text NOT NULL,
-    partition_key text NOT NULL,
+    partition_key text COLLATE "C" NOT NULL,
     status text NOT NULL DEFAULT 'pending',
     load_id integer NOT NULL DEFAULT 1,
     rows bigint NOT NULL DEFAULT 0,

@@ -1,0 +1,59 @@
+"""The precision ``auto``: what `tune` found for a model, these versions and this kind of CPU, on disk; float32 before that."""
+
+import functools
+import importlib.metadata
+import json
+import platform
+from hashlib import sha256
+from pathlib import Path
+
+from qa_platform.answering.model import ModelFiles
+from qa_platform.answering.runtime import PRECISIONS, Precision
+from qa_platform.settings import TuningSettings
+
+_PACKAGES = ("qa-platform", "openvino", "torch")
+# What makes one CPU's arithmetic another's.
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+def resolve(files: ModelFiles, device: str) -> Precision:
+    """What ``auto`` means for a model here."""
+    try:
+        found = json.loads(_place(files, device).read_text(encoding="utf-8"))["chosen"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "fp32"
+    return next((precision for precision in PRECISIONS if precision == found), "fp32")
+
+
+def remember(files: ModelFiles, device: str, document: dict[str, object]) -> None:
+    """Keep what was found; ``document["chosen"]`` is the precision."""
+    place = _place(files, device)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _place(files: ModelFiles, device: str) -> Path:
+    key = json.dumps([files.id, files.revision, device, _versions(), _cpu()])
+    return TuningSettings().cache_dir.expanduser() / "tuned" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _versions() -> list[str]:
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} absent")
+    return found
+
+
+@functools.cache
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    flags = set(facts.get("flags", "").split())
+    return f"{facts.get('model name', platform.machine())} {' '.join(flag for flag in _CPU_FLAGS if flag in flags)}"

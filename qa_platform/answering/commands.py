@@ -1,0 +1,175 @@
+"""The commands that need a model and nothing else: ``answer``, ``evaluate`` and ``tune``."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qa_platform.contract import ModelChoice
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qa_platform.answering.engine import Answerer
+    from qa_platform.answering.evaluate import Evaluation, Figures
+    from qa_platform.answering.rows import AskedRow, Counts
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+# What shells report of a command that Ctrl-C ended.
+_INTERRUPTED = 130
+
+
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option("--model", help="`bundled`, a folder, or a Hugging Face id  [QA_MODEL, or bundled]"),
+        click.option("--revision", help="Commit, tag or branch of a Hugging Face model  [QA_MODEL_REVISION]"),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), help="auto: what `tune` found  [QA_PRECISION, or fp32]"),
+        click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 takes every core."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU as torch names it: cuda."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _choice(*, model: str | None, revision: str | None, precision: str | None, **_: Any) -> ModelChoice:
+    from qa_platform.settings import ModelSettings
+
+    default = ModelSettings().choice
+    # A revision belongs to its model: that of another one is no default.
+    revision = revision or (default.revision if model in (None, default.id) else "")
+    return ModelChoice(model or default.id, revision, precision or default.precision)
+
+
+@click.command()
+@click.argument("file", type=_FILE)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here, instead of to standard output.")
+@_model_options
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers per row; the others go into `alternatives`.")
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Flag answers below this probability as low_score.")
+@click.option("--impossible", is_flag=True, help="Let the model say that a context has no answer.")
+def answer(file: Path, output: Path | None, **values: Any) -> None:
+    """Answer the CSV FILE right here, without any service.
+
+    With -o a run that was stopped goes on where it was when the same command is given again.
+    """
+    from qa_platform.answering import AnswerOptions
+    from qa_platform.answering.csvfile import answer_file, answer_stream
+
+    options = AnswerOptions(top_k=values["top_k"], min_score=values["min_score"], handle_impossible_answer=values["impossible"])
+    answerer = _answerer(**values)
+    try:
+        with _progress(file.stat().st_size) as report:
+            if output:
+                counts = answer_file(answerer, file, output, options, report)
+            else:
+                with file.open("rb") as source:
+                    counts = answer_stream(answerer, source, sys.stdout.buffer, options, report)
+                sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        again = "; the same command goes on from here" if output else ""
+        click.echo(f"stopped{again}", err=True)
+        sys.exit(_INTERRUPTED)
+    _summarize(counts)
+
+
+def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":
+    from qa_platform.answering import Answerer
+
+    answerer = Answerer(_choice(**values), threads=threads, device=device)
+    answerer.warm_up()
+    return answerer
+
+
+def _summarize(counts: "Counts") -> None:
+    parts = [f"{counts.rows} rows", f"{counts.answered} answered", f"{counts.no_answer} without answer", f"{counts.rejected} rejected"]
+    click.echo(", ".join(parts), err=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[["AskedRow"], None]]:
+    """A bar on standard error, rows per second and time left, by bytes read. Nothing where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda row: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]} rows, {task.fields[rate]:.0f}/s"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total, rows=0, rate=0.0)
+        rows = 0
+
+        def report(row: "AskedRow") -> None:
+            nonlocal rows
+            rows += 1
+            elapsed = bar.tasks[0].elapsed or 0.0
+            bar.update(task, advance=row.size, rows=rows, rate=rows / elapsed if elapsed else 0.0)
+
+        yield report
+        bar.update(task, completed=total)
+
+
+@click.command()
+@click.argument("gold", type=_FILE)
+@_model_options
+@click.option("--held-out", is_flag=True, help="Only the sixth of the paragraphs that the bundled model was not trained on.")
+@click.option("--impossible/--no-impossible", default=None, help="Whether the model may say that there is no answer [by the gold set].")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")
+def evaluate(gold: Path, held_out: bool, impossible: bool | None, as_json: bool, **values: Any) -> None:
+    """Exact match and F1 of a model on GOLD: SQuAD JSON, or a CSV with the columns question, context and answers."""
+    from qa_platform.answering import squad
+    from qa_platform.answering.evaluate import evaluate as run
+
+    questions = [question for question in squad.read_gold(gold) if not held_out or squad.held_out(question)]
+    result = run(_answerer(**values), questions, handle_impossible_answer=impossible)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=1))
+    else:
+        _show(result)
+
+
+def _show(result: "Evaluation") -> None:
+    from rich.console import Console
+
+    console = Console()
+    model = result.model
+    console.print(f"model {model.id}, revision {model.revision}, {model.precision}", highlight=False)
+    console.print(_table("all questions", "", (result.total,)))
+    console.print(_table("by characters of the context", "characters", result.by_context))
+    console.print(_table("by score, a tenth of the questions each", "score", result.by_score))
+    console.print(f"mean distance of score and exact match over the tenths: {result.calibration_error:.3f}", highlight=False)
+
+
+def _table(title: str, group: str, rows: tuple["Figures", ...]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in (group, "questions", "exact match %", "F1 %", "mean score"):
+        table.add_column(name, justify="left" if name == group else "right")
+    for row in rows:
+        table.add_row(row.group, str(row.questions), f"{row.exact_match:.1f}", f"{row.f1:.1f}", f"{row.score:.3f}")
+    return table
+
+
+@click.command()
+@click.argument("gold", type=_FILE, default=Path("samples/gold.csv"))
+@_model_options
+def tune(gold: Path, **values: Any) -> None:
+    """Find the fastest precision of a model on this machine that passes the gate on GOLD, and remember it for `auto`."""
+    from qa_platform.answering import squad
+    from qa_platform.answering.tuning import tune as run
+
+    result = run(_choice(**values), squad.read_gold(gold), threads=values["threads"], device=values["device"])
+    for trial in result.trials:
+        verdict = "passes" if result.passes(trial) else "fails the gate"
+        click.echo(f"{trial.precision}: {trial.questions_per_second:.1f} questions/s, F1 {trial.f1:.2f}, {verdict}")
+    click.echo(f"auto means {result.chosen} for this model on this machine")
+
+
+COMMANDS = (answer, evaluate, tune)

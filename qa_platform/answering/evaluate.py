@@ -1,0 +1,90 @@
+"""How good a model is on a gold set: exact match and F1, by length of context and by score."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qa_platform.answering.engine import Answer, Answerer
+from qa_platform.answering.squad import GoldQuestion, exact_match, f1
+from qa_platform.contract import ModelChoice
+
+_CONTEXT_BOUNDS = (250, 500, 1000, 2000, 4000)
+_DECILES = 10
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A group of questions: how many, and the means of exact match, F1 (both in percent) and score (a probability)."""
+
+    group: str
+    questions: int
+    exact_match: float
+    f1: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``calibration_error`` is the mean distance of score and exact match over the deciles, in [0, 1], weighted by their size."""
+
+    model: ModelChoice
+    total: Figures
+    by_context: tuple[Figures, ...]
+    by_score: tuple[Figures, ...]
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class _Judged:
+    characters: int
+    score: float
+    exact_match: float
+    f1: float
+
+
+def evaluate(answerer: Answerer, gold: Sequence[GoldQuestion], *, handle_impossible_answer: bool | None = None) -> Evaluation:
+    """Answer a gold set and compare. "No answer" is allowed where the set has unanswerable questions, unless said otherwise."""
+    if handle_impossible_answer is None:
+        handle_impossible_answer = any(not question.answers for question in gold)
+    pairs = [(question.question, question.context) for question in gold]
+    answers = answerer.answer(pairs, handle_impossible_answer=handle_impossible_answer)
+    judged = [_judge(question, answer) for question, answer in zip(gold, answers, strict=True)]
+    by_score = _deciles(judged)
+    calibration = sum(group.questions * abs(group.score - group.exact_match / 100) for group in by_score) / len(judged)
+    return Evaluation(answerer.identity, _figures("all", judged), _by_context(judged), by_score, calibration)
+
+
+def _judge(question: GoldQuestion, answer: Answer) -> _Judged:
+    golds = [gold.text for gold in question.answers]
+    return _Judged(len(question.context), answer.score, exact_match(answer.answer, golds), f1(answer.answer, golds))
+
+
+def _by_context(judged: Sequence[_Judged]) -> tuple[Figures, ...]:
+    groups = []
+    for low, high in zip((0, *_CONTEXT_BOUNDS), (*_CONTEXT_BOUNDS, None), strict=True):
+        members = [entry for entry in judged if low <= entry.characters and (high is None or entry.characters < high)]
+        if members:
+            groups.append(_figures(f"{low} to {high - 1}" if high else f"{low} or more", members))
+    return tuple(groups)
+
+
+def _deciles(judged: Sequence[_Judged]) -> tuple[Figures, ...]:
+    """Ten groups of equal size, the lowest scores first; fewer where there are fewer questions."""
+    ranked = sorted(judged, key=lambda entry: entry.score)
+    count = min(_DECILES, len(ranked))
+    bounds = [len(ranked) * number // count for number in range(count + 1)]
+    parts = [ranked[low:high] for low, high in itertools.pairwise(bounds)]
+    return tuple(_figures(f"{part[0].score:.3f} to {part[-1].score:.3f}", part) for part in parts)
+
+
+def _figures(group: str, judged: Sequence[_Judged]) -> Figures:
+    def mean(of: Callable[[_Judged], float]) -> float:
+        return sum(map(of, judged)) / len(judged)
+
+    return Figures(
+        group,
+        len(judged),
+        round(100 * mean(lambda entry: entry.exact_match), 2),
+        round(100 * mean(lambda entry: entry.f1), 2),
+        round(mean(lambda entry: entry.score), 4),
+    )

@@ -1,0 +1,68 @@
+"""Rows of a CSV and their answers: asking row by row in bounded memory, our cells, and the counts."""
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
+from qa_platform.contract import RowReason
+
+# A score needs no more digits than its precision has.
+_SCORE_DIGITS = 6
+
+
+@dataclass
+class Counts:
+    """What became of the rows; ``rows`` is always the sum of the three."""
+
+    answered: int = 0
+    no_answer: int = 0
+    rejected: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.answered + self.no_answer + self.rejected
+
+    def add(self, answer: Answer) -> None:
+        if answer.error is None or answer.error is RowReason.LOW_SCORE:
+            self.answered += 1
+        elif answer.error is RowReason.NO_ANSWER:
+            self.no_answer += 1
+        else:
+            self.rejected += 1
+
+
+@dataclass(frozen=True)
+class AskedRow:
+    """A row's cells, its question and context, and why it is not to be asked, where ingestion found a reason."""
+
+    cells: Sequence[str]
+    question: str
+    context: str
+    reason: RowReason | None = None
+    # Bytes of input, for whoever shows progress.
+    size: int = 0
+
+
+def answered_rows(answerer: Answerer, rows: Iterable[AskedRow], options: AnswerOptions) -> Iterator[tuple[AskedRow, Answer]]:
+    """Every row with its answer, in order. A row with a reason is not asked, and its answer has that reason."""
+    # The engine reads ahead of what it yields, from another thread, by a bounded number of rows: they wait here.
+    waiting: collections.deque[AskedRow] = collections.deque()
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        for row in rows:
+            waiting.append(row)
+            yield ("", "") if row.reason else (row.question, row.context)
+
+    for answer in answerer.answer(pairs(), options):
+        row = waiting.popleft()
+        yield row, replace(answer, error=row.reason) if row.reason else answer
+
+
+def answer_cells(answer: Answer, model: str) -> list[str]:
+    """The cells of ANSWER_COLUMNS. A rejected row has only model and error; one without an answer has its score too."""
+    error = answer.error.value if answer.error else ""
+    if answer.error in (None, RowReason.LOW_SCORE):
+        return [answer.answer, f"{answer.score:.{_SCORE_DIGITS}f}", str(answer.start), str(answer.end), model, error]
+    score = f"{answer.score:.{_SCORE_DIGITS}f}" if answer.error is RowReason.NO_ANSWER else ""
+    return ["", score, "", "", model, error]

@@ -1,0 +1,64 @@
+"""Finding the fastest precision that a model may use on this machine.
+
+A precision passes the gate where its F1 on the gate's questions is at most GATE below that of float32.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from qa_platform.answering import auto
+from qa_platform.answering.engine import Answerer
+from qa_platform.answering.model import find_model
+from qa_platform.answering.runtime import PRECISIONS, Precision
+from qa_platform.answering.squad import GoldQuestion, f1
+from qa_platform.contract import ModelChoice
+
+# Percent of F1 that a faster precision may cost.
+GATE = 0.5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One precision on the gate's questions: F1 in percent, and questions per second after warming up."""
+
+    precision: Precision
+    f1: float
+    questions_per_second: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was tried, float32 first, and what was chosen."""
+
+    chosen: Precision
+    trials: tuple[Trial, ...]
+
+    def passes(self, trial: Trial) -> bool:
+        return trial.f1 >= self.trials[0].f1 - GATE
+
+
+def tune(choice: ModelChoice, gold: Sequence[GoldQuestion], *, threads: int = 0, device: str = "cpu") -> Tuning:
+    """Try every precision of a model, choose the fastest that passes the gate, and remember it as ``auto``."""
+    answerers = [Answerer(ModelChoice(choice.id, choice.revision, precision), threads=threads, device=device) for precision in PRECISIONS]
+    result = choose([_try(answerer, gold) for answerer in answerers])
+    auto.remember(find_model(choice), device, asdict(result))
+    return result
+
+
+def choose(trials: Sequence[Trial]) -> Tuning:
+    """The fastest of the trials that pass the gate; the first is float32."""
+    undecided = Tuning("fp32", tuple(trials))
+    fastest = max(filter(undecided.passes, trials), key=lambda trial: trial.questions_per_second)
+    return Tuning(fastest.precision, undecided.trials)
+
+
+def _try(answerer: Answerer, gold: Sequence[GoldQuestion]) -> Trial:
+    pairs = [(question.question, question.context) for question in gold]
+    # The first answers pay for code that is generated on demand.
+    list(answerer.answer(pairs))
+    begun = time.perf_counter()
+    answers = list(answerer.answer(pairs))
+    seconds = time.perf_counter() - begun
+    scores = [f1(answer.answer, [a.text for a in question.answers]) for answer, question in zip(answers, gold, strict=True)]
+    return Trial(answerer.identity.precision, 100 * sum(scores) / len(scores), len(gold) / seconds)  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""When a cron input ticks: ``@every 90s``, ``@never``, ``@daily`` and its like, and the five fields of cron, in UTC."""
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from qa_platform.embedded.pachd.errors import PachError
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|s|us|µs|ns)")
+
+
+def _croniter() -> Any:
+    # Only schedules in cron's own syntax need it.
+    from croniter import croniter  # type: ignore[import-untyped]
+
+    return croniter
+
+
+def check(spec: str) -> None:
+    """Raises PachError where the text is no schedule."""
+    if spec.startswith("@every "):
+        _interval(spec)
+    elif spec != "@never" and (not _croniter().is_valid(spec) or len(spec.split()) not in (1, 5)):
+        raise PachError(f"error parsing cron-spec {spec!r}: it is '@every <duration>', '@never', '@daily' or its like, or five fields")
+
+
+def next_tick(spec: str, after: float) -> float | None:
+    """The first time after ``after``, in seconds since the epoch; None for never."""
+    if spec == "@never":
+        return None
+    if spec.startswith("@every "):
+        return math.floor(after) + _interval(spec)
+    return float(_croniter()(spec, datetime.fromtimestamp(after, UTC)).get_next(float))
+
+
+def due_tick(spec: str, after: float, now: float) -> float | None:
+    """The latest time after ``after`` and not after ``now``: of several that were missed only the last is made up for."""
+    due = None
+    tick = next_tick(spec, after)
+    if tick is not None and spec.startswith("@every "):
+        missed = math.floor((now - tick) / _interval(spec))
+        tick += max(0, missed) * _interval(spec)
+    elif tick is not None and tick <= now:
+        latest = float(_croniter()(spec, datetime.fromtimestamp(now + 1, UTC)).get_prev(float))
+        tick = max(tick, latest)
+    if tick is not None and tick <= now:
+        due = tick
+    return due
+
+
+def file_name(when: float) -> str:
+    """The name of a tick's file: the time in RFC 3339."""
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _interval(spec: str) -> float:
+    text = spec.removeprefix("@every ").strip()
+    if not text or "".join(_DURATION.findall(text)) != text:
+        raise PachError(f"error parsing cron-spec {spec!r}: {text!r} is no duration like 90s or 1h30m")
+    seconds = 0.0
+    for part in _DURATION.findall(text):
+        number, unit = re.fullmatch(r"([\d.]+)(\D+)", part).groups()  # type: ignore[union-attr]
+        seconds += float(number) * _UNITS[unit]
+    return max(1.0, float(math.floor(seconds)))

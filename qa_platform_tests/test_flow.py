@@ -1,0 +1,265 @@
+"""The whole way, on the real embedded stack: sensor, run, Pachyderm jobs, table, archive."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import dagster as dg
+import pytest
+
+from qa_platform import bookkeeping, bucket
+from qa_platform.batch import Services
+from qa_platform.bookkeeping import FileRecord
+from qa_platform.checks import COMPLETE, QUESTION_ANSWER, SPANS
+from qa_platform.contract import FileStatus, FileVersion, partition_key
+from qa_platform.database import connect
+from qa_platform.definitions import defs
+from qa_platform.embedded.stack import Stack
+from qa_platform.partitions import PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
+from qa_platform.reporting import ANSWERED_QUESTIONS
+from qa_platform.resources import platform_resource
+from qa_platform.sensors.incoming import incoming_files
+from qa_platform.settings import PostgresSettings
+
+pytestmark = pytest.mark.slow
+
+T = TypeVar("T")
+
+CONTEXT = "The old bridge of {} was finished in {} by a mason called {}, after eleven years of work."
+
+
+def csv_of(*rows: tuple[str, str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows([("question", "context"), *rows])
+    return text.getvalue().encode()
+
+
+def bridge(town: str, year: int = 1872, mason: str = "Ada Blum") -> tuple[str, str]:
+    return (f"When was the bridge of {town} finished?", CONTEXT.format(town, year, mason))
+
+
+def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 120) -> T:
+    """What the condition returns as soon as that is true."""
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, f"waited {seconds} s in vain until {what}"
+        time.sleep(0.1)
+    return value
+
+
+@dataclass
+class Flow:
+    """A Dagster instance and the stack's services; `tick` is what the daemon does with the sensor, `run` what a launcher does."""
+
+    instance: dg.DagsterInstance
+    services: Services
+
+    def upload(self, name: str, content: bytes) -> FileVersion:
+        return bucket.upload(self.services.bucket, name, io.BytesIO(content))
+
+    def tick(self) -> list[dg.RunRequest]:
+        with dg.build_sensor_context(instance=self.instance, resources={"platform": platform_resource}) as context:
+            result = incoming_files(context)
+        assert isinstance(result, dg.SensorResult)
+        for request in result.dynamic_partitions_requests or ():
+            if isinstance(request, dg.AddDynamicPartitionsRequest):
+                self.instance.add_dynamic_partitions(PARTITIONS, request.partition_keys)
+            else:
+                for key in request.partition_keys:
+                    self.instance.delete_dynamic_partition(PARTITIONS, key)
+        return list(result.run_requests or ())
+
+    def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        job = defs.resolve_job_def("answer_questions")
+        return job.execute_in_process(run_config=request.run_config, tags=dict(request.tags), instance=self.instance, raise_on_error=False)
+
+    def tick_and_run(self) -> list[dg.ExecuteInProcessResult]:
+        return [self.run(request) for request in self.tick()]
+
+    def record(self, version: FileVersion) -> FileRecord:
+        with connect(PostgresSettings()) as connection:
+            return bookkeeping.records(connection, [version])[version.name, version.generation]
+
+    def rows(self, name: str) -> list[tuple[str, str]]:
+        query = "SELECT question, answer FROM question_answer WHERE source_file = %s ORDER BY row_number"
+        with connect(PostgresSettings()) as connection:
+            return connection.execute(query, [name]).fetchall()
+
+    def objects(self, prefix: str) -> list[str]:
+        return [blob.name for blob in self.services.bucket.list_blobs(prefix=prefix)]
+
+    def materializations(self, asset: dg.AssetKey, name: str) -> int:
+        records = self.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition_key(name)]), limit=100
+        ).records
+        return len(records)
+
+
+@pytest.fixture(scope="module")
+def flow(stack: Stack) -> Iterator[Flow]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.variables.items():
+            patch.setenv(name, value)
+        patch.setenv("QA_LEASE_SECONDS", "10")
+        with dg.DagsterInstance.ephemeral() as instance:
+            yield Flow(instance, dg.build_resources({"p": platform_resource}).__enter__().p.services())
+
+
+def test_new_files_are_answered_by_one_run_and_rejected_ones_do_not_hold_the_others(flow: Flow) -> None:
+    good = [flow.upload(f"batch/{town}.csv", csv_of(bridge(town), bridge(town, 1900))) for town in ("Ulm", "Graz")]
+    photo = flow.upload("batch/photo.csv", b"\x89PNG\r\n\x1a\n" + bytes(100))
+    requests = flow.tick()
+    assert len(requests) == 1
+    assert flow.tick() == [], "what is claimed must not be requested again"
+    result = flow.run(requests[0])
+    assert result.success
+    for version in good:
+        record = flow.record(version)
+        assert (record.status, record.rows, record.answered, record.rejected) == (FileStatus.FINISHED, 2, 2, 0)
+        assert [answer for _, answer in flow.rows(version.name)] == ["1872", "1900"]
+        for asset in (ANSWERED_QUESTIONS, QUESTION_ANSWER):
+            assert flow.materializations(asset, version.name) == 1
+        assert flow.objects(f"processed/{version.name}") == [record.place]
+    rejected = flow.record(photo)
+    assert rejected.status is FileStatus.REJECTED
+    assert "binary" in rejected.error
+    assert flow.materializations(ANSWERED_QUESTIONS, photo.name) == flow.materializations(QUESTION_ANSWER, photo.name) == 0
+    assert len(flow.objects("rejected/batch/photo.csv/")) == 2, "the file and a report"
+    assert flow.objects("incoming/batch/") == []
+    checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations() if e.partition is None}
+    assert checks
+    assert all(checks.values())
+    lines = [entry.user_message for entry in flow.instance.all_logs(result.run_id)]
+    assert any("question_answer | " in line for line in lines), "the Pachyderm job's log is in the run"
+
+
+def test_the_same_upload_again_launches_no_run_and_is_unchanged(flow: Flow) -> None:
+    content = csv_of(bridge("Linz"))
+    flow.upload("same.csv", content)
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    again = flow.upload("same.csv", content)
+    assert flow.tick() == []
+    assert flow.record(again).status is FileStatus.UNCHANGED
+    assert flow.objects("incoming/same.csv") == []
+
+
+def test_a_changed_file_replaces_its_rows(flow: Flow) -> None:
+    flow.upload("changed.csv", csv_of(bridge("Bonn"), bridge("Jena"), bridge("Trier")))
+    flow.tick_and_run()
+    flow.upload("changed.csv", csv_of(bridge("Bonn"), bridge("Kiel", 1901)))
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    assert flow.rows("changed.csv") == [
+        ("When was the bridge of Bonn finished?", "1872"),
+        ("When was the bridge of Kiel finished?", "1901"),
+    ]
+
+
+def test_a_retry_answers_an_archived_file_again(flow: Flow) -> None:
+    version = flow.upload("again.csv", csv_of(bridge("Celle")))
+    flow.tick_and_run()
+    with connect(PostgresSettings()) as connection:
+        bookkeeping.request_retry(connection, "again.csv")
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    record = flow.record(version)
+    assert (record.status, record.load_id) == (FileStatus.FINISHED, 2)
+    assert len(flow.rows("again.csv")) == 1
+    assert flow.materializations(QUESTION_ANSWER, "again.csv") == 2
+
+
+def test_a_run_by_hand_loads_the_table_again_from_the_recorded_commit(flow: Flow) -> None:
+    flow.upload("reload.csv", csv_of(bridge("Hof")))
+    flow.tick_and_run()
+    with connect(PostgresSettings()) as connection:
+        connection.execute("DELETE FROM question_answer WHERE source_file = 'reload.csv'")
+    key = partition_key("reload.csv")
+    job = defs.resolve_job_def("answer_questions")
+    result = job.execute_in_process(
+        tags={RANGE_START_TAG: key, RANGE_END_TAG: key}, asset_selection=[QUESTION_ANSWER], instance=flow.instance, raise_on_error=False
+    )
+    assert result.success
+    assert flow.rows("reload.csv") == [("When was the bridge of Hof finished?", "1872")]
+
+
+def test_a_batch_that_is_not_the_runs_partitions_fails_at_once(flow: Flow) -> None:
+    flow.upload("shifted.csv", csv_of(bridge("Gera")))
+    request = flow.tick()[0]
+    other = partition_key("same.csv")
+    tags = {**request.tags, RANGE_START_TAG: other, RANGE_END_TAG: other}
+    result = flow.run(dg.RunRequest(run_key="x", run_config=request.run_config, tags=tags))
+    assert not result.success
+    assert flow.rows("shifted.csv") == []
+    assert flow.run(request).success
+
+
+KILLED_RUN = """
+import json, sys
+from qa_platform.batch import answer_batch
+from qa_platform.contract import FileVersion
+from qa_platform.resources import platform_resource
+import dagster as dg, logging
+version = FileVersion(**json.loads(sys.argv[1]))
+with dg.build_resources({"platform": platform_resource}) as resources:
+    batch = Batch(batch_id([(version, 1)]), (version,))
+    answer_batch(resources.platform.services(), batch, token="", run_id="killed", log=logging.getLogger())
+"""
+
+
+@pytest.mark.faults
+def test_a_batch_whose_run_was_killed_is_resumed_with_the_same_commit_and_jobs(flow: Flow, stack: Stack) -> None:
+    version = flow.upload("killed.csv", csv_of(*(bridge(f"Ort{i}") for i in range(300))))
+    run = subprocess.Popen(
+        [sys.executable, "-c", KILLED_RUN, json.dumps(asdict(version))], env={**stack.environment, "QA_LEASE_SECONDS": "10"}
+    )
+
+    def commit() -> str:
+        with connect(PostgresSettings()) as connection:
+            found = bookkeeping.records(connection, [version])
+        return found[version.name, version.generation].pachyderm_commit if found else ""
+
+    wait_until(commit, "the run has made its commit")
+    run.kill()
+    run.wait()
+    requests = wait_until(flow.tick, "the claim has run out")
+    launched = commit()
+    assert flow.run(requests[0]).success
+    record = flow.record(version)
+    assert (record.status, record.pachyderm_commit, record.answered) == (FileStatus.FINISHED, launched, 300)
+    assert len(flow.rows("killed.csv")) == 300
+
+
+def test_the_checks_fail_when_the_table_does_not_hold_what_was_answered(flow: Flow) -> None:
+    version = flow.upload("tampered.csv", csv_of(bridge("Pirna"), bridge("Aue")))
+    flow.tick_and_run()
+    with connect(PostgresSettings()) as connection:
+        connection.execute("DELETE FROM question_answer WHERE source_file = 'tampered.csv' AND row_number = 1")
+        connection.execute("UPDATE question_answer SET answer = 'never' WHERE source_file = 'tampered.csv'")
+        from qa_platform.checks import file_evaluations
+
+        counted = bookkeeping.check_file(connection, version)
+    failed = {e.check_name for e in file_evaluations(flow.record(version), counted) if not e.passed}
+    assert {COMPLETE, SPANS} <= failed
+
+
+def test_files_with_hostile_names_go_the_whole_way(flow: Flow) -> None:
+    names = ["a b 'c' \"d\".csv", "../up.csv", "50%...,x.csv", "ü/ñ 🙂.csv", "x" * 1000 + ".csv"]
+    versions = [flow.upload(name, csv_of(bridge("Calw"))) for name in names]
+    assert all(r.success for r in flow.tick_and_run())
+    assert [flow.record(v).status for v in versions] == [FileStatus.FINISHED] * len(names)
+    assert [len(flow.rows(name)) for name in names] == [1] * len(names)
+
+
+def test_the_job_for_ci_answers_all_that_waits_and_reports_the_same(flow: Flow) -> None:
+    version = flow.upload("ci.csv", csv_of(bridge("Wien"), ("", "no question")))
+    flow.upload("ci.txt", b"not a file of questions")
+    result = defs.resolve_job_def("answer_pending_files").execute_in_process(instance=flow.instance)
+    assert result.success
+    record = flow.record(version)
+    assert (record.status, record.answered, record.rejected) == (FileStatus.FINISHED, 1, 1)
+    assert flow.materializations(QUESTION_ANSWER, "ci.csv") == 1
+    assert flow.objects("incoming/ci") == ["incoming/ci.txt"]
