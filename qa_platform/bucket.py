@@ -73,7 +73,10 @@ def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> IO
     blob = bucket.get_blob(place, generation=version.generation if in_incoming else None, timeout=_TIMEOUT_SECONDS)
     if blob is None:
         raise SourceChanged(f"{place}: generation {version.generation} is gone; it was overwritten or deleted while it waited")
-    return cast("IO[bytes]", blob.open("rb", chunk_size=_READ_CHUNK, timeout=_TIMEOUT_SECONDS, if_generation_match=blob.generation))
+    return cast(
+        "IO[bytes]",
+        blob.open("rb", chunk_size=_READ_CHUNK, timeout=_TIMEOUT_SECONDS, if_generation_match=blob.generation, raw_download=True),
+    )
 
 
 # What Google's client raises when the generation that is being read vanishes.

@@ -10,11 +10,12 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-WORDS = (
-    "harbour lighthouse keeper Marta Olsen river Tamsin orchard 1987 42 copper kettle museum, opened; northern! line's "
-    "co-operative (founded) Zürich naïve façade Ærø Łódź Straße İstanbul Москва Київ Αθήνα ירושלים القاهرة नमस्ते दुनिया 東京 大阪市 한국어 "
-    "ภาษาไทย ქართული ሰላም 👩‍🚀 🇳🇴 👍🏽 e\u0301t\u00e9 a\u0308\u0323 \ufb01n ½ ² x\u200by zero\u00a0width $5 50% C++ foo_bar https://example.org/a?b=c antidisestablishmentarianism"
-).split(" ")
+_PLAIN = "harbour lighthouse keeper Marta Olsen river Tamsin orchard 1987 42 copper kettle museum, opened; northern! line's co-operative"
+_SCRIPTS = (
+    "Zürich naïve façade Ærø Łódź Straße İstanbul Москва Київ Αθήνα ירושלים القاهرة नमस्ते दुनिया 東京 大阪市 한국어 ภาษาไทย ქართული ሰላም"
+)
+_ODD = "👩\u200d🚀 🇳🇴 👍🏽 e\u0301t\u00e9 a\u0308\u0323 \ufb01n ½ ² x\u200by zero\u00a0width $5 50% C++ foo_bar https://example.org/a?b=c"
+WORDS = [word for line in (_PLAIN, _SCRIPTS, _ODD, "antidisestablishmentarianism") for word in line.split(" ")]
 
 FAMILIES = ("bert", "distilbert", "roberta", "albert", "electra", "deberta", "deberta-v2")
 
@@ -88,6 +89,37 @@ def make_tokenizer(family: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def make_bert(folder: Path, *, width: int = 16, layers: int = 1, positions: int = 512, seed: int = 3) -> Path:
+    """Write a tiny random BERT, without torch and in no time."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(seed)
+    tokenizer = make_tokenizer("bert")
+    vocabulary = tokenizer.get_vocab_size()
+    names = {"embeddings.word_embeddings.weight": (vocabulary, width), "embeddings.position_embeddings.weight": (positions, width)}
+    names["embeddings.token_type_embeddings.weight"] = (2, width)
+    dense = {"attention.self.query": (width, width), "attention.self.key": (width, width), "attention.self.value": (width, width)}
+    dense |= {"attention.output.dense": (width, width), "intermediate.dense": (2 * width, width), "output.dense": (width, 2 * width)}
+    tensors = {f"bert.{name}": rng.normal(0, 1, shape) for name, shape in names.items()}
+    for layer in range(layers):
+        for name, shape in dense.items():
+            tensors[f"bert.encoder.layer.{layer}.{name}.weight"] = rng.normal(0, 0.5, shape)
+            tensors[f"bert.encoder.layer.{layer}.{name}.bias"] = rng.normal(0, 0.1, shape[0])
+    norms = ["embeddings", *(f"encoder.layer.{n}.{part}" for n in range(layers) for part in ("attention.output", "output"))]
+    for name in norms:
+        tensors[f"bert.{name}.LayerNorm.weight"] = np.ones(width)
+        tensors[f"bert.{name}.LayerNorm.bias"] = np.zeros(width)
+    tensors |= {"qa_outputs.weight": rng.normal(0, 2, (2, width)), "qa_outputs.bias": np.zeros(2)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    config = {"model_type": "bert", "architectures": ["BertForQuestionAnswering"], "hidden_size": width, "num_hidden_layers": layers}
+    config |= {"num_attention_heads": 2, "intermediate_size": 2 * width, "vocab_size": vocabulary, "max_position_embeddings": positions}
+    (folder / "config.json").write_text(json.dumps(config))
+    _write_tokenizer(folder, "bert", tokenizer, positions)
+    return folder
+
+
 def make_model(family: str, folder: Path, *, seed: int = 3, positions: int = 512) -> Path:
     """Write a tiny random model of a family into ``folder``, as the hub would have it."""
     import torch
@@ -124,6 +156,12 @@ def make_model(family: str, folder: Path, *, seed: int = 3, positions: int = 512
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
     model.save_pretrained(folder)
+    _write_tokenizer(folder, family, tokenizer, positions)
+    return folder
+
+
+def _write_tokenizer(folder: Path, family: str, tokenizer: tokenizers.Tokenizer, positions: int) -> None:
+    kind = _KINDS[family]
     tokenizer.save(str(folder / "tokenizer.json"))
     pad_token, cls, sep, unknown, mask = kind.specials
     values = {
@@ -138,4 +176,3 @@ def make_model(family: str, folder: Path, *, seed: int = 3, positions: int = 512
         "mask_token": mask,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
-    return folder

@@ -78,10 +78,10 @@ def eventually(look: Callable[[], T], problem: Callable[[], str] = lambda: "it d
 
 
 @contextmanager
-def refused(code: grpc.StatusCode, text: str) -> Iterator[None]:
-    """What runs inside must be refused with that status and a message that has that text in it."""
+def refused(code: grpc.StatusCode, text: str) -> Iterator[Any]:
+    """What runs inside must be refused with that status and a message that has that text in it. Yields pytest's record of the error."""
     with pytest.raises(grpc.RpcError) as caught:
-        yield
+        yield caught
     error: Any = caught.value
     assert error.code() == code, f"{error.code()}: {error.details()}"
     assert text in error.details()

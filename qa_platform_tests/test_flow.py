@@ -201,6 +201,7 @@ KILLED_RUN = """
 import json, sys
 from qa_platform.batch import answer_batch
 from qa_platform.contract import FileVersion
+from qa_platform.planning import Batch, batch_id
 from qa_platform.resources import platform_resource
 import dagster as dg, logging
 version = FileVersion(**json.loads(sys.argv[1]))

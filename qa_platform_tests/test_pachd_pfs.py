@@ -111,6 +111,19 @@ class TestBranches:
         pachd.client.pfs.delete_branch(branch=pachd.branch(repo, "old"))
         assert not pachd.client.pfs.branch_exists(pachd.branch(repo, "old"))
 
+    def test_a_branch_made_from_another_follows_it(self, pachd: Pachd) -> None:
+        source, target = pachd.repo("source"), pachd.repo("target")
+        pachd.put(source, {"/a": b"1"})
+        pachd.client.pfs.create_branch(branch=pachd.branch(target), provenance=[pachd.branch(source)])
+        info = pachd.client.pfs.inspect_branch(branch=pachd.branch(target))
+        assert [branch.repo.name for branch in info.direct_provenance] == [source.name]
+        commit = pachd.put(source, {"/b": b"2"})
+        found = list(pachd.client.pfs.inspect_commit_set(commit_set=pfs.CommitSet(id=commit), wait=True))
+        assert [one.commit.repo.name for one in found] == [source.name, target.name]
+        assert [one.repo.name for one in found[1].direct_provenance] == [source.name]
+        with refused(UNKNOWN, "cannot start a commit on an output branch"):
+            open_commit(pachd, target)
+
 
 class TestCommits:
     def test_a_commit_becomes_finished_after_it_is_finishing(self, pachd: Pachd) -> None:
@@ -195,6 +208,16 @@ class TestCommits:
         assert not pachd.client.pfs.commit_exists(pachd.commit(repo, second))
         with refused(NOT_FOUND, "no commits found for commitset"):
             pachd.client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=second))
+
+    def test_squashing_keeps_the_files_for_the_children(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        first = pachd.put(repo, {"/a": b"1"})
+        second = pachd.put(repo, {"/b": b"2"})
+        with refused(UNKNOWN, "no children"):
+            pachd.client.pfs.squash_commit_set(commit_set=pfs.CommitSet(id=second))
+        pachd.client.pfs.squash_commit_set(commit_set=pfs.CommitSet(id=first))
+        assert [info.commit.id for info in pachd.client.pfs.list_commit(repo=repo)] == [second]
+        assert pachd.paths(repo, second) == ["/a", "/b"]
 
     def test_an_open_commit_can_be_dropped(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -401,6 +424,11 @@ class TestFiles:
         pachd.client.pfs.put_file_from_bytes(commit=commit, path="/a/b", data=b"")
         pachd.client.pfs.finish_commit(commit=commit)
         assert "collision" in pachd.client.pfs.inspect_commit(commit=commit, wait=CommitState.FINISHED).error
+
+    def test_a_url_of_another_kind_is_refused(self, pachd: Pachd) -> None:
+        commit = open_commit(pachd, pachd.repo())
+        with refused(UNKNOWN, "ftp://"):
+            pachd.client.pfs.put_file_from_url(commit=commit, path="/a", url="ftp://host/a")
 
 
 class TestFileSets:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 
+import betterproto
 import grpc
 import pytest
 from pachyderm_sdk.api import pfs, pps
@@ -110,8 +111,9 @@ class TestPipelines:
         ],
     )
     def test_a_spec_that_is_none_is_an_invalid_argument(self, pachd: Pachd, text: str) -> None:
-        with refused(INVALID, "could not make effective spec"):
+        with refused(INVALID, "could not make effective spec") as caught:
             pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=text)
+        assert b"google.rpc.BadRequest" in dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
 
     def test_snake_and_camel_case_are_both_read(self, pachd: Pachd) -> None:
         name = pachd.name("p")
@@ -230,6 +232,16 @@ class TestPipelines:
         assert not pachd.client.pps.pipeline_exists(named(name))
         assert name not in {info.repo.name for info in pachd.client.pfs.list_repo()}
 
+    def test_a_pipeline_that_was_deleted_can_be_made_anew(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo 1 > $pfs/out/a", repo)
+        pachd.wait(name, pachd.put(repo, {"/a": b"1"}))
+        pachd.client.pps.delete_pipeline(pipeline=named(name))
+        pachd.create(pachd.spec(name, "echo 2 > $pfs/out/a", repo))
+        [job] = pachd.jobs(name)
+        assert pachd.wait(name, job.job.id).data_processed == 1
+        assert pachd.read(name, job.job.id, "/a") == b"2\n"
+
     def test_deletion_can_keep_the_output(self, pachd: Pachd) -> None:
         repo = pachd.repo()
         name = pachd.pipeline("p", COPY, repo)
@@ -261,6 +273,13 @@ class TestJobs:
         assert info.details.transform.cmd
         pachd.client.pfs.finish_commit(commit=commit)
         assert pachd.wait(name, commit.id).state == SUCCESS
+
+    def test_what_clients_look_into_unasked_is_always_there(self, pachd: Pachd) -> None:
+        name = pachd.pipeline("p", COPY, pachd.repo())
+        [job] = pachd.jobs(name)
+        assert betterproto.serialized_on_wire(job.stats)
+        assert betterproto.serialized_on_wire(job.details)
+        assert job.job.pipeline.project.name == "default"
 
     def test_a_chain_runs_under_one_id(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -607,6 +626,34 @@ class TestLogs:
             list(pachd.client.pps.get_logs(pipeline=named(pachd.name("none"))))
 
 
+class TestSpecsOfOldDeployments:
+    def test_a_cron_input_with_a_shell_and_its_lines(self, pachd: Pachd) -> None:
+        secret = pachd.name("gcsaccess")
+        pachd.client.pps.create_secret(name=secret, data={"creds": base64.b64encode(b"{}").decode(), "storage_bucket": "b"})
+        name = pachd.name("answer")
+        spec = {
+            "pipeline": {"name": name},
+            "description": "Answers questions.",
+            "transform": {
+                "cmd": ["/bin/bash"],
+                "stdin": ["echo $ACCESS | base64 --decode", "echo $BUCKET > ${QA_PFS_ROOT:-/pfs}/out/bucket"],
+                "image": "registry/answer:f181c0c6",
+                "secrets": [
+                    {"name": secret, "env_var": "ACCESS", "key": "creds"},
+                    {"name": secret, "env_var": "BUCKET", "key": "storage_bucket"},
+                ],
+            },
+            "input": {"cron": {"name": "tick", "spec": "@every 60s"}},
+        }
+        pachd.create(spec)
+        loader = pachd.pipeline("load", "cat $source/* > $pfs/out/all", name, glob="/")
+        pachd.client.pps.run_cron(pipeline=named(name))
+        job = pachd.jobs(name)[0].job.id
+        assert pachd.wait(loader, job).state == SUCCESS
+        assert pachd.read(loader, job, "/all") == b"b\n"
+        assert pachd.lines(name, job) == ["{}"]
+
+
 class TestSecrets:
     def test_a_secret_reaches_the_environment_and_nothing_else(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -755,6 +802,14 @@ HELPER = textwrap.dedent(
 
 
 class TestBatching:
+    def test_a_job_without_datums_starts_the_process_all_the_same(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", ["sh", "-c", "echo started; sleep 600"], repo, transform={"datumBatching": True})
+        [job] = pachd.jobs(name)
+        info = pachd.wait(name, job.job.id)
+        assert info.state == SUCCESS
+        assert info.data_total == 0
+
     def test_the_helper_of_the_sdk_works_unmodified(self, pachd: Pachd) -> None:
         if "QA_TEST_PACHD" not in os.environ and not can_isolate():
             pytest.skip("this machine permits no /pfs of a worker's own")

@@ -1,7 +1,8 @@
 """The reference: transformers 4.57's question-answering pipeline, in a process of its own.
 
 Transformers 5 has no such pipeline, and two versions cannot live in one process. The packages of `ORACLE` lie in a folder of
-their own (`pip install --no-deps --target .qa/oracle …`, which `make setup` does), beside the torch of this environment. Reads one JSON document on standard input, writes one on standard output.
+their own (`pip install --no-deps --target .qa/oracle …`, which `make setup` does), beside the torch of this environment. Reads
+one JSON document on standard input, writes one on standard output.
 """
 
 import json
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 ORACLE = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2")
+ORACLE_FOLDER = Path(__file__).parents[2] / ".qa" / "oracle"
 
 
 @dataclass(frozen=True)
@@ -33,58 +35,57 @@ class ReferenceRun:
     answers: tuple[tuple[ReferenceAnswer, ...] | str, ...]
     seconds: float
 
+    @property
+    def best(self) -> tuple[ReferenceAnswer, ...]:
+        """The first answer to each pair; only where the pipeline raised nowhere."""
+        return tuple(row[0] for row in self.answers if not isinstance(row, str))
 
-def run_reference(
-    oracle: Path,
-    model: Path,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    batch_size: int = 1,
-    threads: int = 0,
-    one_call: bool = False,
-    **options: Any,
-) -> ReferenceRun:
-    """Answer with the pipeline installed in the folder ``oracle``; ``options`` go to the call.
 
-    Args:
-        batch_size: the pipeline's own batching; above 1 it implies ``one_call``.
-        one_call: hand all pairs over at once, rather than one per call.
+@dataclass(frozen=True)
+class ReferenceRequest:
+    """A model folder and pairs, in one of the ways people ask: one pair per call, or with ``batch_size`` all in one call.
+
+    ``options`` go to the pipeline's call; ``threads`` 0 leaves torch its default.
     """
-    request = {
-        "model": str(model),
-        "pairs": list(pairs),
-        "batch_size": batch_size,
-        "threads": threads,
-        "one_call": one_call,
-        "options": options,
-    }
+
+    model: str
+    pairs: tuple[tuple[str, str], ...]
+    batch_size: int = 0
+    threads: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def run_reference(requests: Sequence[ReferenceRequest], *, oracle: Path = ORACLE_FOLDER) -> list[ReferenceRun]:
+    """Answer with the pipeline that is installed in the folder ``oracle``, one request after the other."""
     # -P keeps the folder of this script, and with it our packages' names, off the path.
     command = [sys.executable, "-P", str(Path(__file__)), str(oracle)]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    document = json.dumps([asdict(request) for request in requests])
+    done = subprocess.run(command, input=document, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the reference failed: {done.stderr[-2000:]}")
-    reply = json.loads(done.stdout.splitlines()[-1])
-    answers = tuple(row if isinstance(row, str) else tuple(ReferenceAnswer(**entry) for entry in row) for row in reply["answers"])
-    return ReferenceRun(answers, reply["seconds"])
+    return [_run_of(reply) for reply in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _run_of(reply: dict[str, Any]) -> ReferenceRun:
+    answers = (row if isinstance(row, str) else tuple(ReferenceAnswer(**entry) for entry in row) for row in reply["answers"])
+    return ReferenceRun(tuple(answers), reply["seconds"])
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
     if request["threads"]:
         torch.set_num_threads(request["threads"])
-    # The dtype matters: version 5 and "auto" would take the file's half precision.
+    # The dtype matters: "auto" would take the file's half precision.
     model = AutoModelForQuestionAnswering.from_pretrained(request["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(request["model"])
     ask = pipeline("question-answering", model=model, tokenizer=tokenizer, device="cpu")
     inputs = [{"question": question, "context": context} for question, context in request["pairs"]]
-    ask(inputs[0], **request["options"])
+    ask(question="Who waits?", context="The first call waits for code to load.")
     begun = time.perf_counter()
-    if request["one_call"] or request["batch_size"] > 1:
-        answers = [_rows(row) for row in ask(inputs, batch_size=request["batch_size"], **request["options"])]
+    if request["batch_size"]:
+        answers: list[Any] = [_rows(row) for row in ask(inputs, batch_size=request["batch_size"], **request["options"])]
     else:
         answers = [_one(ask, pair, request["options"]) for pair in inputs]
     return {"answers": answers, "seconds": time.perf_counter() - begun}
@@ -105,4 +106,4 @@ def _rows(value: Any) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
-    json.dump(_answer(json.load(sys.stdin)), sys.stdout)
+    json.dump([_answer(request) for request in json.load(sys.stdin)], sys.stdout)

@@ -16,7 +16,14 @@ class AlreadyExists(PachError):
 
 
 class InvalidArgument(PachError):
+    """``field`` and ``problem``, where given, travel as a BadRequest detail."""
+
     code = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, *, field: str = "", problem: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+        self.problem = problem
 
 
 class Unimplemented(PachError):

@@ -185,6 +185,8 @@ class Pfs:
         self._open_lock = threading.Lock()
         # Told, inside the transaction, of every commit that propagation made.
         self.on_propagated: Callable[[list[Commit]], None] = lambda commits: None
+        # Writes that an earlier server did not live to add to their commits.
+        self._db.execute("DELETE FROM fileset WHERE expires IS NULL AND id NOT IN (SELECT fileset FROM layer)")
 
     # Projects and repos
 
@@ -300,7 +302,7 @@ class Pfs:
         """All branches that this one is made from, or that are made from it."""
         here, there = ("upstream", "downstream") if downstream else ("downstream", "upstream")
         return self._branch_keys(
-            f"WITH RECURSIVE found(pk) AS (SELECT {there} FROM branch_provenance WHERE {here} = ? UNION "
+            f"WITH RECURSIVE found(pk) AS (SELECT {there} FROM branch_provenance WHERE {here} = ? UNION "  # noqa: S608
             f"SELECT {there} FROM branch_provenance JOIN found ON {here} = found.pk) SELECT pk FROM found",
             branch.pk,
         )
@@ -360,7 +362,7 @@ class Pfs:
 
     def _branch_keys(self, query: str, pk: int) -> list[BranchKey]:
         rows = self._db.rows(
-            "SELECT b.name, r.project, r.name AS repo, r.type FROM branch b JOIN repo r ON r.pk = b.repo "
+            "SELECT b.name, r.project, r.name AS repo, r.type FROM branch b JOIN repo r ON r.pk = b.repo "  # noqa: S608
             f"WHERE b.pk IN ({query}) ORDER BY b.pk",
             pk,
         )
@@ -405,7 +407,7 @@ class Pfs:
         if not _COMMIT_ID.fullmatch(base):
             return self.commit_by_pk(self.branch(BranchKey(ref.repo, base)).head)
         row = self._db.row(f"{_SELECT_COMMIT} WHERE c.repo = ? AND c.id = ?", repo, base) or self._db.row(
-            "WITH RECURSIVE found(pk) AS (SELECT pk FROM commit_ WHERE id = ? UNION "
+            "WITH RECURSIVE found(pk) AS (SELECT pk FROM commit_ WHERE id = ? UNION "  # noqa: S608
             "SELECT upstream FROM commit_provenance JOIN found ON downstream = found.pk) "
             f"{_SELECT_COMMIT} WHERE c.repo = ? AND c.pk IN (SELECT pk FROM found) ORDER BY c.pk DESC",
             base, repo,
@@ -598,7 +600,7 @@ class Pfs:
             NotFound: there is no commit with that id.
         """
         rows = self._db.rows(
-            "WITH RECURSIVE found(pk) AS (SELECT pk FROM commit_ WHERE id = ? UNION "
+            "WITH RECURSIVE found(pk) AS (SELECT pk FROM commit_ WHERE id = ? UNION "  # noqa: S608
             "SELECT upstream FROM commit_provenance JOIN found ON downstream = found.pk) "
             f"{_SELECT_COMMIT} WHERE c.pk IN (SELECT pk FROM found) ORDER BY c.pk",
             set_id,
@@ -619,6 +621,21 @@ class Pfs:
                     raise PachError(f"cannot drop a commit that has children: {commit}")
             for commit in commits:
                 self._drop(commit)
+
+    def squash_commit_set(self, set_id: str) -> None:
+        """Forgets a set whose commits have children; what it changed stays in those."""
+        with self._db.transaction():
+            commits = [commit for commit in self.commit_set(set_id) if commit.id == set_id]
+            for commit in commits:
+                if commit.finished is None:
+                    raise PachError(f"cannot squash commit {commit}: it has not been finished")
+                if not self.children(commit.pk):
+                    raise PachError(f"cannot squash a commit that has no children, use 'drop' instead: {commit}")
+            for commit in commits:
+                self._db.execute("UPDATE commit_ SET parent = ? WHERE parent = ?", commit.parent, commit.pk)
+                branches = "UPDATE branch SET head = (SELECT min(pk) FROM commit_ WHERE repo = branch.repo AND pk > ?) WHERE head = ?"
+                self._db.execute(branches, commit.pk, commit.pk)
+                self._db.execute("DELETE FROM commit_ WHERE pk = ?", commit.pk)
 
     def _drop(self, commit: Commit) -> None:
         for row in self._db.rows("SELECT name FROM branch WHERE head = ?", commit.pk):

@@ -383,6 +383,9 @@ class Pps:
                     "INSERT INTO job (pipeline, id, version, commit_, state, created) VALUES (?, ?, ?, ?, ?, ?)",
                     pipeline.pk, commit.id, pipeline.version, commit.pk, int(JobState.CREATED), time.time(),
                 )  # fmt: skip
+            elif pipeline is None:
+                # A branch that only has provenance: nobody will write to it.
+                self.pfs.complete(commit.pk, self.pfs.good_root(commit.parent), "")
 
     def job(self, key: PipelineKey, job_id: str) -> Job:
         row = self._db.row(f"{_SELECT_JOB} WHERE p.project = ? AND p.name = ? AND j.id = ?", key.project, key.name, job_id)
@@ -464,7 +467,7 @@ class Pps:
         with self._db.transaction():
             started = time.time() if state == JobState.STARTING else None
             self._db.execute(
-                f"UPDATE job SET state = ?, started = coalesce(started, ?) WHERE pk = ? AND state NOT IN ({_TERMINAL_SQL})",
+                f"UPDATE job SET state = ?, started = coalesce(started, ?) WHERE pk = ? AND state NOT IN ({_TERMINAL_SQL})",  # noqa: S608
                 int(state),
                 started,
                 pk,
@@ -497,7 +500,7 @@ class Pps:
                 self.pfs.complete(meta, None, error)
 
     def unfinished_jobs(self) -> list[int]:
-        return [row["pk"] for row in self._db.rows(f"SELECT pk FROM job WHERE state NOT IN ({_TERMINAL_SQL}) ORDER BY pk")]
+        return [row["pk"] for row in self._db.rows(f"SELECT pk FROM job WHERE state NOT IN ({_TERMINAL_SQL}) ORDER BY pk")]  # noqa: S608
 
     def _state(self, pk: int) -> JobState:
         state = self._db.value("SELECT state FROM job WHERE pk = ?", pk)
@@ -599,8 +602,9 @@ class Pps:
             seconds, downloaded, uploaded = seconds + group["seconds"], downloaded + group["downloaded"], uploaded + group["uploaded"]
         return Job(
             pk=row["pk"], pipeline=PipelineKey(row["project"], row["name"]), pipeline_pk=row["pipeline"], id=row["id"],
-            version=row["version"], commit=row["commit_"], state=JobState(row["state"]), reason=row["reason"], created=row["created"], started=row["started"],
-            finished=row["finished"], total=row["total"], enumerated=bool(row["enumerated"]), restarts=row["restarts"], counts=counts,
+            version=row["version"], commit=row["commit_"], state=JobState(row["state"]), reason=row["reason"],
+            created=row["created"], started=row["started"], finished=row["finished"], total=row["total"],
+            enumerated=bool(row["enumerated"]), restarts=row["restarts"], counts=counts,
             seconds=seconds, downloaded=downloaded, uploaded=uploaded,
         )  # fmt: skip
 

@@ -101,7 +101,7 @@ class Executor:
         """The workers of a pipeline's version; those of an older one are dismissed."""
         with self._pools_lock:
             pool = self._pools.get(pipeline.key)
-            if pool is None or pool.version != pipeline.version:
+            if pool is None or pool.version != (pipeline.pk, pipeline.version):
                 if pool is not None:
                     pool.close()
                 pool = self._pools[pipeline.key] = _Pool(pipeline, self._pps, self._folder, self._serve)
@@ -152,7 +152,8 @@ class _Pool:
     """A pipeline's workers: they take datum sets in order, of all its jobs."""
 
     def __init__(self, pipeline: Pipeline, pps: Pps, folder: Path, serve: ServeWorker) -> None:
-        self.version = pipeline.version
+        # A pipeline that was deleted and made again begins with version 1 once more.
+        self.version = (pipeline.pk, pipeline.version)
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         spec = pipeline.spec
         self._size = spec.parallelism
@@ -191,6 +192,7 @@ class _JobRun:
         self._executor = executor
         self._cancelled = threading.Event()
         self._context: JobContext | None = None
+        self._timer: threading.Timer | None = None
         self._thread = threading.Thread(target=self._run, name=f"job-{pk}", daemon=True)
 
     @property
@@ -224,6 +226,9 @@ class _JobRun:
             if self._alive():
                 _LOG.exception("job %s failed", self._pk)
                 self._end(JobState.FAILURE, f"{type(error).__name__}: {error}")
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _end(self, state: JobState, reason: str, root: str | None = None) -> None:
         with contextlib.suppress(NotFound):
@@ -248,6 +253,7 @@ class _JobRun:
             timer = threading.Timer(spec.job_timeout, lambda: self._end(JobState.KILLED, f"job exceeded timeout ({spec.job_timeout:g} s)"))
             timer.daemon = True
             timer.start()
+            self._timer = timer
         by_branch = {BranchKey(commit.repo, commit.branch): commit for commit in inputs}
 
         def source(branch: BranchKey) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import betterproto
 from betterproto.lib.google.protobuf import Empty
@@ -15,6 +16,7 @@ from qa_platform.embedded.pachd.protocol import protojson
 from qa_platform.embedded.pachd.storage.logs import LogLine
 from qa_platform.embedded.pachd.storage.trees import Found
 
+M = TypeVar("M", bound=betterproto.Message)
 EMPTY = Empty()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,6 +24,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def is_set(message: betterproto.Message) -> bool:
     """Whether a message field came over the wire, even if with nothing but defaults in it."""
     return betterproto.serialized_on_wire(message) or bytes(message) != b""
+
+
+def present(message: M) -> M:
+    """Makes sure that a message goes over the wire even with nothing but defaults in it: clients look into it unasked."""
+    message._serialized_on_wire = True
+    return message
 
 
 def when(seconds: float | None) -> datetime | None:
@@ -91,7 +99,7 @@ def repo_info(found: Repo) -> pb.RepoInfo:
         size_bytes_upper_bound=found.size,
         description=found.description,
         branches=[branch(BranchKey(found.key, name)) for name in found.branches],
-        details=pb.RepoInfoDetails(size_bytes=found.size),
+        details=present(pb.RepoInfoDetails(size_bytes=found.size)),
     )
 
 
@@ -121,9 +129,7 @@ def commit_info(pfs: Pfs, found: Commit) -> pb.CommitInfo:
         direct_subvenance=[commit(one.repo, one.id) for one in pfs.subvenance(found.pk)],
         error=found.error,
         size_bytes_upper_bound=found.size,
-        details=pb.CommitInfoDetails(size_bytes=found.size, compacting_time=timedelta(), validating_time=timedelta())
-        if found.finished is not None
-        else None,
+        details=present(pb.CommitInfoDetails(size_bytes=found.size)) if found.finished is not None else None,
         created_at=when(found.started),
         updated_at=when(found.finished or found.finishing or found.started),
     )
@@ -151,13 +157,7 @@ def job(found: Job) -> pp.Job:
 
 
 def _stats(seconds_: float, downloaded: int, uploaded: int) -> pp.ProcessStats:
-    return pp.ProcessStats(
-        download_time=timedelta(),
-        process_time=timedelta(seconds=seconds_),
-        upload_time=timedelta(),
-        download_bytes=downloaded,
-        upload_bytes=uploaded,
-    )
+    return present(pp.ProcessStats(process_time=timedelta(seconds=seconds_), download_bytes=downloaded, upload_bytes=uploaded))
 
 
 def create_request(found: Pipeline) -> pp.CreatePipelineRequest:
@@ -188,7 +188,7 @@ def job_info(found: Job, of: Pipeline, *, details: bool, output_branch: str) -> 
     )
     request = create_request(of) if details else None
     info.details = (
-        pp.JobInfoDetails()
+        present(pp.JobInfoDetails())
         if request is None
         else pp.JobInfoDetails(
             transform=request.transform,

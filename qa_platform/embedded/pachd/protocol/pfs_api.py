@@ -15,7 +15,7 @@ from qa_platform.embedded.pachd.pps import Pps
 from qa_platform.embedded.pachd.protocol import convert
 from qa_platform.embedded.pachd.protocol.rpc import Call, Method
 from qa_platform.embedded.pachd.protocol.wire import FileInfos, RawAdd, bytes_values, modify_request
-from qa_platform.embedded.pachd.storage import globs
+from qa_platform.embedded.pachd.storage import globs, urls
 from qa_platform.embedded.pachd.storage.filesets import FileSetWriter
 from qa_platform.embedded.pachd.storage.trees import FileEntry, Found
 
@@ -46,6 +46,7 @@ class PfsApi:
             ("ClearCommit", pb.ClearCommitRequest, self.clear_commit),
             ("InspectCommit", pb.InspectCommitRequest, self.inspect_commit),
             ("DropCommitSet", pb.DropCommitSetRequest, self.drop_commit_set),
+            ("SquashCommitSet", pb.SquashCommitSetRequest, self.squash_commit_set),
             ("InspectFile", pb.InspectFileRequest, self.inspect_file),
             ("GetFileSet", pb.GetFileSetRequest, self.get_file_set),
             ("AddFileSet", pb.AddFileSetRequest, self.add_file_set),
@@ -181,6 +182,10 @@ class PfsApi:
         self._pfs.drop_commit_set(request.commit_set.id)
         return convert.EMPTY
 
+    def squash_commit_set(self, request: pb.SquashCommitSetRequest, call: Call) -> Empty:
+        self._pfs.squash_commit_set(request.commit_set.id)
+        return convert.EMPTY
+
     # Writing files
 
     def modify_file(self, requests: Iterator[pb.ModifyFileRequest | RawAdd], call: Call) -> Empty:
@@ -222,9 +227,13 @@ class PfsApi:
         path = _file_path(add.path)
         source: Any
         kind, source = betterproto.which_one_of(add, "source")
-        if kind == "url":
-            raise PachError(f"cannot read {source.url.split(':')[0]}: URLs")
-        writer.add(path, tag_of(add.datum), source or b"")
+        if kind != "url":
+            writer.add(path, tag_of(add.datum), source or b"")
+            return
+        for rest, content in urls.read(source.url, recursive=source.recursive):
+            writer.add(_file_path(path + rest), tag_of(add.datum), b"")
+            for data in content:
+                writer.add(_file_path(path + rest), tag_of(add.datum), data)
 
     def _copy(self, writer: FileSetWriter, copy: pb.CopyFile) -> None:
         source = copy.src

@@ -75,7 +75,8 @@ class PpsApi:
         try:
             message = protojson.parse(pp.CreatePipelineRequest, request.create_pipeline_request_json)
         except ValueError as error:
-            raise InvalidArgument(f"could not make effective spec: {error}") from error
+            where, _, problem = str(error).partition(": ")
+            raise InvalidArgument(f"could not make effective spec: {error}", field=where, problem=problem) from error
         assert isinstance(message, pp.CreatePipelineRequest)
         update, reprocess = request.update or message.update, request.reprocess or message.reprocess
         spec = json.loads(convert.spec_json(message))

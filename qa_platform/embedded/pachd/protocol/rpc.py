@@ -9,7 +9,7 @@ from typing import Any
 import betterproto
 import grpc
 
-from qa_platform.embedded.pachd.errors import PachError
+from qa_platform.embedded.pachd.errors import InvalidArgument, PachError
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,6 +99,8 @@ def _to_bytes(message: betterproto.Message | bytes) -> bytes:
 
 
 def _refuse(context: grpc.ServicerContext, error: Exception, name: str) -> None:
+    if isinstance(error, InvalidArgument) and error.field:
+        context.set_trailing_metadata((("grpc-status-details-bin", _bad_request(error)),))
     if isinstance(error, PachError):
         context.abort(grpc.StatusCode[error.code], str(error))
     if not context.is_active():
@@ -107,11 +109,28 @@ def _refuse(context: grpc.ServicerContext, error: Exception, name: str) -> None:
     context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
 
 
+def _bad_request(error: InvalidArgument) -> bytes:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+    from google.rpc.error_details_pb2 import BadRequest
+    from google.rpc.status_pb2 import Status
+
+    detail = AnyMessage()
+    detail.Pack(BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=error.problem)]))
+    status = Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=str(error), details=[detail])
+    encoded: bytes = status.SerializeToString()
+    return encoded
+
+
 def _unknown(name: str) -> grpc.RpcMethodHandler:
     service, _, method = name.lstrip("/").rpartition("/")
 
+    problem = f"unknown method {method} for service {service}"
+    if service == "auth_v2.API":
+        # What clients recognise as a cluster without authentication.
+        problem = f"the auth service is not activated ({problem})"
+
     def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {method} for service {service}")
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, problem)
         yield b""
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -72,6 +72,7 @@ class Database:
     def wait_until(self, look: Callable[[], T], *, alive: Callable[[], bool]) -> T | None:
         """Calls ``look`` after every commit until it returns something true; None once ``alive`` is false."""
         with self._lock:
+            assert not self._depth, "waiting inside a transaction would let others into it"
             while alive():
                 found = look()
                 if found:

@@ -121,7 +121,7 @@ class LogStore:
         if query.until:
             where.append("time <= ?")
             values.append(query.until)
-        rows = self._database.rows(f"SELECT * FROM line WHERE {' AND '.join(where)} ORDER BY seq LIMIT {_PAGE}", *values)
+        rows = self._database.rows(f"SELECT * FROM line WHERE {' AND '.join(where)} ORDER BY seq LIMIT {_PAGE}", *values)  # noqa: S608
         if not rows:
             return None
         lines = [

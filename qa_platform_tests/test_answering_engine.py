@@ -1,0 +1,226 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qa_platform.answering import Answer, Answerer
+from qa_platform.answering.engine import chunked
+from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, RowReason
+from qa_platform.errors import InputError
+from qa_platform_tests.answering_models import make_bert, pairs
+
+QUESTION = "Who keeps the lighthouse?"
+CONTEXT = "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over in 1987."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> Answerer:
+    return Answerer(str(folder), threads=2)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Answerer:
+    return Answerer("bundled", threads=2)
+
+
+def one(answerer: Answerer, question: str, context: str, **options: object) -> Answer:
+    (answer,) = answerer.answer([(question, context)], **options)
+    return answer
+
+
+def close(ours: Answer, theirs: Answer, *, tolerance: float = 1e-4) -> bool:
+    return (ours.answer, ours.start, ours.error) == (theirs.answer, theirs.start, theirs.error) and abs(
+        ours.score - theirs.score
+    ) < tolerance
+
+
+def test_the_bundled_model_answers(bundled: Answerer) -> None:
+    answer = one(bundled, QUESTION, CONTEXT)
+    assert (answer.answer, answer.error) == ("Marta Olsen", None)
+    assert CONTEXT[answer.start : answer.end] == "Marta Olsen"
+
+
+def test_the_identity_names_what_answers(folder: Path, bundled: Answerer) -> None:
+    assert bundled.identity == ModelChoice("bundled", bundled.identity.revision, "fp32")
+    assert len(bundled.identity.revision) == 12
+    assert Answerer(ModelChoice(str(folder), "", "bf16")).identity.precision == "bf16"
+
+
+def test_making_an_answerer_does_nothing_and_importing_it_little() -> None:
+    code = (
+        "import sys; from qa_platform.answering import Answerer; Answerer('no/such/model');"
+        "assert not {'torch', 'transformers', 'openvino', 'tokenizers', 'huggingface_hub'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(st.text(max_size=30), st.text(max_size=200)), max_size=5))
+def test_offsets_always_point_at_the_answer(tiny: Answerer, rows: list[tuple[str, str]]) -> None:
+    answers = list(tiny.answer(rows))
+    assert len(answers) == len(rows)
+    for (_, context), answer in zip(rows, answers, strict=True):
+        assert context[answer.start : answer.end] == answer.answer
+        assert 0 <= answer.score <= 1
+        assert (answer.error is None) == bool(answer.answer)
+
+
+def test_offsets_point_at_the_answer_in_every_script(tiny: Answerer) -> None:
+    rows = pairs(200, seed=11, longest=400)
+    for (_, context), answer in zip(rows, tiny.answer(rows, top_k=3), strict=True):
+        for span in (answer, *answer.alternatives):
+            assert context[span.start : span.end] == (span.answer if isinstance(span, Answer) else span.text)
+            assert 0 <= span.score <= 1
+
+
+def test_a_row_has_the_same_answer_whatever_its_neighbours(tiny: Answerer) -> None:
+    rows = pairs(120, seed=5, longest=300)
+    alone = [one(tiny, *row) for row in rows]
+    together = list(tiny.answer(rows))
+    backwards = list(tiny.answer(rows[::-1]))[::-1]
+    assert all(close(a, b) for a, b in zip(alone, together, strict=True))
+    assert all(close(a, b) for a, b in zip(alone, backwards, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "reason"),
+    [
+        ("", CONTEXT, RowReason.EMPTY_QUESTION),
+        (" \n", CONTEXT, RowReason.EMPTY_QUESTION),
+        (QUESTION, "", RowReason.EMPTY_CONTEXT),
+        (QUESTION, " \u3000\t", RowReason.EMPTY_CONTEXT),
+        (QUESTION, "\u200b\u200b", RowReason.EMPTY_CONTEXT),
+        ("why " * 400, CONTEXT, RowReason.QUESTION_EXCEEDS_WINDOW),
+        ("w" * (QUESTION_LIMIT + 1), CONTEXT, RowReason.QUESTION_TOO_LONG),
+        (QUESTION, "c" * (CONTEXT_LIMIT + 1), RowReason.CONTEXT_TOO_LONG),
+        (QUESTION, "a\0b", RowReason.NUL_CHARACTER),
+        (QUESTION, "a\ud800b", RowReason.LONE_SURROGATE),
+    ],
+)
+def test_a_row_that_cannot_be_answered_says_why_and_harms_no_other(tiny: Answerer, question: str, context: str, reason: RowReason) -> None:
+    before, bad, after = tiny.answer([(QUESTION, CONTEXT), (question, context), ("Where?", CONTEXT)])
+    assert bad == Answer("", 0.0, 0, 0, reason)
+    assert before.answer
+    assert after.answer
+
+
+def test_a_stride_beyond_the_room_after_the_question_is_lowered(tiny: Answerer) -> None:
+    answer = one(tiny, "why " * 10, CONTEXT * 10, max_seq_len=80, doc_stride=79)
+    assert answer.answer
+
+
+def test_the_largest_context_is_answered(tiny: Answerer) -> None:
+    context = ("The keeper waits. " * 30_000)[:CONTEXT_LIMIT]
+    answer = one(tiny, QUESTION, context)
+    assert context[answer.start : answer.end] == answer.answer != ""
+
+
+def test_a_word_that_no_answer_column_holds_is_no_answer(tiny: Answerer) -> None:
+    assert one(tiny, QUESTION, "x" * 50_000).error is RowReason.NO_ANSWER
+
+
+@pytest.mark.parametrize("options", [{"top_k": 0}, {"max_answer_len": 0}, {"max_seq_len": 513}, {"max_seq_len": 100, "doc_stride": 101}])
+def test_options_out_of_range_are_refused_at_once(tiny: Answerer, options: dict[str, int]) -> None:
+    with pytest.raises(InputError):
+        tiny.answer([], **options)
+
+
+def test_no_answer_wins_where_it_is_allowed_and_likelier(bundled: Answerer) -> None:
+    context = "Copper kettles are polished with salt and lemon."
+    allowed = one(bundled, QUESTION, context, handle_impossible_answer=True)
+    assert one(bundled, QUESTION, context).error is None
+    if allowed.error is RowReason.NO_ANSWER:
+        assert (allowed.answer, allowed.start, allowed.end) == ("", 0, 0)
+    assert one(bundled, QUESTION, CONTEXT, handle_impossible_answer=True).answer == "Marta Olsen"
+
+
+def test_low_scores_are_flagged_and_kept(bundled: Answerer) -> None:
+    flagged = one(bundled, QUESTION, CONTEXT, min_score=1.0)
+    assert (flagged.answer, flagged.error) == ("Marta Olsen", RowReason.LOW_SCORE)
+
+
+def test_alternatives_are_other_texts_and_at_most_top_k(tiny: Answerer) -> None:
+    answer = one(tiny, QUESTION, CONTEXT, top_k=4)
+    texts = [answer.answer.lower(), *(span.text.lower() for span in answer.alternatives)]
+    assert len(texts) == len(set(texts)) == 4
+    assert one(tiny, QUESTION, "Olsen", top_k=4).alternatives == ()
+
+
+def test_rows_are_read_as_they_are_answered(tiny: Answerer) -> None:
+    read = 0
+
+    def endless() -> Iterator[tuple[str, str]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield QUESTION, f"{CONTEXT} {read}"
+
+    answers = tiny.answer(endless())
+    assert next(answers).answer
+    answers.close()  # type: ignore[attr-defined]
+    assert read < 5000
+
+
+def test_an_error_of_the_source_reaches_the_caller(tiny: Answerer) -> None:
+    def broken() -> Iterator[tuple[str, str]]:
+        yield QUESTION, CONTEXT
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(tiny.answer(broken()))
+
+
+def test_equal_pairs_are_asked_once(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = tiny._warm().runtime
+    windows = []
+    run = runtime.run
+    monkeypatch.setattr(runtime, "run", lambda batch: (windows.append(len(batch.ids)), run(batch))[1])
+    answers = list(tiny.answer([(QUESTION, CONTEXT), ("Where?", CONTEXT)] * 3000))
+    assert sum(windows) == 2
+    assert len(answers) == 6000
+    assert len(set(answers)) == 2
+
+
+def test_chunks_are_bounded_in_rows_and_characters() -> None:
+    chunks = list(chunked([("q", "c" * 300_000)] * 10 + [("q", "c")] * 3000))
+    assert sum(map(len, chunks)) == 3010
+    assert max(map(len, chunks)) <= 1024
+    assert max(sum(len(context) for _, context in chunk) for chunk in chunks) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [("{}", "not an extractive"), ("{", "not JSON"), ('{"architectures": ["BertForMaskedLM"]}', "not an extractive")],
+)
+def test_an_unusable_folder_is_refused_by_name(tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=message):
+        Answerer(str(tmp_path)).warm_up()
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertForQuestionAnswering"]}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match="pickled"):
+        Answerer(str(tmp_path)).warm_up()
+
+
+def test_a_missing_folder_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(InputError, match="no model folder"):
+        Answerer("./no-such-folder").warm_up()
+
+
+def test_bf16_answers_nearly_like_fp32(bundled: Answerer) -> None:
+    rows = [(QUESTION, CONTEXT), ("When did she take over?", CONTEXT), ("Where is the lighthouse?", CONTEXT)]
+    half = Answerer(ModelChoice("bundled", precision="bf16"), threads=1)
+    assert all(close(a, b, tolerance=0.1) for a, b in zip(half.answer(rows), bundled.answer(rows), strict=True))

@@ -1,0 +1,107 @@
+"""The engine against transformers 4.57's pipeline, which answers in a process of its own."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qa_platform.answering import Answer, Answerer
+from qa_platform.answering.model import BUNDLED_FOLDER, find_model, load_tokenizer
+from qa_platform.answering.openvino_runtime import OpenVinoRuntime, knows
+from qa_platform.answering.runtime import Batch
+from qa_platform.answering.squad import read_gold
+from qa_platform.answering.torch_runtime import TorchRuntime
+from qa_platform.answering.windows import Layout
+from qa_platform.bench.reference import ORACLE_FOLDER, ReferenceAnswer, ReferenceRequest, run_reference
+from qa_platform.contract import ModelChoice, RowReason
+from qa_platform_tests.answering_models import FAMILIES, make_bert, make_model, pairs
+
+GOLD = Path(__file__).parents[1] / "samples" / "gold.csv"
+ON_OPENVINO = ("bert", "distilbert", "roberta", "albert", "electra")
+
+needs_oracle = pytest.mark.skipif(not ORACLE_FOLDER.is_dir(), reason=f"the reference is not installed in {ORACLE_FOLDER}: run make setup")
+
+
+def same(ours: Answer, theirs: ReferenceAnswer) -> bool:
+    return (ours.answer, ours.start, ours.end) == (theirs.answer, theirs.start, theirs.end)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: make_model(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+@pytest.mark.slow
+@needs_oracle
+def test_every_family_answers_as_the_reference_does(folders: dict[str, Path]) -> None:
+    rows = pairs(40, longest=150)
+    runs = run_reference([ReferenceRequest(str(folders[family]), tuple(rows), threads=1) for family in FAMILIES])
+    for family, run in zip(FAMILIES, runs, strict=True):
+        answers = Answerer(str(folders[family]), threads=1).answer(rows)
+        assert [same(*both) for both in zip(answers, run.best, strict=True)] == [True] * len(rows), family
+
+
+@pytest.mark.slow
+@needs_oracle
+def test_the_bundled_model_answers_as_the_reference_does_on_the_samples() -> None:
+    rows = [(question.question, question.context) for question in read_gold(GOLD)]
+    (run,) = run_reference([ReferenceRequest(str(BUNDLED_FOLDER), tuple(rows), threads=1)])
+    answers = list(Answerer("bundled").answer(rows))
+    differences = [both for both in zip(answers, run.best, strict=True) if not same(*both)]
+    assert len(differences) <= 0.003 * len(rows), differences
+
+
+@pytest.mark.slow
+@needs_oracle
+def test_options_mean_what_they_mean_in_the_reference(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path)
+    rows = tuple(pairs(30, seed=21, longest=200))
+    choices = [
+        {"max_answer_len": 3},
+        {"max_answer_len": 60},
+        {"max_seq_len": 96, "doc_stride": 16},
+        {"max_seq_len": 64, "doc_stride": 10, "max_answer_len": 5},
+        {"handle_impossible_answer": True},
+        {"top_k": 3},
+    ]
+    runs = run_reference([ReferenceRequest(str(folder), rows, threads=1, options=options) for options in choices])
+    answerer = Answerer(str(folder), threads=1)
+    for options, run in zip(choices, runs, strict=True):
+        for answer, reference in zip(answerer.answer(rows, **options), run.answers, strict=True):
+            if isinstance(reference, str):
+                assert answer.error is RowReason.QUESTION_EXCEEDS_WINDOW or answer.answer, (options, reference)
+                continue
+            ranked = [answer.answer, *(span.text for span in answer.alternatives)]
+            assert ranked == [entry.answer for entry in reference], options
+
+
+@pytest.mark.slow
+@needs_oracle
+@pytest.mark.skipif("QA_PARITY_DATA" not in os.environ, reason="QA_PARITY_DATA names no folder of SQuAD JSON")
+def test_the_bundled_model_answers_as_the_reference_does_on_a_large_set() -> None:
+    gold = [question for path in sorted(Path(os.environ["QA_PARITY_DATA"]).rglob("*.json")) for question in read_gold(path)]
+    rows = [(question.question, question.context) for question in gold[:: max(1, len(gold) // 2000)]]
+    (run,) = run_reference([ReferenceRequest(str(BUNDLED_FOLDER), tuple(rows))])
+    differences = [both for both in zip(Answerer("bundled").answer(rows), run.best, strict=True) if not same(*both)]
+    assert len(differences) <= 0.003 * len(rows), differences
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ON_OPENVINO)
+def test_logits_equal_those_of_transformers(folders: dict[str, Path], family: str) -> None:
+    files = find_model(ModelChoice(str(folders[family])))
+    assert knows(files)
+    layout = Layout.of(load_tokenizer(files))
+    rng = np.random.default_rng(1)
+    lengths = np.array([40, 17], np.int32)
+    ids = rng.integers(5, 60, (2, 40), dtype=np.int32)
+    types = np.full((2, 40), layout.question_type, np.int32)
+    types[:, 9:] = layout.context_type
+    ids[1, 17:] = 0
+    batch = Batch(ids, types, lengths)
+    ours = OpenVinoRuntime(files, precision="fp32", threads=1).run(batch)
+    theirs = TorchRuntime(files, precision="fp32", threads=1, device="cpu").run(batch)
+    for left, right in zip(ours, theirs, strict=True):
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(left[row, :length], right[row, :length], atol=2e-4, rtol=1e-4)
