@@ -9,9 +9,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 from google.api_core.exceptions import GoogleAPIError
@@ -19,14 +20,14 @@ from google.cloud import storage
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pps
 
-from qa_platform import bookkeeping, bucket, pachd
+from qa_platform import bookkeeping, bucket, following, pachd
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_PIPELINE, INCOMING, LOAD_PIPELINE, QUESTIONS_REPO, FileStatus, FileVersion, file_id
+from qa_platform.contract import ANSWER_PIPELINE, INCOMING, QUESTIONS_REPO, FileStatus, FileVersion, file_id
 from qa_platform.database import connect
 from qa_platform.errors import InputError, QaPlatformError, TransientError
+from qa_platform.following import JobFailed
 from qa_platform.ingest import FileRejected, Write, split
 from qa_platform.loading.load import load_file
-from qa_platform.pachd import JobFailed
 from qa_platform.planning import ARCHIVABLE, Batch
 from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
 
@@ -34,6 +35,8 @@ Log = logging.Logger | logging.LoggerAdapter
 
 # How long a commit that somebody else holds open is waited for. Writing one takes well under a second once its files are in.
 _OPEN_HEAD_SECONDS = 120
+# How often one run launches a batch's jobs at most. An update of a pipeline kills its jobs; that is nobody's fault.
+_LAUNCHES = 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,15 @@ class Services:
     work: WorkSettings
 
 
+class Follow(Protocol):
+    """Waits until the jobs of a commit have succeeded, like `following.follow_jobs`, whose errors it raises.
+
+    ``adopted`` says that an earlier run launched them.
+    """
+
+    def __call__(self, *, commit_id: str, adopted: bool) -> object: ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a batch: the records of its files as they are now, and why not all of them are done, if so."""
@@ -56,11 +68,12 @@ class Outcome:
     failure: JobFailed | None = None
 
 
-def answer_batch(services: Services, batch: Batch, *, token: str, run_id: str, log: Log) -> Outcome:
-    """Answer the files of a batch, load the answers, and archive the sources.
+def answer_batch(services: Services, batch: Batch, *, token: str, run_id: str, log: Log, follow: Follow | None = None) -> Outcome:
+    """Answer the files of a batch, load the answers, and archive the sources. Interrupted, it stops the Pachyderm jobs.
 
     Args:
         token: what the files are claimed with so far; the claim passes to ``run_id``.
+        follow: waits for the jobs, and tells somebody of it; by default only ``log`` is told.
 
     Returns:
         The outcome. Files that another run holds are not in it.
@@ -75,9 +88,11 @@ def answer_batch(services: Services, batch: Batch, *, token: str, run_id: str, l
     versions = [record.version for record in owned]
     for name in sorted({v.name for v in batch.versions} - {v.name for v in versions}):
         log.warning("%s is left alone here: another run has claimed it", name)
+    follow = follow or _LoggedFollow(services.pachyderm, log)
     try:
-        with _lease(services, run_id, log):
-            failure = _answer(services, batch.id, [r for r in owned if r.status not in ARCHIVABLE], run_id=run_id, log=log)
+        with _lease(services, run_id, log), _jobs_end_with_this_run(services, batch.id, log):
+            todo = [r for r in owned if r.status not in ARCHIVABLE]
+            failure = _answer(services, batch.id, todo, run_id=run_id, log=log, follow=follow)
             for record in _records(services, versions):
                 archive_file(services, record, log=log)
     finally:
@@ -152,28 +167,60 @@ def _lease(services: Services, run_id: str, log: Log) -> Iterator[None]:
         thread.join()
 
 
-def _answer(services: Services, batch_id: str, files: Sequence[FileRecord], *, run_id: str, log: Log) -> JobFailed | None:
-    """Get the files into the table. A failed job is returned, not raised, since its good files are done all the same."""
-    if not files:
-        return None
-    with connect(services.postgres) as connection:
-        bookkeeping.start(connection, run_id, [f.version for f in files], run_id=run_id, batch_id=batch_id)
-    with pachd.session(services.pachyderm, f"bringing batch {batch_id} into a commit") as client:
-        commit_id = _adopt(client, batch_id, log)
-        if commit_id is None:
-            commit_id = _ingest(services, client, batch_id, files, run_id=run_id, log=log)
-    if commit_id is None:
-        return None
-    in_commit = [r.version for r in _records(services, [f.version for f in files]) if r.status is FileStatus.RUNNING]
-    with connect(services.postgres) as connection:
-        bookkeeping.record_commit(connection, in_commit, commit=commit_id, job=commit_id)
+@dataclass(frozen=True)
+class _LoggedFollow:
+    pachyderm: PachydermSettings
+    log: Log
+
+    def __call__(self, *, commit_id: str, adopted: bool) -> None:
+        following.follow_jobs(self.pachyderm, commit_id, log=self.log)
+
+
+@contextmanager
+def _jobs_end_with_this_run(services: Services, batch_id: str, log: Log) -> Iterator[None]:
+    """Stop the batch's jobs when this process is told to end. After an error they go on: another run adopts them."""
     try:
-        for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE):
-            pachd.wait_for_job(services.pachyderm, pipeline, commit_id, log=log)
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        log.warning("Interrupted: stopping the Pachyderm jobs of this batch")
+        with suppress(QaPlatformError), pachd.session(services.pachyderm, f"stopping the jobs of batch {batch_id}") as client:
+            if info := pachd.find_batch(client, batch_id):
+                if pachd.is_finishing(info):
+                    following.stop_jobs(client, info.commit.id, reason="the run that launched it was terminated")
+                else:
+                    pachd.drop_commit(client, info.commit.id)
+        raise
+
+
+def _answer(services: Services, batch_id: str, files: Sequence[FileRecord], *, run_id: str, log: Log, follow: Follow) -> JobFailed | None:
+    """Get the files into the table. A failed job is returned, not raised, since its good files are done all the same."""
+    failure: JobFailed | None = None
+    versions = [record.version for record in files]
+    for _ in range(_LAUNCHES):
         failure = None
-    except JobFailed as error:
-        failure = error
-    _settle(services, in_commit, failure, log)
+        if not files:
+            break
+        with connect(services.postgres) as connection:
+            bookkeeping.start(connection, run_id, [r.version for r in files], run_id=run_id, batch_id=batch_id)
+        with pachd.session(services.pachyderm, f"bringing batch {batch_id} into a commit") as client:
+            adopted = _adopt(client, batch_id, log)
+            commit_id = adopted or _ingest(services, client, batch_id, files, run_id=run_id, log=log)
+        if commit_id is None:
+            break
+        in_commit = [r.version for r in _records(services, versions) if r.status is FileStatus.RUNNING]
+        with connect(services.postgres) as connection:
+            bookkeeping.record_commit(connection, in_commit, commit=commit_id, job=commit_id)
+        try:
+            follow(commit_id=commit_id, adopted=adopted is not None)
+        except JobFailed as error:
+            failure = error
+        if failure is None or not failure.killed:
+            break
+        log.warning("%s. That is no fault of the files; what is not loaded is launched again", failure)
+        files = [record for record in _records(services, versions) if record.status is FileStatus.RUNNING]
+    _settle(services, versions, failure, log)
     return failure
 
 
@@ -188,8 +235,8 @@ def _adopt(client: Client, batch_id: str, log: Log) -> str | None:
         pachd.drop_commit(client, commit_id)
         return None
     lost = (pps.JobState.JOB_FAILURE, pps.JobState.JOB_KILLED, pps.JobState.JOB_UNRUNNABLE)
-    for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE):
-        if client.pps.inspect_job(job=pachd.job_of(pipeline, commit_id)).state in lost:
+    for pipeline in following.PIPELINES:
+        if client.pps.inspect_job(job=following.job_of(pipeline, commit_id)).state in lost:
             return None
     log.info("Adopting commit %s and its jobs, which an earlier run of this batch made", commit_id)
     return commit_id

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qa_platform.answering.commands import COMMANDS as ANSWERING_COMMANDS
 from qa_platform.commands import COMMANDS
 from qa_platform.errors import QaPlatformError
 
@@ -26,7 +27,7 @@ def main() -> None:
     """Questions and contexts in CSV files, answered: from a bucket through Pachyderm into Postgres."""
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, *ANSWERING_COMMANDS):
     main.add_command(_command)
 
 

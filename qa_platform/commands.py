@@ -1,4 +1,4 @@
-"""The commands that work on files: `upload`, `status`, `answers`, `retry`, and `pachyderm apply`, `db upgrade`.
+"""The commands that work on files: `upload`, `status`, `answers`, `retry`, and `db upgrade`.
 
 Each connects to whatever the environment names: the embedded stack inside ``qa-platform local run``, or a deployment.
 """
@@ -13,6 +13,7 @@ import click
 
 from qa_platform.contract import INCOMING, LOAD_PIPELINE, FileStatus, file_id
 from qa_platform.errors import InputError
+from qa_platform.pachyderm_commands import pachyderm_group
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -122,23 +123,6 @@ def retry(file: str) -> None:
     with connect(PostgresSettings()) as connection:
         record = bookkeeping.request_retry(connection, file)
     click.echo(f"{file}: generation {record.version.generation} will be answered again; `qa-platform status {file}` follows it")
-
-
-@click.group("pachyderm")
-def pachyderm_group() -> None:
-    """Pachyderm: what the platform has there."""
-
-
-@pachyderm_group.command("apply")
-@click.option("--registry", default="", help="Registry and owner of the images, such as docker.io/acme.")
-@click.option("--tag", default="", help="Tag of the images.")
-def pachyderm_apply_command(registry: str, tag: str) -> None:
-    """Create or update the repo, the secrets and the pipelines on the pachd that PACHD_ADDRESS names."""
-    from qa_platform.pachyderm_apply import apply
-    from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
-
-    for change in apply(PachydermSettings(), PostgresSettings(), BucketSettings(), registry=registry, tag=tag):
-        click.echo(f"{change.kind} {change.name}: {change.action}")
 
 
 @click.group("db")

@@ -1,6 +1,7 @@
 """The two jobs: `answer_questions`, which the sensor runs per batch, and `answer_pending_files`, which does all that waits."""
 
 import time
+from functools import partial
 
 import dagster as dg
 
@@ -11,6 +12,7 @@ from qa_platform.contract import FileStatus, partition_key
 from qa_platform.partitions import PARTITIONS
 from qa_platform.reporting import report_files
 from qa_platform.resources import PlatformResource
+from qa_platform.resources.pachyderm import PachydermPipesClient
 from qa_platform.waiting import claim, look, tidy
 
 answer_questions = dg.define_asset_job(
@@ -27,6 +29,7 @@ _LOOK_AGAIN_SECONDS = 2
 @dg.op(description="Finds every file that waits, answers it, and reports each like the assets do. Fails if a file could not be answered.")
 def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
     services = platform.services()
+    follow = partial(PachydermPipesClient(services.pachyderm).run, context=context)
     reported: dict[str, FileStatus] = {}
     while True:
         found = look(services)
@@ -38,7 +41,7 @@ def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource
             context.instance.add_dynamic_partitions(PARTITIONS, [partition_key(v.name) for v in planned.versions])
             for version in planned.versions:
                 context.log_event(uploaded(version))
-            outcome = answer_batch(services, planned, token=token, run_id=context.run.run_id, log=context.log)
+            outcome = answer_batch(services, planned, token=token, run_id=context.run.run_id, log=context.log, follow=follow)
             report_files(context, services, outcome.records)
             reported |= {record.version.name: record.status for record in outcome.records}
         if not found.plan.waiting and not found.claimed:

@@ -5,11 +5,8 @@ that was killed anywhere is run again, finds the commit of its batch, and adopts
 """
 
 import json
-import logging
 import queue
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,7 +16,7 @@ from urllib.parse import urlsplit
 
 import grpc
 from pachyderm_sdk import Client
-from pachyderm_sdk.api import pfs, pps
+from pachyderm_sdk.api import pfs
 from pachyderm_sdk.constants import GRPC_CHANNEL_OPTIONS
 from pachyderm_sdk.interceptor import MetadataClientInterceptor
 
@@ -33,17 +30,6 @@ PIECE = 2**20
 FILE_SET_SECONDS = 6 * 3600
 # How many of the newest commits are searched for a batch that was begun before.
 RECENT_COMMITS = 200
-# How many log lines of a failed datum are shown.
-SHOWN_LOG_LINES = 20
-_POLL_SECONDS = (0.05, 2.0)
-
-_IN_PROGRESS = (
-    pps.JobState.JOB_CREATED,
-    pps.JobState.JOB_STARTING,
-    pps.JobState.JOB_RUNNING,
-    pps.JobState.JOB_EGRESSING,
-    pps.JobState.JOB_FINISHING,
-)
 
 # Deadlines and bounded retries are gRPC's own. Streams of files and logs last as long as their content does.
 _LONG = [{"service": "pfs_v2.API", "method": m} for m in ("ModifyFile", "CreateFileSet", "GetFile", "GetFileTAR", "SubscribeCommit")]
@@ -68,17 +54,6 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-class JobFailed(TransientError):
-    """A Pachyderm job did not succeed. ``guilty`` maps the ids of the files whose datums failed to those datums' log lines.
-
-    It is empty when no file is to blame: the job was killed, or could not run.
-    """
-
-    def __init__(self, message: str, guilty: dict[str, str]) -> None:
-        super().__init__(message)
-        self.guilty = guilty
-
-
 def connect(settings: PachydermSettings) -> Client:
     """A client of the pachd at ``settings.pachd_address``, with a deadline on every call and retries while it is away.
 
@@ -97,12 +72,13 @@ def connect(settings: PachydermSettings) -> Client:
     )
     # The SDK takes no channel options, so the channel is made once more, with ours.
     client._channel.close()
-    client._channel = grpc.intercept_channel(_open_channel(client), MetadataClientInterceptor(client._grpc_metadata))
+    client._channel = grpc.intercept_channel(open_channel(client), MetadataClientInterceptor(client._grpc_metadata))
     client._init_api()
     return client
 
 
-def _open_channel(client: Client) -> grpc.Channel:
+def open_channel(client: Client) -> grpc.Channel:
+    """A channel of its own to where a client is connected, with the same deadlines and retries."""
     if client.root_certs is None:
         return grpc.insecure_channel(client.address, options=_CHANNEL_OPTIONS)
     credentials = grpc.ssl_channel_credentials(root_certificates=client.root_certs)
@@ -235,114 +211,3 @@ def copy_file(client: Client, uri: str, target: IO[bytes]) -> None:
     """Write one file of a repo (``repo@commit:/path``) to ``target``."""
     with client.pfs.pfs_file(pfs.File.from_uri(uri)) as source:
         shutil.copyfileobj(source, target, PIECE)
-
-
-def wait_for_job(
-    settings: PachydermSettings,
-    pipeline: str,
-    job_id: str,
-    *,
-    log: logging.Logger | logging.LoggerAdapter,
-) -> pps.JobInfo:
-    """Follow a job until it ends: its log lines and its progress go to ``log`` as they happen.
-
-    Returns:
-        The successful job.
-
-    Raises:
-        JobFailed: it failed, was killed, or could not run.
-        TransientError: pachd was away for longer than the retries last.
-    """
-    client = connect(settings)
-    job = job_of(pipeline, job_id)
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    follower = _LogFollower(settings, job, lines)
-    pause = _POLL_SECONDS[0]
-    last: tuple[str, int, int] | None = None
-    try:
-        with pachd_errors(f"following job {pipeline}@{job_id}"):
-            while True:
-                info = client.pps.inspect_job(job=job, details=True)
-                # The SDK leaves numbers where the protocol has enums.
-                progress = (pps.JobState(info.state).name, info.data_processed + info.data_skipped, info.data_total)
-                _pass_on(lines, log, pipeline)
-                if progress != last:
-                    log.info("%s: %s, %d of %d datums done", pipeline, *progress)
-                    pause, last = _POLL_SECONDS[0], progress
-                if info.state not in _IN_PROGRESS:
-                    break
-                time.sleep(pause)
-                pause = min(pause * 1.5, _POLL_SECONDS[1])
-        follower.finish()
-        _pass_on(lines, log, pipeline)
-    finally:
-        follower.close()
-    if info.state != pps.JobState.JOB_SUCCESS:
-        raise _failure(client, info)
-    return info
-
-
-def job_of(pipeline: str, job_id: str) -> pps.Job:
-    """The job of a pipeline in the default project."""
-    return pps.Job(pipeline=pps.Pipeline(project=pfs.Project(name="default"), name=pipeline), id=job_id)
-
-
-def _pass_on(lines: "queue.SimpleQueue[str]", log: logging.Logger | logging.LoggerAdapter, pipeline: str) -> None:
-    while not lines.empty():
-        log.info("%s | %s", pipeline, lines.get())
-
-
-class _LogFollower:
-    """A thread that puts a job's log lines into a queue while they are written. Logs are for people: its errors end it quietly."""
-
-    # Following never ends by itself. After the job's end no line for this long means that there are no more.
-    QUIET_SECONDS = 0.3
-
-    def __init__(self, settings: PachydermSettings, job: pps.Job, lines: "queue.SimpleQueue[str]") -> None:
-        client = connect(settings)
-        # Not through the SDK's stub: a cancelled call of that one prints a traceback.
-        self._channel = _open_channel(client)
-        follow = self._channel.unary_stream("/pps_v2.API/GetLogs", bytes, pps.LogMessage.FromString)
-        self._call = follow(pps.GetLogsRequest(pipeline=job.pipeline, job=job, follow=True), metadata=client._grpc_metadata)
-        client._channel.close()
-        self._lines = lines
-        self._last_line = time.monotonic()
-        self._thread = threading.Thread(target=self._follow, name=f"logs-{job.id}", daemon=True)
-        self._thread.start()
-
-    def _follow(self) -> None:
-        try:
-            for message in self._call:
-                if message.user:
-                    self._lines.put(message.message.rstrip("\n"))
-                    self._last_line = time.monotonic()
-        except grpc.RpcError:
-            return
-
-    def finish(self) -> None:
-        self._last_line = time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - self._last_line < self.QUIET_SECONDS:
-            time.sleep(self.QUIET_SECONDS / 10)
-
-    def close(self) -> None:
-        self._call.cancel()
-        self._channel.close()
-
-
-def _failure(client: Client, info: pps.JobInfo) -> JobFailed:
-    pipeline, name = info.job.pipeline.name, pps.JobState(info.state).name.removeprefix("JOB_").lower()
-    guilty: dict[str, str] = {}
-    if info.state == pps.JobState.JOB_FAILURE:
-        with pachd_errors(f"asking for the failed datums of {pipeline}@{info.job.id}"):
-            for datum in client.pps.list_datum(job=info.job):
-                if datum.state == pps.DatumState.FAILED:
-                    log_lines = _datum_log(client, info.job, datum.datum)
-                    for file in datum.data:
-                        guilty[file.file.path.strip("/").split("/")[0]] = log_lines
-    shown = "".join(f"\n--- {file}\n{text}" for file, text in guilty.items())
-    return JobFailed(f"Pachyderm job {pipeline}@{info.job.id} ended as {name}: {info.reason or 'no reason given'}{shown}", guilty)
-
-
-def _datum_log(client: Client, job: pps.Job, datum: pps.Datum) -> str:
-    messages = client.pps.get_logs(pipeline=job.pipeline, job=job, datum=pps.Datum(id=datum.id, job=job), tail=SHOWN_LOG_LINES)
-    return "\n".join(message.message.rstrip("\n") for message in messages if message.user)[-8000:]

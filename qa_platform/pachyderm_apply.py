@@ -1,12 +1,13 @@
 """Bring a Pachyderm cluster to what the platform needs: the repo, the two secrets, the two pipelines. Idempotent.
 
 An update of a pipeline kills its running jobs and makes a new one, so a pipeline whose specification is what it should be is
-left alone.
+left alone, and another's running jobs are waited for.
 """
 
-import base64
+import difflib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
-from qa_platform.database import read_pem
 from qa_platform.errors import InputError
+from qa_platform.following import IN_PROGRESS
 from qa_platform.pachd import is_code, session
+from qa_platform.pachyderm_secrets import BUCKET_SECRET, DATABASE_SECRET, bucket_secret, database_secret
 from qa_platform.project_files import project_file
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
 
@@ -25,95 +27,149 @@ _SPEC_FILES = {
     ANSWER_PIPELINE: "question_answer/pipeline.json",
     LOAD_PIPELINE: "push_answers_to_sql/pipeline.json",
 }
+_CRON_SPEC_FILE = "question_answer/pipeline_cron.json"
+
+# Of a request, what says how it is to be applied, not what.
+_NOT_OF_THE_SPEC = ("update", "reprocess", "dryRun", "dry_run")
+_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that was, or with a dry run would be, done: ``action`` is created, updated or unchanged."""
+    """One thing that was, or with a dry run would be, done. ``detail`` says what will be different, or why nothing is."""
 
     kind: str
     name: str
     action: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to apply.
+
+    ``registry`` is put before the images' names, and ``tag`` behind them; "" leaves the specifications'. ``cron`` takes the
+    pipeline that looks into the bucket by itself. ``dry_run`` changes nothing; ``now`` does not wait for running jobs.
+    """
+
+    registry: str = ""
+    tag: str = ""
+    cron: bool = False
+    dry_run: bool = False
+    now: bool = False
 
 
 def apply(
-    pachyderm: PachydermSettings, postgres: PostgresSettings, bucket: BucketSettings, *, registry: str = "", tag: str = ""
+    pachyderm: PachydermSettings,
+    postgres: PostgresSettings,
+    bucket: BucketSettings,
+    options: Options = Options(),
+    *,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> list[Change]:
     """Create or update everything, in the order in which it depends on each other.
 
     Args:
-        registry: where the images are, put before their names; "" leaves the specifications' names.
-        tag: the images' tag; "" leaves the specifications' tags.
+        tell: is told, a line at a time, what is waited for.
 
     Raises:
-        InputError: a specification or a credential is unusable, with its name; or pachd refused.
+        InputError: a specification or a credential is unusable, with its name; or pachd refused. Nothing is changed before all
+            of them are read.
         TransientError: pachd is away.
     """
-    secrets = {"dbaccess": _dbaccess(postgres), "gcsaccess": _gcsaccess(bucket)}
+    secrets = {DATABASE_SECRET: database_secret(postgres), BUCKET_SECRET: bucket_secret(bucket)}
+    specs = list(_specs(options, postgres))
     with session(pachyderm, "applying repos, secrets and pipelines") as client:
-        changes = [_apply_repo(client)]
-        changes += [_apply_secret(client, name, values) for name, values in secrets.items()]
-        changes += [_apply_pipeline(client, name, spec) for name, spec in _specs(registry, tag)]
+        changes = [_apply_repo(client, options)]
+        changes += [_apply_secret(client, name, values, options) for name, values in secrets.items()]
+        changes += [_apply_pipeline(client, name, spec, options, tell) for name, spec in specs]
     return changes
 
 
-def _specs(registry: str, tag: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, file in _SPEC_FILES.items():
+def _specs(options: Options, postgres: PostgresSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+    files = _SPEC_FILES | ({ANSWER_PIPELINE: _CRON_SPEC_FILE} if options.cron else {})
+    for name, file in files.items():
         path = project_file("pachyderm") / file
         if not path.exists():
             raise InputError(f"{path} is missing: the pipelines' specifications lie beside the package, in the project's folder pachyderm/")
         spec = json.loads(path.read_text())
-        image, _, spec_tag = spec["transform"]["image"].rpartition(":")
-        prefix = f"{registry.rstrip('/')}/" if registry else ""
-        spec["transform"]["image"] = f"{prefix}{image}:{tag or spec_tag}"
+        transform = spec["transform"]
+        image, _, spec_tag = transform["image"].rpartition(":")
+        prefix = f"{options.registry.rstrip('/')}/" if options.registry else ""
+        transform["image"] = f"{prefix}{image}:{options.tag or spec_tag}"
+        if any(secret["name"] == DATABASE_SECRET for secret in transform.get("secrets", ())) and (environment := _not_secret(postgres)):
+            transform["env"] = environment
         yield name, spec
 
 
-def _apply_repo(client: Client) -> Change:
-    try:
-        client.pfs.create_repo(repo=pfs.Repo.from_uri(QUESTIONS_REPO), description="Batches of uploaded CSVs, cut into shards.")
-    except grpc.RpcError as error:
-        if not is_code(error, grpc.StatusCode.ALREADY_EXISTS):
-            raise
+def _not_secret(postgres: PostgresSettings) -> dict[str, str]:
+    """What a worker must know of the database that has no place in the secret, where it is not the usual."""
+    values = {"PG_PORT": str(postgres.port), "PG_SSLMODE": postgres.sslmode}
+    usual = {"PG_PORT": str(PostgresSettings.model_fields["port"].default), "PG_SSLMODE": ""}
+    return {name: value for name, value in values.items() if value != usual[name]}
+
+
+def _apply_repo(client: Client, options: Options) -> Change:
+    repo = pfs.Repo.from_uri(QUESTIONS_REPO)
+    if client.pfs.repo_exists(repo=repo):
         return Change("repo", QUESTIONS_REPO, "unchanged")
-    client.pfs.create_branch(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"))
+    if not options.dry_run:
+        client.pfs.create_repo(repo=repo, description="Batches of uploaded CSVs, cut into shards.")
+        client.pfs.create_branch(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"))
     return Change("repo", QUESTIONS_REPO, "created")
 
 
-def _dbaccess(settings: PostgresSettings) -> dict[str, str]:
-    """The secret's keys as deployments have them; certificates as base64 of their PEM."""
-    pems = {
-        "sslrootcert": read_pem(settings.sslrootcert, "PG_SSLROOTCERT"),
-        "sslcert": read_pem(settings.sslclient_cert, "PG_SSLCLIENT_CERT"),
-        "sslkey": read_pem(settings.ssl_client_key, "PG_SSL_CLIENT_KEY"),
-    }
-    values = {"host": settings.host, "user": settings.user, "password": settings.password.get_secret_value(), "dbname": settings.dbname}
-    return values | {key: base64.b64encode(pem).decode() for key, pem in pems.items()}
-
-
-def _gcsaccess(settings: BucketSettings) -> dict[str, str]:
-    return {"creds": settings.gcs_access.get_secret_value(), "storage_bucket": settings.storage_bucket}
-
-
-def _apply_secret(client: Client, name: str, values: dict[str, str]) -> Change:
-    """Put a secret in place. Its values cannot be read back, so it is written anew each time."""
+def _apply_secret(client: Client, name: str, values: Mapping[str, str] | None, options: Options) -> Change:
+    """Put a secret in place. Its values cannot be read back, so it is written anew each time there are any."""
     there = any(info.secret.name == name for info in client.pps.list_secret().secret_info)
-    if there:
-        client.pps.delete_secret(secret=pps.Secret(name=name))
-    client.pps.create_secret(name=name, data=values)
-    return Change("secret", name, "updated" if there else "created")
+    if values is None:
+        missing = "" if there else "it is not there; only the cron variant needs it"
+        return Change("secret", name, "unchanged", f"GCS_ACCESS is not set{'; ' if missing else ''}{missing}")
+    if not options.dry_run:
+        if there:
+            client.pps.delete_secret(secret=pps.Secret(name=name))
+        client.pps.create_secret(name=name, data=dict(values))
+    keys = ", ".join(f"{key} (empty)" if not value else key for key, value in values.items())
+    return Change("secret", name, "updated" if there else "created", f"keys: {keys}")
 
 
-def _apply_pipeline(client: Client, name: str, spec: dict[str, Any]) -> Change:
+def _apply_pipeline(client: Client, name: str, spec: dict[str, Any], options: Options, tell: Callable[[str], object]) -> Change:
+    text = json.dumps(spec)
     pipeline = pps.Pipeline(project=pfs.Project(name="default"), name=name)
     try:
         info = client.pps.inspect_pipeline(pipeline=pipeline, details=True)
     except grpc.RpcError as error:
         if not is_code(error, grpc.StatusCode.NOT_FOUND):
             raise
-        client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
-        return Change("pipeline", name, "created")
-    if info.user_spec_json and json.loads(info.user_spec_json) == spec:
+        if not options.dry_run:
+            client.pps.create_pipeline_v2(create_pipeline_request_json=text)
+        return Change("pipeline", name, "created", f"image {spec['transform']['image']}")
+    # What is compared is what pachd makes of a specification: with the cluster's defaults, in its own spelling.
+    planned = client.pps.create_pipeline_v2(create_pipeline_request_json=text, update=True, dry_run=True)
+    difference = _difference(info.effective_spec_json, planned.effective_create_pipeline_request_json)
+    if not difference:
         return Change("pipeline", name, "unchanged")
-    client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), update=True)
-    return Change("pipeline", name, "updated")
+    if not options.dry_run:
+        if not options.now:
+            _wait_for_jobs(client, pipeline, tell)
+        client.pps.create_pipeline_v2(create_pipeline_request_json=text, update=True)
+    return Change("pipeline", name, "updated", difference)
+
+
+def _difference(before: str, after: str) -> str:
+    old, new = _lines(before), _lines(after)
+    return "\n".join(difflib.unified_diff(old, new, "now", "then", n=1, lineterm=""))
+
+
+def _lines(spec_json: str) -> list[str]:
+    spec = json.loads(spec_json or "{}")
+    return json.dumps({key: value for key, value in spec.items() if key not in _NOT_OF_THE_SPEC}, indent=2, sort_keys=True).splitlines()
+
+
+def _wait_for_jobs(client: Client, pipeline: pps.Pipeline, tell: Callable[[str], object]) -> None:
+    told = None
+    while running := sorted(info.job.id for info in client.pps.list_job(pipeline=pipeline) if info.state in IN_PROGRESS):
+        if running != told:
+            tell(f"pipeline {pipeline.name}: waiting for {len(running)} running jobs, which an update would kill: {', '.join(running[:5])}")
+            told = running
+        time.sleep(_WAIT_SECONDS)

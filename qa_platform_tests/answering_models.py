@@ -79,7 +79,7 @@ def make_tokenizer(family: str) -> tokenizers.Tokenizer:
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=[pad, unknown, cls, sep, mask], unk_token=unknown)
     tokenizer.train_from_iterator(texts(300, seed=1), trainer)
-    ids = {token: tokenizer.token_to_id(token) for token in (cls, sep)}
+    ids: dict[str, int] = {token: int(tokenizer.token_to_id(token) or 0) for token in (cls, sep)}
     if family == "roberta":
         tokenizer.post_processor = processors.RobertaProcessing((sep, ids[sep]), (cls, ids[cls]), trim_offsets=True, add_prefix_space=False)
     else:
@@ -130,8 +130,8 @@ def make_model(family: str, folder: Path, *, seed: int = 3, positions: int = 512
     pad = tokenizer.token_to_id(kind.specials[0])
     vocabulary = tokenizer.get_vocab_size()
     torch.manual_seed(seed)
-    common = {"vocab_size": vocabulary, "pad_token_id": pad, "max_position_embeddings": positions}
-    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    common: dict[str, Any] = {"vocab_size": vocabulary, "pad_token_id": pad, "max_position_embeddings": positions}
+    bert: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config: Any
     if family == "distilbert":
         config = transformers.DistilBertConfig(**common, dim=32, n_layers=2, n_heads=4, hidden_dim=64)

@@ -1,6 +1,7 @@
 """What the tests of Pachyderm's protocol share. They know an address and the SDK, not what is behind it.
 
-``QA_TEST_PACHD=grpc://host:port`` points them at a cluster; without it they start the embedded server.
+``QA_TEST_PACHD=grpc://host:port`` points them at a cluster; without it they start the embedded server. ``QA_TEST_PACHD_WORKERS=0``
+says that the cluster runs no workers, ``QA_TEST_PACHD_IMAGE`` names an image with a shell, Python and the SDK.
 """
 
 import json
@@ -29,6 +30,9 @@ SUCCESS, FAILURE, KILLED, UNRUNNABLE = (
     pps.JobState.JOB_KILLED,
     pps.JobState.JOB_UNRUNNABLE,
 )
+
+# What only a cluster that runs workers can do.
+needs_workers = pytest.mark.skipif(os.environ.get("QA_TEST_PACHD_WORKERS") == "0", reason="this cluster runs no workers")
 
 
 class Server:

@@ -1,7 +1,9 @@
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from qa_platform.answering import Answer, Answerer
 from qa_platform.answering.engine import chunked
+from qa_platform.answering.runtime import Batch
+from qa_platform.answering.spans import Span
 from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, RowReason
 from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert, pairs
@@ -32,7 +36,7 @@ def bundled() -> Answerer:
     return Answerer("bundled", threads=2)
 
 
-def one(answerer: Answerer, question: str, context: str, **options: object) -> Answer:
+def one(answerer: Answerer, question: str, context: str, **options: Any) -> Answer:
     (answer,) = answerer.answer([(question, context)], **options)
     return answer
 
@@ -77,9 +81,8 @@ def test_offsets_always_point_at_the_answer(tiny: Answerer, rows: list[tuple[str
 def test_offsets_point_at_the_answer_in_every_script(tiny: Answerer) -> None:
     rows = pairs(200, seed=11, longest=400)
     for (_, context), answer in zip(rows, tiny.answer(rows, top_k=3), strict=True):
-        for span in (answer, *answer.alternatives):
-            assert context[span.start : span.end] == (span.answer if isinstance(span, Answer) else span.text)
-            assert 0 <= span.score <= 1
+        spans = (Span(answer.answer, answer.score, answer.start, answer.end), *answer.alternatives)
+        assert all(context[span.start : span.end] == span.text and 0 <= span.score <= 1 for span in spans)
 
 
 def test_a_row_has_the_same_answer_whatever_its_neighbours(tiny: Answerer) -> None:
@@ -129,7 +132,7 @@ def test_a_word_that_no_answer_column_holds_is_no_answer(tiny: Answerer) -> None
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"max_answer_len": 0}, {"max_seq_len": 513}, {"max_seq_len": 100, "doc_stride": 101}])
-def test_options_out_of_range_are_refused_at_once(tiny: Answerer, options: dict[str, int]) -> None:
+def test_options_out_of_range_are_refused_at_once(tiny: Answerer, options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         tiny.answer([], **options)
 
@@ -181,9 +184,14 @@ def test_an_error_of_the_source_reaches_the_caller(tiny: Answerer) -> None:
 
 def test_equal_pairs_are_asked_once(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = tiny._warm().runtime
-    windows = []
+    windows: list[int] = []
     run = runtime.run
-    monkeypatch.setattr(runtime, "run", lambda batch: (windows.append(len(batch.ids)), run(batch))[1])
+
+    def counted(batch: Batch) -> Any:
+        windows.append(len(batch.ids))
+        return run(batch)
+
+    monkeypatch.setattr(runtime, "run", counted)
     answers = list(tiny.answer([(QUESTION, CONTEXT), ("Where?", CONTEXT)] * 3000))
     assert sum(windows) == 2
     assert len(answers) == 6000
@@ -193,7 +201,7 @@ def test_equal_pairs_are_asked_once(tiny: Answerer, monkeypatch: pytest.MonkeyPa
 def test_chunks_are_bounded_in_rows_and_characters() -> None:
     chunks = list(chunked([("q", "c" * 300_000)] * 10 + [("q", "c")] * 3000))
     assert sum(map(len, chunks)) == 3010
-    assert max(map(len, chunks)) <= 1024
+    assert max(map(len, chunks)) <= 256
     assert max(sum(len(context) for _, context in chunk) for chunk in chunks) < 2_000_000
 
 
@@ -218,6 +226,26 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 def test_a_missing_folder_is_not_looked_for_on_the_hub() -> None:
     with pytest.raises(InputError, match="no model folder"):
         Answerer("./no-such-folder").warm_up()
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--someone--tiny-bert"
+    make_bert(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    code = (
+        "from qa_platform.answering import Answerer\n"
+        "from qa_platform.contract import ModelChoice\n"
+        "from qa_platform.errors import TransientError\n"
+        f"assert Answerer('someone/tiny-bert').identity == ModelChoice('someone/tiny-bert', '{commit}', 'fp32')\n"
+        f"assert Answerer(ModelChoice('someone/tiny-bert', '{commit}')).identity.revision == '{commit}'\n"
+        "try: Answerer('someone/absent').warm_up()\n"
+        "except TransientError as error: assert 'someone/absent' in str(error)\n"
+        "else: raise AssertionError\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_bf16_answers_nearly_like_fp32(bundled: Answerer) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,8 +57,8 @@ def test_the_bundled_model_answers_as_the_reference_does_on_the_samples() -> Non
 @needs_oracle
 def test_options_mean_what_they_mean_in_the_reference(tmp_path: Path) -> None:
     folder = make_bert(tmp_path)
-    rows = tuple(pairs(30, seed=21, longest=200))
-    choices = [
+    rows = tuple(pairs(15, seed=21, longest=200))
+    choices: list[dict[str, Any]] = [
         {"max_answer_len": 3},
         {"max_answer_len": 60},
         {"max_seq_len": 96, "doc_stride": 16},

@@ -65,15 +65,11 @@ class Flow:
 
     def tick(self) -> list[dg.RunRequest]:
         with dg.build_sensor_context(instance=self.instance, resources={"platform": platform_resource}) as context:
-            result = incoming_files(context)
-        assert isinstance(result, dg.SensorResult)
-        for request in result.dynamic_partitions_requests or ():
-            if isinstance(request, dg.AddDynamicPartitionsRequest):
-                self.instance.add_dynamic_partitions(PARTITIONS, request.partition_keys)
-            else:
-                for key in request.partition_keys:
-                    self.instance.delete_dynamic_partition(PARTITIONS, key)
-        return list(result.run_requests or ())
+            # Not a plain call: only this checks the result as the daemon's code server does.
+            tick = incoming_files.evaluate_tick(context)
+        for request in tick.dynamic_partitions_requests or ():
+            self.instance.add_dynamic_partitions(PARTITIONS, request.partition_keys)
+        return list(tick.run_requests or ())
 
     def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
         job = defs.resolve_job_def("answer_questions")

@@ -1,9 +1,12 @@
 """What the embedded pachd keeps when it is killed, and what it leaves behind when it ends."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +73,40 @@ def test_a_job_goes_on_after_the_server_was_killed(tmp_path: Path, servers: list
     assert set(begun) == set("012345")
     assert len(begun) <= 7, "a datum that was done before the kill was done again"
     assert next(job.job.id for job in again.jobs(name)) == commit
+
+
+@pytest.mark.slow
+def test_nothing_that_was_finished_is_lost_however_often_the_server_is_killed(tmp_path: Path, servers: list[Server]) -> None:
+    pachd = start(servers, tmp_path)
+    repo = pachd.repo()
+    name = pachd.pipeline("p", "cp $source $pfs/out/", repo)
+    expected: dict[str, dict[str, bytes]] = {}
+    files: dict[str, bytes] = {}
+    chance = random.Random(7)
+    for number in range(5):
+        killer = threading.Timer(chance.uniform(0.05, 0.6), servers[-1].kill)
+        killer.start()
+        with contextlib.suppress(grpc.RpcError, ConnectionError):
+            while True:
+                change = {f"/{chance.randrange(8)}": chance.randbytes(chance.choice([10, 200_000])) for _ in range(3)}
+                commit = pachd.put(repo, change)
+                files = files | change
+                expected[commit] = files
+        killer.join()
+        pachd = start(servers, tmp_path)
+        # What the kill has cut off is open, or complete, or not there at all.
+        head = next(iter(pachd.client.pfs.list_commit(repo=repo, number=1)))
+        if head.finishing.year == 1970:
+            pachd.client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=head.commit.id))
+        elif head.commit.id not in expected:
+            pachd.client.pfs.wait_commit(head.commit)
+            files = {path: pachd.read(repo, head.commit.id, path) for path in pachd.paths(repo, head.commit.id)}
+            expected[head.commit.id] = files
+        assert expected or number == 0
+    for commit, content in expected.items():
+        assert {path: pachd.read(repo, commit, path) for path in pachd.paths(repo, commit)} == content
+        assert pachd.wait(name, commit).state == SUCCESS
+        assert {path: pachd.read(name, commit, path) for path in pachd.paths(name, commit)} == content
 
 
 def test_everything_is_found_again(tmp_path: Path, servers: list[Server]) -> None:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Rows and characters that are tokenised together. The first chunk is small, so that the first answers come at once; the
-# later ones are large enough to sort windows by length, and bound the memory.
+# later ones are large enough to sort windows by length, and small enough to bound the memory and to show progress.
 _FIRST_ROWS = 32
-_CHUNK_ROWS = 1024
+_CHUNK_ROWS = 256
 _CHUNK_CHARACTERS = 2**20
 # Distinct pairs whose answers are remembered, for rows that ask the same again.
 _REMEMBERED = 20_000

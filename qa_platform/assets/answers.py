@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import dagster as dg
 from pydantic import Field
@@ -12,12 +13,12 @@ from qa_platform.checks import CHECK_SPECS, QUESTION_ANSWER, batch_results
 from qa_platform.contract import FileVersion, partition_key
 from qa_platform.database import connect
 from qa_platform.errors import InputError, TransientError
-from qa_platform.pachd import JobFailed
+from qa_platform.following import JobFailed
 from qa_platform.partitions import question_files
 from qa_platform.planning import DONE, Batch, batch_id
 from qa_platform.reporting import ANSWERED_QUESTIONS, report_files
 from qa_platform.resources import PlatformResource
-
+from qa_platform.resources.pachyderm import PachydermPipesClient
 
 # For a service that is away a little longer than its client tries by itself.
 STEP_RETRIES = 2
@@ -133,7 +134,14 @@ def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platfor
             records, failure = reload_files(services, context.partition_keys, log=context.log), None
         else:
             batch = batch_of(services, config, context.partition_keys)
-            outcome = answer_batch(services, batch, token=config.token or context.run.run_id, run_id=context.run.run_id, log=context.log)
+            outcome = answer_batch(
+                services,
+                batch,
+                token=config.token or context.run.run_id,
+                run_id=context.run.run_id,
+                log=context.log,
+                follow=partial(PachydermPipesClient(services.pachyderm).run, context=context),
+            )
             records, failure = outcome.records, outcome.failure
         evaluations = report_files(context, services, records, assets=selected)
         if failure:

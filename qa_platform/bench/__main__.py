@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-TOPICS = ("answering", "ingest", "loading")
+TOPICS = ("answering", "ingest", "loading", "pachd", "stack")
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ answers do not. Ceilings are what torch's matrix product reaches in that precisi
 the model's dimensions and the windows' lengths.
 """
 
+# ruff: noqa: T201
+
 import argparse
 import json
 import random
@@ -149,7 +151,7 @@ def write_distilbert(folder: Path) -> Path:
 def _table(title: str, lines: Sequence[Line], questions: int) -> Iterator[str]:
     one, batched = lines[0].seconds, min(line.seconds for line in lines[1 : 1 + len(_BATCH_SIZES)])
     yield f"\n{title}, {questions} questions"
-    yield f"{'':34}{'questions/s':>12}{'× one by one':>14}{'× best batch':>14}{'F1':>8}{'same':>9}{'ceiling':>9}"
+    yield f"{'':34}{'questions/s':>12}{'x one by one':>14}{'x best batch':>14}{'F1':>8}{'same':>9}{'ceiling':>9}"
     for line in lines:
         ceiling = f"{line.ceiling:9.0%}" if line.ceiling is not None else ""
         ratios = f"{one / line.seconds:14.2f}{batched / line.seconds:14.2f}"

@@ -1,8 +1,8 @@
 """The reference: transformers 4.57's question-answering pipeline, in a process of its own.
 
-Transformers 5 has no such pipeline, and two versions cannot live in one process. The packages of `ORACLE` lie in a folder of
-their own (`pip install --no-deps --target .qa/oracle …`, which `make setup` does), beside the torch of this environment. Reads
-one JSON document on standard input, writes one on standard output.
+Transformers 5 has no such pipeline, and two versions cannot live in one process. Its packages (reference.txt) lie in a folder
+of their own inside the virtual environment, beside the torch of this environment; `make setup` puts them there. Reads one JSON
+document on standard input, writes one on standard output.
 """
 
 import json
@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ORACLE = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2")
-ORACLE_FOLDER = Path(__file__).parents[2] / ".qa" / "oracle"
+ORACLE_FOLDER = Path(sys.prefix) / "oracle"
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,17 @@ def _run_of(reply: dict[str, Any]) -> ReferenceRun:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     import torch
-    from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
+    import transformers as installed
+
+    # The other version's types are what a type checker would see.
+    transformers: Any = installed
 
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     # The dtype matters: "auto" would take the file's half precision.
-    model = AutoModelForQuestionAnswering.from_pretrained(request["model"], dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(request["model"])
-    ask = pipeline("question-answering", model=model, tokenizer=tokenizer, device="cpu")
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(request["model"], dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"])
+    ask = transformers.pipeline("question-answering", model=model, tokenizer=tokenizer, device="cpu")
     inputs = [{"question": question, "context": context} for question, context in request["pairs"]]
     ask(question="Who waits?", context="The first call waits for code to load.")
     begun = time.perf_counter()

@@ -28,7 +28,7 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
     found = look(services)
     tidy(services, found.plan, context.log)
     requests: list[dg.RunRequest] = []
-    partitions: list[dg.DeleteDynamicPartitionsRequest | dg.AddDynamicPartitionsRequest] = []
+    partitions: list[dg.AddDynamicPartitionsRequest] = []
     events: list[dg.AssetMaterialization] = []
     present = set(context.instance.get_dynamic_partitions(PARTITIONS)) if found.plan.batches else set()
     for planned in found.plan.batches:
@@ -37,9 +37,10 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
         if batch is None:
             continue
         keys = [partition_key(version.name) for version in batch.versions]
-        # A batch is a contiguous range of partitions, so the keys that are there already move to the end, with the new ones.
-        if again := [key for key in keys if key in present]:
-            partitions.append(question_files.build_delete_request(again))
+        # A batch is a contiguous range of partitions, so the keys that are there already move to the end, with the new ones. Dagster
+        # takes no result that both deletes and adds a key, hence at once.
+        for key in present.intersection(keys):
+            context.instance.delete_dynamic_partition(PARTITIONS, key)
         partitions.append(question_files.build_add_request(keys))
         events += [uploaded(version) for version in batch.versions]
         requests.append(_request(batch, run_key, keys))

@@ -759,6 +759,8 @@ class Pfs:
             cached = self._open_roots.get(commit.pk)
         if cached is not None and cached[0] == layers:
             return cached[1]
+        if commit.parent is not None and (parent := self.commit_by_pk(commit.parent)).finishing is not None:
+            self.wait(parent, Wait.FINISHED, alive=alive)
         root = self._apply_layers(commit)
         with self._open_lock:
             self._open_roots[commit.pk] = (layers, root)

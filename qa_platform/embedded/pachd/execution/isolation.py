@@ -16,8 +16,10 @@ _LOG = logging.getLogger(__name__)
 PFS = Path("/pfs")
 _TRIAL_SECONDS = 10
 
-# Arguments: the number of mounts, then source and target of each, the working folder, and the command.
+# Arguments: the number of mounts, then source and target of each, the working folder, and the command. The path is the user's own,
+# which need not lead to the tools that are used here.
 _ENTER = """
+user_path=$PATH; PATH=/usr/sbin:/usr/bin:/sbin:/bin
 count=$1; shift
 while [ "$count" -gt 0 ]; do
     mkdir -p "$2" && mount --bind "$1" "$2" || exit 126
@@ -25,6 +27,7 @@ while [ "$count" -gt 0 ]; do
 done
 if [ -n "$1" ]; then cd "$1" || exit 126; fi
 shift
+PATH=$user_path
 exec "$@"
 """
 
@@ -33,7 +36,7 @@ def isolated(argv: Sequence[str], mounts: Mapping[Path, Path], folder: str) -> l
     """The command in a mount namespace of its own, with ``mounts`` (source by target), in a working folder where one is named."""
     unshare = shutil.which("unshare") or "unshare"
     pairs = [str(path) for target, source in mounts.items() for path in (source, target)]
-    return [unshare, "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sh", str(len(mounts)), *pairs, folder, *argv]
+    return [unshare, "--mount", "--propagation", "private", "/bin/sh", "-c", _ENTER, "sh", str(len(mounts)), *pairs, folder, *argv]
 
 
 @functools.cache

@@ -277,12 +277,14 @@ class Worker:
 
     def _environment(self, context: JobContext) -> dict[str, str]:
         spec = context.spec
-        package_folder = str(Path(qa_platform.__file__).parent.parent)
+        # Pipelines of this project run with the interpreter and the code of this server.
+        code = Path(qa_platform.__file__).parent.parent
+        python_path = [str(code)] if code.name != "site-packages" else []
+        python_path += filter(None, [os.environ.get("PYTHONPATH")])
         return {
             **os.environ,
-            # Pipelines of this project run with the interpreter and the code of this server.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-            "PYTHONPATH": os.pathsep.join(filter(None, [package_folder, os.environ.get("PYTHONPATH")])),
+            **({"PYTHONPATH": os.pathsep.join(python_path)} if python_path else {}),
             "PYTHONUNBUFFERED": "1",
             WORKER_FOLDER_VARIABLE: str(self._folder),
             "PPS_PIPELINE_NAME": spec.name,

@@ -1,0 +1,51 @@
+"""``python -m qa_platform_tests.faults``: hundreds of faults, one after the other, and the account of every row."""
+
+import argparse
+import logging
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from qa_platform_tests.faults.campaign import Report, run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", type=int, default=204, help="how many faults are injected")
+    parser.add_argument("--round", type=int, default=34, help="after how many the platform is left to recover, and audited")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of everything that is drawn by chance")
+    parser.add_argument("--only", default="", help="only faults whose name contains this")
+    parser.add_argument("--state", type=Path, help="keep the state and the logs in this folder")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("qa_platform").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="qa-faults-") as folder:
+        report = run(
+            arguments.state or Path(folder), arguments.seed, faults=arguments.faults, per_round=arguments.round, only=arguments.only
+        )
+    show(report)
+    return 0 if report.good else 1
+
+
+def show(report: Report) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table("fault", "injected", "what it hit", title=f"seed {report.seed}")
+    for name, hits in report.injected.items():
+        what = ", ".join(f"{what} {times}x" for what, times in hits.most_common())
+        table.add_row(name, str(hits.total()), what)
+    console.print(table)
+    account = report.account
+    console.print(
+        f"{report.total} faults in {report.seconds:.0f} s; {report.uploads} uploads under {account.files} names, {account.rows} rows: "
+        f"{account.lost} lost, {account.duplicated} duplicated; {report.parked} files were parked and tried again on request"
+    )
+    for line in account.wrong:
+        console.print(f"[red]WRONG[/red] {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""What was uploaded, and the account of it: every row once in the table or rejected, every file where it belongs."""
+
+import csv
+import io
+import random
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.api_core.exceptions import NotFound
+
+from qa_platform import bookkeeping, bucket, pachd
+from qa_platform.bookkeeping import FileRecord
+from qa_platform.contract import INCOMING, LOAD_PIPELINE, FileStatus, FileVersion, file_id
+from qa_platform.settings import PachydermSettings
+from qa_platform_tests.answering_models import texts
+from qa_platform_tests.faults.world import World
+
+IN_THE_TABLE = (FileStatus.FINISHED, FileStatus.UNCHANGED)
+SETTLED = (*IN_THE_TABLE, FileStatus.REJECTED)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One generation that was uploaded. ``rows`` is None for a file that cannot be read."""
+
+    version: FileVersion
+    content: bytes
+    rows: tuple[tuple[str, str], ...] | None
+
+
+@dataclass
+class Account:
+    """The outcome of an audit."""
+
+    files: int = 0
+    rows: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Uploader:
+    """Somebody who uploads, overwrites, uploads the same again, and now and then something that is no CSV."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self._world, self._rng = world, rng
+        self._texts = list(texts(300, seed=rng.randrange(2**30), longest=25))
+        self.newest: dict[str, Upload] = {}
+        self.all: list[Upload] = []
+
+    def upload(self) -> None:
+        name, earlier = f"day {len(self.all) // 20}/file-{len(self.newest)}.csv", None
+        if self.newest and self._rng.random() < 0.3:
+            name = self._rng.choice(list(self.newest)[-8:])
+            earlier = self.newest[name]
+        if earlier and self._rng.random() < 0.3:
+            content, rows = earlier.content, earlier.rows
+        elif self._rng.random() < 0.1:
+            content, rows = b"PK\x03\x04" + self._rng.randbytes(self._rng.randint(1, 400)), None
+        else:
+            content, rows = self._questions()
+        version = bucket.upload(self._world.bucket, name, io.BytesIO(content))
+        self.newest[name] = Upload(version, content, rows)
+        self.all.append(self.newest[name])
+
+    def _questions(self) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+        rows = tuple((self._question(), self._rng.choice(self._texts)) for _ in range(self._rng.randint(1, 60)))
+        text = io.StringIO()
+        csv.writer(text).writerows([("question", "context"), *rows])
+        return text.getvalue().encode(), rows
+
+    def _question(self) -> str:
+        return "" if self._rng.random() < 0.05 else self._rng.choice(self._texts)[:80]
+
+
+def unsettled(world: World, uploads: dict[str, Upload]) -> list[str]:
+    """The names whose newest upload is not done, and those that still have something under ``incoming/``."""
+    versions = [upload.version for upload in uploads.values()]
+    with world.database() as connection:
+        found = bookkeeping.records(connection, versions)
+    done = {name for (name, _), record in found.items() if record.status in SETTLED and record.archived_at}
+    return sorted({version.name for version in versions} - done)
+
+
+def parked(world: World) -> list[str]:
+    """The names of the files that were given up."""
+    with world.database() as connection:
+        return sorted(bookkeeping.names_with_status(connection, [FileStatus.FAILED]))
+
+
+def audit(world: World, uploader: Uploader) -> Account:
+    """Compare what was uploaded with every place that tells of it, row by row. The platform must be at rest."""
+    account = Account(files=len(uploader.newest))
+    versions = [upload.version for upload in uploader.all]
+    with world.database() as connection:
+        records = bookkeeping.records(connection, versions)
+        answers = _rows(connection.execute("SELECT source_file, row_number, question, context FROM question_answer"))
+        rejects = _rows(connection.execute("SELECT source_file, row_number, '', reason FROM question_answer_reject"))
+    for name, upload in uploader.newest.items():
+        record = records.get((name, upload.version.generation))
+        if record is None:
+            account.wrong.append(f"{name}: no record")
+            account.lost += len(upload.rows or ())
+            continue
+        _audit_file(account, upload, record, answers.pop(name, []), rejects.pop(name, []))
+        if upload.rows is not None and not _answered_csv_is_complete(world, upload, record):
+            account.wrong.append(f"{name}: the answered CSV is not that of its rows")
+    for name, left in (answers | rejects).items():
+        account.wrong.append(f"{name}: {len(left)} rows of no upload")
+        account.duplicated += len(left)
+    _audit_objects(world, account, uploader, records)
+    return account
+
+
+def _rows(cursor: object) -> dict[str, list[tuple[int, str, str]]]:
+    found: dict[str, list[tuple[int, str, str]]] = {}
+    for name, number, question, context in cursor:  # type: ignore[attr-defined]
+        found.setdefault(name, []).append((number, question, context))
+    return found
+
+
+def _audit_file(
+    account: Account,
+    upload: Upload,
+    record: FileRecord,
+    answers: list[tuple[int, str, str]],
+    rejects: list[tuple[int, str, str]],
+) -> None:
+    name, wrong = upload.version.name, account.wrong
+    if upload.rows is None:
+        # A readable generation of before may have left its rows: they stay.
+        if record.status is not FileStatus.REJECTED:
+            wrong.append(f"{name}: is {record.status}, not rejected")
+        return
+    account.rows += len(upload.rows)
+    if record.status not in IN_THE_TABLE:
+        wrong.append(f"{name}: is {record.status} {record.error}")
+    times = Counter(number for number, *_ in (*answers, *rejects))
+    account.lost += sum(1 for number in range(1, len(upload.rows) + 1) if not times[number])
+    account.duplicated += sum(count - (1 <= number <= len(upload.rows)) for number, count in times.items())
+    for number, question, context in answers:
+        if number <= len(upload.rows) and upload.rows[number - 1] != (question, context):
+            wrong.append(f"{name}: row {number} is not what was uploaded")
+    counted = (len(upload.rows), len(answers), len(rejects))
+    if counted != (record.rows, record.answered, record.no_answer + record.rejected):
+        wrong.append(f"{name}: has (rows, answers, rejects) {counted}, question_file says otherwise: {record}")
+    empty = {number for number, (question, _) in enumerate(upload.rows, 1) if not question.strip()}
+    if not empty <= {number for number, *_ in rejects}:
+        wrong.append(f"{name}: rows with an empty question are not all rejected")
+
+
+def _answered_csv_is_complete(world: World, upload: Upload, record: FileRecord) -> bool:
+    settings = PachydermSettings(pachd_address=world.variables["PACHD_ADDRESS"])
+    file = f"{file_id(upload.version.name)}.csv"
+    with tempfile.TemporaryFile() as target, pachd.session(settings, "reading an answered file") as client:
+        pachd.copy_file(client, f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file}", target)
+        target.seek(0)
+        found = list(csv.DictReader(io.TextIOWrapper(target, "utf-8", newline="")))
+    return [(row["question"], row["context"]) for row in found] == list(upload.rows or ())
+
+
+def _audit_objects(world: World, account: Account, uploader: Uploader, records: dict[tuple[str, int], FileRecord]) -> None:
+    """Nothing in ``incoming/`` that is done, and every upload archived that was not overwritten before it was read."""
+    for blob in world.bucket.list_blobs(prefix=INCOMING):
+        account.wrong.append(f"{blob.name}: still there")
+    for upload in uploader.all:
+        record = records.get((upload.version.name, upload.version.generation))
+        newest = uploader.newest[upload.version.name] is upload
+        if record is None or (not newest and record.status not in SETTLED):
+            continue
+        if not _lies_at(world, record, upload) and newest:
+            account.wrong.append(f"{upload.version.name}: its source is not at {record.place!r}")
+
+
+def _lies_at(world: World, record: FileRecord, upload: Upload) -> bool:
+    try:
+        return bool(Path(record.place).name) and world.bucket.blob(record.place).download_as_bytes() == upload.content
+    except NotFound:
+        return False

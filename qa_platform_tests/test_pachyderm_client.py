@@ -1,0 +1,170 @@
+"""The Pipes client: progress and logs in the run, adoption, termination; and the jobs without Dagster."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+from dagster._core.pipes.reattach import PIPES_LAUNCH_HANDLE_METADATA_KEY
+from pachyderm_sdk.api import pps
+
+from qa_platform import bookkeeping, pachd
+from qa_platform.batch import answer_batch
+from qa_platform.bookkeeping import FileRecord
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, FileStatus, FileVersion
+from qa_platform.database import connect
+from qa_platform.embedded.stack import Stack
+from qa_platform.following import IN_PROGRESS, JobFailed, Progress, follow_jobs, job_of
+from qa_platform.planning import Batch, batch_id
+from qa_platform.resources.pachyderm import PachydermPipesClient
+from qa_platform.settings import PachydermSettings, PostgresSettings
+from qa_platform_tests.test_flow import Flow, bridge, csv_of, flow, wait_until
+
+__all__ = ["flow"]
+
+pytestmark = pytest.mark.slow
+
+# Enough that a test finds the job at work: some seconds of answering.
+MANY_ROWS = 600
+
+
+def many_rows(town: str) -> bytes:
+    return csv_of(*(bridge(f"{town}{i}") for i in range(MANY_ROWS)))
+
+
+def batch_of(*versions: FileVersion) -> Batch:
+    return Batch(batch_id([(version, 1) for version in versions]), versions)
+
+
+def record_of(version: FileVersion) -> FileRecord | None:
+    with connect(PostgresSettings()) as connection:
+        return bookkeeping.records(connection, [version]).get((version.name, version.generation))
+
+
+def running_job(version: FileVersion) -> str:
+    """The id of the job that answers a file, once its worker is at work; "" before."""
+    record = record_of(version)
+    if record is None or not record.pachyderm_job:
+        return ""
+    with pachd.session(PachydermSettings(), "testing") as client:
+        info = client.pps.inspect_job(job=job_of(ANSWER_PIPELINE, record.pachyderm_job))
+    return record.pachyderm_job if info.state == pps.JobState.JOB_RUNNING else ""
+
+
+def states(job_id: str) -> dict[str, pps.JobState]:
+    with pachd.session(PachydermSettings(), "testing") as client:
+        return {p: pps.JobState(client.pps.inspect_job(job=job_of(p, job_id)).state) for p in (ANSWER_PIPELINE, LOAD_PIPELINE)}
+
+
+def jobs_in_progress() -> list[str]:
+    with pachd.session(PachydermSettings(), "testing") as client:
+        return [info.job.id for info in client.pps.list_job() if info.state in IN_PROGRESS]
+
+
+def test_a_run_shows_log_lines_progress_and_the_launched_job(flow: Flow) -> None:
+    version = flow.upload("shown.csv", csv_of(*(bridge(f"Ort{i}") for i in range(40))))
+    (result,) = flow.tick_and_run()
+    assert result.success
+    lines = [entry.user_message for entry in flow.instance.all_logs(result.run_id)]
+    assert any(line.startswith("question_answer: success, 2 of 2 datums done, 40 of 40 rows") for line in lines)
+    assert any(line.startswith("push-answers-to-sql: success, 1 of 1 datums done, 40 of 40 rows") for line in lines)
+    assert any(line.startswith("question_answer | ") and "40 rows" in line for line in lines), "the worker's own line"
+    handles = [
+        entry.dagster_event.engine_event_data.metadata[PIPES_LAUNCH_HANDLE_METADATA_KEY].value
+        for entry in flow.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+        if entry.dagster_event and PIPES_LAUNCH_HANDLE_METADATA_KEY in entry.dagster_event.engine_event_data.metadata
+    ]
+    assert [json.loads(str(handle))["external_run_id"] for handle in handles] == [flow.record(version).pachyderm_job]
+
+
+def test_the_client_keeps_the_pipes_contract_in_any_op(flow: Flow) -> None:
+    version = flow.upload("contract.csv", csv_of(bridge("Olpe")))
+    flow.tick_and_run()
+    job_id = flow.record(version).pachyderm_job
+    seen: list[dg.PipesClientCompletedInvocation] = []
+
+    @dg.op
+    def adopts(context: dg.OpExecutionContext) -> None:
+        seen.append(PachydermPipesClient(PachydermSettings()).run(context=context, extras={"n": 1}, commit_id=job_id, adopted=True))
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def adopting() -> None:
+        adopts()
+
+    result = adopting.execute_in_process(instance=flow.instance)
+    assert result.success
+    (invocation,) = seen
+    assert invocation.metadata["Pachyderm job"].value == job_id
+    last = invocation.get_custom_messages()[-1]
+    assert (last["pipeline"], last["state"], last["rows"], last["rows_total"]) == (LOAD_PIPELINE, "success", 1, 1)
+    lines = [entry.message for entry in flow.instance.all_logs(result.run_id)]
+    assert any("Reattached" in line and job_id in line for line in lines)
+
+
+@pytest.mark.faults
+def test_a_terminated_run_leaves_no_running_job_and_its_files_are_answered_later(flow: Flow, stack: Stack) -> None:
+    version = flow.upload("terminated.csv", many_rows("Ort"))
+    run = subprocess.Popen(
+        [sys.executable, "-m", "dagster", "job", "execute", "-m", "qa_platform.definitions", "-j", "answer_pending_files"],
+        env={**stack.environment, "QA_LEASE_SECONDS": "60"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    job_id = wait_until(lambda: running_job(version), "the job runs")
+    run.send_signal(signal.SIGTERM)
+    _, log = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "stopping the Pachyderm jobs" in log
+    assert jobs_in_progress() == []
+    assert states(job_id)[ANSWER_PIPELINE] == pps.JobState.JOB_KILLED
+    record = flow.record(version)
+    assert (record.status, record.claim_owner, record.attempts) == (FileStatus.PENDING, "", 0)
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    assert len(flow.rows(version.name)) == MANY_ROWS
+
+
+@pytest.mark.faults
+def test_a_killed_job_is_launched_again_by_the_same_run(flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+    version = flow.upload("job-killed.csv", csv_of(bridge("Soest")))
+    launched: list[str] = []
+
+    def follow(*, commit_id: str, adopted: bool) -> None:
+        launched.append(commit_id)
+        if len(launched) == 1:
+            with pachd.session(PachydermSettings(), "testing") as client:
+                for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE):
+                    client.pps.stop_job(job=job_of(pipeline, commit_id), reason="an update")
+        follow_jobs(flow.services.pachyderm, commit_id, log=logging.getLogger())
+
+    with caplog.at_level(logging.INFO):
+        outcome = answer_batch(flow.services, batch_of(version), token="t", run_id="r", log=logging.getLogger(), follow=follow)
+    assert outcome.failure is None
+    assert [(r.status, r.attempts) for r in outcome.records] == [(FileStatus.FINISHED, 0)]
+    assert len(set(launched)) == 2
+    assert "an update" in caplog.text
+
+
+def test_progress_says_what_is_left() -> None:
+    progress = Progress(pipeline="p", job_id="j", state="running", datums=1, datums_total=4, rows=2000, rows_total=8000, seconds_left=61.2)
+    assert str(progress) == "p: running, 1 of 4 datums done, 2000 of 8000 rows, about 61 s left"
+
+
+def test_following_a_killed_job_says_so(flow: Flow) -> None:
+    version = flow.upload("stopped.csv", many_rows("Weg"))
+    seen: list[Progress] = []
+
+    def stop_then_follow(*, commit_id: str, adopted: bool) -> None:
+        with pachd.session(PachydermSettings(), "testing") as client:
+            client.pps.stop_job(job=job_of(ANSWER_PIPELINE, commit_id), reason="enough")
+        with pytest.raises(JobFailed, match="killed: enough") as failed:
+            follow_jobs(flow.services.pachyderm, commit_id, log=logging.getLogger(), observe=seen.append)
+        assert failed.value.killed
+        assert failed.value.guilty == {}
+        raise JobFailed("not to be launched again", {})
+
+    outcome = answer_batch(flow.services, batch_of(version), token="t", run_id="r", log=logging.getLogger(), follow=stop_then_follow)
+    assert [(r.status, r.attempts) for r in outcome.records] == [(FileStatus.PENDING, 0)]
+    assert seen[-1].state == "killed"
