@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # How the benchmarks run: `make bench ARGS=...`.
 ARGS ?=
 
-.PHONY: setup demo test dev bench lint clean
+.PHONY: setup demo test dev bench lint model clean
 
 setup: $(INSTALLED)
 
@@ -38,6 +38,10 @@ dev: setup
 
 bench: setup
 	$(BIN)/python -m qa_platform.bench $(ARGS)
+
+# make model START=folder-of-all-MiniLM-L6-v2 DATA="a.json b.json" OUT=folder
+model: setup
+	$(BIN)/python -m qa_platform.answering.train --start $(START) --data $(DATA) --out $(OUT) $(ARGS)
 
 clean:
 	rm -rf .venv .qa build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

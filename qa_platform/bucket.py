@@ -5,6 +5,7 @@ meantime is neither deleted nor lost.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, cast
@@ -14,12 +15,15 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion, file_id
-from qa_platform.errors import InputError
+from qa_platform.errors import InputError, TransientError
 
 # Asked for by name, so that a listing of 100,000 objects stays small.
 _LISTED_FIELDS = "items(name,generation,size,crc32c),nextPageToken"
 _TIMEOUT_SECONDS = 60
 _OBJECT_NAME_BYTES = 1024
+# What programs that copy files call one that is not complete yet. A suffix that is asked for (QA_SUFFIXES) does not change that.
+_TEMPORARY_PREFIXES = (".", "~")
+_TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".temp", ".crdownload", "~")
 # How much of an object is fetched at a time while it is read.
 _READ_CHUNK = 8 * 2**20
 
@@ -39,18 +43,30 @@ def open_bucket(client: storage.Client, name: str) -> storage.Bucket:
     return client.bucket(name)
 
 
-def list_incoming(bucket: storage.Bucket, suffixes: tuple[str, ...]) -> Iterator[FileVersion]:
-    """The objects under ``incoming/`` that are files of questions, page by page. Folder markers and other suffixes are passed over."""
+def list_incoming(bucket: storage.Bucket, suffixes: tuple[str, ...], *, ignored: Counter[str] | None = None) -> Iterator[FileVersion]:
+    """The objects under ``incoming/`` that are files of questions, page by page; ``ignored`` counts the others by `why_ignored`."""
     blobs = bucket.list_blobs(prefix=INCOMING, fields=_LISTED_FIELDS, page_size=1000, timeout=_TIMEOUT_SECONDS)
     for blob in blobs:
-        if is_question_file(blob.name, suffixes):
+        if why := why_ignored(blob.name, suffixes):
+            if ignored is not None:
+                ignored[why] += 1
+        else:
             yield version_of(blob)
 
 
+def why_ignored(object_name: str, suffixes: tuple[str, ...]) -> str:
+    """Why an object under ``incoming/`` is no upload to be answered; "" if it is one."""
+    name = object_name.rpartition("/")[2].lower()
+    if not name:
+        return "folder marker"
+    if name.startswith(_TEMPORARY_PREFIXES) or name.endswith(_TEMPORARY_SUFFIXES):
+        return "temporary name"
+    return "" if name.endswith(suffixes) else "other suffix"
+
+
 def is_question_file(object_name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether an object is an upload to be answered: below ``incoming/``, no folder marker, and with one of the suffixes."""
-    name = object_name.removeprefix(INCOMING)
-    return object_name.startswith(INCOMING) and not name.endswith("/") and name.lower().endswith(suffixes)
+    """Whether an object is an upload to be answered: below ``incoming/``, and not ignored."""
+    return object_name.startswith(INCOMING) and not why_ignored(object_name, suffixes)
 
 
 def version_of(blob: storage.Blob) -> FileVersion:
@@ -61,6 +77,12 @@ def find_incoming(bucket: storage.Bucket, name: str) -> FileVersion | None:
     """The live version of one upload, or None."""
     blob = bucket.get_blob(INCOMING + name, timeout=_TIMEOUT_SECONDS)
     return version_of(blob) if blob else None
+
+
+def is_there(bucket: storage.Bucket, version: FileVersion, place: str) -> bool:
+    """Whether ``place`` still holds this generation; an archived copy has a generation of its own."""
+    blob = bucket.get_blob(place, timeout=_TIMEOUT_SECONDS)
+    return blob is not None and (place != INCOMING + version.name or int(blob.generation) == version.generation)
 
 
 def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> IO[bytes]:
@@ -107,6 +129,9 @@ def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected
 
     Copy, then delete, both bound to the generation: a repetition finds what is done and does the rest, and a newer upload
     under the same name stays.
+
+    Raises:
+        TransientError: the bucket refuses the copy for no reason that can be seen; nothing is deleted.
     """
     source = bucket.blob(INCOMING + version.name)
     if mode == "keep":
@@ -115,6 +140,7 @@ def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected
     if place:
         _copy(bucket, source, place, version)
     with suppress(*SOURCE_CHANGED_ERRORS):
+        # A refusal for no reason leaves the source: `reconcile.py` finds it.
         source.delete(if_generation_match=version.generation, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
     return place
 
@@ -129,9 +155,11 @@ def _copy(bucket: storage.Bucket, source: storage.Blob, place: str, version: Fil
             )
             if token is None:
                 return
-    except SOURCE_CHANGED_ERRORS:
-        # Copied before, or the source was overwritten: then this generation's bytes are gone, and its answers are in the table.
-        return
+    except SOURCE_CHANGED_ERRORS as error:
+        # Copied before, or the source was overwritten: then this generation's bytes are gone, and its answers are in the table. Looked
+        # up, since what is deleted next would be the last copy.
+        if not target.exists(timeout=_TIMEOUT_SECONDS) and is_there(bucket, version, source.name):
+            raise TransientError(f"{source.name} cannot be copied to {place}, though it is there and nothing lies in the way") from error
 
 
 def write_report(bucket: storage.Bucket, version: FileVersion, report: dict[str, object]) -> str:

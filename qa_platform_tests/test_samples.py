@@ -110,5 +110,7 @@ def test_gold_answers_are_short_pieces_of_their_contexts() -> None:
         answers = json.loads(cell)
         assert answers, question
         for answer in answers:
-            assert answer and answer == answer.strip() and answer in context, (question, answer)
+            assert answer, question
+            assert answer == answer.strip(), question
+            assert answer in context, (question, answer)
             assert len(answer.split()) <= 7, (question, answer)

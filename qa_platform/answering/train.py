@@ -22,12 +22,14 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BertForQuestionAnswering, PreTrainedTokenizerFast
 
 from qa_platform.answering.squad import GoldQuestion, held_out, read_gold
+from qa_platform.errors import InputError
 
 MAX_LENGTH = 384
 STRIDE = 128
@@ -79,11 +81,15 @@ def features(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion]) 
     return windows
 
 
-def _targets(question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids: list[int | None]):
+def _targets(
+    question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids: list[int | None]
+) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]:
     starts: dict[int, float] = defaultdict(float)
     ends: dict[int, float] = defaultdict(float)
     context_tokens = [i for i, s in enumerate(sequence_ids) if s == 1]
     for answer in question.answers:
+        if answer.start is None:
+            raise InputError(f"question {question.id}: training needs the offset of every answer, as SQuAD JSON has it")
         begin, end = answer.start, answer.start + len(answer.text.rstrip())
         covered = [i for i in context_tokens if offsets[i][1] > begin and offsets[i][0] < end]
         whole = covered and offsets[covered[0]][0] <= begin and offsets[covered[-1]][1] >= end
@@ -201,7 +207,7 @@ class Checkpoint:
 def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe) -> None:
     """Train on ``questions`` and write the model folder ``out``; checkpoints and the log lie in ``<out>.work``."""
     torch.manual_seed(recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(start))
     # all-MiniLM-L6-v2 bakes in truncation and padding to 128 tokens, fit for sentences only.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -261,8 +267,8 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
 
 @torch.no_grad()
 def _follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    ours, theirs = list(average.parameters()), list(model.parameters())
-    torch._foreach_lerp_(ours, theirs, 1 - decay)
+    for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        ours.lerp_(theirs, 1 - decay)
 
 
 def main() -> None:

@@ -7,8 +7,6 @@ answers do not. Ceilings are what torch's matrix product reaches in that precisi
 the model's dimensions and the windows' lengths.
 """
 
-# ruff: noqa: T201
-
 import argparse
 import json
 import random

@@ -115,11 +115,11 @@ def run(rows: int = 1_000_000, *, context: int = 3_000) -> None:
         ("split, smaller file", "split", _PEER_ROWS, context),
         ("csv.reader, checks, csv.writer", "peer", _PEER_ROWS, context),
     )
-    print(f"{'':32}{'rows':>10} {'MB':>8} {'MB/s':>7} {'MB/CPU s':>9} {'peak MiB':>9}")  # noqa: T201
+    print(f"{'':32}{'rows':>10} {'MB':>8} {'MB/s':>7} {'MB/CPU s':>9} {'peak MiB':>9}")
     for title, way, count, length in cases:
         got = _in_fresh_process(way, count, length)
         speeds = f"{got.rate:>7.0f} {got.cpu_rate:>9.0f} {got.peak_mib:>9.0f}"
-        print(f"{title:32}{got.rows:>10,} {got.megabytes:>8,.0f} {speeds}")  # noqa: T201
+        print(f"{title:32}{got.rows:>10,} {got.megabytes:>8,.0f} {speeds}")
 
 
 def _in_fresh_process(way: str, rows: int, context: int) -> IngestFigures:

@@ -4,7 +4,6 @@
 its goal.
 """
 
-# ruff: noqa: T201
 import argparse
 import csv
 import hashlib

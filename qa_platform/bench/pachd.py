@@ -3,7 +3,6 @@
 ``python -m qa_platform.bench.pachd`` starts a server of its own, prints one line per figure, and ends with 1 if one misses its floor.
 """
 
-# ruff: noqa: T201
 import argparse
 import json
 import os

@@ -1,0 +1,116 @@
+"""Planted credentials are in no log line, event, specification, commit or file after full runs, good and failing ones."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psycopg
+import pytest
+from pachyderm_sdk import Client
+from pachyderm_sdk.api import pfs
+
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
+from qa_platform.embedded.stack import Stack
+from qa_platform.pachd import session
+from qa_platform.settings import PachydermSettings
+from qa_platform_tests.test_flow import Flow, bridge, csv_of, flow
+from qa_platform_tests.test_pachyderm_apply import pem_of, private_key
+
+__all__ = ["flow"]
+
+pytestmark = pytest.mark.slow
+
+PASSWORD = "planted-Pa55word-b7e1"
+TOKEN = "planted-t0ken-93c4"
+KEY_ID = "planted-key-id-5f0a"
+
+
+def planted() -> dict[str, str]:
+    account = {
+        "type": "service_account",
+        "private_key_id": KEY_ID,
+        "private_key": pem_of(private_key()),
+        "client_email": "a@b.example",
+        "token_uri": "https://t.example",
+    }
+    return {"PG_PASSWORD": PASSWORD, "PACH_TOKEN": TOKEN, "GCS_ACCESS": base64.b64encode(json.dumps(account).encode()).decode()}
+
+
+def needles(values: Mapping[str, str]) -> set[bytes]:
+    """What to look for: every value, its base64, and the secret parts of the service account."""
+    account = json.loads(base64.b64decode(values["GCS_ACCESS"]))
+    plain = [*values.values(), KEY_ID, account["private_key"].splitlines()[1]]
+    return {form for text in plain for form in (text.encode(), base64.b64encode(text.encode()).rstrip(b"=")[:-1])}
+
+
+def run(stack: Stack, values: Mapping[str, str], *command: str, fails: bool = False) -> bytes:
+    result = subprocess.run(
+        [sys.executable, "-m", *command], env={**stack.environment, **values}, capture_output=True, check=False, timeout=200
+    )
+    assert bool(result.returncode) == fails, result.stderr.decode()
+    return result.stdout + result.stderr
+
+
+def in_pachyderm(client: Client) -> Iterator[tuple[str, bytes]]:
+    """Everything that a user of pachd can read: specifications, commits, files, logs."""
+    for pipeline in client.pps.list_pipeline(details=True):
+        yield f"pipeline {pipeline.pipeline.name}", bytes(pipeline)
+        for message in client.pps.get_logs(pipeline=pipeline.pipeline):
+            yield f"log of {pipeline.pipeline.name}", message.message.encode()
+    for job in client.pps.list_job(history=-1):
+        yield f"job {job.job.id}", bytes(job)
+    for repo in (QUESTIONS_REPO, ANSWER_PIPELINE, LOAD_PIPELINE):
+        for commit in client.pfs.list_commit(repo=pfs.Repo.from_uri(repo)):
+            yield f"commit {commit.commit.id}", bytes(commit)
+            for info in client.pfs.walk_file(file=pfs.File(commit=commit.commit, path="/")):
+                if info.file_type == pfs.FileType.FILE:
+                    with client.pfs.pfs_file(info.file) as file:
+                        yield f"{repo}:{info.file.path}", file.read()
+
+
+def in_dagster(url: str) -> Iterator[tuple[str, bytes]]:
+    with psycopg.connect(url) as connection:
+        for table, column in (("event_logs", "event"), ("runs", "run_body")):
+            for (text,) in connection.execute(f"SELECT {column} FROM {table}"):  # noqa: S608
+                yield f"Dagster's {table}", text.encode()
+
+
+def in_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield str(path), path.read_bytes()
+
+
+def test_planted_credentials_are_nowhere_after_a_good_and_a_failed_run(flow: Flow, stack: Stack) -> None:
+    values = planted()
+    wanted = needles(values)
+    job = ("dagster", "job", "execute", "-m", "qa_platform.definitions", "-j", "answer_pending_files")
+    try:
+        outputs = [run(stack, values, "qa_platform.cli", "pachyderm", "apply")]
+        version = flow.upload("planted.csv", csv_of(bridge("Essen")))
+        outputs.append(run(stack, values, *job))
+        assert len(flow.rows(version.name)) == 1
+        flow.upload("planted.csv", csv_of(bridge("Hagen")))
+        outputs.append(run(stack, {**values, "PG_PORT": "1"}, *job, fails=True))
+        outputs.append(run(stack, {**values, "PACHD_ADDRESS": "grpc://127.0.0.1:1"}, *job, fails=True))
+        outputs.append(run(stack, {**values, "GCS_ACCESS": PASSWORD}, "qa_platform.cli", "pachyderm", "apply", fails=True))
+        outputs.append(run(stack, values, *job))
+        places = [("what a command printed", output) for output in outputs]
+        with session(PachydermSettings(), "searching") as client:
+            places += in_pachyderm(client)
+    finally:
+        run(stack, {}, "qa_platform.cli", "pachyderm", "apply")
+    places += in_dagster(stack.variables["DAGSTER_PG_URL"])
+    places += in_files(stack.state)
+    assert len(places) > 50, "there is something to be searched"
+    found = [(place, needle) for place, content in places for needle in wanted if needle in content]
+    assert found == []
+
+
+def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
+    values = planted()
+    (tmp_path / "log").write_bytes(b"password: " + base64.b64encode(PASSWORD.encode()))
+    assert [place for place, content in in_files(tmp_path) for needle in needles(values) if needle in content] == [str(tmp_path / "log")]
