@@ -250,7 +250,7 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
             file_sets.append(_ingest_file(services, client, record, run_id=run_id))
             log.info("%s: read and cut into shards", record.version.name)
         except (FileRejected, bucket.SourceChanged, *bucket.SOURCE_CHANGED_ERRORS) as error:
-            _set_aside(services, record.version, error, log)
+            _set_aside(services, record, error, log)
         except (TransientError, GoogleAPIError, grpc.RpcError, ConnectionError):
             raise
         except Exception as error:
@@ -286,7 +286,11 @@ def _ingest_file(services: Services, client: Client, record: FileRecord, *, run_
         return pachd.make_file_set(client, folder, fill)
 
 
-def _set_aside(services: Services, version: FileVersion, error: Exception, log: Log) -> None:
+def _set_aside(services: Services, record: FileRecord, error: Exception, log: Log) -> None:
+    version = record.version
+    # Believed only if a second look says the same: a file that is superseded is not looked at again.
+    if not isinstance(error, FileRejected) and bucket.is_there(services.bucket, version, record.place):
+        raise TransientError(f"{record.place}: the bucket says that generation {version.generation} is gone, yet it is there") from error
     with connect(services.postgres) as connection:
         if isinstance(error, FileRejected):
             log.warning("%s is rejected: %s", version.name, error)

@@ -338,6 +338,34 @@ def archived(connection: psycopg.Connection, version: FileVersion, *, place: str
     )
 
 
+def reopen(connection: psycopg.Connection, versions: Sequence[FileVersion], *, archived: bool) -> int:
+    """Correct the records of versions that lie under ``incoming/``; how many were wrong.
+
+    One that counts as superseded, though no newer one is known, waits again. With ``archived``, one that is recorded as archived
+    is to be archived again.
+    """
+    values = {**_keys(versions), "incoming": INCOMING}
+    with transaction(connection) as cursor:
+        wrong = cursor.execute(
+            f"""
+            UPDATE question_file f SET status = 'pending', batch_id = '', error = '' FROM {_WANTED} WHERE {_IS_WANTED}
+            AND f.status = 'superseded' AND NOT (f.{_LIVE}) AND NOT EXISTS
+                (SELECT FROM question_file g WHERE g.source_file = f.source_file AND g.generation > f.generation)
+            """,
+            values,
+        ).rowcount
+        if archived:
+            wrong += cursor.execute(
+                f"""
+                UPDATE question_file f SET status = CASE WHEN f.status = 'finished' THEN 'loaded' ELSE f.status END,
+                    archived_at = NULL, place = %(incoming)s || f.source_file
+                FROM {_WANTED} WHERE {_IS_WANTED} AND f.archived_at IS NOT NULL AND f.status IN ('finished', 'rejected', 'unchanged')
+                """,
+                values,
+            ).rowcount
+    return wrong
+
+
 def request_retry(connection: psycopg.Connection, name: str) -> FileRecord:
     """Let the newest generation of a file be answered again, with a new load id, whatever became of it.
 

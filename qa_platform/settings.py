@@ -110,6 +110,11 @@ class WorkSettings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="Failures after which a file is parked as `failed`.")
     lease_seconds: int = Field(default=120, ge=10, description="How long a claim holds without being renewed.")
     sensor_seconds: int = Field(default=30, ge=1, description="Least time between two looks at the bucket.")
+    reconcile_seconds: int = Field(
+        default=600,
+        ge=1,
+        description="Least time between two looks for what the fast sensor cannot see: lost runs, objects that came back.",
+    )
     archive: Literal["move", "keep", "delete"] = Field(
         default="move", description="What becomes of an input once its answers are in Postgres."
     )

@@ -4,39 +4,68 @@ The sensor and the job for CI look for work here, and only here.
 """
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+from google.api_core.exceptions import GoogleAPIError
 
 from qa_platform import bookkeeping, bucket
 from qa_platform.batch import Services, archive_file
+from qa_platform.contract import FileVersion
 from qa_platform.database import connect
-from qa_platform.planning import Batch, Limits, Plan, plan
+from qa_platform.errors import QaPlatformError
+from qa_platform.planning import DONE, Batch, Known, Limits, Plan, plan
 
 # What one look leads to at most, so that a sensor's tick stays short however much is waiting.
 BATCHES_PER_LOOK = 10
 TIDIED_PER_LOOK = 500
+# Versions in one query: a few pages of the listing.
+_PAGE = 5_000
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look at the bucket: the plan, and the names that others are working on right now."""
+    """One look at the bucket: the plan, the names that others are working on right now, and why objects were ignored, counted."""
 
     plan: Plan
     claimed: frozenset[str]
+    objects: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
 
 def look(services: Services) -> Look:
-    """Find what is to be done. Reads only."""
+    """Find what is to be done. Reads only. What is done is forgotten page by page, so that memory follows what waits."""
+    ignored: Counter[str] = Counter()
+    waiting: dict[str, FileVersion] = {}
+    states: dict[tuple[str, int], Known] = {}
+    objects = 0
     with connect(services.postgres) as connection:
-        elsewhere = {v.name: v for v in bookkeeping.waiting_elsewhere(connection)}
-        # A newer upload under the same name takes the place of what was asked to be answered again.
-        listing = list((elsewhere | {v.name: v for v in bucket.list_incoming(services.bucket, services.work.suffixes)}).values())
-        states = bookkeeping.known(connection, listing)
-        new = [v.name for v in listing if (v.name, v.generation) not in states]
+        listing = bucket.list_incoming(services.bucket, services.work.suffixes, ignored=ignored)
+        for page in _pages(chain(bookkeeping.waiting_elsewhere(connection), listing)):
+            objects += len(page)
+            known = bookkeeping.known(connection, page)
+            open_states = {key: state for key, state in known.items() if state.status not in DONE}
+            states |= open_states
+            for version in page:
+                key = (version.name, version.generation)
+                if key in open_states or key not in known:
+                    # A newer upload comes later in the listing, and takes the place of what was asked to be answered again.
+                    waiting[version.name] = version
+                else:
+                    waiting.pop(version.name, None)
+        new = [v.name for v in waiting.values() if (v.name, v.generation) not in states]
         answered = bookkeeping.latest_answered(connection, new, model=services.model.choice)
         claimed = frozenset(bookkeeping.claimed(connection))
     limits = Limits(services.work.batch_files, services.work.batch_bytes, BATCHES_PER_LOOK)
-    names = {v.name for v in listing}
-    return Look(plan(listing, states, claimed, limits, answered=answered), claimed & names)
+    return Look(plan(waiting.values(), states, claimed, limits, answered=answered), claimed & waiting.keys(), objects, ignored)
+
+
+def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:
+    remaining = iter(versions)
+    while page := list(islice(remaining, _PAGE)):
+        yield page
 
 
 def tidy(services: Services, found: Plan, log: logging.Logger) -> None:
@@ -47,7 +76,31 @@ def tidy(services: Services, found: Plan, log: logging.Logger) -> None:
             log.info("%s: the upload equals what is answered already; recorded as unchanged", version.name)
         done = bookkeeping.pending_archive(connection, limit=TIDIED_PER_LOOK)
     for record in done:
-        archive_file(services, record, log=log)
+        try:
+            archive_file(services, record, log=log)
+        except (QaPlatformError, GoogleAPIError) as error:
+            # It is tried again at the next look; what else there is to do must not wait for it.
+            log.warning("%s is done, and could not be archived now: %s", record.version.name, error)
+
+
+def keep_claims(services: Services, tokens: Sequence[str]) -> None:
+    """Renew the claims of runs that were requested and have not begun, so that they may wait in a queue for as long as it takes."""
+    if tokens:
+        with connect(services.postgres) as connection:
+            for token in tokens:
+                bookkeeping.renew(connection, token, services.work.lease_seconds)
+
+
+def reconcile(services: Services) -> int:
+    """Correct what is recorded where the bucket says otherwise; how many files that were.
+
+    Concerned are uploads that are there though they count as superseded, and files that are done and archived, and lie under
+    ``incoming/`` again: the one will be answered, the other archived once more.
+    """
+    listing = bucket.list_incoming(services.bucket, services.work.suffixes)
+    archives = services.work.archive != "keep"
+    with connect(services.postgres) as connection:
+        return sum(bookkeeping.reopen(connection, page, archived=archives) for page in _pages(listing))
 
 
 def claim(services: Services, batch: Batch, *, token: str) -> Batch | None:

@@ -16,8 +16,8 @@ from qa_platform.answering.commands import evaluate as evaluate_command
 from qa_platform.answering.csvfile import answer_file, answer_stream
 from qa_platform.answering.evaluate import evaluate
 from qa_platform.answering.squad import GoldAnswer, GoldQuestion
-from qa_platform.answering.tuning import Trial, choose
-from qa_platform.contract import ANSWER_COLUMNS
+from qa_platform.answering.tuning import Trial, choose, tune
+from qa_platform.contract import ANSWER_COLUMNS, ModelChoice
 from qa_platform_tests.answering_models import make_bert, pairs
 
 CONTEXT = "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over in 1987."
@@ -185,3 +185,14 @@ def test_the_fastest_precision_within_half_a_point_of_f1_is_chosen() -> None:
     assert choose([exact, Trial("bf16", 79.6, 200.0)]).chosen == "bf16"
     assert choose([exact, Trial("bf16", 79.4, 200.0)]).chosen == "fp32"
     assert choose([exact, Trial("bf16", 81.0, 90.0)]).chosen == "fp32"
+
+
+def test_auto_is_float32_until_tune_has_found_better(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path))
+    wanted = ModelChoice(str(folder), precision="auto")
+    assert Answerer(wanted, threads=1).identity.precision == "fp32"
+    found = tune(wanted, gold(4, CONTEXT, "Marta Olsen"), threads=1)
+    assert [trial.precision for trial in found.trials] == ["fp32", "bf16"]
+    assert Answerer(wanted, threads=1).identity.precision == found.chosen
+    # What was found holds for this model alone.
+    assert Answerer(ModelChoice(str(make_bert(tmp_path / "other", seed=4)), precision="auto"), threads=1).identity.precision == "fp32"

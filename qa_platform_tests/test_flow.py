@@ -17,7 +17,7 @@ from qa_platform import bookkeeping, bucket
 from qa_platform.batch import Services
 from qa_platform.bookkeeping import FileRecord
 from qa_platform.checks import COMPLETE, QUESTION_ANSWER, SPANS
-from qa_platform.contract import FileStatus, FileVersion, partition_key
+from qa_platform.contract import ANSWER_COLUMNS, FileStatus, FileVersion, partition_key
 from qa_platform.database import connect
 from qa_platform.definitions import defs
 from qa_platform.embedded.stack import Stack
@@ -260,3 +260,36 @@ def test_the_job_for_ci_answers_all_that_waits_and_reports_the_same(flow: Flow) 
     assert (record.status, record.answered, record.rejected) == (FileStatus.FINISHED, 1, 1)
     assert flow.materializations(QUESTION_ANSWER, "ci.csv") == 1
     assert flow.objects("incoming/ci") == ["incoming/ci.txt"]
+
+
+def test_the_job_for_ci_fails_when_a_file_could_not_be_answered_and_says_why(flow: Flow) -> None:
+    version = flow.upload("no-model.csv", csv_of(bridge("Genf")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QA_MODEL", "/no/such/model")
+        patch.setenv("QA_MAX_ATTEMPTS", "1")
+        result = defs.resolve_job_def("answer_pending_files").execute_in_process(instance=flow.instance, raise_on_error=False)
+    assert not result.success
+    record = flow.record(version)
+    assert record.status is FileStatus.FAILED
+    assert "/no/such/model" in record.error
+    assert flow.objects("incoming/no-model.csv"), "a parked file stays where its owner sees it"
+    with connect(PostgresSettings()) as connection:
+        bookkeeping.request_retry(connection, "no-model.csv")
+    assert [r.success for r in flow.tick_and_run()] == [True]
+
+
+def test_the_answers_command_prints_the_rows_in_their_order_with_the_contracts_columns(flow: Flow, stack: Stack) -> None:
+    rows = [bridge("Ulm"), ("", "nothing is asked"), bridge("Graz", 1901)]
+    flow.upload("printed.csv", csv_of(*rows))
+    flow.tick_and_run()
+    done = subprocess.run(["qa-platform", "answers", "printed.csv"], env=stack.environment, capture_output=True, text=True, check=True)
+    header, *answered = csv.reader(io.StringIO(done.stdout))
+    assert header == ["question", "context", *ANSWER_COLUMNS]
+    assert [(row[0], row[1]) for row in answered] == rows
+    assert [(row[2], row[-1]) for row in answered] == [("1872", ""), ("", "empty_question"), ("1901", "")]
+    for row in answered:
+        assert row[1][int(row[4] or 0) : int(row[5] or 0)] == row[2]
+    status = subprocess.run(
+        ["qa-platform", "status", "printed.csv", "--json"], env=stack.environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(status.stdout)["status"] == "finished"

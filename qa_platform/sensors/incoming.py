@@ -12,8 +12,13 @@ from qa_platform.jobs import answer_questions
 from qa_platform.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG, question_files
 from qa_platform.planning import Batch
 from qa_platform.resources import PlatformResource
+from qa_platform.sensors.heartbeat import beat, summary
 from qa_platform.settings import WorkSettings
-from qa_platform.waiting import claim, look, tidy
+from qa_platform.waiting import claim, keep_claims, look, tidy
+
+# Dagster's own tag for the key of the request that a run comes from.
+_RUN_KEY_TAG = "dagster/run_key"
+_NOT_BEGUN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
 
 
 @dg.sensor(
@@ -25,11 +30,12 @@ from qa_platform.waiting import claim, look, tidy
 )
 def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
     services = platform.services()
+    keep_claims(services, _queued_run_keys(context.instance))
     found = look(services)
     tidy(services, found.plan, context.log)
     requests: list[dg.RunRequest] = []
     partitions: list[dg.AddDynamicPartitionsRequest] = []
-    events: list[dg.AssetMaterialization] = []
+    events = beat(context.instance, found)
     present = set(context.instance.get_dynamic_partitions(PARTITIONS)) if found.plan.batches else set()
     for planned in found.plan.batches:
         run_key = _run_key(context.instance, planned)
@@ -44,20 +50,23 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
         partitions.append(question_files.build_add_request(keys))
         events += [uploaded(version) for version in batch.versions]
         requests.append(_request(batch, run_key, keys))
-    reason = None if requests else dg.SkipReason(_nothing_to_do(found.plan.waiting, len(found.claimed)))
+    reason = None if requests else dg.SkipReason(summary(found))
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions, asset_events=events, skip_reason=reason)
 
 
-def _nothing_to_do(waiting: int, claimed: int) -> str:
-    if waiting or claimed:
-        return f"{claimed} files are being answered right now, {waiting} more wait"
-    return "nothing waits under incoming/"
+def _queued_run_keys(instance: dg.DagsterInstance) -> list[str]:
+    """The run keys, which are what the files are claimed with, of the runs that have not begun."""
+    runs = instance.get_runs(dg.RunsFilter(job_name=answer_questions.name, statuses=list(_NOT_BEGUN)))
+    return [run.tags[_RUN_KEY_TAG] for run in runs if _RUN_KEY_TAG in run.tags]
 
 
 def _run_key(instance: dg.DagsterInstance, batch: Batch) -> str:
     """A run key that was never used: a batch that comes again, after a failure, is a new run."""
-    earlier = instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch.id}))
-    return f"{batch.id}-{earlier + 1}"
+    number = instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch.id})) + 1
+    # Where somebody has deleted runs, the count alone gives a key that a later one has.
+    while instance.get_runs_count(dg.RunsFilter(tags={_RUN_KEY_TAG: f"{batch.id}-{number}"})):
+        number += 1
+    return f"{batch.id}-{number}"
 
 
 def _request(batch: Batch, run_key: str, keys: list[str]) -> dg.RunRequest:

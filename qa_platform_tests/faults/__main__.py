@@ -3,6 +3,7 @@
 import argparse
 import logging
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only faults whose name contains this")
     parser.add_argument("--state", type=Path, help="keep the state and the logs in this folder")
     arguments = parser.parse_args()
+    # Told to end, it takes the daemon and the servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("qa_platform").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="qa-faults-") as folder:

@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -29,7 +30,7 @@ def main() -> None:
         print("ready", flush=True)  # noqa: T201
         for line in sys.stdin:
             order = json.loads(line)
-            _both(lambda order=order: _do(resources.platform.services(), order), 2 if order["do"] == "sensors" else 1)
+            _together(partial(_do, resources.platform.services(), order), 2 if order["do"] == "sensors" else 1)
             print("done", flush=True)  # noqa: T201
 
 
@@ -46,11 +47,11 @@ def _do(services: Services, order: dict[str, Any]) -> None:
             answer_batch(services, batch, token=token, run_id=token, log=_log)
 
 
-def _both(work: Callable[[], None], count: int) -> None:
-    together = threading.Barrier(count)
+def _together(work: Callable[[], None], count: int) -> None:
+    barrier = threading.Barrier(count)
 
     def one() -> None:
-        together.wait()
+        barrier.wait()
         try:
             work()
         except Exception:

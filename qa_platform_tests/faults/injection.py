@@ -134,11 +134,16 @@ FAULTS: dict[str, Fault] = {
 
 
 def _each(world: World, rng: random.Random, kind: str, act: Callable[[psutil.Process], object]) -> str:
-    victims = world.processes(kind)
+    """Do something to a process of a kind, as soon as there is one."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while not (victims := world.processes(kind)) and time.monotonic() < until:
+        time.sleep(0.1)
+    # Anywhere between its start and its end.
+    time.sleep(rng.choice([0, 0, rng.uniform(0, 3)]))
     rng.shuffle(victims)
     for process in victims:
         with suppress(psutil.Error):
             words = process.cmdline()
             act(process)
-            return next((word for word in words if word.startswith("qa_platform.")), kind)
+            return next((word for word in words if word.startswith("qa_platform.")), "a run")
     return ""

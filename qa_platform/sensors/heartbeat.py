@@ -1,0 +1,44 @@
+"""The heartbeat of the bucket sensor: while it is fresh, uploads are looked for, even where there is nothing to do."""
+
+import time
+from datetime import timedelta
+
+import dagster as dg
+
+from qa_platform.settings import WorkSettings
+from qa_platform.waiting import Look
+
+HEARTBEAT = dg.AssetKey("incoming_listing")
+
+# A materialisation with every look would bury Dagster's event log.
+BEAT_SECONDS = 300
+# Three beats may be late, on a machine that is busy or behind a service that restarts.
+_FAIL_AFTER = timedelta(seconds=3 * max(BEAT_SECONDS, WorkSettings().sensor_seconds))
+
+incoming_listing = dg.AssetSpec(
+    HEARTBEAT,
+    description="What the bucket sensor saw, every few minutes. Not fresh means that uploads are not found: the daemon, the bucket, "
+    "Postgres or the sensor is broken. Fresh, with nothing waiting, means that there is nothing to do.",
+    group_name="questions",
+    kinds={"gcs"},
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=_FAIL_AFTER),
+)
+
+
+def beat(instance: dg.DagsterInstance, found: Look) -> list[dg.AssetMaterialization]:
+    """The event of this look, if it is time for one."""
+    last = instance.get_latest_materialization_event(HEARTBEAT)
+    if last and time.time() - last.timestamp < BEAT_SECONDS:
+        return []
+    ignored = {f"ignored: {why}": count for why, count in found.ignored.items()}
+    counts = {"files": found.objects, "waiting": found.plan.waiting, "being answered": len(found.claimed), **ignored}
+    return [dg.AssetMaterialization(HEARTBEAT, description=summary(found), metadata=counts)]
+
+
+def summary(found: Look) -> str:
+    """One line for people: why there is nothing to request, and what lies there that is none of the platform's business."""
+    text = "nothing waits under incoming/"
+    if found.plan.waiting or found.claimed:
+        text = f"{len(found.claimed)} files are being answered right now, {found.plan.waiting} more wait"
+    ignored = ", ".join(f"{count} ({why})" for why, count in sorted(found.ignored.items()))
+    return f"{text}; {found.objects} files, ignored objects: {ignored or 'none'}"
