@@ -22,7 +22,7 @@ from pachyderm_sdk.api import pps
 
 from qa_platform import bookkeeping, bucket, following, pachd
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_PIPELINE, INCOMING, QUESTIONS_REPO, FileStatus, FileVersion, file_id
+from qa_platform.contract import ANSWER_PIPELINE, INCOMING, QUESTIONS_REPO, FileStatus, FileVersion, Manifest, file_id
 from qa_platform.database import connect
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.following import JobFailed
@@ -82,15 +82,15 @@ def answer_batch(services: Services, batch: Batch, *, token: str, run_id: str, l
         TransientError: a service was away. The claims are given back, and the same batch can be run again.
         InputError: a service refused what was asked of it; the message says what to do.
     """
-    lease = services.work.lease_seconds
+    seconds = services.work.lease_seconds
     with connect(services.postgres) as connection:
-        owned = bookkeeping.take_over(connection, batch.versions, token=token, owner=run_id, lease_seconds=lease)
+        owned = bookkeeping.take_over(connection, batch.versions, token=token, owner=run_id, lease_seconds=seconds)
     versions = [record.version for record in owned]
     for name in sorted({v.name for v in batch.versions} - {v.name for v in versions}):
         log.warning("%s is left alone here: another run has claimed it", name)
     follow = follow or _LoggedFollow(services.pachyderm, log)
     try:
-        with _lease(services, run_id, log), _jobs_end_with_this_run(services, batch.id, log):
+        with lease(services, run_id, log), _jobs_end_with_this_run(services, batch.id, log):
             todo = [r for r in owned if r.status not in ARCHIVABLE]
             failure = _answer(services, batch.id, todo, run_id=run_id, log=log, follow=follow)
             for record in _records(services, versions):
@@ -146,7 +146,7 @@ def _records(services: Services, versions: Sequence[FileVersion]) -> list[FileRe
 
 
 @contextmanager
-def _lease(services: Services, run_id: str, log: Log) -> Iterator[None]:
+def lease(services: Services, run_id: str, log: Log) -> Iterator[None]:
     """Renew the run's claims in the background for as long as the block lasts."""
     over = threading.Event()
 
@@ -250,7 +250,7 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
             file_sets.append(_ingest_file(services, client, record, run_id=run_id))
             log.info("%s: read and cut into shards", record.version.name)
         except (FileRejected, bucket.SourceChanged, *bucket.SOURCE_CHANGED_ERRORS) as error:
-            _set_aside(services, record, error, log)
+            set_aside(services, record, error, log)
         except (TransientError, GoogleAPIError, grpc.RpcError, ConnectionError):
             raise
         except Exception as error:
@@ -269,24 +269,32 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
 
 
 def _ingest_file(services: Services, client: Client, record: FileRecord, *, run_id: str) -> str:
-    version, folder = record.version, file_id(record.version.name)
-    with bucket.open_version(services.bucket, version, record.place) as source:
+    def fill(write: Write) -> None:
+        split_file(services, record, write, run_id=run_id)
 
-        def fill(write: Write) -> None:
-            split(
-                source,
-                version=version,
-                load_id=record.load_id,
-                model=services.model.choice,
-                settings=services.ingest,
-                write=write,
-                run_id=run_id,
-            )
-
-        return pachd.make_file_set(client, folder, fill)
+    return pachd.make_file_set(client, file_id(record.version.name), fill)
 
 
-def _set_aside(services: Services, record: FileRecord, error: Exception, log: Log) -> None:
+def split_file(services: Services, record: FileRecord, write: Write, *, run_id: str) -> Manifest:
+    """Read a file's source out of the bucket and cut it into shards, see `ingest.split`.
+
+    Raises:
+        FileRejected, bucket.SourceChanged, bucket.SOURCE_CHANGED_ERRORS: it cannot be read, or is gone; see `set_aside`.
+    """
+    with bucket.open_version(services.bucket, record.version, record.place) as source:
+        return split(
+            source,
+            version=record.version,
+            load_id=record.load_id,
+            model=services.model.choice,
+            settings=services.ingest,
+            write=write,
+            run_id=run_id,
+        )
+
+
+def set_aside(services: Services, record: FileRecord, error: Exception, log: Log) -> None:
+    """Record why a file is not read: it is rejected, or superseded."""
     version = record.version
     # Believed only if a second look says the same: a file that is superseded is not looked at again.
     if not isinstance(error, FileRejected) and bucket.is_there(services.bucket, version, record.place):

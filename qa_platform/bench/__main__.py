@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-TOPICS = ("answering", "ingest", "loading", "pachd", "stack")
+TOPICS = ("answering", "ingest", "loading", "pachd", "sensor", "stack")
 
 
 def main() -> int:
