@@ -1,13 +1,13 @@
-# make setup, demo, test, dev, bench, lint, clean. Everything runs in .venv, which is made where it is missing or old.
+# make setup, demo, test, faults, dev, bench, lint, clean. Everything runs in .venv, which is made where it is missing or old.
 
 PYTHON ?= python3
 PORT ?= 3000
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# How the benchmarks run: `make bench ARGS=...`.
+# How the benchmarks and the faults run: `make bench ARGS=...`.
 ARGS ?=
 
-.PHONY: setup demo test dev bench lint model clean
+.PHONY: setup demo test faults dev bench lint model clean
 
 setup: $(INSTALLED)
 
@@ -16,6 +16,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target .venv/oracle --upgrade \
+		--requirement qa_platform/bench/reference.txt
 	@touch $@
 
 demo: setup
@@ -35,6 +37,9 @@ lint: setup
 dev: setup
 	@echo 'Dagster: http://127.0.0.1:$(PORT)'
 	@$(BIN)/qa-platform local run -- $(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port $(PORT)
+
+faults: setup
+	$(BIN)/python -m qa_platform_tests.faults $(ARGS)
 
 bench: setup
 	$(BIN)/python -m qa_platform.bench $(ARGS)

@@ -8,9 +8,9 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import IO, cast
+from typing import IO, Self, cast
 
-from google.api_core.exceptions import NotFound, PreconditionFailed
+from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -85,24 +85,51 @@ def is_there(bucket: storage.Bucket, version: FileVersion, place: str) -> bool:
     return blob is not None and (place != INCOMING + version.name or int(blob.generation) == version.generation)
 
 
-def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> IO[bytes]:
+# What Google's client raises when the generation that is being read vanishes.
+SOURCE_CHANGED_ERRORS = (NotFound, PreconditionFailed)
+
+
+class Source:
+    """One generation, read as a stream; a context manager."""
+
+    def __init__(self, blob: storage.Blob) -> None:
+        self._name = blob.name
+        options = {"timeout": _TIMEOUT_SECONDS, "if_generation_match": blob.generation, "raw_download": True}
+        self._reader = cast("IO[bytes]", blob.open("rb", chunk_size=_READ_CHUNK, **options))
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; none at the end.
+
+        Raises:
+            SOURCE_CHANGED_ERRORS: the generation has gone.
+            TransientError: the bucket was away, or broke off, for longer than Google's client tries again (two minutes).
+        """
+        try:
+            return self._reader.read(size)
+        except SOURCE_CHANGED_ERRORS:
+            raise
+        except (GoogleAPIError, OSError) as error:
+            # What requests raises is an OSError.
+            raise TransientError(f"{self._name} could not be read to its end: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+
+def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> Source:
     """Open one generation for streaming reads. ``place`` is the object that holds it now; an archived copy has a generation of its own.
 
     Raises:
-        SourceChanged: that generation is no longer there. It may also be raised while reading, see `read_errors`.
+        SourceChanged: that generation is no longer there.
     """
     in_incoming = place == INCOMING + version.name
     blob = bucket.get_blob(place, generation=version.generation if in_incoming else None, timeout=_TIMEOUT_SECONDS)
     if blob is None:
         raise SourceChanged(f"{place}: generation {version.generation} is gone; it was overwritten or deleted while it waited")
-    return cast(
-        "IO[bytes]",
-        blob.open("rb", chunk_size=_READ_CHUNK, timeout=_TIMEOUT_SECONDS, if_generation_match=blob.generation, raw_download=True),
-    )
-
-
-# What Google's client raises when the generation that is being read vanishes.
-SOURCE_CHANGED_ERRORS = (NotFound, PreconditionFailed)
+    return Source(blob)
 
 
 def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:

@@ -15,7 +15,8 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from google.api_core.exceptions import GoogleAPIError
@@ -99,12 +100,23 @@ def tick(services: Services, out: Path, *, job_id: str, threads: int = 0) -> lis
     answerer = Answerer(services.model.choice, threads=threads)
     answerer.warm_up()
     answered = []
-    with lease(services, job_id, _log):
+    with lease(services, job_id, _log), _given_back_after_an_error(services, job_id):
         for version in _first(services, [version for batch in found.batches for version in batch.versions]):
             record = _claimed(services, version, job_id)
             if record is not None and _answer_file(services, answerer, record, out, job_id):
                 answered.append(version)
         return _hand_over(services, answered, out, job_id)
+
+
+@contextmanager
+def _given_back_after_an_error(services: Services, job_id: str) -> Iterator[None]:
+    """An error that ends the tick is nobody's fault; a death, which ends it without one, is that of the running file."""
+    try:
+        yield
+    except Exception:
+        with connect(services.postgres) as connection:
+            bookkeeping.release(connection, job_id)
+        raise
 
 
 def _let_go(services: Services, job_id: str) -> None:
@@ -197,6 +209,7 @@ def _hand_over(services: Services, answered: Sequence[FileVersion], out: Path, j
         bookkeeping.start(connection, job_id, answered, run_id="", batch_id="")
         bookkeeping.record_commit(connection, answered, commit=job_id, job=job_id)
         taken = bookkeeping.take_over(connection, answered, token=job_id, owner=LOADING, lease_seconds=LOADING_SECONDS)
+        bookkeeping.release(connection, job_id)
     mine = {record.version for record in taken}
     for version in answered:
         if version in mine:

@@ -6,7 +6,8 @@ The sensor and the job for CI look for work here, and only here.
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from heapq import nsmallest
 from itertools import chain, islice
 
 from google.api_core.exceptions import GoogleAPIError
@@ -36,30 +37,38 @@ class Look:
 
 
 def look(services: Services) -> Look:
-    """Find what is to be done. Reads only. What is done is forgotten page by page, so that memory follows what waits."""
+    """Find what is to be done. Reads only.
+
+    The listing is reduced page by page to what is unfinished and to the oldest of what is new, so that neither time nor memory depends
+    on how much lies there.
+    """
+    limits = Limits(services.work.batch_files, services.work.batch_bytes, BATCHES_PER_LOOK)
     ignored: Counter[str] = Counter()
-    waiting: dict[str, FileVersion] = {}
+    unfinished: dict[str, FileVersion] = {}
     states: dict[tuple[str, int], Known] = {}
-    objects = 0
+    new: list[FileVersion] = []
+    objects = beyond = 0
     with connect(services.postgres) as connection:
         listing = bucket.list_incoming(services.bucket, services.work.suffixes, ignored=ignored)
         for page in _pages(chain(bookkeeping.waiting_elsewhere(connection), listing)):
-            objects += len(page)
             known = bookkeeping.known(connection, page)
-            open_states = {key: state for key, state in known.items() if state.status not in DONE}
-            states |= open_states
             for version in page:
-                key = (version.name, version.generation)
-                if key in open_states or key not in known:
-                    # A newer upload comes later in the listing, and takes the place of what was asked to be answered again.
-                    waiting[version.name] = version
-                else:
-                    waiting.pop(version.name, None)
-        new = [v.name for v in waiting.values() if (v.name, v.generation) not in states]
-        answered = bookkeeping.latest_answered(connection, new, model=services.model.choice)
+                state = known.get((version.name, version.generation))
+                # An upload comes later than what is to be answered again under the same name, and takes its place.
+                unfinished.pop(version.name, None)
+                if state is None:
+                    new.append(version)
+                elif state.status not in DONE:
+                    unfinished[version.name] = version
+                    states[version.name, version.generation] = state
+            objects += len(page)
+            beyond += max(0, len(new) - limits.files * limits.batches)
+            new = nsmallest(limits.files * limits.batches, new, key=lambda version: version.generation)
+        answered = bookkeeping.latest_answered(connection, [version.name for version in new], model=services.model.choice)
         claimed = frozenset(bookkeeping.claimed(connection))
-    limits = Limits(services.work.batch_files, services.work.batch_bytes, BATCHES_PER_LOOK)
-    return Look(plan(waiting.values(), states, claimed, limits, answered=answered), claimed & waiting.keys(), objects, ignored)
+    found = plan([*unfinished.values(), *new], states, claimed, limits, answered=answered)
+    names = unfinished.keys() | {version.name for version in new}
+    return Look(replace(found, waiting=found.waiting + beyond), claimed & names, objects, ignored)
 
 
 def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:

@@ -1,7 +1,9 @@
 """Fixtures that several test files share: real servers, started once and on first use."""
 
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,13 @@ from psycopg import sql
 from qa_platform.embedded import postgres
 from qa_platform.embedded.process import ServerSpec, running
 from qa_platform.embedded.stack import Stack, open_stack
+
+
+@contextmanager
+def server_folder() -> Iterator[Path]:
+    """A folder for servers that run as another user. Not pytest's own: each test session shuts that to all others."""
+    with tempfile.TemporaryDirectory(prefix="qa-tests-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,9 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def postgres_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_socket() -> Iterator[str]:
     """The socket folder of a PostgreSQL that serves this test session."""
-    state: Path = tmp_path_factory.mktemp("postgres")
-    with running([ServerSpec("postgres", "qa_platform.embedded.postgres")], state) as addresses:
+    with server_folder() as state, running([ServerSpec("postgres", "qa_platform.embedded.postgres")], state) as addresses:
         yield addresses["postgres"]
 
 
@@ -57,11 +65,11 @@ def database(postgres_socket: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack() -> Iterator[Stack]:
     """The whole embedded stack, prepared, for this test session. ``stack.variables`` is what tells a program where everything is,
     ``stack.environment`` a whole environment for a subprocess.
     """
-    with open_stack(tmp_path_factory.mktemp("stack")) as stack:
+    with server_folder() as state, open_stack(state) as stack:
         yield stack
 
 

@@ -5,19 +5,22 @@ import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import dagster as dg
+import psycopg
 import pytest
 from dagster._core.pipes.reattach import PIPES_LAUNCH_HANDLE_METADATA_KEY
-from pachyderm_sdk.api import pps
+from pachyderm_sdk import Client
+from pachyderm_sdk.api import pfs, pps
 
 from qa_platform import bookkeeping, pachd
 from qa_platform.batch import answer_batch
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, FileStatus, FileVersion
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO, FileStatus, FileVersion
 from qa_platform.database import connect
 from qa_platform.embedded.stack import Stack
-from qa_platform.following import IN_PROGRESS, JobFailed, Progress, follow_jobs, job_of
+from qa_platform.following import IN_PROGRESS, JobFailed, Progress, follow_jobs, job_of, user_lines
 from qa_platform.planning import Batch, batch_id
 from qa_platform.resources.pachyderm import PachydermPipesClient
 from qa_platform.settings import PachydermSettings, PostgresSettings
@@ -104,26 +107,86 @@ def test_the_client_keeps_the_pipes_contract_in_any_op(flow: Flow) -> None:
     assert any("Reattached" in line and job_id in line for line in lines)
 
 
-@pytest.mark.faults
-def test_a_terminated_run_leaves_no_running_job_and_its_files_are_answered_later(flow: Flow, stack: Stack) -> None:
-    version = flow.upload("terminated.csv", many_rows("Ort"))
-    run = subprocess.Popen(
+def run_worker(stack: Stack) -> "subprocess.Popen[str]":
+    """A Dagster run in a process of its own."""
+    return subprocess.Popen(
         [sys.executable, "-m", "dagster", "job", "execute", "-m", "qa_platform.definitions", "-j", "answer_pending_files"],
-        env={**stack.environment, "QA_LEASE_SECONDS": "60"},
+        env={**stack.environment, "QA_LEASE_SECONDS": "10"},
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def commits_of(batch: str) -> list[str]:
+    with pachd.session(PachydermSettings(), "testing") as client:
+        infos = client.pfs.list_commit(repo=pfs.Repo.from_uri(QUESTIONS_REPO))
+        return [info.commit.id for info in infos if info.description == batch]
+
+
+@pytest.mark.faults
+def test_the_job_of_a_run_worker_that_was_killed_is_adopted_and_nothing_is_launched_twice(flow: Flow, stack: Stack) -> None:
+    version = flow.upload("worker-killed.csv", many_rows("Bad"))
+    run = run_worker(stack)
+    job_id = wait_until(lambda: running_job(version), "the job runs")
+    run.kill()
+    run.communicate()
+    (request,) = wait_until(flow.tick, "the claim has run out")
+    result = flow.run(request)
+    assert result.success
+    assert flow.record(version).pachyderm_job == job_id
+    assert commits_of(batch_of(version).id) == [job_id]
+    assert len(flow.rows(version.name)) == MANY_ROWS
+    assert any("Reattached" in entry.message and job_id in entry.message for entry in flow.instance.all_logs(result.run_id))
+
+
+def test_ten_files_of_a_batch_load_the_model_once(flow: Flow) -> None:
+    versions = [flow.upload(f"ten/{i}.csv", csv_of(bridge(f"Ort{i}"))) for i in range(10)]
+    (result,) = flow.tick_and_run()
+    assert result.success
+    (job_id,) = {flow.record(version).pachyderm_job for version in versions}
+    job = job_of(ANSWER_PIPELINE, job_id)
+    with pachd.session(PachydermSettings(), "testing") as client:
+        lines = user_lines(client.pps.get_logs(pipeline=job.pipeline, job=job))
+    assert len([line for line in lines if "1 rows in" in line]) == 10
+    assert len([line for line in lines if "INFO model bundled" in line]) == 1
+
+
+@pytest.mark.faults
+def test_a_terminated_run_leaves_no_running_job_and_its_files_are_answered_later(flow: Flow, stack: Stack) -> None:
+    version = flow.upload("terminated.csv", many_rows("Ort"))
+    run = run_worker(stack)
     job_id = wait_until(lambda: running_job(version), "the job runs")
     run.send_signal(signal.SIGTERM)
     _, log = run.communicate(timeout=60)
     assert run.returncode != 0
     assert "stopping the Pachyderm jobs" in log
+    with psycopg.connect(stack.variables["DAGSTER_PG_URL"]) as connection:
+        assert connection.execute("SELECT status FROM runs ORDER BY id DESC LIMIT 1").fetchone() == ("CANCELED",)
     assert jobs_in_progress() == []
     assert states(job_id)[ANSWER_PIPELINE] == pps.JobState.JOB_KILLED
     record = flow.record(version)
     assert (record.status, record.claim_owner, record.attempts) == (FileStatus.PENDING, "", 0)
     assert [r.success for r in flow.tick_and_run()] == [True]
     assert len(flow.rows(version.name)) == MANY_ROWS
+
+
+@pytest.mark.faults
+def test_a_run_that_is_interrupted_while_it_commits_leaves_no_open_commit(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = flow.upload("interrupted.csv", csv_of(bridge("Unna")))
+    batch = batch_of(version)
+
+    def interrupted(client: Client, batch_id: str, file_sets: Sequence[str]) -> str:
+        client.pfs.start_commit(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"), description=batch_id)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pachd, "commit_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            answer_batch(flow.services, batch, token="t", run_id="r", log=logging.getLogger())
+    assert commits_of(batch.id) == []
+    assert jobs_in_progress() == []
+    outcome = answer_batch(flow.services, batch, token="t", run_id="r2", log=logging.getLogger())
+    assert [r.status for r in outcome.records] == [FileStatus.FINISHED]
 
 
 @pytest.mark.faults

@@ -71,15 +71,18 @@ def answer_file(answerer: Answerer, source: Path, target: Path, options: AnswerO
             out.seek(done.size)
         else:
             out.write(_header(rows, options))
+        # Set in one step after each row: an interrupt may come between counting a row and writing it.
+        good = _Checkpoint(origin, out.tell(), **asdict(counts))
         try:
             shown = time.monotonic()
             for line in _answer(answerer, rows, options, counts, report):
                 out.write(line)
+                good = _Checkpoint(origin, good.size + len(line), counts.answered, counts.no_answer, counts.rejected)
                 if time.monotonic() - shown > _CHECKPOINT_SECONDS:
-                    _write_checkpoint(state, origin, out, counts)
+                    _write_checkpoint(state, out, good)
                     shown = time.monotonic()
         except KeyboardInterrupt:
-            _write_checkpoint(state, origin, out, counts)
+            _write_checkpoint(state, out, good)
             raise
     partial.replace(target)
     state.unlink(missing_ok=True)
@@ -125,9 +128,8 @@ def _read_checkpoint(path: Path, origin: str) -> _Checkpoint | None:
     return found if found.origin == origin else None
 
 
-def _write_checkpoint(path: Path, origin: str, out: BinaryIO, counts: Counts) -> None:
+def _write_checkpoint(path: Path, out: BinaryIO, checkpoint: _Checkpoint) -> None:
     out.flush()
-    checkpoint = _Checkpoint(origin, out.tell(), counts.answered, counts.no_answer, counts.rejected)
     written = path.with_name(path.name + ".new")
     written.write_text(json.dumps(asdict(checkpoint)), encoding="utf-8")
     written.replace(path)

@@ -21,7 +21,7 @@ from typing import Any
 from qa_platform.answering import Answerer
 from qa_platform.answering.model import BUNDLED_FOLDER, find_model, load_tokenizer
 from qa_platform.answering.runtime import PRECISIONS, Precision, available_cores
-from qa_platform.answering.squad import GoldQuestion, f1, read_gold
+from qa_platform.answering.squad import GoldQuestion, f1, held_out, read_gold
 from qa_platform.answering.windows import Layout, WindowSize, tokenize
 from qa_platform.bench.reference import ORACLE_FOLDER, ReferenceRequest, run_reference
 from qa_platform.contract import ModelChoice
@@ -168,7 +168,8 @@ def main() -> int:
         print(f"the reference is not installed in {options.oracle}: run make setup", file=sys.stderr)
         return 1
     paths = [_SAMPLES] if options.data is None else sorted(options.data.rglob("*.json")) if options.data.is_dir() else [options.data]
-    gold = [question for path in paths for question in read_gold(path)]
+    # Of what the bundled model was trained on, only the part that was held out says how good it is.
+    gold = [question for path in paths for question in read_gold(path) if options.data is None or held_out(question)]
     random.Random(1).shuffle(gold)
     gold = gold[: options.questions]
     print(f"{options.threads} threads")

@@ -56,8 +56,6 @@ _SETTINGS = {
     # The daemon, the web server and every run of Dagster have pools of their own.
     "max_connections": "200",
     "timezone": "UTC",
-    # A crash of the machine may lose the last commits of a laptop's database, never its consistency.
-    "synchronous_commit": "off",
 }
 
 
@@ -293,6 +291,10 @@ def _make_databases(socket_folder: str) -> None:
         for name in (ANSWERS_DATABASE, DAGSTER_DATABASE):
             if name not in there:
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        # A crash may lose Dagster's last events, and saves them much waiting. Answers are promised to be there once they are
+        # committed: their sources are taken away after that.
+        dagster = sql.Identifier(DAGSTER_DATABASE)
+        connection.execute(sql.SQL("alter database {} set synchronous_commit = off").format(dagster))
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -70,7 +70,7 @@ class PachydermPipesClient(dg.PipesClient):
         if isinstance(context, dg.AssetExecutionContext):
             # Pipes asks a context for what the one of assets has deprecated.
             context = context.op_execution_context
-        url = self._job_url(commit_id)
+        url = job_url(self._settings, commit_id)
         _record(context, commit_id, url=url, adopted=adopted, extras=extras)
         context.log.info(
             "Pachyderm job %s%s. Without a browser: qa-platform pachyderm logs %s", commit_id, f": {url}" if url else "", commit_id
@@ -93,14 +93,15 @@ class PachydermPipesClient(dg.PipesClient):
             metadata[EXTERNAL_RUN_URL_METADATA_KEY] = dg.MetadataValue.url(url)
         return dg.PipesClientCompletedInvocation(pipes_session, metadata=metadata)
 
-    def _job_url(self, job_id: str) -> str | None:
-        """Where Pachyderm's console shows the job; None where the cluster has no public address."""
-        with session(self._settings, "asking for the address of Pachyderm's console") as client:
-            cluster = client.admin.inspect_cluster()
-        if not cluster.proxy_host:
-            return None
-        scheme = "https" if cluster.proxy_tls else "http"
-        return f"{scheme}://{cluster.proxy_host}/lineage/{_PROJECT}/pipelines/{quote(ANSWER_PIPELINE)}?globalIdFilter={job_id}"
+
+def job_url(settings: PachydermSettings, job_id: str) -> str | None:
+    """Where Pachyderm's console shows a job; None where the cluster has no public address."""
+    with session(settings, "asking for the address of Pachyderm's console") as client:
+        cluster = client.admin.inspect_cluster()
+    if not cluster.proxy_host:
+        return None
+    scheme = "https" if cluster.proxy_tls else "http"
+    return f"{scheme}://{cluster.proxy_host}/lineage/{_PROJECT}/pipelines/{quote(ANSWER_PIPELINE)}?globalIdFilter={job_id}"
 
 
 def _record(context: dg.OpExecutionContext, job_id: str, *, url: str | None, adopted: bool, extras: PipesExtras | None) -> None:

@@ -2,12 +2,19 @@
 
 import logging
 import random
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg
+
 from qa_platform import bookkeeping
+from qa_platform.errors import QaPlatformError
 from qa_platform_tests.faults.audit import Account, Uploader, audit, parked, unsettled
 from qa_platform_tests.faults.injection import FAULTS
 from qa_platform_tests.faults.world import World
@@ -17,7 +24,7 @@ _log = logging.getLogger("faults")
 # Uploads that wait or are worked on while faults are injected.
 _BUSY_FILES = 6
 # Recovery: a lease that runs out, a retry that is due, a run that is started. All take seconds each on an idle machine.
-_RECOVERY_SECONDS = 300.0
+_RECOVERY_SECONDS = 400.0
 
 
 @dataclass
@@ -65,23 +72,39 @@ def run(state: Path, seed: int, *, faults: int, per_round: int, only: str = "") 
 
 def _round(world: World, uploader: Uploader, report: Report, rng: random.Random, *, until: int) -> None:
     """Inject faults until there were that many, each kind about as often; what finds no victim is tried later."""
-    while report.total < until:
-        _keep_busy(world, uploader)
-        fewest = min(hits.total() for hits in report.injected.values())
-        due = [name for name, hits in report.injected.items() if hits.total() <= fewest + 1]
-        rng.shuffle(due)
-        for name in sorted(due, key=lambda name: report.injected[name].total()):
-            if hit := FAULTS[name](world, rng):
-                report.injected[name][hit] += 1
-                _log.info("%3d  %s: %s", report.total, name, hit)
-                break
-        time.sleep(rng.uniform(0, 3))
+    with _kept_busy(world, uploader):
+        while report.total < until:
+            fewest = min(hits.total() for hits in report.injected.values())
+            due = [name for name, hits in report.injected.items() if hits.total() <= fewest + 1]
+            rng.shuffle(due)
+            for name in sorted(due, key=lambda name: report.injected[name].total()):
+                if hit := FAULTS[name](world, rng):
+                    report.injected[name][hit] += 1
+                    _log.info("%3d  %s: %s", report.total, name, hit)
+                    break
+            time.sleep(rng.uniform(0, 2))
 
 
-def _keep_busy(world: World, uploader: Uploader) -> None:
-    world.supervise()
-    while len(unsettled(world, uploader.newest)) < _BUSY_FILES:
-        uploader.upload()
+@contextmanager
+def _kept_busy(world: World, uploader: Uploader) -> Iterator[None]:
+    """Upload so that there is always something to do, and start what has died, for as long as the block lasts."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.3):
+            world.supervise()
+            # The test's own connections are cut as well.
+            with suppress(psycopg.Error, QaPlatformError):
+                for _ in range(_BUSY_FILES - len(unsettled(world, uploader.newest))):
+                    uploader.upload()
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        try:
+            yield
+        finally:
+            over.set()
+            working.result()
 
 
 def _recover(world: World, uploader: Uploader, report: Report) -> None:
@@ -93,6 +116,6 @@ def _recover(world: World, uploader: Uploader, report: Report) -> None:
             _log.info("%s is parked; somebody asks for a retry", name)
             with world.database() as connection:
                 bookkeeping.request_retry(connection, name)
-        time.sleep(0.5)
+        time.sleep(1)
     if left:
         _log.info("not settled: %s", left)

@@ -11,7 +11,7 @@ from qa_platform_tests.faults.proxies import CUT
 from qa_platform_tests.faults.world import LEASE_SECONDS, World, resume_later
 
 # How long a fault that waits for a request of the platform waits.
-_PATIENCE_SECONDS = 15.0
+_PATIENCE_SECONDS = 8.0
 
 # Each returns what it hit, or "" where there was nothing to hit just then.
 Fault = Callable[[World, random.Random], str]
@@ -33,8 +33,6 @@ def stall_run(world: World, rng: random.Random) -> str:
 
 def kill_daemon(world: World, rng: random.Random) -> str:
     world.kill_daemon()
-    if rng.random() < 0.5:
-        time.sleep(rng.uniform(0, 3))
     return "daemon"
 
 
@@ -134,16 +132,20 @@ FAULTS: dict[str, Fault] = {
 
 
 def _each(world: World, rng: random.Random, kind: str, act: Callable[[psutil.Process], object]) -> str:
-    """Do something to a process of a kind, as soon as there is one."""
+    """Do something to a process of a kind, as soon as there is one, anywhere between its start and its end."""
     until = time.monotonic() + _PATIENCE_SECONDS
-    while not (victims := world.processes(kind)) and time.monotonic() < until:
+    wait = rng.choice([0, 0.3, rng.uniform(0, 3)])
+    while time.monotonic() < until:
+        victims = world.processes(kind)
+        if victims and wait:
+            time.sleep(wait)
+            wait = 0
+            continue
+        rng.shuffle(victims)
+        for process in victims:
+            with suppress(psutil.Error):
+                words = process.cmdline()
+                act(process)
+                return next((word for word in words if word.startswith("qa_platform.")), "a run")
         time.sleep(0.1)
-    # Anywhere between its start and its end.
-    time.sleep(rng.choice([0, 0, rng.uniform(0, 3)]))
-    rng.shuffle(victims)
-    for process in victims:
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            act(process)
-            return next((word for word in words if word.startswith("qa_platform.")), "a run")
     return ""

@@ -19,7 +19,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from qa_platform.embedded import postgres
-from qa_platform.embedded.process import RunningServer, ServerSpec
+from qa_platform.embedded.process import START_SECONDS, RunningServer, ServerSpec
 from qa_platform.embedded.stack import BUCKET, Stack
 from qa_platform.project_files import project_file
 from qa_platform_tests.answering_models import make_bert
@@ -138,8 +138,9 @@ class World:
                 return False
             command = " ".join(process.cmdline())
             if kind == "worker":
-                ours = str(self.state) in process.environ().get("QA_PFS_ROOT", "")
-                return ours and ("qa_platform.answering.worker" in command or "qa_platform.loading.worker" in command)
+                if not any(f"python -m qa_platform.{part}.worker" in command for part in ("answering", "loading")):
+                    return False
+                return self._servers["pachd"].pid in [parent.pid for parent in process.parents()]
             if process.environ().get("DAGSTER_HOME") != self.variables["DAGSTER_HOME"]:
                 return False
             if kind == "run":
@@ -149,9 +150,10 @@ class World:
         return False
 
     def kill_daemon(self) -> None:
-        assert self.daemon
-        self.daemon.kill()
-        self.daemon.wait()
+        daemon = self.daemon
+        assert daemon
+        daemon.kill()
+        daemon.wait()
 
     def restart_pachd(self) -> None:
         self._servers["pachd"].kill()
@@ -170,8 +172,10 @@ class World:
     def kill_backend(self, rng: random.Random) -> bool:
         """Kill one process that serves a connection: PostgreSQL then cuts all of them and recovers."""
         with self.database() as connection:
-            pids = [pid for (pid,) in connection.execute("SELECT pid FROM pg_stat_activity WHERE datname IS NOT NULL")]
-            if pids:
+            query = "SELECT pid FROM pg_stat_activity WHERE datname IS NOT NULL AND pid <> pg_backend_pid()"
+            pids = [pid for (pid,) in connection.execute(query)]
+        if pids:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(pids), signal.SIGKILL)
         return bool(pids)
 
@@ -189,7 +193,15 @@ class World:
                 hidden.rename(socket)
 
     def database(self) -> psycopg.Connection:
-        return psycopg.connect(postgres.database_url(str(self.socket_folder), postgres.ANSWERS_DATABASE), autocommit=True)
+        """A connection of the test's own; waits while PostgreSQL recovers."""
+        until = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return psycopg.connect(postgres.database_url(str(self.socket_folder), postgres.ANSWERS_DATABASE), autocommit=True)
+            except psycopg.OperationalError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.1)
 
 
 def resume_later(process: psutil.Process, seconds: float) -> None:

@@ -1,0 +1,306 @@
+"""What the sensors see: what is ignored and said, what is mended slowly, what a heartbeat tells, what a misbehaving bucket cannot spoil."""
+
+import io
+import random
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+
+from qa_platform import bookkeeping
+from qa_platform.assets.answers import answer_files
+from qa_platform.batch import Services
+from qa_platform.bookkeeping import FileRecord
+from qa_platform.bucket import archive, is_there, open_version, upload, why_ignored
+from qa_platform.contract import INCOMING, FileStatus, FileVersion
+from qa_platform.database import connect
+from qa_platform.definitions import defs
+from qa_platform.errors import TransientError
+from qa_platform.loading import migrate
+from qa_platform.partitions import BATCH_TAG
+from qa_platform.planning import Plan
+from qa_platform.sensors.heartbeat import HEARTBEAT, beat, summary
+from qa_platform.sensors.incoming import _run_key
+from qa_platform.sensors.reconcile import vanished_runs
+from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
+from qa_platform.waiting import BATCHES_PER_LOOK, Look, claim, keep_claims, look, reconcile, tidy
+from qa_platform_tests.conftest import Database
+from qa_platform_tests.faults.proxies import FaultyBucket
+
+CONTENT = b"question,context\nWhere?,Here.\n"
+
+
+@pytest.fixture
+def services(bucket: storage.Bucket, database: Database) -> Services:
+    settings = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
+    migrate.upgrade(settings)
+    work = WorkSettings(batch_files=3, lease_seconds=10)
+    return Services(bucket, PachydermSettings(), settings, ModelSettings(), IngestSettings(), work)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def put(services: Services, name: str, content: bytes = CONTENT) -> FileVersion:
+    return upload(services.bucket, name, io.BytesIO(content))
+
+
+def record(services: Services, version: FileVersion) -> FileRecord:
+    with connect(services.postgres) as connection:
+        return bookkeeping.records(connection, [version])[version.name, version.generation]
+
+
+def set_status(services: Services, version: FileVersion, status: FileStatus) -> None:
+    with connect(services.postgres) as connection:
+        bookkeeping.claim(connection, [version], owner="test", lease_seconds=10)
+        connection.execute("UPDATE question_file SET status = %s WHERE source_file = %s", [str(status), version.name])
+        bookkeeping.release(connection, "test")
+
+
+def planned(found: Look) -> list[FileVersion]:
+    return [version for batch in found.plan.batches for version in batch.versions]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a.csv", ""),
+        ("folder/A.CSV", ""),
+        ("folder/", "folder marker"),
+        ("a.txt", "other suffix"),
+        ("a.csv.part", "temporary name"),
+        ("a.csv~", "temporary name"),
+        ("x/.a.csv.swp", "temporary name"),
+        ("x/~$a.csv", "temporary name"),
+        ("a.csv.TMP", "temporary name"),
+    ],
+)
+def test_an_object_that_is_no_upload_is_ignored_for_a_reason(name: str, why: str) -> None:
+    assert why_ignored(INCOMING + name, (".csv",)) == why
+
+
+def test_what_is_ignored_is_counted_and_said(services: Services) -> None:
+    version = put(services, "a.csv")
+    for name in ("b.txt", "c.csv.part", "d/"):
+        put(services, name)
+    found = look(services)
+    assert planned(found) == [version]
+    assert found.ignored == {"other suffix": 1, "temporary name": 1, "folder marker": 1}
+    assert "1 (temporary name)" in summary(found)
+
+
+def test_of_many_new_files_the_oldest_are_planned_and_all_are_counted(services: Services) -> None:
+    most = services.work.batch_files * BATCHES_PER_LOOK
+    versions = [put(services, f"{100 - number}.csv") for number in range(most + 5)]
+    found = look(services)
+    assert sorted(planned(found), key=lambda version: version.generation) == versions[:most]
+    assert found.plan.waiting == most + 5
+
+
+def test_a_look_where_everything_is_done_lists_once_and_plans_nothing(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        set_status(services, put(services, f"{number}.csv"), FileStatus.FINISHED)
+    requests: list[str] = []
+    connection = services.bucket.client._connection
+    ask = connection.api_request
+
+    def noted(**options: Any) -> Any:
+        requests.append(options["path"])
+        return ask(**options)
+
+    monkeypatch.setattr(connection, "api_request", noted)
+    found = look(services)
+    assert (found.plan, found.objects) == (Plan(), 3)
+    assert requests == [f"/b/{services.bucket.name}/o"]
+
+
+def test_an_upload_that_counts_as_superseded_and_is_there_is_answered_after_all(services: Services) -> None:
+    version = put(services, "a.csv")
+    with connect(services.postgres) as connection:
+        bookkeeping.mark_superseded(connection, version)
+    assert planned(look(services)) == []
+    assert reconcile(services) == 1
+    assert planned(look(services)) == [version]
+    assert reconcile(services) == 0
+
+
+def test_an_overwritten_generation_stays_superseded(services: Services) -> None:
+    old, new = put(services, "a.csv"), put(services, "a.csv", CONTENT + b"Who?,She.\n")
+    with connect(services.postgres) as connection:
+        bookkeeping.mark_superseded(connection, old)
+    assert reconcile(services) == 0
+    assert planned(look(services)) == [new]
+
+
+@pytest.mark.parametrize("status", [FileStatus.LOADED, FileStatus.REJECTED, FileStatus.UNCHANGED])
+def test_an_archived_file_that_is_under_incoming_is_archived_again(services: Services, status: FileStatus) -> None:
+    version = put(services, "a.csv")
+    set_status(services, version, status)
+    with connect(services.postgres) as connection:
+        bookkeeping.archived(connection, version, place="processed/elsewhere.csv")
+    assert reconcile(services) == 1
+    tidy(services, Plan(), logger())
+    kept = record(services, version)
+    assert kept.status is (FileStatus.FINISHED if status is FileStatus.LOADED else status)
+    assert services.bucket.blob(kept.place).download_as_bytes() == CONTENT
+    assert not services.bucket.blob(INCOMING + "a.csv").exists()
+
+
+def test_a_file_that_cannot_be_archived_does_not_hold_the_others(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [put(services, f"{number}.csv") for number in range(3)]
+    for version in versions:
+        set_status(services, version, FileStatus.LOADED)
+
+    def fails_once(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected: bool = False) -> str:
+        if version == versions[0]:
+            raise TransientError("not now")
+        return archive(bucket, version, mode=mode, rejected=rejected)
+
+    monkeypatch.setattr("qa_platform.bucket.archive", fails_once)
+    tidy(services, Plan(), logger())
+    assert [record(services, version).status for version in versions] == [FileStatus.LOADED, FileStatus.FINISHED, FileStatus.FINISHED]
+
+
+def test_a_run_that_waits_in_the_queue_keeps_its_claims(services: Services) -> None:
+    put(services, "a.csv")
+    batch = look(services).plan.batches[0]
+    assert claim(services, batch, token="key")
+    with connect(services.postgres) as connection:
+        connection.execute("UPDATE question_file SET claim_until = now() - interval '1 second'")
+    keep_claims(services, ["key", "another"])
+    assert look(services).plan.batches == ()
+    assert look(services).claimed == {"a.csv"}
+
+
+def run_of(instance: dg.DagsterInstance, batch: str, *, run_key: str = "") -> dg.DagsterRun:
+    tags = {BATCH_TAG: batch} | ({"dagster/run_key": run_key} if run_key else {})
+    return instance.create_run_for_job(defs.resolve_job_def("answer_questions"), tags=tags)
+
+
+def test_a_run_key_was_never_used_although_earlier_runs_were_deleted(services: Services, instance: dg.DagsterInstance) -> None:
+    put(services, "a.csv")
+    batch = look(services).plan.batches[0]
+    keys = []
+    for _ in range(3):
+        keys.append(_run_key(instance, batch))
+        run = run_of(instance, batch.id, run_key=keys[-1])
+    instance.delete_run(instance.get_runs(limit=1, ascending=True)[0].run_id)
+    assert run.tags["dagster/run_key"] == keys[-1]
+    assert len({*keys, _run_key(instance, batch)}) == 4
+
+
+def test_a_started_run_without_claims_that_says_nothing_has_vanished(instance: dg.DagsterInstance) -> None:
+    silent, at_work, talking = (run_of(instance, name) for name in ("a", "b", "c"))
+    by_hand = instance.create_run_for_job(defs.resolve_job_def("answer_questions"))
+    for run in (silent, at_work, by_hand):
+        instance.report_engine_event("begun", run)
+        instance.handle_new_event(started(run))
+    time.sleep(1.1)
+    instance.handle_new_event(started(talking))
+    found = vanished_runs(instance, {at_work.run_id}, silent_seconds=1)
+    assert [run.run_id for run in found] == [silent.run_id]
+    instance.report_run_failed(found[0])
+    assert vanished_runs(instance, {at_work.run_id}, silent_seconds=1) == []
+
+
+def started(run: dg.DagsterRun) -> dg.EventLogEntry:
+    from dagster._core.events import DagsterEvent, DagsterEventType
+
+    event = DagsterEvent(event_type_value=DagsterEventType.RUN_START.value, job_name=run.job_name)
+    return dg.EventLogEntry(
+        error_info=None, level="info", user_message="", run_id=run.run_id, timestamp=time.time(), job_name=run.job_name, dagster_event=event
+    )
+
+
+def test_the_heart_beats_with_a_look_and_not_with_every_look(instance: dg.DagsterInstance) -> None:
+    found = Look(Plan(waiting=2), frozenset({"a.csv"}), 3, {"other suffix": 4})
+    [event] = beat(instance, found)
+    assert event.asset_key == HEARTBEAT
+    assert {name: value.value for name, value in event.metadata.items()} == {
+        "files": 3,
+        "waiting": 2,
+        "being answered": 1,
+        "ignored: other suffix": 4,
+    }
+    instance.report_runless_asset_event(event)
+    assert beat(instance, found) == []
+
+
+def test_a_sensor_that_sees_nothing_for_long_is_not_fresh() -> None:
+    spec = next(spec for spec in defs.resolve_all_asset_specs() if spec.key == HEARTBEAT)
+    policy = spec.freshness_policy
+    assert policy is not None
+    assert timedelta(minutes=5) < policy.fail_window.to_timedelta() <= timedelta(hours=1)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def spoilt(services: Services, gcs_address: str) -> Iterator[tuple[FaultyBucket, storage.Bucket]]:
+    """The test's bucket once more, through a proxy that can be told to spoil requests."""
+    proxy = FaultyBucket(gcs_address, random.Random(0))
+    client = storage.Client("test", AnonymousCredentials(), client_options={"api_endpoint": f"http://{proxy.address}"})
+    yield proxy, client.bucket(services.bucket.name)
+    proxy.close()
+
+
+def test_a_copy_that_is_refused_for_no_reason_deletes_nothing(services: Services, spoilt: tuple[FaultyBucket, storage.Bucket]) -> None:
+    version = put(services, "a.csv")
+    proxy, bucket = spoilt
+    proxy.arm("412", on="copy", count=1)
+    with pytest.raises(TransientError, match="nothing lies in the way"):
+        archive(bucket, version, mode="move")
+    assert is_there(services.bucket, version, INCOMING + "a.csv")
+    place = archive(bucket, version, mode="move")
+    assert services.bucket.blob(place).download_as_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["429", "500", "503"])
+@pytest.mark.parametrize("on", ["copy", "delete"])
+def test_archiving_outlasts_a_bucket_that_is_away_for_a_moment(
+    services: Services, spoilt: tuple[FaultyBucket, storage.Bucket], kind: str, on: str
+) -> None:
+    version = put(services, "a.csv")
+    proxy, bucket = spoilt
+    proxy.arm(kind, on=on, count=2)
+    place = archive(bucket, version, mode="move")
+    assert proxy.spoilt == [on, on]
+    assert services.bucket.blob(place).download_as_bytes() == CONTENT
+    assert not is_there(services.bucket, version, INCOMING + "a.csv")
+
+
+def test_a_download_that_breaks_off_is_trouble_that_passes_and_never_a_shorter_file(
+    services: Services, spoilt: tuple[FaultyBucket, storage.Bucket]
+) -> None:
+    version = put(services, "a.csv", CONTENT * 1000)
+    proxy, bucket = spoilt
+    for count in (1, 50):
+        proxy.arm("cut", on=None, count=count)
+        with open_version(bucket, version, INCOMING + "a.csv") as source:
+            try:
+                content = source.read(10**6) + source.read(10**6)
+            except TransientError:
+                continue
+            # What is shorter is told from damage by its length, when it is cut into shards.
+            assert len(content) == version.size or count > 1
+            assert CONTENT * 1000 == content or len(content) < version.size
+    proxy.disarm()
+    with open_version(bucket, version, INCOMING + "a.csv") as source:
+        assert source.read(10**6) == CONTENT * 1000
+
+
+def logger() -> dg.DagsterLogManager:
+    with dg.build_op_context() as context:
+        return context.log
+
+
+def test_the_sensor_and_its_asset_are_part_of_the_definitions() -> None:
+    names = {sensor.name for sensor in defs.get_repository_def().sensor_defs}
+    assert names == {"incoming_files", "reconcile"}
+    assert answer_files.keys <= {spec.key for spec in defs.resolve_all_asset_specs()}
