@@ -36,7 +36,7 @@ lint: setup
 
 dev: setup
 	@echo 'Dagster: http://127.0.0.1:$(PORT)'
-	@$(BIN)/qa-platform local run -- $(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port $(PORT)
+	@QA_SENSOR_SECONDS=$${QA_SENSOR_SECONDS:-5} $(BIN)/qa-platform local run -- $(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port $(PORT)
 
 faults: setup
 	$(BIN)/python -m qa_platform_tests.faults $(ARGS)

@@ -94,6 +94,7 @@ class Source:
 
     def __init__(self, blob: storage.Blob) -> None:
         self._name = blob.name
+        self._left = int(blob.size)
         options = {"timeout": _TIMEOUT_SECONDS, "if_generation_match": blob.generation, "raw_download": True}
         self._reader = cast("IO[bytes]", blob.open("rb", chunk_size=_READ_CHUNK, **options))
 
@@ -105,12 +106,17 @@ class Source:
             TransientError: the bucket was away, or broke off, for longer than Google's client tries again (two minutes).
         """
         try:
-            return self._reader.read(size)
+            content = self._reader.read(size)
         except SOURCE_CHANGED_ERRORS:
             raise
         except (GoogleAPIError, OSError) as error:
             # What requests raises is an OSError.
             raise TransientError(f"{self._name} could not be read to its end: {error}") from error
+        self._left -= len(content)
+        # After a connection that broke off Google's client may take the middle for the end.
+        if self._left < 0 or (self._left and size and not content):
+            raise TransientError(f"{self._name} was not read as it is: {self._left} bytes are left at its end")
+        return content
 
     def __enter__(self) -> Self:
         return self

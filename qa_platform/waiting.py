@@ -4,6 +4,7 @@ The sensor and the job for CI look for work here, and only here.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from qa_platform.planning import DONE, Batch, Known, Limits, Plan, plan
 # What one look leads to at most, so that a sensor's tick stays short however much is waiting.
 BATCHES_PER_LOOK = 10
 TIDIED_PER_LOOK = 500
+# Dagster ends a tick after 60 s. What is not archived by then is archived at the next look.
+TIDY_SECONDS = 20.0
 # Versions in one query: a few pages of the listing.
 _PAGE = 5_000
 
@@ -84,7 +87,10 @@ def tidy(services: Services, found: Plan, log: logging.Logger) -> None:
             bookkeeping.mark_unchanged(connection, version)
             log.info("%s: the upload equals what is answered already; recorded as unchanged", version.name)
         done = bookkeeping.pending_archive(connection, limit=TIDIED_PER_LOOK)
+    until = time.monotonic() + TIDY_SECONDS
     for record in done:
+        if time.monotonic() > until:
+            break
         try:
             archive_file(services, record, log=log)
         except (QaPlatformError, GoogleAPIError) as error:

@@ -4,6 +4,7 @@ import io
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -261,6 +262,8 @@ def test_a_copy_that_is_refused_for_no_reason_deletes_nothing(services: Services
     assert services.bucket.blob(place).download_as_bytes() == CONTENT
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["429", "500", "503"])
 @pytest.mark.parametrize("on", ["copy", "delete"])
 def test_archiving_outlasts_a_bucket_that_is_away_for_a_moment(
@@ -280,16 +283,14 @@ def test_a_download_that_breaks_off_is_trouble_that_passes_and_never_a_shorter_f
 ) -> None:
     version = put(services, "a.csv", CONTENT * 1000)
     proxy, bucket = spoilt
-    for count in (1, 50):
+    for count in (1, 2, 3):
         proxy.arm("cut", on=None, count=count)
-        with open_version(bucket, version, INCOMING + "a.csv") as source:
-            try:
-                content = source.read(10**6) + source.read(10**6)
-            except TransientError:
-                continue
-            # What is shorter is told from damage by its length, when it is cut into shards.
-            assert len(content) == version.size or count > 1
-            assert CONTENT * 1000 == content or len(content) < version.size
+        with suppress(TransientError), open_version(bucket, version, INCOMING + "a.csv") as source:
+            content = b""
+            while piece := source.read(10**4):
+                content += piece
+            assert content == CONTENT * 1000
+        assert proxy.spoilt
     proxy.disarm()
     with open_version(bucket, version, INCOMING + "a.csv") as source:
         assert source.read(10**6) == CONTENT * 1000

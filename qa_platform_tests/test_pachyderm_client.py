@@ -5,10 +5,10 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import dagster as dg
-import psycopg
 import pytest
 from dagster._core.pipes.reattach import PIPES_LAUNCH_HANDLE_METADATA_KEY
 from pachyderm_sdk import Client
@@ -25,17 +25,40 @@ from qa_platform.planning import Batch, batch_id
 from qa_platform.resources.pachyderm import PachydermPipesClient
 from qa_platform.settings import PachydermSettings, PostgresSettings
 from qa_platform_tests.test_flow import Flow, bridge, csv_of, flow, wait_until
+from qa_platform_tests.test_pachyderm_bad_shard import put_pipeline
 
 __all__ = ["flow"]
 
 pytestmark = pytest.mark.slow
 
-# Enough that a test finds the job at work: some seconds of answering.
-MANY_ROWS = 600
+ROWS = 30
+# The real worker, which begins when a file is there: until then the job is at work for sure.
+HELD_WORKER = """
+import time
+from pathlib import Path
+from qa_platform.answering import worker
+do = worker.Worker.do
+def held(self, datum):
+    while not Path({go!r}).exists():
+        time.sleep(0.05)
+    do(self, datum)
+worker.Worker.do = held
+worker.main()
+"""
 
 
-def many_rows(town: str) -> bytes:
-    return csv_of(*(bridge(f"{town}{i}") for i in range(MANY_ROWS)))
+def some_rows(town: str) -> bytes:
+    return csv_of(*(bridge(f"{town}{i}") for i in range(ROWS)))
+
+
+@pytest.fixture
+def go(flow: Flow, tmp_path: Path) -> Iterator[Path]:
+    """The file that the workers wait for."""
+    file = tmp_path / "go"
+    put_pipeline(cmd=["python", "-c", HELD_WORKER.format(go=str(file))])
+    yield file
+    file.touch()
+    put_pipeline()
 
 
 def batch_of(*versions: FileVersion) -> Batch:
@@ -124,18 +147,19 @@ def commits_of(batch: str) -> list[str]:
 
 
 @pytest.mark.faults
-def test_the_job_of_a_run_worker_that_was_killed_is_adopted_and_nothing_is_launched_twice(flow: Flow, stack: Stack) -> None:
-    version = flow.upload("worker-killed.csv", many_rows("Bad"))
+def test_the_job_of_a_run_worker_that_was_killed_is_adopted_and_nothing_is_launched_twice(flow: Flow, stack: Stack, go: Path) -> None:
+    version = flow.upload("worker-killed.csv", some_rows("Bad"))
     run = run_worker(stack)
     job_id = wait_until(lambda: running_job(version), "the job runs")
     run.kill()
     run.communicate()
     (request,) = wait_until(flow.tick, "the claim has run out")
+    go.touch()
     result = flow.run(request)
     assert result.success
     assert flow.record(version).pachyderm_job == job_id
     assert commits_of(batch_of(version).id) == [job_id]
-    assert len(flow.rows(version.name)) == MANY_ROWS
+    assert len(flow.rows(version.name)) == ROWS
     assert any("Reattached" in entry.message and job_id in entry.message for entry in flow.instance.all_logs(result.run_id))
 
 
@@ -152,22 +176,25 @@ def test_ten_files_of_a_batch_load_the_model_once(flow: Flow) -> None:
 
 
 @pytest.mark.faults
-def test_a_terminated_run_leaves_no_running_job_and_its_files_are_answered_later(flow: Flow, stack: Stack) -> None:
-    version = flow.upload("terminated.csv", many_rows("Ort"))
+def test_a_terminated_run_leaves_no_running_job_and_its_files_are_answered_later(flow: Flow, stack: Stack, go: Path) -> None:
+    version = flow.upload("terminated.csv", some_rows("Ort"))
     run = run_worker(stack)
     job_id = wait_until(lambda: running_job(version), "the job runs")
-    run.send_signal(signal.SIGTERM)
-    _, log = run.communicate(timeout=60)
-    assert run.returncode != 0
+    with dg.DagsterInstance.from_config(stack.variables["DAGSTER_HOME"]) as instance:
+        # What Dagster's run launchers do to terminate a run: they say so, and signal its process.
+        (dagster_run,) = instance.get_runs(limit=1)
+        instance.report_run_canceling(dagster_run)
+        run.send_signal(signal.SIGTERM)
+        _, log = run.communicate(timeout=60)
+        assert instance.get_runs(limit=1)[0].status is dg.DagsterRunStatus.CANCELED, log
     assert "stopping the Pachyderm jobs" in log
-    with psycopg.connect(stack.variables["DAGSTER_PG_URL"]) as connection:
-        assert connection.execute("SELECT status FROM runs ORDER BY id DESC LIMIT 1").fetchone() == ("CANCELED",)
     assert jobs_in_progress() == []
     assert states(job_id)[ANSWER_PIPELINE] == pps.JobState.JOB_KILLED
     record = flow.record(version)
     assert (record.status, record.claim_owner, record.attempts) == (FileStatus.PENDING, "", 0)
+    go.touch()
     assert [r.success for r in flow.tick_and_run()] == [True]
-    assert len(flow.rows(version.name)) == MANY_ROWS
+    assert len(flow.rows(version.name)) == ROWS
 
 
 @pytest.mark.faults
@@ -216,7 +243,7 @@ def test_progress_says_what_is_left() -> None:
 
 
 def test_following_a_killed_job_says_so(flow: Flow) -> None:
-    version = flow.upload("stopped.csv", many_rows("Weg"))
+    version = flow.upload("stopped.csv", some_rows("Weg"))
     seen: list[Progress] = []
 
     def stop_then_follow(*, commit_id: str, adopted: bool) -> None:

@@ -1,5 +1,8 @@
 """The plan: for any history of uploads, overwrites, failures and crashes, every file that stays is answered once and none is forgotten."""
 
+from dataclasses import replace
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +58,11 @@ def test_a_charged_file_goes_alone_and_the_others_are_batched_without_it() -> No
 def test_a_charged_file_waits_until_it_is_due() -> None:
     found = plan([version("a")], {("a", 1): Known(FileStatus.PENDING, attempts=1, due=False)}, set(), LIMITS)
     assert (found.batches, found.waiting) == ((), 1)
+
+
+def test_a_parked_file_does_not_hold_the_others() -> None:
+    known = {("a", 1): Known(FileStatus.FAILED, attempts=3)}
+    assert planned(plan([version("a"), version("b", 2)], known, set(), LIMITS)) == [version("b", 2)]
 
 
 def test_what_a_vanished_run_left_comes_again_under_its_old_batch_id() -> None:
@@ -139,3 +147,78 @@ def test_after_any_history_the_newest_generation_of_every_file_that_stays_is_ans
     tick("succeed")
     assert set(live.values()) <= set(answers)
     assert len(answers) == len(set(answers))
+
+
+ACTIONS = st.one_of(
+    # Contents are few, so that the same is uploaded again; the clock stands still now and then, so that times are equal.
+    st.tuples(st.just("upload"), NAMES, st.sampled_from(["one", "two"]), st.integers(0, 1)),
+    st.tuples(st.just("delete"), NAMES),
+    st.tuples(st.just("retry"), NAMES),
+    st.tuples(st.just("tick"), st.sampled_from(["succeed", "crash", "fail", "part", "work"])),
+    st.tuples(st.just("lease runs out")),
+)
+
+
+class World:
+    """A bucket, what is recorded of it, and the runs that are at work: a model of everything around the plan."""
+
+    def __init__(self) -> None:
+        self.clock = 0
+        self.live: dict[str, FileVersion] = {}
+        self.known: dict[tuple[str, int], Known] = {}
+        self.claimed: set[str] = set()
+        self.in_table: dict[str, FileVersion] = {}
+        self.answers: list[tuple[FileVersion, int]] = []
+
+    def upload(self, name: str, content: str, elapsed: int) -> None:
+        self.clock += elapsed
+        before = [generation for known_name, generation in self.known if known_name == name]
+        before += [self.live[name].generation] if name in self.live else []
+        self.live[name] = version(name, max([self.clock, *(generation + 1 for generation in before)]), crc32c=content)
+
+    def retry(self, name: str) -> None:
+        found = self.live.get(name)
+        if found and (state := self.known.get((name, found.generation))) and name not in self.claimed:
+            self.known[name, found.generation] = Known(FileStatus.PENDING, load_id=state.load_id + 1)
+
+    def tick(self, outcome: str) -> None:
+        found = plan(self.live.values(), self.known, self.claimed, LIMITS, answered=self.in_table)
+        for v in found.unchanged:
+            self.known[v.name, v.generation] = Known(FileStatus.UNCHANGED)
+        for batch in found.batches:
+            for number, v in enumerate(batch.versions):
+                state = self.known.get((v.name, v.generation), Known(FileStatus.PENDING))
+                if outcome == "succeed" or (outcome == "part" and number == 0):
+                    self.answers.append((v, state.load_id))
+                    self.in_table[v.name] = v
+                    state = replace(state, status=FileStatus.FINISHED)
+                elif outcome == "fail":
+                    state = replace(state, status=FileStatus.PENDING, attempts=state.attempts + 1, batch_id="")
+                else:
+                    state = replace(state, status=FileStatus.RUNNING, batch_id=batch.id)
+                    self.claimed |= {v.name} if outcome == "work" else set()
+                self.known[v.name, v.generation] = state
+
+
+@settings(max_examples=300)
+@given(st.lists(ACTIONS, max_size=50))
+def test_after_any_history_what_stays_is_answered_once_per_request_or_equals_what_was(history: list[tuple[Any, ...]]) -> None:
+    world = World()
+    for action, *subject in history:
+        if action == "upload":
+            world.upload(*subject)
+        elif action == "delete":
+            world.live.pop(subject[0], None)
+        elif action == "retry":
+            world.retry(*subject)
+        elif action == "tick":
+            world.tick(*subject)
+        else:
+            world.claimed.clear()
+    world.claimed.clear()
+    world.tick("succeed")
+    assert len(world.answers) == len(set(world.answers)), "answered twice for one request"
+    for v in world.live.values():
+        shown = world.in_table[v.name]
+        assert shown == v or shown.crc32c == v.crc32c, "the table holds an older content than the bucket"
+    assert not plan(world.live.values(), world.known, set(), LIMITS, answered=world.in_table).batches
