@@ -5,10 +5,11 @@ any point, it is simply run again with the same batch: what is done is found, an
 """
 
 import logging
+import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,15 @@ from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.following import JobFailed
 from qa_platform.ingest import FileRejected, Write, split
 from qa_platform.loading.load import load_file
-from qa_platform.planning import ARCHIVABLE, Batch
+from qa_platform.planning import ARCHIVABLE, DONE, Batch
 from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
 
 Log = logging.Logger | logging.LoggerAdapter
 
 # How long a commit that somebody else holds open is waited for. Writing one takes well under a second once its files are in.
 _OPEN_HEAD_SECONDS = 120
+# How long files wait for another batch after jobs that failed without any file being to blame.
+_BLAMELESS_SECONDS = 15.0
 # How often one run launches a batch's jobs at most. An update of a pipeline kills its jobs; that is nobody's fault.
 _LAUNCHES = 3
 
@@ -60,6 +63,9 @@ class Follow(Protocol):
     def __call__(self, *, commit_id: str, adopted: bool) -> object: ...
 
 
+Report = Callable[[Sequence[FileRecord]], object]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a batch: the records of its files as they are now, and why not all of them are done, if so."""
@@ -68,12 +74,25 @@ class Outcome:
     failure: JobFailed | None = None
 
 
-def answer_batch(services: Services, batch: Batch, *, token: str, run_id: str, log: Log, follow: Follow | None = None) -> Outcome:
+def answer_batch(
+    services: Services,
+    batch: Batch,
+    *,
+    token: str,
+    run_id: str,
+    log: Log,
+    predecessors: Sequence[str] = (),
+    follow: Follow | None = None,
+    report: Report = lambda records: None,
+) -> Outcome:
     """Answer the files of a batch, load the answers, and archive the sources. Interrupted, it stops the Pachyderm jobs.
 
     Args:
         token: what the files are claimed with so far; the claim passes to ``run_id``.
+        predecessors: the runs that this one takes the place of, whose claims pass to it too.
         follow: waits for the jobs, and tells somebody of it; by default only ``log`` is told.
+        report: tells somebody what became of the files. It is called before their sources are archived, so that whatever is archived
+            has been told; files that were archived before are left out.
 
     Returns:
         The outcome. Files that another run holds are not in it.
@@ -84,17 +103,20 @@ def answer_batch(services: Services, batch: Batch, *, token: str, run_id: str, l
     """
     seconds = services.work.lease_seconds
     with connect(services.postgres) as connection:
-        owned = bookkeeping.take_over(connection, batch.versions, token=token, owner=run_id, lease_seconds=seconds)
+        owned = bookkeeping.take_over(
+            connection, batch.versions, token=token, predecessors=predecessors, owner=run_id, lease_seconds=seconds
+        )
     versions = [record.version for record in owned]
     for name in sorted({v.name for v in batch.versions} - {v.name for v in versions}):
         log.warning("%s is left alone here: another run has claimed it", name)
     follow = follow or _LoggedFollow(services.pachyderm, log)
     try:
         with lease(services, run_id, log), _jobs_end_with_this_run(services, batch.id, log):
-            todo = [r for r in owned if r.status not in ARCHIVABLE]
+            todo = [r for r in owned if r.status not in DONE]
             failure = _answer(services, batch.id, todo, run_id=run_id, log=log, follow=follow)
-            for record in _records(services, versions):
-                archive_file(services, record, log=log)
+            now = _records(services, versions)
+            report([record for record in now if record.archived_at is None])
+            archive_files(services, now, log=log)
     finally:
         with connect(services.postgres) as connection:
             bookkeeping.release(connection, run_id)
@@ -119,9 +141,20 @@ def reload_files(services: Services, keys: Sequence[str], *, log: Log) -> tuple[
             load_file(connection, Path(folder), commit_id=record.pachyderm_commit, job_id=record.pachyderm_job)
             log.info("%s: loaded again from commit %s", record.version.name, record.pachyderm_commit)
     versions = [record.version for record in recorded.values()]
-    for record in _records(services, versions):
-        archive_file(services, record, log=log)
+    archive_files(services, _records(services, versions), log=log)
     return tuple(_records(services, versions))
+
+
+def archive_files(services: Services, records: Sequence[FileRecord], *, log: Log, until: float = math.inf) -> None:
+    """Archive what is done, until the monotonic clock says ``until``. What cannot be archived now is, at a later look at the bucket."""
+    for record in records:
+        if time.monotonic() > until:
+            break
+        try:
+            archive_file(services, record, log=log)
+        except (QaPlatformError, GoogleAPIError) as error:
+            # Its answers are in the table; nothing else must wait for it.
+            log.warning("%s is done, and could not be archived now: %s", record.version.name, error)
 
 
 def archive_file(services: Services, record: FileRecord, *, log: Log) -> None:
@@ -235,9 +268,15 @@ def _adopt(client: Client, batch_id: str, log: Log) -> str | None:
         pachd.drop_commit(client, commit_id)
         return None
     lost = (pps.JobState.JOB_FAILURE, pps.JobState.JOB_KILLED, pps.JobState.JOB_UNRUNNABLE)
-    for pipeline in following.PIPELINES:
-        if client.pps.inspect_job(job=following.job_of(pipeline, commit_id)).state in lost:
-            return None
+    try:
+        states = [client.pps.inspect_job(job=following.job_of(pipeline, commit_id)).state for pipeline in following.PIPELINES]
+    except grpc.RpcError as error:
+        # The commit is older than the pipeline, which was made anew in the meantime.
+        if not pachd.is_code(error, grpc.StatusCode.NOT_FOUND):
+            raise
+        return None
+    if any(state in lost for state in states):
+        return None
     log.info("Adopting commit %s and its jobs, which an earlier run of this batch made", commit_id)
     return commit_id
 
@@ -262,8 +301,11 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
                 )
     if not file_sets:
         return None
-    _make_way(services, client, log)
-    commit_id = pachd.commit_batch(client, batch_id, file_sets)
+    commit_id = None
+    while commit_id is None:
+        _make_way(services, client, batch_id, log)
+        # None: another run was faster, and has the head now.
+        commit_id = pachd.commit_batch(client, batch_id, file_sets)
     log.info("Commit %s in %s holds the batch", commit_id, QUESTIONS_REPO)
     return commit_id
 
@@ -308,13 +350,13 @@ def set_aside(services: Services, record: FileRecord, error: Exception, log: Log
             bookkeeping.mark_superseded(connection, version)
 
 
-def _make_way(services: Services, client: Client, log: Log) -> None:
-    """Wait until the head of ``questions`` is finished; drop it if it was left open by a run that holds no claim any more."""
+def _make_way(services: Services, client: Client, batch_id: str, log: Log) -> None:
+    """Wait until the head of ``questions`` is finished; drop it if it is this batch's, or of a run that holds no claim any more."""
     until = time.monotonic() + _OPEN_HEAD_SECONDS
     while info := pachd.open_head(client):
         with connect(services.postgres) as connection:
             alive = bookkeeping.batch_is_claimed(connection, info.description)
-        if info.description and not alive:
+        if info.description == batch_id or (info.description and not alive):
             log.info("Dropping commit %s, left open by a run that is gone", info.commit.id)
             pachd.drop_commit(client, info.commit.id)
         elif time.monotonic() > until:
@@ -333,7 +375,8 @@ def _settle(services: Services, versions: Sequence[FileVersion], failure: JobFai
                 continue
             blame = failure.guilty.get(file_id(record.version.name)) if failure else _NOT_LOADED
             if blame is None:
-                bookkeeping.requeue(connection, record.version)
+                # With nobody to blame the trouble is a service's, which is given time.
+                bookkeeping.requeue(connection, record.version, seconds=0 if failure and failure.guilty else _BLAMELESS_SECONDS)
                 continue
             status = bookkeeping.charge(connection, record.version, error=blame, max_attempts=services.work.max_attempts)
             log.error("%s failed and is now %s. %s", record.version.name, status, blame)

@@ -176,6 +176,12 @@ def waiting_elsewhere(connection: psycopg.Connection) -> list[FileVersion]:
     return [record.version for record in _select(connection, rest, {"incoming": INCOMING})]
 
 
+def waiting_uploads(connection: psycopg.Connection) -> list[FileVersion]:
+    """Versions that wait under ``incoming/``, as far as is recorded, and that nobody works on."""
+    rest = f"FROM question_file f WHERE f.{_OPEN} AND f.place = %(incoming)s || f.source_file AND NOT (f.{_LIVE})"
+    return [record.version for record in _select(connection, rest, {"incoming": INCOMING})]
+
+
 def pending_archive(connection: psycopg.Connection, *, limit: int) -> list[FileRecord]:
     """Files that are done and whose source is not recorded as archived, oldest first; nobody works on them."""
     rest = f"""
@@ -211,14 +217,20 @@ def claim(connection: psycopg.Connection, versions: Sequence[FileVersion], *, ow
 
 
 def take_over(
-    connection: psycopg.Connection, versions: Sequence[FileVersion], *, token: str, owner: str, lease_seconds: int
+    connection: psycopg.Connection,
+    versions: Sequence[FileVersion],
+    *,
+    token: str,
+    owner: str,
+    lease_seconds: int,
+    predecessors: Sequence[str] = (),
 ) -> list[FileRecord]:
-    """Make the claims on these versions ``owner``'s, where they are ``token``'s, free, or expired, whatever the status.
+    """Make the claims on these versions ``owner``'s, where they are ``token``'s, a predecessor's, free, or expired, whatever the status.
 
     Returns:
         The records that are ``owner``'s now, in the order of ``versions``.
     """
-    return _acquire(connection, versions, owner=owner, holders=[owner, token], lease_seconds=lease_seconds, only_open=False)
+    return _acquire(connection, versions, owner=owner, holders=[owner, token, *predecessors], lease_seconds=lease_seconds, only_open=False)
 
 
 def renew(connection: psycopg.Connection, owner: str, lease_seconds: int) -> int:
@@ -287,12 +299,18 @@ def charge(connection: psycopg.Connection, version: FileVersion, *, error: str, 
     return FileStatus(row[0])
 
 
-def requeue(connection: psycopg.Connection, version: FileVersion) -> None:
-    """Let a file that is not to blame for its batch's failure wait for another batch, uncharged, and give up its claim."""
+def requeue(connection: psycopg.Connection, version: FileVersion, *, seconds: float = 0) -> None:
+    """Let a file that is not to blame for its batch's failure wait for another batch, uncharged, and give up its claim.
+
+    It is due after ``seconds``.
+    """
     _update(
         connection,
-        f"SET status = 'pending', batch_id = '', claim_owner = NULL, claim_until = NULL FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN}",
-        _keys([version]),
+        f"""
+        SET status = 'pending', batch_id = '', claim_owner = NULL, claim_until = NULL, retry_at = now() + make_interval(secs => %(seconds)s)
+        FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN}
+        """,
+        {**_keys([version]), "seconds": seconds},
     )
 
 
@@ -370,9 +388,12 @@ def request_retry(connection: psycopg.Connection, name: str) -> FileRecord:
     """Let the newest generation of a file be answered again, with a new load id, whatever became of it.
 
     Raises:
-        InputError: no such file was ever seen.
+        InputError: no such file was ever seen, or its source is gone.
     """
     with transaction(connection) as cursor:
+        rest = "FROM question_file f WHERE f.source_file = %(name)s ORDER BY f.generation DESC LIMIT 1"
+        if any(not record.place for record in _records(connection, rest, {"name": name})):
+            raise InputError(f"{name}: its source was deleted once it was answered, as QA_ARCHIVE says; upload it again")
         cursor.execute(
             """
             UPDATE question_file SET status = 'pending', load_id = load_id + 1, attempts = 0, retry_at = NULL, batch_id = '',
@@ -384,7 +405,6 @@ def request_retry(connection: psycopg.Connection, name: str) -> FileRecord:
         )
         if not cursor.rowcount:
             raise InputError(f"no file {name!r} was ever seen; `qa-platform status` lists those that were")
-        rest = "FROM question_file f WHERE f.source_file = %(name)s ORDER BY f.generation DESC LIMIT 1"
         return _records(connection, rest, {"name": name})[0]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qa_platform.contract import INCOMING, LOAD_PIPELINE, FileStatus, file_id
+from qa_platform.contract import INCOMING, LOAD_PIPELINE, file_id
 from qa_platform.errors import InputError
 from qa_platform.pachyderm_commands import pachyderm_group
 
@@ -74,7 +74,8 @@ def status(file: str | None, limit: int, as_json: bool) -> None:
         for record in records:
             click.echo(json.dumps(asdict(record), default=str, ensure_ascii=False))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(_status_table(records))
+    # Markup off: file names and messages may hold square brackets.
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(_status_table(records))
 
 
 def _status_table(records: "list[FileRecord]") -> "Table":
@@ -102,14 +103,19 @@ def answers(file: str, output: Path | None) -> None:
 
     with connect(PostgresSettings()) as connection:
         records = bookkeeping.history(connection, name=file)
-    record = next((r for r in records if r.status in (FileStatus.LOADED, FileStatus.FINISHED) and r.pachyderm_commit), None)
+    # Also while it is answered once more: what was answered last is still there.
+    record = next((r for r in records if r.loaded_at and r.pachyderm_commit), None)
     if record is None:
         raise InputError(f"{file}: is not answered; `qa-platform status` says what there is")
-    target = output.open("wb") if output else sys.stdout.buffer
+    uri = f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file_id(file)}.csv"
     with pachd.session(PachydermSettings(), f"fetching the answers of {file}") as client:
-        pachd.copy_file(client, f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file_id(file)}.csv", target)
-    if output:
-        target.close()
+        if output is None:
+            pachd.copy_file(client, uri, sys.stdout.buffer)
+            return
+        partial = output.with_name(output.name + ".partial")
+        with partial.open("wb") as target:
+            pachd.copy_file(client, uri, target)
+        partial.replace(output)
 
 
 @click.command()

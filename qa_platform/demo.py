@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
@@ -23,23 +24,26 @@ SAMPLES = ("lighthouses.csv", "field_notes.csv", "customer_letters.csv", "holida
 LIMIT_SECONDS = 600
 SHOWN_ANSWERS = 8
 
+NOT_ENDED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
 SETTLED = (FileStatus.FINISHED, FileStatus.REJECTED, FileStatus.UNCHANGED, FileStatus.SUPERSEDED, FileStatus.FAILED)
 
 
 def main() -> int:
     """Run the demonstration in the stack that the environment names; the exit status: 0 only if every row is accounted for."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    # Markup off: file names and messages may hold square brackets.
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
     uploaded = upload_samples(console)
     with daemon():
         console.print(
             "The sensor looks under incoming/ and requests a run; the run launches a Pachyderm job that answers, and one that loads …"
         )
         records = wait(uploaded)
+        wait_for_runs()
     show_files(console, records)
     show_answers(console)
     lost = unaccounted(records)
     for line in lost:
-        console.print(f"[red]NOT ACCOUNTED FOR[/red] {line}")
+        console.print(f"NOT ACCOUNTED FOR {line}", style="red")
     console.print(where_to_look(lost))
     return 1 if lost else 0
 
@@ -72,7 +76,10 @@ def daemon() -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def wait(versions: list[FileVersion]) -> list[FileRecord]:
@@ -85,6 +92,14 @@ def wait(versions: list[FileVersion]) -> list[FileRecord]:
         if len(settled) == len(versions) or time.monotonic() > until:
             return [found[v.name, v.generation] for v in versions if (v.name, v.generation) in found]
         time.sleep(0.5)
+
+
+def wait_for_runs() -> None:
+    """Wait for the ends of the runs, which come a little after their files are done."""
+    until = time.monotonic() + LIMIT_SECONDS
+    with dg.DagsterInstance.get() as instance:
+        while instance.get_runs_count(dg.RunsFilter(statuses=list(NOT_ENDED))) and time.monotonic() < until:
+            time.sleep(0.2)
 
 
 def show_files(console: Console, records: list[FileRecord]) -> None:

@@ -1,14 +1,18 @@
 """The two jobs: `answer_questions`, which the sensor runs per batch, and `answer_pending_files`, which does all that waits."""
 
 import time
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import dagster as dg
 
+from qa_platform import bookkeeping
 from qa_platform.assets.answers import answer_files
 from qa_platform.assets.raw import uploaded
-from qa_platform.batch import answer_batch
+from qa_platform.batch import Services, answer_batch
+from qa_platform.bookkeeping import FileRecord
 from qa_platform.contract import FileStatus, partition_key
+from qa_platform.database import connect
 from qa_platform.partitions import PARTITIONS
 from qa_platform.reporting import report_files
 from qa_platform.resources import PlatformResource
@@ -24,39 +28,65 @@ answer_questions = dg.define_asset_job(
 
 # How often the job looks again while other runs still work on files that it found.
 _LOOK_AGAIN_SECONDS = 2
+# After so many batches in a row that failed without any file being to blame, the job gives up.
+_BLAMELESS_FAILURES = 3
+_NOT_ANSWERED = (FileStatus.FAILED, FileStatus.PENDING, FileStatus.RUNNING)
 
 
 @dg.op(description="Finds every file that waits, answers it, and reports each like the assets do. Fails if a file could not be answered.")
 def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
     services = platform.services()
     follow = partial(PachydermPipesClient(services.pachyderm).run, context=context)
-    reported: dict[str, FileStatus] = {}
+    seen: set[str] = set()
+    evaluations: list[dg.AssetCheckEvaluation] = []
+    blameless = 0
+
+    def report(records: Sequence[FileRecord]) -> None:
+        evaluations.extend(report_files(context, services, records))
+
     while True:
         found = look(services)
-        tidy(services, found.plan, context.log)
+        seen |= found.claimed
+        tidy(services, found.plan, context.log, report=report)
         for number, planned in enumerate(found.plan.batches):
+            seen |= {version.name for version in planned.versions}
             token = f"{context.run.run_id}-{number}"
             if claim(services, planned, token=token) is None:
                 continue
             context.instance.add_dynamic_partitions(PARTITIONS, [partition_key(v.name) for v in planned.versions])
             for version in planned.versions:
                 context.log_event(uploaded(version))
-            outcome = answer_batch(services, planned, token=token, run_id=context.run.run_id, log=context.log, follow=follow)
-            report_files(context, services, outcome.records)
-            reported |= {record.version.name: record.status for record in outcome.records}
+            run_id = context.run.run_id
+            outcome = answer_batch(services, planned, token=token, run_id=run_id, log=context.log, follow=follow, report=report)
+            blameless = blameless + 1 if outcome.failure and not outcome.failure.guilty else 0
+            if outcome.failure and blameless == _BLAMELESS_FAILURES:
+                raise dg.Failure(
+                    f"{outcome.failure}. No file is to blame, and it is the same {blameless} times on end", allow_retries=False
+                )
         if not found.plan.waiting and not found.claimed:
             break
         if not found.plan.batches:
             context.log.info("%d files wait for another attempt, other runs answer %d", found.plan.waiting, len(found.claimed))
             time.sleep(_LOOK_AGAIN_SECONDS)
-    unfinished = sorted(name for name, status in reported.items() if status in (FileStatus.FAILED, FileStatus.PENDING, FileStatus.RUNNING))
-    context.log.info("%d files were answered or rejected, %d were not", len(reported) - len(unfinished), len(unfinished))
+    _fail_unless_all_is_well(context, services, seen, evaluations)
+
+
+def _fail_unless_all_is_well(
+    context: dg.OpExecutionContext, services: Services, seen: Collection[str], evaluations: Sequence[dg.AssetCheckEvaluation]
+) -> None:
+    with connect(services.postgres) as connection:
+        newest = bookkeeping.newest_by_partition(connection, [partition_key(name) for name in sorted(seen)])
+    unfinished = sorted(record.version.name for record in newest.values() if record.status in _NOT_ANSWERED)
+    wrong = sorted({f"{e.partition} ({e.check_name})" for e in evaluations if not e.passed})
+    context.log.info("%d files were answered or rejected, %d were not", len(seen) - len(unfinished), len(unfinished))
     if unfinished:
         raise dg.Failure(
             f"{len(unfinished)} files could not be answered: {', '.join(unfinished[:20])}. "
             "`qa-platform status FILE` says why; `qa-platform retry FILE` tries again.",
             allow_retries=False,
         )
+    if wrong:
+        raise dg.Failure(f"the table does not hold what was answered: {', '.join(wrong[:20])}", allow_retries=False)
 
 
 @dg.job(

@@ -146,8 +146,8 @@ def make_file_set(client: Client, folder: str, fill: Callable[[Write], object]) 
         try:
             fill(write)
         except BaseException as error:
-            if not sending.done():
-                pieces.put(_Abandoned(str(error)))
+            with suppress(Exception):
+                put(_Abandoned(str(error)))
             raise
         put(None)
         file_set: str = sending.result().file_set_id
@@ -182,10 +182,19 @@ def drop_commit(client: Client, commit_id: str) -> None:
     client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=commit_id))
 
 
-def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str:
-    """Make one commit in ``questions`` that holds exactly these file sets, and return its id, which is that of its jobs too."""
+def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str | None:
+    """Make one commit in ``questions`` that holds exactly these file sets.
+
+    Returns:
+        Its id, which is that of its jobs too; None if somebody else's commit is open at the head.
+    """
     branch = pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master")
-    commit = client.pfs.start_commit(branch=branch, description=batch_id)
+    try:
+        commit = client.pfs.start_commit(branch=branch, description=batch_id)
+    except grpc.RpcError as error:
+        if "has not been finished" in (error.details() or ""):
+            return None
+        raise
     commit.branch = branch
     clear = pfs.DeleteFile(path="/")
     client.pfs.modify_file(iter([pfs.ModifyFileRequest(set_commit=commit), pfs.ModifyFileRequest(delete_file=clear)]))

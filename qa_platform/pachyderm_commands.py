@@ -133,4 +133,4 @@ def _table(*headers: str) -> "Table":
 def _print(table: "Table") -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)

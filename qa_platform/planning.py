@@ -14,8 +14,8 @@ from qa_platform.contract import FileStatus, FileVersion
 DONE = frozenset(
     {FileStatus.LOADED, FileStatus.FINISHED, FileStatus.REJECTED, FileStatus.UNCHANGED, FileStatus.SUPERSEDED, FileStatus.FAILED}
 )
-# Of these, what leaves `incoming/`. A parked file stays where its owner sees it.
-ARCHIVABLE = DONE - {FileStatus.FAILED}
+# Of these, what leaves `incoming/`. A parked file stays where its owner sees it; of a superseded one nothing is there to be moved.
+ARCHIVABLE = DONE - {FileStatus.FAILED, FileStatus.SUPERSEDED}
 
 
 @dataclass(frozen=True)

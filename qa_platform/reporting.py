@@ -1,6 +1,6 @@
 """What a run tells Dagster about its files: one materialisation per loaded file and asset, its checks, and why others were rejected."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -18,6 +18,21 @@ ANSWERED_QUESTIONS = dg.AssetKey("answered_questions")
 IN_THE_TABLE = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
 
 
+def file_events(
+    services: Services, records: Iterable[FileRecord], *, assets: Collection[dg.AssetKey] = (ANSWERED_QUESTIONS, QUESTION_ANSWER)
+) -> Iterator[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]:
+    """The events of every file: materialisations and checks of those in the table, an observation of the upload of the others."""
+    for record in records:
+        if record.status not in IN_THE_TABLE:
+            yield _observation(record)
+            continue
+        for asset in assets:
+            yield _materialization(record, asset)
+        with connect(services.postgres) as connection:
+            counted = bookkeeping.check_file(connection, record.version)
+        yield from file_evaluations(record, counted)
+
+
 def report_files(
     context: dg.OpExecutionContext | dg.AssetExecutionContext,
     services: Services,
@@ -25,20 +40,11 @@ def report_files(
     *,
     assets: Collection[dg.AssetKey] = (ANSWERED_QUESTIONS, QUESTION_ANSWER),
 ) -> list[dg.AssetCheckEvaluation]:
-    """Log the events of every file, and return the checks of the loaded ones, which are logged too."""
-    evaluations = []
-    for record in records:
-        if record.status in IN_THE_TABLE:
-            for asset in assets:
-                context.log_event(_materialization(record, asset))
-            with connect(services.postgres) as connection:
-                counted = bookkeeping.check_file(connection, record.version)
-            for evaluation in file_evaluations(record, counted):
-                evaluations.append(evaluation)
-                context.log_event(evaluation)  # type: ignore[arg-type]  # taken, though not declared
-        else:
-            context.log_event(_observation(record))
-    return evaluations
+    """Log the events of every file, and return the checks among them."""
+    events = list(file_events(services, records, assets=assets))
+    for event in events:
+        context.log_event(event)  # type: ignore[arg-type]  # a check's evaluation is taken, though not declared
+    return [event for event in events if isinstance(event, dg.AssetCheckEvaluation)]
 
 
 def _materialization(record: FileRecord, asset: dg.AssetKey) -> dg.AssetMaterialization:

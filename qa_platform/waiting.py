@@ -11,13 +11,10 @@ from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 from itertools import chain, islice
 
-from google.api_core.exceptions import GoogleAPIError
-
 from qa_platform import bookkeeping, bucket
-from qa_platform.batch import Services, archive_file
-from qa_platform.contract import FileVersion
+from qa_platform.batch import Report, Services, archive_files
+from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.database import connect
-from qa_platform.errors import QaPlatformError
 from qa_platform.planning import DONE, Batch, Known, Limits, Plan, plan
 
 # What one look leads to at most, so that a sensor's tick stays short however much is waiting.
@@ -80,22 +77,18 @@ def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:
         yield page
 
 
-def tidy(services: Services, found: Plan, log: logging.Logger) -> None:
-    """Record unchanged uploads, and archive what is done and was not archived yet, whatever kept its run from it."""
+def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report = lambda records: None) -> None:
+    """Record unchanged uploads, and archive what is done and was not archived yet, whatever kept its run from it.
+
+    ``report`` is told of the files among these that are in the table: the run that loaded them ended before it could.
+    """
     with connect(services.postgres) as connection:
         for version in found.unchanged[:TIDIED_PER_LOOK]:
             bookkeeping.mark_unchanged(connection, version)
             log.info("%s: the upload equals what is answered already; recorded as unchanged", version.name)
         done = bookkeeping.pending_archive(connection, limit=TIDIED_PER_LOOK)
-    until = time.monotonic() + TIDY_SECONDS
-    for record in done:
-        if time.monotonic() > until:
-            break
-        try:
-            archive_file(services, record, log=log)
-        except (QaPlatformError, GoogleAPIError) as error:
-            # It is tried again at the next look; what else there is to do must not wait for it.
-            log.warning("%s is done, and could not be archived now: %s", record.version.name, error)
+    report([record for record in done if record.status is FileStatus.LOADED])
+    archive_files(services, done, log=log, until=time.monotonic() + TIDY_SECONDS)
 
 
 def keep_claims(services: Services, tokens: Sequence[str]) -> None:
@@ -109,13 +102,20 @@ def keep_claims(services: Services, tokens: Sequence[str]) -> None:
 def reconcile(services: Services) -> int:
     """Correct what is recorded where the bucket says otherwise; how many files that were.
 
-    Concerned are uploads that are there though they count as superseded, and files that are done and archived, and lie under
-    ``incoming/`` again: the one will be answered, the other archived once more.
+    Concerned are uploads that are there though they count as superseded, which will be answered; files that are done and archived, and
+    lie under ``incoming/`` again, which are archived once more; and files that wait, and were overwritten or deleted.
     """
-    listing = bucket.list_incoming(services.bucket, services.work.suffixes)
     archives = services.work.archive != "keep"
     with connect(services.postgres) as connection:
-        return sum(bookkeeping.reopen(connection, page, archived=archives) for page in _pages(listing))
+        gone = {(v.name, v.generation): v for v in bookkeeping.waiting_uploads(connection)}
+        wrong = 0
+        for page in _pages(bucket.list_incoming(services.bucket, services.work.suffixes)):
+            for version in page:
+                gone.pop((version.name, version.generation), None)
+            wrong += bookkeeping.reopen(connection, page, archived=archives)
+        for version in gone.values():
+            bookkeeping.mark_superseded(connection, version)
+    return wrong + len(gone)
 
 
 def claim(services: Services, batch: Batch, *, token: str) -> Batch | None:

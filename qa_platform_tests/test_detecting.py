@@ -133,6 +133,20 @@ def test_an_upload_that_counts_as_superseded_and_is_there_is_answered_after_all(
     assert reconcile(services) == 0
 
 
+@pytest.mark.parametrize("overwritten", [True, False])
+def test_a_file_that_failed_and_was_taken_away_does_not_wait_for_ever(services: Services, overwritten: bool) -> None:
+    version, other = put(services, "a.csv"), put(services, "b.csv")
+    for each in (version, other):
+        set_status(services, each, FileStatus.PENDING)
+    if overwritten:
+        put(services, "a.csv", CONTENT + b"Who?,She.\n")
+    else:
+        services.bucket.blob(INCOMING + "a.csv").delete()
+    assert reconcile(services) == 1
+    assert record(services, version).status is FileStatus.SUPERSEDED
+    assert record(services, other).status is FileStatus.PENDING
+
+
 def test_an_overwritten_generation_stays_superseded(services: Services) -> None:
     old, new = put(services, "a.csv"), put(services, "a.csv", CONTENT + b"Who?,She.\n")
     with connect(services.postgres) as connection:
@@ -148,7 +162,7 @@ def test_an_archived_file_that_is_under_incoming_is_archived_again(services: Ser
     with connect(services.postgres) as connection:
         bookkeeping.archived(connection, version, place="processed/elsewhere.csv")
     assert reconcile(services) == 1
-    tidy(services, Plan(), logger())
+    tidy(services, Plan(), logger(), report=lambda records: None)
     kept = record(services, version)
     assert kept.status is (FileStatus.FINISHED if status is FileStatus.LOADED else status)
     assert services.bucket.blob(kept.place).download_as_bytes() == CONTENT
@@ -166,7 +180,7 @@ def test_a_file_that_cannot_be_archived_does_not_hold_the_others(services: Servi
         return archive(bucket, version, mode=mode, rejected=rejected)
 
     monkeypatch.setattr("qa_platform.bucket.archive", fails_once)
-    tidy(services, Plan(), logger())
+    tidy(services, Plan(), logger(), report=lambda records: None)
     assert [record(services, version).status for version in versions] == [FileStatus.LOADED, FileStatus.FINISHED, FileStatus.FINISHED]
 
 

@@ -69,6 +69,8 @@ class Flow:
             tick = incoming_files.evaluate_tick(context)
         for request in tick.dynamic_partitions_requests or ():
             self.instance.add_dynamic_partitions(PARTITIONS, request.partition_keys)
+        for event in tick.asset_events or ():
+            self.instance.report_runless_asset_event(event)
         return list(tick.run_requests or ())
 
     def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
@@ -207,27 +209,47 @@ with dg.build_resources({"platform": platform_resource}) as resources:
 """
 
 
-@pytest.mark.faults
-def test_a_batch_whose_run_was_killed_is_resumed_with_the_same_commit_and_jobs(flow: Flow, stack: Stack) -> None:
-    version = flow.upload("killed.csv", csv_of(*(bridge(f"Ort{i}") for i in range(300))))
-    run = subprocess.Popen(
-        [sys.executable, "-c", KILLED_RUN, json.dumps(asdict(version))], env={**stack.environment, "QA_LEASE_SECONDS": "10"}
-    )
+def kill_a_run_of(flow: Flow, stack: Stack, version: FileVersion) -> str:
+    """Start a run of one file, kill it with -9 once it has made its commit, and let its claim run out; the commit."""
+    run = subprocess.Popen([sys.executable, "-c", KILLED_RUN, json.dumps(asdict(version))], env=stack.environment)
 
     def commit() -> str:
         with connect(PostgresSettings()) as connection:
             found = bookkeeping.records(connection, [version])
         return found[version.name, version.generation].pachyderm_commit if found else ""
 
-    wait_until(commit, "the run has made its commit")
+    launched = wait_until(commit, "the run has made its commit")
     run.kill()
     run.wait()
-    requests = wait_until(flow.tick, "the claim has run out")
-    launched = commit()
+    return launched
+
+
+def let_the_claim_run_out(version: FileVersion) -> None:
+    with connect(PostgresSettings()) as connection:
+        connection.execute("UPDATE question_file SET claim_until = now() WHERE source_file = %s", [version.name])
+
+
+@pytest.mark.faults
+def test_a_batch_whose_run_was_killed_is_resumed_with_the_same_commit_and_jobs(flow: Flow, stack: Stack) -> None:
+    version = flow.upload("killed.csv", csv_of(*(bridge(f"Ort{i}") for i in range(300))))
+    launched = kill_a_run_of(flow, stack, version)
+    let_the_claim_run_out(version)
+    requests = flow.tick()
     assert flow.run(requests[0]).success
     record = flow.record(version)
     assert (record.status, record.pachyderm_commit, record.answered) == (FileStatus.FINISHED, launched, 300)
     assert len(flow.rows("killed.csv")) == 300
+
+
+@pytest.mark.faults
+def test_a_file_that_is_loaded_after_its_run_was_killed_is_reported_by_the_sensor(flow: Flow, stack: Stack) -> None:
+    version = flow.upload("orphan.csv", csv_of(*(bridge(f"Ort{i}") for i in range(100))))
+    kill_a_run_of(flow, stack, version)
+    wait_until(lambda: flow.record(version).status is FileStatus.LOADED, "the jobs have loaded it")
+    let_the_claim_run_out(version)
+    assert flow.tick() == []
+    assert flow.record(version).status is FileStatus.FINISHED
+    assert flow.materializations(QUESTION_ANSWER, "orphan.csv") == 1
 
 
 def test_the_checks_fail_when_the_table_does_not_hold_what_was_answered(flow: Flow) -> None:

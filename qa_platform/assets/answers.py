@@ -131,20 +131,22 @@ def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platfor
     selected = context.selected_asset_keys
     with failures_for_people():
         if ANSWERED_QUESTIONS not in selected:
-            records, failure = reload_files(services, context.partition_keys, log=context.log), None
+            records = reload_files(services, context.partition_keys, log=context.log)
+            evaluations = report_files(context, services, records, assets=selected)
         else:
             batch = batch_of(services, config, context.partition_keys)
+            evaluations = []
             outcome = answer_batch(
                 services,
                 batch,
                 token=config.token or context.run.run_id,
                 run_id=context.run.run_id,
                 log=context.log,
+                predecessors=[run for run in (context.run.parent_run_id, context.run.root_run_id) if run],
                 follow=partial(PachydermPipesClient(services.pachyderm).run, context=context),
+                report=lambda records: evaluations.extend(report_files(context, services, records, assets=selected)),
             )
-            records, failure = outcome.records, outcome.failure
-        evaluations = report_files(context, services, records, assets=selected)
-        if failure:
-            raise failure
+            if outcome.failure:
+                raise outcome.failure
     wanted = {key.name for key in context.selected_asset_check_keys}
     yield from (result for result in batch_results(evaluations) if result.check_name in wanted)

@@ -11,6 +11,7 @@ from qa_platform.contract import partition_key
 from qa_platform.jobs import answer_questions
 from qa_platform.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG, question_files
 from qa_platform.planning import Batch
+from qa_platform.reporting import file_events
 from qa_platform.resources import PlatformResource
 from qa_platform.sensors.heartbeat import beat, summary
 from qa_platform.settings import WorkSettings
@@ -18,7 +19,8 @@ from qa_platform.waiting import claim, keep_claims, look, tidy
 
 # Dagster's own tag for the key of the request that a run comes from.
 _RUN_KEY_TAG = "dagster/run_key"
-_NOT_BEGUN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
+# Not those that are starting: where the daemon was lost while it started one, the lease is to run out.
+_NOT_BEGUN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 
 @dg.sensor(
@@ -32,10 +34,10 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
     services = platform.services()
     keep_claims(services, _queued_run_keys(context.instance))
     found = look(services)
-    tidy(services, found.plan, context.log)
     requests: list[dg.RunRequest] = []
     partitions: list[dg.AddDynamicPartitionsRequest] = []
-    events = beat(context.instance, found)
+    events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = [*beat(context.instance, found)]
+    tidy(services, found.plan, context.log, report=lambda records: events.extend(file_events(services, records)))
     present = set(context.instance.get_dynamic_partitions(PARTITIONS)) if found.plan.batches else set()
     for planned in found.plan.batches:
         run_key = _run_key(context.instance, planned)

@@ -40,7 +40,7 @@ def _do(services: Services, order: dict[str, Any]) -> None:
         answer_batch(services, batch, token=order["run"], run_id=order["run"], log=_log)
         return
     found = look(services)
-    tidy(services, found.plan, _log)
+    tidy(services, found.plan, _log, report=lambda records: None)
     for batch in found.plan.batches:
         token = f"agent-{uuid.uuid4()}"
         if claim(services, batch, token=token):
