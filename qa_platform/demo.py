@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -61,13 +62,23 @@ def upload_samples(console: Console) -> list[FileVersion]:
     return versions
 
 
+def _daemon_runs(home: Path) -> bool:
+    """Whether a daemon of this instance runs. Its heartbeats do not tell: they count as fresh long after its end."""
+    for process in psutil.process_iter(["cmdline"]):
+        with suppress(psutil.Error):
+            if "dagster._daemon" in (process.info["cmdline"] or ()) and process.environ().get("DAGSTER_HOME") == str(home):
+                return True
+    return False
+
+
 @contextmanager
 def daemon() -> Iterator[None]:
     """Dagster's daemon, which runs the sensor; if one runs in this stack already, that one does the work."""
-    if subprocess.run(["dagster-daemon", "liveness-check"], capture_output=True, check=False).returncode == 0:
+    home = DagsterSettings().dagster_home
+    if _daemon_runs(home):
         yield
         return
-    log = DagsterSettings().dagster_home / "daemon.log"
+    log = home / "daemon.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
             ["dagster-daemon", "run", "-w", str(PROJECT / "workspace.yaml")], stdout=output, stderr=output, cwd=PROJECT
