@@ -1,0 +1,132 @@
+"""The training script, on a tiny model and a few questions."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForQuestionAnswering
+
+from qa_platform.answering import train as training
+from qa_platform.answering.squad import GoldAnswer, GoldQuestion
+from qa_platform.answering.train import Recipe, features, loss_of, masked, negatives, tensors, train
+from qa_platform_tests.answering_models import make_model
+
+pytestmark = pytest.mark.slow
+
+RECIPE = Recipe(epochs=2, learning_rate=2e-3, tokens_per_batch=1600, weight_decay=0.01, negatives=0.1, masked=0.1, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(training, "WARM_UP_STEPS", 5)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("bert", tmp_path_factory.mktemp("start"))
+
+
+def gold(count: int) -> list[GoldQuestion]:
+    rng = random.Random(5)
+    questions = []
+    for number in range(count):
+        words = [rng.choice(["harbour", "keeper", "river", "orchard", "copper", "kettle"]) for _ in range(30)]
+        words[place := rng.randrange(30)] = "1987"
+        begin = len(" ".join([*words[:place], ""]))
+        answers = (GoldAnswer("1987", begin), GoldAnswer("1987", begin))
+        questions.append(GoldQuestion(str(number), f"article {number % 4}", "museum opened", " ".join(words), answers))
+    return questions
+
+
+def losses(out: Path) -> list[float]:
+    lines = (out.with_name(out.name + ".work") / "train_log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_training_learns_and_writes_an_ordinary_folder(start: Path, tmp_path: Path) -> None:
+    train(start, gold(480), tmp_path / "model", RECIPE)
+    first, *_, last = losses(tmp_path / "model")
+    assert last < first / 2
+    model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    question = gold(1)[0]
+    encoded = tokenizer(question.question, question.context, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**encoded)
+    span = encoded["input_ids"][0, out.start_logits.argmax() : out.end_logits.argmax() + 1]
+    assert tokenizer.decode(span) == "1987"
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_weights(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_STEPS", 3)
+    questions = gold(160)
+    train(start, questions, tmp_path / "whole", RECIPE)
+
+    calls = iter(range(5))
+
+    def dying(batch: dict[str, torch.Tensor], share: float, mask: int) -> dict[str, torch.Tensor]:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return masked(batch, share, mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "masked", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(start, questions, tmp_path / "resumed", RECIPE)
+    assert not (tmp_path / "resumed").exists()
+    train(start, questions, tmp_path / "resumed", RECIPE)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+
+
+def test_every_annotators_answer_is_right(start: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    context = "the keeper of the harbour opened the museum"
+    answers = tuple(GoldAnswer(text, context.index(text)) for text in ("keeper", "the keeper", "keeper"))
+    ((window,),) = features(tokenizer, [GoldQuestion("1", "a", "who opened the museum", context, answers)])
+    spans = {tokenizer.decode(window.ids[first : last + 1]): share for first, last, share in window.spans}
+    assert spans == {"keeper": pytest.approx(2 / 3), "the keeper": pytest.approx(1 / 3)}
+    model = BertForQuestionAnswering(BertConfig.from_pretrained(start)).eval()
+    batch = tensors([window], tokenizer.pad_token_id)
+    with torch.no_grad():
+        out = model(**{name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")})
+        starts, ends = (logits[0, : len(window.ids)].softmax(-1) for logits in (out.start_logits, out.end_logits))
+        right = sum(share * starts[first] * ends[last] for first, last, share in window.spans)
+        assert loss_of(model, batch).item() == pytest.approx(-torch.log(torch.as_tensor(right)).item(), rel=1e-4)
+
+
+def test_masking_spares_the_question_and_the_answer(start: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    (window,) = features(tokenizer, gold(1))[0]
+    batch = tensors([window], tokenizer.pad_token_id)
+    hidden = masked(batch, 1.0, tokenizer.mask_token_id)["input_ids"][0]
+    ((first, last, _),) = window.spans
+    kept = [i for i in range(len(window.ids)) if window.types[i] == 0 or first <= i <= last]
+    assert hidden[kept].tolist() == window.ids[kept].tolist()
+    assert {int(hidden[i]) for i in range(len(window.ids)) if i not in kept} == {tokenizer.mask_token_id}
+
+
+def test_a_window_without_the_answer_has_its_target_on_the_first_token(start: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    context = "1987 " + "river " * 600
+    windows = features(tokenizer, [GoldQuestion("1", "a", "museum opened", context, (GoldAnswer("1987", 0),))])[0]
+    assert len(windows) > 1
+    assert windows[0].spans[0][:2] != (0, 0)
+    assert all(window.spans == ((0, 0, 1.0),) for window in windows[1:])
+
+
+def test_negative_contexts_hold_no_answer() -> None:
+    questions = [GoldQuestion("1", "a", "who", "the keeper", (GoldAnswer("keeper", 4),)), GoldQuestion("2", "a", "what", "a kettle", ())]
+    chosen = negatives(questions * 20, 1.0, random.Random(1))
+    assert chosen
+    assert all(question.answers == () for question in chosen)
+    assert not any(question.question == "who" and "keeper" in question.context for question in chosen)
