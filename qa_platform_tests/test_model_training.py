@@ -4,10 +4,11 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
 from qa_platform.answering import train as training
 from qa_platform.answering.squad import GoldAnswer, GoldQuestion
@@ -31,6 +32,10 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model("bert", tmp_path_factory.mktemp("start"))
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
 
 
 def gold(count: int) -> list[GoldQuestion]:
@@ -89,7 +94,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_weights(
 
 
 def test_every_annotators_answer_is_right(start: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = tokenizer_of(start)
     context = "the keeper of the harbour opened the museum"
     answers = tuple(GoldAnswer(text, context.index(text)) for text in ("keeper", "the keeper", "keeper"))
     ((window,),) = features(tokenizer, [GoldQuestion("1", "a", "who opened the museum", context, answers)])
@@ -105,7 +110,7 @@ def test_every_annotators_answer_is_right(start: Path) -> None:
 
 
 def test_masking_spares_the_question_and_the_answer(start: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = tokenizer_of(start)
     (window,) = features(tokenizer, gold(1))[0]
     batch = tensors([window], tokenizer.pad_token_id)
     hidden = masked(batch, 1.0, tokenizer.mask_token_id)["input_ids"][0]
@@ -116,7 +121,7 @@ def test_masking_spares_the_question_and_the_answer(start: Path) -> None:
 
 
 def test_a_window_without_the_answer_has_its_target_on_the_first_token(start: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = tokenizer_of(start)
     context = "1987 " + "river " * 600
     windows = features(tokenizer, [GoldQuestion("1", "a", "museum opened", context, (GoldAnswer("1987", 0),))])[0]
     assert len(windows) > 1
