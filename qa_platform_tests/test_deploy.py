@@ -1,0 +1,539 @@
+"""What deploys the platform is consistent with the platform: chart values, compose file, images, workflows.
+
+The Kubernetes job of a run is what Dagster's run launcher sends to the API, configured by exactly the values in `deploy/kubernetes/`.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dagster as dg
+import pytest
+import yaml  # type: ignore[import-untyped]
+from dagster._cli import create_dagster_cli
+from dagster._config import validate_config
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.instance.config import dagster_instance_config
+from dagster._core.launcher import LaunchRunContext
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster_gcp.gcs.compute_log_manager import GCSComputeLogManager
+from dagster_k8s.launcher import K8sRunLauncher
+
+from qa_platform.cli import main as qa_platform_command
+from qa_platform.definitions import defs as platform_definitions
+from qa_platform.embedded.stack import Stack
+from qa_platform.jobs import answer_questions
+from qa_platform.settings import PostgresSettings
+from qa_platform_tests.kubernetes_types import problems
+from qa_platform_tests.test_documentation import _parse_click
+
+PROJECT = Path(__file__).parents[1]
+VALUES_FILE = PROJECT / "deploy" / "kubernetes" / "values.yaml"
+VALUES: dict[str, Any] = yaml.safe_load(VALUES_FILE.read_text())
+COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "deploy" / "compose.yaml").read_text())
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in sorted((PROJECT / ".github" / "workflows").glob("*.yaml"))}
+DOCKERFILES = [PROJECT / "deploy" / "Dockerfile", *sorted((PROJECT / "pachyderm").glob("*/Dockerfile"))]
+NAMESPACE, RELEASE = "dagster", "dagster"
+
+# What the chart's documentation lists, as far as it is of use here, and the type of the Kubernetes API behind it.
+POD = {
+    "env": "list[V1EnvVar]",
+    "resources": "V1ResourceRequirements",
+    "podSecurityContext": "V1PodSecurityContext",
+    "securityContext": "V1SecurityContext",
+    "volumes": "list[V1Volume]",
+    "volumeMounts": "list[V1VolumeMount]",
+}
+IMAGE = {"repository": "str", "tag": "str", "pullPolicy": "str"}
+PROBE = {"readinessProbe": "V1Probe", "livenessProbe": "V1Probe"}
+LAUNCHER = {
+    "imagePullPolicy": "str",
+    "envConfigMaps": "list[V1ConfigMapEnvSource]",
+    "envSecrets": "list[V1SecretEnvSource]",
+    "resources": "V1ResourceRequirements",
+    "securityContext": "V1SecurityContext",
+    "volumes": "list[V1Volume]",
+    "volumeMounts": "list[V1VolumeMount]",
+    "labels": "dict[str, str]",
+}
+RUN_CONFIG = {
+    "containerConfig": "V1Container",
+    "podSpecConfig": "V1PodSpec",
+    "podTemplateSpecMetadata": "V1ObjectMeta",
+    "jobSpecConfig": "V1JobSpec",
+    "jobMetadata": "V1ObjectMeta",
+}
+# These are given in part; the launcher adds what Kubernetes requires.
+REQUIRED_BY_KUBERNETES: dict[str, dict[str, Any]] = {
+    "containerConfig": {"name": "x"},
+    "podSpecConfig": {"containers": []},
+    "jobSpecConfig": {"template": {}},
+}
+CHART = {
+    *("global", "generatePostgresqlPasswordSecret", "generateCeleryConfigSecret", "postgresql", "dagster-user-deployments", "runLauncher"),
+    *("dagsterWebserver", "dagsterDaemon", "concurrency", "retention", "telemetry", "computeLogManager", "additionalInstanceConfig"),
+}
+DEPLOYMENT = {**POD, **PROBE, "name": "str", "port": "int", "dagsterApiGrpcArgs": "list[str]"}
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def snake_case(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {snake(key): value for key, value in values.items()}
+
+
+def launcher_config() -> dict[str, Any]:
+    """The run launcher's configuration that the chart makes of the values."""
+    launcher = VALUES["runLauncher"]
+    assert launcher["type"] == "K8sRunLauncher"
+    values = dict(launcher["config"]["k8sRunLauncher"])
+    return {
+        **snake_case({**values, "runK8sConfig": snake_case(values["runK8sConfig"])}),
+        "job_namespace": NAMESPACE,
+        "service_account_name": RELEASE,
+        "instance_config_map": f"{RELEASE}-instance",
+        "dagster_home": VALUES["global"]["dagsterHome"],
+        "postgres_password_secret": VALUES["global"]["postgresqlSecretName"],
+    }
+
+
+def instance_config() -> dict[str, Any]:
+    """The instance's configuration that the chart makes of the values."""
+    postgres, logs = VALUES["postgresql"], VALUES["computeLogManager"]
+    assert logs["type"] == "GCSComputeLogManager"
+    return {
+        "storage": {
+            "postgres": {
+                "postgres_db": {
+                    "hostname": postgres["postgresqlHost"],
+                    "username": postgres["postgresqlUsername"],
+                    "password": {"env": "DAGSTER_PG_PASSWORD"},
+                    "db_name": postgres["postgresqlDatabase"],
+                    "port": postgres["service"]["port"],
+                    "params": postgres["postgresqlParams"],
+                }
+            }
+        },
+        "run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": launcher_config()},
+        "compute_logs": {
+            "module": "dagster_gcp.gcs.compute_log_manager",
+            "class": "GCSComputeLogManager",
+            "config": snake_case(logs["config"]["gcsComputeLogManager"]),
+        },
+        "run_monitoring": snake_case(VALUES["dagsterDaemon"]["runMonitoring"]),
+        "run_retries": snake_case(VALUES["dagsterDaemon"]["runRetries"]),
+        "concurrency": {key: snake_case(value) for key, value in VALUES["concurrency"].items() if key != "enabled"},
+        "retention": {key: snake_case(value) for key, value in VALUES["retention"].items() if key != "enabled"},
+        "telemetry": VALUES["telemetry"],
+        **VALUES["additionalInstanceConfig"],
+    }
+
+
+def image() -> str:
+    [deployment] = VALUES["dagster-user-deployments"]["deployments"]
+    return f"{deployment['image']['repository']}:{deployment['image']['tag']}"
+
+
+class KubernetesApi(BaseHTTPRequestHandler):
+    """Takes jobs, and keeps what was sent."""
+
+    sent: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.sent.append((self.path, json.loads(body)))
+        self.send_response(201)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the test says what is wrong."""
+
+
+@pytest.fixture(scope="module")
+def run_job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The Kubernetes job of a run, as the API gets it from Dagster's run launcher."""
+    server = HTTPServer(("127.0.0.1", 0), KubernetesApi)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    access = tmp_path_factory.mktemp("kubernetes") / "config"
+    access.write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+                "users": [{"name": "test", "user": {}}],
+            }
+        )
+    )
+    # How the API is reached is all that differs from a cluster.
+    config = {**launcher_config(), "load_incluster_config": False, "kubeconfig_file": str(access)}
+    overrides = {"run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": config}}
+    try:
+        with dg.instance_for_test(overrides=overrides) as instance:
+            assert isinstance(instance.run_launcher, K8sRunLauncher)
+            repository = RepositoryPythonOrigin(
+                executable_path="python",
+                code_pointer=ModuleCodePointer("qa_platform.definitions", "defs", "/home/platform"),
+                container_image=image(),
+                entry_point=["dagster"],
+                container_context={},
+            )
+            job_def = platform_definitions.resolve_job_def(answer_questions.name)
+            run = instance.create_run_for_job(job_def, job_code_origin=JobPythonOrigin(job_def.name, repository))
+            instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
+    finally:
+        server.shutdown()
+        server.server_close()
+    [(path, job)] = KubernetesApi.sent
+    assert path == f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+    return job
+
+
+@pytest.fixture
+def run_container(run_job: dict[str, Any]) -> dict[str, Any]:
+    [container] = run_job["spec"]["template"]["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def test_the_job_of_a_run_is_one_that_kubernetes_takes(run_job: dict[str, Any]) -> None:
+    assert list(problems(run_job, "V1Job")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda pod: pod.update(serviceAcountName="x"), "V1PodSpec has no serviceAcountName"),
+        (lambda pod: pod.pop("containers"), "`containers`, must not be `None`"),
+        (lambda pod: pod.update(terminationGracePeriodSeconds="120"), "'120' is no int"),
+        (lambda pod: pod["containers"][0]["env"].append({"value": "x"}), "`name`, must not be `None`"),
+        (lambda pod: pod["containers"][0]["resources"]["limits"].update(memory=2), "2 is no str"),
+    ],
+)
+def test_a_job_that_kubernetes_refuses_is_noticed(run_job: dict[str, Any], change: Any, problem: str) -> None:
+    broken = json.loads(json.dumps(run_job))
+    change(broken["spec"]["template"]["spec"])
+    assert problem in "\n".join(problems(broken, "V1Job"))
+
+
+def test_a_run_has_its_own_image_size_and_account(run_job: dict[str, Any], run_container: dict[str, Any]) -> None:
+    pod = run_job["spec"]["template"]["spec"]
+    assert run_container["image"] == image()
+    assert run_container["args"][:3] == ["dagster", "api", "execute_run"]
+    assert run_container["resources"] == VALUES["runLauncher"]["config"]["k8sRunLauncher"]["resources"]
+    assert pod["serviceAccountName"] == RELEASE
+    # Dagster's own retries know of attempts; Kubernetes' would not.
+    assert (pod["restartPolicy"], run_job["spec"]["backoffLimit"]) == ("Never", 0)
+    assert pod["terminationGracePeriodSeconds"] > 30
+
+
+def test_a_run_has_no_more_rights_than_it_needs(run_job: dict[str, Any], run_container: dict[str, Any]) -> None:
+    security = run_job["spec"]["template"]["spec"]["securityContext"]
+    assert security["runAsNonRoot"]
+    assert security["runAsUser"] > 0
+    assert run_container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert all(mount.get("readOnly") for mount in run_container["volumeMounts"] if mount["name"] == "gcsaccess")
+
+
+def test_a_run_takes_its_secrets_from_where_they_are(run_job: dict[str, Any], run_container: dict[str, Any]) -> None:
+    references = [entry["valueFrom"]["secretKeyRef"] for entry in run_container["env"] if "valueFrom" in entry]
+    taken = {(reference["name"], reference["key"]) for reference in references}
+    template = json.loads((PROJECT / "pachyderm" / "secrets" / "dbaccess.json").read_text())
+    assert {key for name, key in taken if name == "dbaccess"} == set(template["stringData"])
+    assert {(name, key) for name, key in taken if name != "dbaccess"} == {
+        ("gcsaccess", "storage_bucket"),
+        ("pachaccess", "token"),
+        ("dagster-postgresql", "postgresql-password"),
+    }
+    volumes = run_job["spec"]["template"]["spec"]["volumes"]
+    [key_file] = [f"{volume['secret']['secretName']}/{volume['secret']['items'][0]['path']}" for volume in volumes if "secret" in volume]
+    assert key_file == "gcsaccess/credentials.json"
+    assert _literals(run_container["env"])["GOOGLE_APPLICATION_CREDENTIALS"] == f"/var/run/{key_file}"
+    # The certificates are where the TLS of libpq wants them, in whatever base64 the secret has.
+    assert {"PG_SSLROOTCERT", "PG_SSLCLIENT_CERT", "PG_SSL_CLIENT_KEY"} <= {entry["name"] for entry in run_container["env"]}
+
+
+def _literals(environment: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in environment if "value" in entry}
+
+
+def test_values_name_what_the_chart_and_kubernetes_know() -> None:
+    [deployment] = VALUES["dagster-user-deployments"]["deployments"]
+    webserver, daemon = VALUES["dagsterWebserver"], VALUES["dagsterDaemon"]
+    launcher = VALUES["runLauncher"]["config"]["k8sRunLauncher"]
+    found = [f"the chart has no {key}" for key in VALUES if key not in CHART]
+    places: list[tuple[str, dict[str, Any], dict[str, str], set[str]]] = [
+        ("code location", deployment, DEPLOYMENT, {"image", "includeConfigInLaunchedRuns"}),
+        ("webserver", webserver, {**POD, **PROBE}, {"image", "service"}),
+        ("daemon", daemon, POD, {"image", "runMonitoring", "runRetries"}),
+        ("launcher", launcher, LAUNCHER, {"runK8sConfig"}),
+        *((f"image of {name}", values["image"], IMAGE, set()) for name, values in (("webserver", webserver), ("daemon", daemon))),
+    ]
+    for place, values, types, others in places:
+        found += [f"{place}: the chart has no {key}" for key in values if key not in types and key not in others]
+        for key, kind in types.items():
+            if key in values:
+                found += problems(values[key], kind, f"{place}.{key}")
+    for key, given in launcher["runK8sConfig"].items():
+        found += problems({**REQUIRED_BY_KUBERNETES.get(key, {}), **given}, RUN_CONFIG[key], key)
+    assert found == []
+
+
+def test_values_and_dagster_yaml_say_the_same() -> None:
+    project = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+    rendered = instance_config()
+    for kind in rendered["retention"].values():
+        # The chart wants a word on ticks that never ended; Dagster keeps them unless told.
+        kind["purge_after_days"] = {state: days for state, days in kind["purge_after_days"].items() if (state, days) != ("started", -1)}
+    assert {key: value for key, value in rendered.items() if key in project and key != "storage"} == {
+        key: value for key, value in project.items() if key != "storage"
+    }
+
+
+def test_dagster_takes_the_instance_that_the_values_make(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(instance_config()))
+    config, _ = dagster_instance_config(str(tmp_path))
+    for section, component in (("run_launcher", K8sRunLauncher), ("compute_logs", GCSComputeLogManager)):
+        checked = validate_config(dg.Shape(component.config_type()), config[section]["config"])
+        assert checked.success, checked.errors
+
+
+def test_the_code_location_has_the_charts_instance() -> None:
+    [deployment] = VALUES["dagster-user-deployments"]["deployments"]
+    [volume] = [volume for volume in deployment["volumes"] if "configMap" in volume]
+    assert volume["configMap"]["name"] == launcher_config()["instance_config_map"]
+    [mount] = [mount for mount in deployment["volumeMounts"] if mount["name"] == volume["name"]]
+    assert (mount["mountPath"], mount["subPath"]) == (f"{VALUES['global']['dagsterHome']}/dagster.yaml", "dagster.yaml")
+
+
+def test_every_component_is_of_one_image() -> None:
+    assert VALUES["dagsterWebserver"]["image"] == VALUES["dagsterDaemon"]["image"]
+    assert VALUES["dagsterWebserver"]["image"] == VALUES["dagster-user-deployments"]["deployments"][0]["image"]
+    assert {service["image"] for name, service in COMPOSE["services"].items() if name != "postgres"} == {COMPOSE["x-platform"]["image"]}
+
+
+def executors(defs: dg.Definitions) -> list[str]:
+    return [defs.resolve_job_def(name).executor_def.name for name in ("answer_questions", "answer_pending_files", "housekeeping")]
+
+
+def test_steps_work_in_their_runs_process_unless_told_otherwise() -> None:
+    assert executors(platform_definitions) == ["in_process"] * 3
+
+
+@cache
+def loaded_in_kubernetes() -> dict[str, list[str]]:
+    """Of a process that loads the code location as the cluster does: the executors, and what it has imported."""
+    program = (
+        "import json, sys; from qa_platform.definitions import defs; names = ('answer_questions', 'answer_pending_files', 'housekeeping'); "
+        "print(json.dumps({'executors': [defs.resolve_job_def(n).executor_def.name for n in names], 'modules': list(sys.modules)}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"QA_EXECUTOR": "kubernetes"}, capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    loaded: dict[str, list[str]] = json.loads(done.stdout)
+    return loaded
+
+
+def test_one_variable_gives_the_steps_that_answer_pods_of_their_own() -> None:
+    assert loaded_in_kubernetes()["executors"] == ["k8s", "k8s", "in_process"]
+
+
+# --- One set of environment variables ---
+
+# Of what the embedded stack sets: what says that it is embedded, and what is for people's own `psql`.
+ONLY_EMBEDDED = {"STORAGE_EMULATOR_HOST", "QA_DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE"}
+# What a deployment has and the embedded stack has not: it has neither accounts nor passwords.
+ONLY_DEPLOYED = {"GOOGLE_APPLICATION_CREDENTIALS", "PACH_TOKEN", "PG_PASSWORD"}
+# What the chart says in its own way: Dagster's storage in dagster.yaml.
+BY_THE_CHART = {"DAGSTER_HOME", "DAGSTER_PG_URL"}
+WITH_CERTIFICATES = {"PG_SSLROOTCERT", "PG_SSLCLIENT_CERT", "PG_SSL_CLIENT_KEY"}
+
+
+def embedded_variables() -> set[str]:
+    return set(Stack(Path("/nowhere"), {"postgres": "/socket", "gcs": "127.0.0.1:1", "pachd": "127.0.0.1:2"}).variables) - ONLY_EMBEDDED
+
+
+def test_the_compose_file_sets_what_the_embedded_stack_sets() -> None:
+    assert set(COMPOSE["x-platform"]["environment"]) == embedded_variables() | ONLY_DEPLOYED
+
+
+def test_a_run_in_kubernetes_is_given_what_the_embedded_stack_sets(run_container: dict[str, Any]) -> None:
+    given = {entry["name"] for entry in run_container["env"]} - {"DAGSTER_RUN_JOB_NAME", "DAGSTER_PG_PASSWORD", "QA_EXECUTOR"}
+    # The secret has no place for a port; PG_PORT is added where it is not the usual one.
+    assert PostgresSettings.model_fields["port"].default == 5432
+    expected = (embedded_variables() - BY_THE_CHART - {"PG_PORT"}) | ONLY_DEPLOYED | WITH_CERTIFICATES | {"DAGSTER_HOME"}
+    assert given == expected
+
+
+def test_the_page_lists_the_variables_that_make_a_deployment() -> None:
+    page = (PROJECT / "docs" / "deploying.md").read_text()
+    listed = embedded_variables() | ONLY_DEPLOYED | WITH_CERTIFICATES | {"STORAGE_EMULATOR_HOST", "QA_EXECUTOR"}
+    assert [name for name in sorted(listed) if f"`{name}`" not in page] == []
+
+
+def test_only_what_starts_servers_knows_the_embedded_ones() -> None:
+    """The code location cannot tell a laptop from a cluster: it imports nothing of the embedded stack, and reads no such variable."""
+    assert not any(module.startswith("qa_platform.embedded") for module in loaded_in_kubernetes()["modules"])
+    for path in (PROJECT / "qa_platform").rglob("*.py"):
+        folder = path.relative_to(PROJECT / "qa_platform").parts[0]
+        text = path.read_text()
+        assert folder == "embedded" or '"STORAGE_EMULATOR_HOST"' not in text, path
+        starts_servers = folder in ("embedded", "bench", "documentation", "demo.py")
+        assert starts_servers or not re.search(r"\bos\.(environ|getenv)|\bfrom os import", text), f"{path} reads the environment"
+
+
+# --- Compose ---
+
+
+def test_the_compose_file_refers_to_what_it_declares() -> None:
+    services = COMPOSE["services"]
+    assert set(COMPOSE) == {"name", "x-platform", "services", "configs", "secrets", "volumes"}
+    for name, service in services.items():
+        unknown = set(service) - COMPOSE_SERVICE_KEYS
+        assert not unknown, f"{name}: {unknown}"
+        assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
+        assert {config["source"] for config in service.get("configs", ())} <= set(COMPOSE["configs"])
+        assert {volume.split(":")[0] for volume in service.get("volumes", ())} <= set(COMPOSE["volumes"])
+        for other, condition in service.get("depends_on", {}).items():
+            healthy = condition["condition"] == "service_healthy"
+            assert other in services
+            assert condition["condition"] in ("service_healthy", "service_completed_successfully")
+            assert not healthy or "healthcheck" in services[other]
+        if "build" in service:
+            folder = PROJECT / "deploy" / service["build"]["context"]
+            assert (folder / service["build"]["dockerfile"]).exists()
+    assert (PROJECT / "deploy" / COMPOSE["configs"]["dagster"]["file"]).resolve() == PROJECT / "dagster.yaml"
+
+
+COMPOSE_SERVICE_KEYS = {
+    *("image", "build", "command", "environment", "secrets", "configs", "volumes", "ports", "depends_on", "healthcheck", "restart"),
+    *("init", "cap_drop", "security_opt", "stop_grace_period"),
+}
+
+
+def test_the_compose_file_is_reached_from_its_own_machine_only() -> None:
+    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert sorted(published) == ["${PG_LISTEN:-127.0.0.1}:5432:5432", "127.0.0.1:${PORT:-3000}:3000"]
+
+
+def test_the_compose_file_names_every_variable_that_it_asks_for() -> None:
+    text = (PROJECT / "deploy" / "compose.yaml").read_text()
+    head, _, body = text.partition("name: qa-platform")
+    asked = set(re.findall(r"\$\{([A-Z_]+)", body))
+    assert asked == set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b(?=[, ] )", head.partition("# Set in")[2])) | (
+        asked & set(re.findall(r"\w+", head))
+    )
+    # What there is no usual value for is asked for with a word on what it is, or defaults.
+    first_uses = {name: re.search(rf"\$\{{{name}(:[?-][^}}]*)?\}}", body) for name in asked}
+    assert all(use and use[1] for name, use in first_uses.items()), first_uses
+
+
+def test_the_webserver_finds_the_code_location() -> None:
+    [place] = yaml.safe_load(COMPOSE["configs"]["workspace"]["content"])["load_from"]
+    server = place["grpc_server"]
+    command = COMPOSE["services"][server["host"]]["command"]
+    assert command[command.index("-p") + 1] == str(server["port"])
+    _parse_click(create_dagster_cli(), command[1:])
+
+
+def test_the_tables_are_made_before_anything_needs_them() -> None:
+    services = COMPOSE["services"]
+    assert services["code-location"]["depends_on"] == {"tables": {"condition": "service_completed_successfully"}}
+    _parse_click(qa_platform_command, services["tables"]["command"][1:])
+
+
+# --- Images ---
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_an_image_is_slim_pinned_and_without_root(path: Path) -> None:
+    lines = path.read_text().replace("\\\n", " ").splitlines()
+    stages = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    assert len(stages) == 2
+    assert set(stages) == {"python:3.11-slim-bookworm"}
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert len(users) == 1
+    # By number: Kubernetes does not start what says `runAsNonRoot` with a name.
+    assert int(users[0]) > 0
+    [install] = [line for line in lines if "pip install" in line]
+    assert "--constraint constraints.txt" in install
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_an_image_is_built_from_what_is_there(path: Path) -> None:
+    text = path.read_text()
+    sent = {line.removeprefix("!") for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
+        for source in line.split():
+            assert (PROJECT / source).exists()
+            assert source.rstrip("/") in sent
+    [extra] = re.findall(r"'\.\[(\w+)\]'", text)
+    assert extra in tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [command] = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    words = json.loads(command)
+    if words[0] == "dagster":
+        _parse_click(create_dagster_cli(), words[1:])
+    else:
+        assert (PROJECT / (words[2].replace(".", "/") + ".py")).exists()
+
+
+def test_the_code_locations_image_is_what_deployments_use() -> None:
+    name = "qa-platform-code-location"
+    assert f"/{name}:" in image()
+    assert f"/{name}:" in COMPOSE["x-platform"]["image"]
+    pushed = {entry["image"]: entry["dockerfile"] for entry in WORKFLOWS["images.yaml"]["jobs"]["image"]["strategy"]["matrix"]["include"]}
+    assert pushed[name] == "deploy/Dockerfile"
+    assert set(pushed.values()) == {str(path.relative_to(PROJECT)) for path in DOCKERFILES}
+
+
+# --- Workflows ---
+
+
+def steps() -> Iterator[tuple[str, dict[str, Any]]]:
+    for file, workflow in WORKFLOWS.items():
+        for job_name, job in workflow["jobs"].items():
+            yield from ((f"{file}: {job_name}", step) for step in job["steps"])
+
+
+def test_workflows_use_actions_at_commits() -> None:
+    """A tag can be moved to another commit by whoever takes an action's repository over."""
+    used = {step["uses"] for _, step in steps() if "uses" in step}
+    assert used
+    assert [action for action in used if not re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action)] == []
+
+
+def test_workflows_end_and_have_no_rights_that_they_do_not_need() -> None:
+    for file, workflow in WORKFLOWS.items():
+        assert workflow["permissions"] == {"contents": "read"}, file
+        assert all("timeout-minutes" in job for job in workflow["jobs"].values()), file
+    for place, step in steps():
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False, place
+        # What comes from outside goes through the environment: it would else be part of the script.
+        assert "${{" not in step.get("run", ""), place
+
+
+def test_the_tests_run_on_every_python_that_is_promised() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    versions = WORKFLOWS["tests.yaml"]["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert versions == ["3.11", "3.12", "3.13"]
+    assert project["requires-python"] == f">={versions[0]}"
+
+
+def test_the_tests_workflow_runs_commands_that_exist() -> None:
+    commands = [line for _, step in steps() if "run" in step for line in step["run"].splitlines()]
+    assert any(shlex.split(line)[:2] == ["make", "test"] for line in commands if line.startswith("make"))
+    assert any("dagster job execute -m qa_platform.definitions -j answer_pending_files" in line for line in commands)
