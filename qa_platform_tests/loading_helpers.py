@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,18 +16,22 @@ from qa_platform.contract import (
     MANIFEST,
     SHARD_ANSWERS,
     SHARD_INFO,
+    SHARD_QUESTIONS,
+    FileVersion,
     Manifest,
     ModelChoice,
     Rejection,
     RowReason,
     ShardEntry,
     ShardInfo,
+    find_columns,
     pass_through_columns,
     shard_name,
 )
 from qa_platform.embedded import postgres
+from qa_platform.ingest import split
 from qa_platform.loading import migrate
-from qa_platform.settings import PostgresSettings
+from qa_platform.settings import IngestSettings, PostgresSettings
 
 BUNDLED = ModelChoice("bundled")
 ANSWERED_BY = ModelChoice("minilm-squad", "0a1b2c", "fp32")
@@ -127,6 +131,37 @@ class AnsweredUpload:
         return ShardEntry(folder.name, start + 1, len(rows), len(mine), digest)
 
 
+def ingested(data: bytes, folder: Path, *, name: str = "history.csv", limits: IngestSettings | None = None) -> Path:
+    """A CSV as it is after ingestion and after an answering that answers every row with its context's first word."""
+
+    def write(path: str, chunks: Iterable[bytes]) -> None:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"".join(chunks))
+
+    version = FileVersion(name, 1, size=len(data))
+    manifest = split(io.BytesIO(data), version=version, load_id=1, model=BUNDLED, settings=limits or IngestSettings(), write=write)
+    for entry in manifest.shards:
+        _answer_shard(folder / entry.name)
+    return folder
+
+
+def _answer_shard(folder: Path) -> None:
+    info = ShardInfo.from_json((folder / SHARD_INFO).read_text())
+    reasons = {found.row: found.reason for found in info.rejections}
+    with (folder / SHARD_QUESTIONS).open(encoding="utf-8", newline="") as source:
+        header, *rows = csv.reader(source)
+    context = find_columns(header)[1]
+    with (folder / SHARD_ANSWERS).open("w", encoding="utf-8", newline="") as target:
+        writer = csv.writer(target, lineterminator="\r\n")
+        writer.writerow([*header, *ANSWER_COLUMNS])
+        for number, cells in enumerate(rows, info.first_row):
+            row = AnsweredRow("", cells[context], error=reasons.get(number, ""))
+            writer.writerow([*cells, *row.cells(ANSWERED_BY)[2:]])
+    answered = info.rows - len(reasons)
+    done = replace(info, answered_by=ANSWERED_BY, answered=answered, rejected=len(reasons), answered_at="2026-03-01T10:00:00")
+    (folder / SHARD_INFO).write_text(done.to_json())
+
+
 def migrated_database(socket_folder: str) -> PostgresSettings:
     """A new database with the platform's tables, for as long as its server lives."""
     name = f"loading_{uuid.uuid4().hex}"
@@ -135,6 +170,12 @@ def migrated_database(socket_folder: str) -> PostgresSettings:
     settings = PostgresSettings(host=socket_folder, port=postgres.PORT, user=postgres.USER, dbname=name)
     migrate.upgrade(settings)
     return settings
+
+
+def empty_tables(connection: psycopg.Connection) -> None:
+    # Faster than TRUNCATE on small tables, which makes new files.
+    for name in ("question_answer", "question_answer_reject", "question_file"):
+        connection.execute(f"DELETE FROM {name}")  # noqa: S608
 
 
 def answered_rows(count: int, *, context: str = "Turing broke the code.") -> list[AnsweredRow]:

@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -28,10 +29,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from pydantic import SecretStr
 
 from qa_platform.database import connect
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.settings import PostgresSettings
+from qa_platform_tests.loading_helpers import AnsweredUpload, answered_rows
 
 PASSWORD = "s3cret-Pa55word"
 HBA = """
@@ -188,6 +191,7 @@ def server(postgres_socket: str) -> Iterator[Server]:
             _wait_for(found, process)
             with found.admin() as connection:
                 connection.execute(ROLES)
+                connection.execute("CREATE DATABASE answers OWNER clerk")
             yield found
         finally:
             process.terminate()
@@ -452,6 +456,49 @@ def _decline(listener: socket.socket) -> None:
             with peer:
                 peer.recv(8)
                 peer.sendall(b"N")
+
+
+# The loader, with the variables that the secret `dbaccess` gives it
+
+
+def _run_loader(settings: PostgresSettings, pfs: Path) -> "subprocess.CompletedProcess[str]":
+    upload = AnsweredUpload(answered_rows(7))
+    folder = pfs / "question_answer" / "file"
+    if not folder.exists():
+        upload.write(folder)
+        (pfs / "out").mkdir()
+    values = {
+        "PG_HOST": settings.host,
+        "PG_PORT": str(settings.port),
+        "PG_USER": settings.user,
+        "PG_PASSWORD": settings.password.get_secret_value(),
+        "PG_DBNAME": "answers",
+        "PG_SSLROOTCERT": settings.sslrootcert.get_secret_value(),
+        "PG_SSLCLIENT_CERT": settings.sslclient_cert.get_secret_value(),
+        "PG_SSL_CLIENT_KEY": settings.ssl_client_key.get_secret_value(),
+        "QA_PFS_ROOT": str(pfs),
+        "question_answer": "/pfs/question_answer/file",
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | values
+    command = [sys.executable, "-m", "qa_platform.loading.worker"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_loader_migrates_and_loads_by_certificates_in_base64_and_says_one_line_about_a_wrong_password(
+    server: Server, tmp_path: Path
+) -> None:
+    settings = server.settings("clerk", **_certificates(server, tmp_path))
+    done = _run_loader(settings, tmp_path / "pfs")
+    assert done.returncode == 0, done.stderr
+    with connect(settings.model_copy(update={"dbname": "answers"})) as connection:
+        assert connection.execute("SELECT count(*) FROM question_answer").fetchone() == (7,)
+
+    refused = _run_loader(settings.model_copy(update={"password": SecretStr(f"{PASSWORD}-not")}), tmp_path / "pfs")
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert "check PG_USER and PG_PASSWORD" in refused.stderr
+    for secret in (PASSWORD, "BEGIN", settings.ssl_client_key.get_secret_value()[:40]):
+        assert secret not in done.stdout + done.stderr + refused.stdout + refused.stderr
 
 
 # The embedded PostgreSQL

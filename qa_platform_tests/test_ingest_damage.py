@@ -2,14 +2,13 @@
 
 import gzip
 import io
-import json
 import zipfile
 
 import pytest
 
 from qa_platform.contract import COLUMN_LIMIT, RAW_LIMIT, ROW_LIMIT, FileReason, Rejection, RowReason
 from qa_platform.errors import InputError, TransientError
-from qa_platform.ingest import FILE_HINTS, ROW_HINTS, FileRejected, Row, iter_rows, rejected_report
+from qa_platform.ingest import FILE_HINTS, ROW_HINTS, FileRejected, Row, iter_rows
 from qa_platform.settings import IngestSettings
 
 SETTINGS = IngestSettings(question_limit=10_000, context_limit=500_000)
@@ -274,33 +273,3 @@ def test_lines_and_rows_are_counted_apart() -> None:
         (3, 9, RowReason.BAD_QUOTING),
         (4, 11, None),
     ]
-
-
-def test_the_report_on_a_file_says_where_why_and_what_to_do() -> None:
-    error = rejected_file(HEADER + b"q,\xe9\n")
-    text = rejected_report("my file.csv", file=error)
-    assert text.startswith("my file.csv: rejected, not_utf8 at line 2, byte 19: ")
-    assert error.hint in text
-    facts = json.loads(rejected_report("my file.csv", file=error, as_json=True))
-    assert facts["reason"] == "not_utf8"
-    assert (facts["line"], facts["offset"], facts["hint"], facts["rows"]) == (2, 19, error.hint, [])
-
-
-def test_the_report_on_rows_says_where_why_and_what_to_do() -> None:
-    rejections = [row.rejection for row in read(HEADER + b",c\nq\nq,c\n") if row.rejection]
-    lines = rejected_report("f.csv", rows=rejections).splitlines()
-    assert lines == [
-        "f.csv: rejected rows",
-        "  line 2 (row 1, column question): empty_question: no text. Fill in the question.",
-        f"  line 3 (row 2): too_few_cells: 1 cells; the header has 2. {ROW_HINTS[RowReason.TOO_FEW_CELLS]}",
-    ]
-    facts = json.loads(rejected_report("f.csv", rows=rejections, as_json=True))
-    assert [(row["row"], row["line"], row["column"], row["reason"]) for row in facts["rows"]] == [
-        (1, 2, "question", "empty_question"),
-        (2, 3, "", "too_few_cells"),
-    ]
-
-
-def test_a_name_cannot_forge_a_line_of_the_report() -> None:
-    error = rejected_file(b"")
-    assert len(rejected_report("a\nb.csv: rejected, binary", file=error).splitlines()) == 1

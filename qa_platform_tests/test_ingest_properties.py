@@ -214,9 +214,13 @@ def test_how_the_bytes_arrive_changes_nothing(head: bytes, data: bytes, sizes: l
 
 
 @settings(max_examples=200, deadline=None)
-@given(body=bodies, shard_rows=st.integers(1, 4), shard_bytes=st.integers(1, 100), sizes=sizes)
-def test_shards_hold_the_rows_in_order_and_counts_add_up(body: str, shard_rows: int, shard_bytes: int, sizes: list[int]) -> None:
-    data = (HEADER + body).encode()
+@given(
+    data=st.one_of(bodies.map(lambda body: (HEADER + body).encode()), st.tuples(heads, hostile).map(b"".join)),
+    shard_rows=st.integers(1, 4),
+    shard_bytes=st.integers(1, 100),
+    sizes=sizes,
+)
+def test_shards_hold_the_rows_in_order_and_counts_add_up(data: bytes, shard_rows: int, shard_bytes: int, sizes: list[int]) -> None:
     files: dict[str, bytes] = {}
     limits = SETTINGS.model_copy(update={"shard_rows": shard_rows, "shard_bytes": shard_bytes})
     result = outcome(data, sizes)

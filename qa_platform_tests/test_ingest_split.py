@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from qa_platform.bench import ingest as ingest_bench
 from qa_platform.bench.ingest import RepeatedRows
 from qa_platform.contract import FileReason, FileVersion, Manifest, ModelChoice, RowReason, ShardInfo
 from qa_platform.ingest import ByteSource, FileRejected, split
@@ -224,3 +225,17 @@ def test_the_benchmark_reads_valid_rows_as_long_as_it_says() -> None:
     assert source.length == len(data)
     assert {len(row) for row in rows} == {4}
     assert 500 < min(len(row[2]) for row in rows) <= max(len(row[2]) for row in rows) <= 1_000
+
+
+def test_the_benchmark_measures_each_way_in_a_process_of_its_own_and_says_whether_the_goals_are_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qa_platform.bench.ingest._PEER_ROWS", 2_000)
+    monkeypatch.setattr("qa_platform.bench.ingest.GOAL_RATE", 0.0)
+    monkeypatch.setattr(sys, "argv", ["bench", "--rows", "2000"])
+    assert ingest_bench.main() == 0
+    monkeypatch.setattr("qa_platform.bench.ingest.BOUND_MIB", 1.0)
+    assert ingest_bench.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(" 2,000 " in line for line in lines) == 8
+    assert [line.rpartition(": ")[2] for line in lines if line.startswith("goals")] == ["met", "MISSED"]

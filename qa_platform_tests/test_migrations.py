@@ -1,5 +1,8 @@
 """The tables' history: from nothing, around what deployments have, up and down, and when several start at once."""
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,10 +53,20 @@ def schema(connection: psycopg.Connection) -> list[tuple]:
     ).fetchall()
 
 
-def test_the_head_that_makes_a_start_cheap_is_the_newest_migration() -> None:
+def script() -> ScriptDirectory:
     config = Config()
     config.set_main_option("script_location", str(Path(migrate.__file__).with_name("migrations")))
-    assert ScriptDirectory.from_config(config).get_current_head() == migrate.HEAD
+    return ScriptDirectory.from_config(config)
+
+
+def make_legacy(connection: psycopg.Connection) -> None:
+    """What deployments had before: the five columns, and rows of which two are equal."""
+    connection.execute(LEGACY_TABLE)
+    connection.execute("INSERT INTO question_answer SELECT 'q', 'a', 'c', 'm', '2020-01-01' FROM generate_series(1, 3)")
+
+
+def test_the_head_that_makes_a_start_cheap_is_the_newest_migration() -> None:
+    assert script().get_current_head() == migrate.HEAD
 
 
 def test_from_nothing_the_first_five_columns_are_those_that_readers_take_by_position(empty: PostgresSettings) -> None:
@@ -65,11 +78,15 @@ def test_from_nothing_the_first_five_columns_are_those_that_readers_take_by_posi
 
 
 def test_a_table_that_exists_keeps_its_rows_and_becomes_the_same(empty: PostgresSettings, tmp_path: Path) -> None:
-    with connect(empty) as connection:
-        connection.execute(LEGACY_TABLE)
-        connection.execute("INSERT INTO question_answer SELECT 'q', 'a', 'c', 'm', '2020-01-01' FROM generate_series(1, 3)")
     migrate.upgrade(empty)
     with connect(empty) as connection:
+        from_nothing = schema(connection)
+        migrate.downgrade(empty, "base")
+        connection.execute("DROP TABLE question_answer")
+        make_legacy(connection)
+    migrate.upgrade(empty)
+    with connect(empty) as connection:
+        assert schema(connection) == from_nothing
         assert columns(connection)[:5] == FIVE
         rows = connection.execute("SELECT * FROM question_answer").fetchall()
         assert [(row[0], set(row[5:])) for row in rows] == [("q", {None})] * 3
@@ -93,6 +110,41 @@ def test_down_leaves_the_five_columns_with_all_rows_and_up_comes_back(empty: Pos
     migrate.upgrade(empty)
     with connect(empty) as connection:
         assert schema(connection) == whole
+
+
+def test_each_step_up_undoes_its_step_down_and_keeps_the_rows(empty: PostgresSettings, tmp_path: Path) -> None:
+    revisions = [found.revision for found in script().walk_revisions()]
+    migrate.upgrade(empty)
+    with connect(empty) as connection:
+        load_file(connection, AnsweredUpload(answered_rows(4)).write(tmp_path / "file"))
+        for older in [*revisions[1:], "base"]:
+            before = schema(connection)
+            migrate.downgrade(empty, older)
+            assert schema(connection) != before
+            migrate.upgrade(empty)
+            assert schema(connection) == before
+            assert connection.execute("SELECT count(*), count(answer) FROM question_answer").fetchone() == (4, 4)
+
+
+def test_the_command_and_a_worker_that_start_at_once_on_a_table_with_rows_both_succeed(database: Database, tmp_path: Path) -> None:
+    settings = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
+    with connect(settings) as connection:
+        make_legacy(connection)
+    folder = AnsweredUpload(answered_rows(4)).write(tmp_path / "question_answer" / "file")
+    (tmp_path / "out").mkdir()
+    datum = {"QA_PFS_ROOT": str(tmp_path), "question_answer": f"/pfs/question_answer/{folder.name}"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | database.environment | datum
+    commands: list[list[str | Path]] = [
+        [Path(sys.executable).with_name("qa-platform"), "db", "upgrade"],
+        [sys.executable, "-m", "qa_platform.loading.worker"],
+    ]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in commands]
+    said = [process.communicate(timeout=60)[0].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said[0] == "the tables are up to date\n"
+    with connect(settings) as connection:
+        assert migrate.current(connection) == migrate.HEAD
+        assert connection.execute("SELECT count(*), count(source_file) FROM question_answer").fetchone() == (7, 4)
 
 
 def test_several_that_start_at_once_all_find_the_tables_up_to_date(empty: PostgresSettings) -> None:

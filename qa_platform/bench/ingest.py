@@ -25,6 +25,7 @@ _HEADER = ("id", "question", "context", "topic")
 _SAMPLE_ROWS = 2_000
 # A row of the file with which both are compared: the peer is too slow for the long one.
 _PEER_ROWS = 50_000
+GOAL_RATE, BOUND_MIB = 60.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def measure_peer(rows: int, *, context: int) -> IngestFigures:
     return _figures(rows, source.length, time.perf_counter() - began, time.process_time() - cpu)
 
 
-def run(rows: int = 1_000_000, *, context: int = 3_000) -> None:
-    """Print the table: the whole file, the same with short rows, and both ways on the same smaller file."""
+def run(rows: int, *, context: int) -> bool:
+    """Print the table: the whole file, the same with short rows, and both ways on the same smaller file. Whether the goals are met."""
     cases = (
         ("split, long contexts", "split", rows, context),
         ("split, short rows", "split", rows, 100),
@@ -116,14 +117,21 @@ def run(rows: int = 1_000_000, *, context: int = 3_000) -> None:
         ("csv.reader, checks, csv.writer", "peer", _PEER_ROWS, context),
     )
     print(f"{'':32}{'rows':>10} {'MB':>8} {'MB/s':>7} {'MB/CPU s':>9} {'peak MiB':>9}")
+    figures = []
     for title, way, count, length in cases:
         got = _in_fresh_process(way, count, length)
+        figures.append(got)
         speeds = f"{got.rate:>7.0f} {got.cpu_rate:>9.0f} {got.peak_mib:>9.0f}"
-        print(f"{title:32}{got.rows:>10,} {got.megabytes:>8,.0f} {speeds}")
+        print(f"{title:32}{got.rows:>10,} {got.megabytes:>8,.0f} {speeds}", flush=True)
+    whole, peak = figures[0], max(figures[0].peak_mib, figures[1].peak_mib)
+    met = whole.rate >= GOAL_RATE and peak < BOUND_MIB
+    print(f"goals for the whole file: {GOAL_RATE:.0f} MB/s and a peak under {BOUND_MIB:.0f} MiB: {'met' if met else 'MISSED'}")
+    return met
 
 
 def _in_fresh_process(way: str, rows: int, context: int) -> IngestFigures:
-    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "qa_platform.bench.ingest", way, str(rows), str(context)]
+    words = {"--way": way, "--rows": str(rows), "--context": str(context)}
+    command = [sys.executable, "-m", "qa_platform.bench.ingest", *(word for pair in words.items() for word in pair)]
     return IngestFigures(**json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
 
 
@@ -166,16 +174,19 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _main() -> None:
-    """One measurement, as JSON on standard output."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("way", choices=["split", "peer"])
-    parser.add_argument("rows", type=int)
-    parser.add_argument("context", type=int)
-    arguments = parser.parse_args()
-    figures = (measure if arguments.way == "split" else measure_peer)(arguments.rows, context=arguments.context)
-    json.dump(asdict(figures), sys.stdout)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    # One measurement, as JSON on standard output.
+    parser.add_argument("--way", choices=["split", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--context", type=int, default=3_000, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        measured = (measure if options.way == "split" else measure_peer)(options.rows, context=options.context)
+        json.dump(asdict(measured), sys.stdout)
+        return 0
+    return 0 if run(options.rows, context=options.context) else 1
 
 
 if __name__ == "__main__":
-    _main()
+    sys.exit(main())

@@ -1,15 +1,17 @@
 """Rows per second into PostgreSQL: the loader beside a bare COPY, row inserts in one transaction, and an INSERT and commit per row.
 
-``python -m qa_platform.bench.loading`` starts a PostgreSQL of its own, prints one line per way, and ends with 1 if a ratio misses
-its goal.
+``python -m qa_platform.bench.loading`` starts a PostgreSQL of its own, prints one line per way, then the loader's speed and the most
+memory of its process for a million rows, and ends with 1 if a goal is missed.
 """
 
 import argparse
 import csv
 import hashlib
+import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import psycopg
 
+from qa_platform.bench.ingest import peak_mib
 from qa_platform.contract import (
     ANSWER_COLUMNS,
     MANIFEST,
@@ -38,6 +41,7 @@ from qa_platform.loading.load import load_file
 from qa_platform.settings import PostgresSettings
 
 SHARD_ROWS = 2_000
+LARGE_ROWS, BOUND_MIB = 1_000_000, 600.0
 MODEL = ModelChoice("bench-model", "0123456789abcdef", "fp32")
 ANSWERED_AT = "2026-01-01T00:00:00"
 _WORDS = ("river", "treaty", "Ångström", "1848", "engine", "the", "of", "and", "a", "parliament", "quartz", "wrote", "between", "north")
@@ -84,18 +88,28 @@ def make_rows(count: int, seed: int) -> list[Row]:
 
 def write_answered(folder: Path, rows: list[Row], *, generation: int) -> Path:
     """Lay the rows out as the answering pipeline leaves a file."""
-    entries = []
-    for index, start in enumerate(range(0, len(rows), SHARD_ROWS)):
-        part, name = rows[start : start + SHARD_ROWS], shard_name(index)
-        (folder / name).mkdir(parents=True)
-        with (folder / name / SHARD_ANSWERS).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\r\n")
-            writer.writerow(["question", "context", *ANSWER_COLUMNS])
-            for row in part:
-                writer.writerow([row.question, row.context, row.answer, "0.5", row.start, row.start + len(row.answer), MODEL.id, ""])
-        digest = hashlib.sha256(name.encode()).hexdigest()
+    shards = [rows[start : start + SHARD_ROWS] for start in range(0, len(rows), SHARD_ROWS)]
+    return _write_shards(folder, shards, name=f"bench-{generation}.csv", generation=generation)
+
+
+def write_repeated(folder: Path, rows: int, *, generation: int) -> Path:
+    """The same for any number of rows, of which each shard has the same."""
+    return _write_shards(folder, [make_rows(SHARD_ROWS, seed=1)] * (rows // SHARD_ROWS), name="repeated.csv", generation=generation)
+
+
+def _write_shards(folder: Path, shards: list[list[Row]], *, name: str, generation: int) -> Path:
+    entries: list[ShardEntry] = []
+    first_row = 1
+    for index, part in enumerate(shards):
+        shard = folder / shard_name(index)
+        shard.mkdir(parents=True)
+        if index and part is shards[0]:
+            (shard / SHARD_ANSWERS).hardlink_to(folder / shard_name(0) / SHARD_ANSWERS)
+        else:
+            _write_answers(shard / SHARD_ANSWERS, part)
+        digest = hashlib.sha256(shard.name.encode()).hexdigest()
         info = ShardInfo(
-            first_row=start + 1,
+            first_row=first_row,
             rows=len(part),
             sha256=digest,
             model=MODEL,
@@ -103,22 +117,31 @@ def write_answered(folder: Path, rows: list[Row], *, generation: int) -> Path:
             answered=len(part),
             answered_at=ANSWERED_AT,
         )
-        (folder / name / SHARD_INFO).write_text(info.to_json())
-        entries.append(ShardEntry(name, start + 1, len(part), 0, digest))
+        (shard / SHARD_INFO).write_text(info.to_json())
+        entries.append(ShardEntry(shard.name, first_row, len(part), 0, digest))
+        first_row += len(part)
     manifest = Manifest(
-        name=f"bench-{generation}.csv",
+        name=name,
         generation=generation,
         size=0,
         crc32c="",
         load_id=1,
         model=MODEL,
         columns=("question", "context"),
-        rows=len(rows),
+        rows=first_row - 1,
         rejected=0,
         shards=tuple(entries),
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder
+
+
+def _write_answers(path: Path, rows: list[Row]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow(["question", "context", *ANSWER_COLUMNS])
+        for row in rows:
+            writer.writerow([row.question, row.context, row.answer, "0.5", row.start, row.start + len(row.answer), MODEL.id, ""])
 
 
 def prepared_copy(rows: list[Row]) -> list[bytes]:
@@ -183,6 +206,21 @@ def measure(settings: PostgresSettings, rows: list[Row], *, rounds: int, scratch
             yield way, statistics.median(speeds[way.name]), statistics.median(ratios)
 
 
+def load_in_fresh_process(settings: PostgresSettings, folder: Path) -> tuple[int, float, float]:
+    """Load a folder; the rows that were written, the seconds, and the most memory of the process in MiB."""
+    variables = {"PG_HOST": settings.host, "PG_PORT": str(settings.port), "PG_USER": settings.user, "PG_DBNAME": settings.dbname}
+    command = [sys.executable, "-m", "qa_platform.bench.loading", "--load", str(folder)]
+    written, seconds, peak = json.loads(subprocess.run(command, env={**os.environ, **variables}, check=True, capture_output=True).stdout)
+    return written, seconds, peak
+
+
+def _load(folder: Path) -> None:
+    """One load in this process, as JSON on standard output."""
+    with connect(PostgresSettings()) as connection:
+        result = load_file(connection, folder)
+    print(json.dumps([result.inserted + result.updated, result.seconds, peak_mib()]))
+
+
 def _insert(connection: psycopg.Connection, rows: list[Row]) -> None:
     with connection.cursor() as cursor:
         for row in rows:
@@ -194,7 +232,11 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.load:
+        _load(options.load)
+        return 0
     missed = 0
     spec = ServerSpec("postgres", "qa_platform.embedded.postgres")
     with tempfile.TemporaryDirectory(prefix="qa-bench-") as scratch, running([spec], Path(scratch) / "postgres") as addresses:
@@ -206,6 +248,12 @@ def main() -> int:
             verdict = "" if way.goal is None else f"  goal {way.goal}: {'met' if ratio >= way.goal else 'MISSED'}"
             missed += way.goal is not None and ratio < way.goal
             print(f"{way.name:34} {speed:10,.0f} rows/s   loader / this = {ratio:5.2f}{verdict}")
+        large = write_repeated(Path(scratch) / "large", LARGE_ROWS, generation=options.rounds + 1)
+        written, seconds, peak = load_in_fresh_process(settings, large)
+        assert written == LARGE_ROWS
+        missed += peak >= BOUND_MIB
+        verdict = f"bound {BOUND_MIB:.0f} MiB: {'met' if peak < BOUND_MIB else 'MISSED'}"
+        print(f"loader, {written:,} rows: {written / seconds:,.0f} rows/s, peak {peak:.0f} MiB; {verdict}")
     return 1 if missed else 0
 
 

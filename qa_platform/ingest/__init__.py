@@ -33,15 +33,19 @@ row is too large); of too many cells the first are kept, missing ones are empty.
 recorded with the reason.
 
 A file in which every row is rejected is still a file that was read: each of its rows is accounted for.
+
+**The report** on a rejected file, which lies beside it in the bucket, and on rejected rows, which ``qa-platform answers --rejected``
+prints, is a CSV: line, row, column, reason, detail, and what to do.
 """
 
 from qa_platform.ingest.damage import FILE_HINTS, ROW_HINTS, FileRejected
 from qa_platform.ingest.reading import ByteSource, Row, RowReader, csv_line, iter_rows
-from qa_platform.ingest.report import rejected_report
+from qa_platform.ingest.report import REPORT_COLUMNS, report_on_file, report_on_rows
 from qa_platform.ingest.sharding import Write, split
 
 __all__ = [
     "FILE_HINTS",
+    "REPORT_COLUMNS",
     "ROW_HINTS",
     "ByteSource",
     "FileRejected",
@@ -50,6 +54,7 @@ __all__ = [
     "Write",
     "csv_line",
     "iter_rows",
-    "rejected_report",
+    "report_on_file",
+    "report_on_rows",
     "split",
 ]

@@ -1,6 +1,7 @@
 """What can be wrong with a file or a row, and what its owner should do about it."""
 
 import re
+from typing import Self
 
 from qa_platform.contract import COLUMN_LIMIT, HEADER_LIMIT, ROW_LIMIT, FileReason, RowReason
 from qa_platform.errors import InputError
@@ -39,10 +40,15 @@ ROW_HINTS = {
 }
 
 
+# What the message of a `FileRejected` is made of.
+_MESSAGE = re.compile(r"(?P<reason>\w+)(?: at (?:line (?P<line>\d+))?(?:, )?(?:byte (?P<offset>\d+))?)?: (?P<detail>.*)", re.DOTALL)
+
+
 class FileRejected(InputError):
     """A file that cannot be read as a whole; nothing of it is kept.
 
     ``line`` (from 1) and ``offset`` (bytes from the file's beginning, from 0) say where, as far as that is known; ``hint`` says what to do.
+    The message has all of it, and is what is recorded of the file; `of_message` is the way back.
     """
 
     def __init__(self, reason: FileReason, detail: str, *, line: int | None = None, offset: int | None = None) -> None:
@@ -54,6 +60,16 @@ class FileRejected(InputError):
         places = [f"line {line}"] * (line is not None) + [f"byte {offset}"] * (offset is not None)
         where = f" at {', '.join(places)}" if places else ""
         super().__init__(f"{reason}{where}: {detail}. {self.hint}")
+
+    @classmethod
+    def of_message(cls, message: str) -> Self | None:
+        """The rejection whose message this is; None where it is the message of something else."""
+        found = _MESSAGE.fullmatch(message)
+        if not found or found["reason"] not in set(FileReason):
+            return None
+        reason = FileReason(found["reason"])
+        line, offset = (int(found[name]) if found[name] else None for name in ("line", "offset"))
+        return cls(reason, found["detail"].removesuffix(f". {FILE_HINTS[reason]}"), line=line, offset=offset)
 
 
 _MAGIC = (

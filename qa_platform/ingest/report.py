@@ -1,45 +1,33 @@
-"""What is told to the owner of a rejected file or of rejected rows: where, why, and what to do."""
+"""What is told to the owner of a rejected file, or of rejected rows: where, why, and what to do."""
 
-import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from qa_platform.contract import Rejection
 from qa_platform.ingest.damage import ROW_HINTS, FileRejected
+from qa_platform.ingest.reading import csv_line
+
+REPORT_COLUMNS = ("line", "row", "column", "reason", "detail", "what_to_do")
 
 
-def rejected_report(name: str, *, file: FileRejected | None = None, rows: Iterable[Rejection] = (), as_json: bool = False) -> str:
-    """A report on a rejected file, or on rejected rows of a file that was read: text, or a JSON object.
+def report_on_file(message: str) -> bytes:
+    """A report on a file that cannot be read: a CSV with REPORT_COLUMNS and one record, whose ``row`` and ``column`` are empty.
 
-    JSON: ``file``, then ``reason``, ``detail``, ``line``, ``offset``, ``hint`` (null where the file was read), and ``rows``, a list of
-    ``row``, ``line``, ``column``, ``reason``, ``detail``, ``hint``. Cells are not repeated in it. A name cannot forge a line of the text.
+    ``message`` is that of its `FileRejected`; any other is the record's ``detail``.
     """
-    facts: dict[str, Any] = {"file": name, "reason": None, "detail": None, "line": None, "offset": None, "hint": None}
-    if file:
-        facts |= {"reason": file.reason, "detail": file.detail, "line": file.line, "offset": file.offset, "hint": file.hint}
-    if as_json:
-        return json.dumps({**facts, "rows": [_row_facts(row) for row in rows]}, indent=1) + "\n"
-    lines = [f"{_shown(name)}: rejected, {file}"] if file else [f"{_shown(name)}: rejected rows"]
-    lines += [_row_line(row) for row in rows]
-    return "\n".join(lines) + "\n"
+    error = FileRejected.of_message(message)
+    if error is None:
+        return csv_line(REPORT_COLUMNS) + csv_line(("", "", "", "", message, ""))
+    detail = error.detail if error.offset is None else f"{error.detail} (byte {error.offset} of the file)"
+    return csv_line(REPORT_COLUMNS) + csv_line(("" if error.line is None else str(error.line), "", "", error.reason, detail, error.hint))
 
 
-def _row_facts(row: Rejection) -> dict[str, Any]:
-    return {
-        "row": row.row,
-        "line": row.line,
-        "column": row.column,
-        "reason": row.reason,
-        "detail": row.detail,
-        "hint": ROW_HINTS.get(row.reason, ""),
-    }
+def report_on_rows(rejections: Iterable[Rejection]) -> Iterator[bytes]:
+    """A report on the rejected rows of a file that was read: a CSV with REPORT_COLUMNS, record by record.
 
-
-def _row_line(row: Rejection) -> str:
-    column = f", column {_shown(row.column)}" if row.column else ""
-    detail = f": {row.detail}" if row.detail else ""
-    return f"  line {row.line} (row {row.row}{column}): {row.reason}{detail}. {ROW_HINTS.get(row.reason, '')}".rstrip()
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() else ascii(name)
+    ``line`` and ``row`` count from 1, the header being line 1 and the row below it row 1; a line 0, of a row that was rejected when
+    the lines were not known any more, is left empty. Cells are not repeated: they may be large.
+    """
+    yield csv_line(REPORT_COLUMNS)
+    for found in rejections:
+        line = str(found.line) if found.line else ""
+        yield csv_line((line, str(found.row), found.column, found.reason, found.detail, ROW_HINTS.get(found.reason, "")))

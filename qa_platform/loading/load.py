@@ -222,7 +222,8 @@ def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]
         elif found := rejections.get(number):
             yield _Reject(number, error, found.line, found.column or None, found.detail or None, found.raw)
         else:
-            yield _Reject(number, error, None, None, None, _raw(row[:pass_through]))
+            guilty = file.header[question] if error == RowReason.QUESTION_EXCEEDS_WINDOW else None
+            yield _Reject(number, error, None, guilty, None, _raw(row[:pass_through]))
 
 
 def _offset(cell: str) -> int | None:

@@ -8,9 +8,13 @@ import logging
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from qa_platform.contract import LOAD_PIPELINE, FileStatus
+import psycopg
+
+from qa_platform.contract import BLAMELESS, LOAD_PIPELINE, FileStatus
 from qa_platform.database import connect
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.loading import migrate
@@ -37,6 +41,9 @@ def main() -> int:
         folder = _below(worker.pfs_root, Path(datum.question_answer))
         result = _load_with_patience(PostgresSettings(), folder, datum)
         write_csv(read_answered(folder), worker.pfs_root / "out" / f"{folder.name}.csv")
+    except (TransientError, OSError, _NoDatabase) as error:
+        logger.error("%s%s", BLAMELESS, " ".join(str(error).split()))
+        return 1
     except QaPlatformError as error:
         logger.error("%s", error)
         return 1
@@ -44,12 +51,26 @@ def main() -> int:
     return 0
 
 
+class _NoDatabase(InputError):
+    """The database does not take this program in, whatever it wants to load."""
+
+
+@contextmanager
+def _open(postgres: PostgresSettings) -> Iterator[psycopg.Connection]:
+    try:
+        migrate.upgrade(postgres)
+        connection = connect(postgres)
+    except InputError as error:
+        raise _NoDatabase(f"{error} (the secret dbaccess)") from error
+    with connection:
+        yield connection
+
+
 def _load_with_patience(postgres: PostgresSettings, folder: Path, datum: DatumSettings) -> LoadResult:
     deadline, pause = time.monotonic() + PATIENCE_SECONDS, _FIRST_PAUSE_SECONDS
     while True:
         try:
-            migrate.upgrade(postgres)
-            with connect(postgres) as connection:
+            with _open(postgres) as connection:
                 return load_file(connection, folder, job_id=datum.pach_job_id, commit_id=datum.pach_output_commit_id)
         except TransientError as error:
             if time.monotonic() + pause > deadline:

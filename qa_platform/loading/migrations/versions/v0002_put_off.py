@@ -1,0 +1,19 @@
+"""When a file was first put off through no fault of its own: how long it waits then grows with the time since."""
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("""
+        ALTER TABLE question_file ADD COLUMN put_off_since timestamptz;
+        COMMENT ON COLUMN question_file.put_off_since IS 'since when something that is not the file''s fault keeps it from being answered';
+    """)
+
+
+def downgrade() -> None:
+    op.execute("ALTER TABLE question_file DROP COLUMN put_off_since")
