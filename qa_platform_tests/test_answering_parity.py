@@ -11,11 +11,13 @@ from qa_platform.answering import Answer, Answerer
 from qa_platform.answering.model import BUNDLED_FOLDER, find_model, load_tokenizer
 from qa_platform.answering.openvino_runtime import OpenVinoRuntime, knows
 from qa_platform.answering.runtime import Batch
-from qa_platform.answering.squad import read_gold
+from qa_platform.answering.squad import GoldAnswer, GoldQuestion, read_gold
 from qa_platform.answering.torch_runtime import TorchRuntime
+from qa_platform.answering.tuning import tune
 from qa_platform.answering.windows import Layout
 from qa_platform.bench.reference import ORACLE_FOLDER, ReferenceAnswer, ReferenceRequest, run_reference
 from qa_platform.contract import ModelChoice, RowReason
+from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import FAMILIES, make_bert, make_model, pairs
 
 GOLD = Path(__file__).parents[1] / "samples" / "gold.csv"
@@ -106,3 +108,34 @@ def test_logits_equal_those_of_transformers(folders: dict[str, Path], family: st
     for left, right in zip(ours, theirs, strict=True):
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(left[row, :length], right[row, :length], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_refused_by_name(folders: dict[str, Path], device: str) -> None:
+    with pytest.raises(InputError, match=device):
+        TorchRuntime(find_model(ModelChoice(str(folders["bert"]))), precision="fp32", threads=1, device=device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_bfloat16_on_torch_stays_near_float32(folders: dict[str, Path], family: str) -> None:
+    files = find_model(ModelChoice(str(folders[family])))
+    ids = np.random.default_rng(2).integers(5, 60, (3, 24), dtype=np.int32)
+    batch = Batch(ids, np.zeros_like(ids), np.array([24, 24, 24], np.int32))
+    exact = TorchRuntime(files, precision="fp32", threads=1, device="cpu").run(batch)
+    half = TorchRuntime(files, precision="bf16", threads=1, device="cpu").run(batch)
+    for left, right in zip(half, exact, strict=True):
+        assert left.dtype == np.float32
+        assert np.abs(left - right).mean() < 0.1 * np.abs(right).max()
+
+
+def test_a_precision_that_a_model_does_not_run_in_is_refused_and_not_tuned(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path))
+    model = str(folders["deberta"])
+    with pytest.raises(InputError, match="bf16"):
+        Answerer(ModelChoice(model, precision="bf16"), threads=1).warm_up()
+    gold = GoldQuestion("1", "g", "Who keeps it?", "Marta Olsen keeps it.", (GoldAnswer("Marta Olsen", None),))
+    found = tune(ModelChoice(model), [gold], threads=1)
+    assert (found.chosen, [trial.precision for trial in found.trials]) == ("fp32", ["fp32"])

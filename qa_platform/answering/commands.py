@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qa_platform.contract import ModelChoice
+from qa_platform.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +65,13 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
     options = AnswerOptions(top_k=values["top_k"], min_score=values["min_score"], handle_impossible_answer=values["impossible"])
     answerer = _answerer(**values)
     try:
-        with _progress(file.stat().st_size) as report:
+        # A bar between the rows on one terminal would spoil both.
+        shown = output is not None or not sys.stdout.isatty()
+        with _progress(file.stat().st_size, unit="rows", shown=shown) as bar:
+
+            def report(row: "AskedRow") -> None:
+                bar(row.size)
+
             if output:
                 counts = answer_file(answerer, file, output, options, report)
             else:
@@ -92,24 +99,30 @@ def _summarize(counts: "Counts") -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[["AskedRow"], None]]:
-    """A bar on standard error, rows per second and time left, by bytes read. Nothing where standard error is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda row: None
+def _progress(total: int, *, unit: str, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, with what is done per second and the time that is left. Nothing where standard error is no terminal.
+
+    What is yielded is called after each row or question (``unit``), with what it adds to ``total``.
+    """
+    if not shown or not sys.stderr.isatty():
+        yield lambda size: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]} rows, {task.fields[rate]:.0f}/s"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, rows=0, rate=0.0)
-        rows = 0
+    text = TextColumn(f"{{task.fields[count]}} {unit}, {{task.fields[rate]:.0f}}/s")
+    # Standard output is not for the bar's console to take over: it may be a file.
+    with Progress(
+        BarColumn(), TaskProgressColumn(), text, TimeRemainingColumn(), console=Console(stderr=True), redirect_stdout=False
+    ) as bar:
+        task = bar.add_task("", total=total, count=0, rate=0.0)
+        count = 0
 
-        def report(row: "AskedRow") -> None:
-            nonlocal rows
-            rows += 1
+        def report(size: int) -> None:
+            nonlocal count
+            count += 1
             elapsed = bar.tasks[0].elapsed or 0.0
-            bar.update(task, advance=row.size, rows=rows, rate=rows / elapsed if elapsed else 0.0)
+            bar.update(task, advance=size, count=count, rate=count / elapsed if elapsed else 0.0)
 
         yield report
         bar.update(task, completed=total)
@@ -122,12 +135,19 @@ def _progress(total: int) -> Iterator[Callable[["AskedRow"], None]]:
 @click.option("--impossible/--no-impossible", default=None, help="Whether the model may say that there is no answer [by the gold set].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")
 def evaluate(gold: Path, held_out: bool, impossible: bool | None, as_json: bool, **values: Any) -> None:
-    """Exact match and F1 of a model on GOLD: SQuAD JSON, or a CSV with the columns question, context and answers."""
+    """Exact match and F1 of a model on a gold set.
+
+    GOLD is SQuAD JSON, or a CSV with the columns question, context and answers.
+    """
     from qa_platform.answering import squad
     from qa_platform.answering.evaluate import evaluate as run
 
     questions = [question for question in squad.read_gold(gold) if not held_out or squad.held_out(question)]
-    result = run(_answerer(**values), questions, handle_impossible_answer=impossible)
+    if not questions:
+        raise InputError(f"{gold}: there is no question in it{' that is held out' if held_out else ''}")
+    answerer = _answerer(**values)
+    with _progress(len(questions), unit="questions", shown=True) as bar:
+        result = run(answerer, questions, handle_impossible_answer=impossible, report=lambda: bar(1))
     if as_json:
         click.echo(json.dumps(asdict(result), indent=1))
     else:
@@ -161,7 +181,10 @@ def _table(title: str, group: str, rows: tuple["Figures", ...]) -> "Table":
 @click.argument("gold", type=_FILE, default=Path("samples/gold.csv"))
 @_model_options
 def tune(gold: Path, **values: Any) -> None:
-    """Find the fastest precision of a model on this machine that passes the gate on GOLD, and remember it for `auto`."""
+    """Find a model's fastest precision on this machine.
+
+    The fastest that passes the gate on GOLD (as for `evaluate`) is remembered, and is what the precision `auto` means from then on.
+    """
     from qa_platform.answering import squad
     from qa_platform.answering.tuning import tune as run
 

@@ -42,13 +42,25 @@ class _Judged:
     f1: float
 
 
-def evaluate(answerer: Answerer, gold: Sequence[GoldQuestion], *, handle_impossible_answer: bool | None = None) -> Evaluation:
-    """Answer a gold set and compare. "No answer" is allowed where the set has unanswerable questions, unless said otherwise."""
+def evaluate(
+    answerer: Answerer,
+    gold: Sequence[GoldQuestion],
+    *,
+    handle_impossible_answer: bool | None = None,
+    report: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Answer a gold set and compare. "No answer" is allowed where the set has unanswerable questions, unless said otherwise.
+
+    ``report`` is called after each question.
+    """
     if handle_impossible_answer is None:
         handle_impossible_answer = any(not question.answers for question in gold)
     pairs = [(question.question, question.context) for question in gold]
     answers = answerer.answer(pairs, handle_impossible_answer=handle_impossible_answer)
-    judged = [_judge(question, answer) for question, answer in zip(gold, answers, strict=True)]
+    judged = []
+    for question, answer in zip(gold, answers, strict=True):
+        judged.append(_judge(question, answer))
+        report()
     by_score = _deciles(judged)
     calibration = sum(group.questions * abs(group.score - group.exact_match / 100) for group in by_score) / len(judged)
     return Evaluation(answerer.identity, _figures("all", judged), _by_context(judged), by_score, calibration)

@@ -17,10 +17,14 @@ class TorchRuntime:
     """A model loaded by transformers. On a GPU two batches are under way, so that copying hides behind computing."""
 
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
-        self._device = torch.device(device)
+        self._device = _device(device)
         self.requests = 2 if self._device.type == "cuda" else 1
         self.tokens = _TOKENS.get(self._device.type, _TOKENS["cpu"])
         self._takes_types = files.takes_token_types
+        if precision == "bf16" and files.family == "deberta":
+            raise InputError(f"model {files.id}: transformers' DeBERTa of the first version cannot compute in bf16; take fp32")
+        # That of the second one computes positions in float32 whatever its weights are; autocast lets the two meet.
+        self._mixed = precision == "bf16" and files.family == "deberta-v2"
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
         try:
@@ -39,9 +43,35 @@ class TorchRuntime:
         inputs["attention_mask"] = (torch.arange(batch.ids.shape[1], device=self._device) < lengths[:, None]).long()
         if self._takes_types:
             inputs["token_type_ids"] = self._to_device(batch.types).long()
-        output = self._model(**inputs)
-        logits = torch.stack((output.start_logits, output.end_logits)).float().cpu().numpy()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
+            output = self._model(**inputs)
+        logits = self._from_device(torch.stack((output.start_logits, output.end_logits)).float())
         return logits[0], logits[1]
 
     def _to_device(self, values: NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda":
+            # Only from pinned memory does the copy not wait for the GPU.
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
+
+    def _from_device(self, values: torch.Tensor) -> NDArray[np.float32]:
+        if self._device.type != "cuda":
+            return values.cpu().numpy()
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        # Waits for this batch alone; the other one that is under way lies behind it in the same stream.
+        copied = torch.cuda.Event()
+        copied.record()
+        copied.synchronize()
+        return host.numpy()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {name!r}; take cpu, or a GPU as torch names it: cuda") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device {name!r}: this torch ({torch.__version__}) sees {torch.cuda.device_count()} GPUs; take cpu")
+    return device

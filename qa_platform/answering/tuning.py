@@ -13,6 +13,7 @@ from qa_platform.answering.model import find_model
 from qa_platform.answering.runtime import PRECISIONS, Precision
 from qa_platform.answering.squad import GoldQuestion, f1
 from qa_platform.contract import ModelChoice
+from qa_platform.errors import InputError
 
 # Percent of F1 that a faster precision may cost.
 GATE = 0.5
@@ -39,9 +40,16 @@ class Tuning:
 
 
 def tune(choice: ModelChoice, gold: Sequence[GoldQuestion], *, threads: int = 0, device: str = "cpu") -> Tuning:
-    """Try every precision of a model, choose the fastest that passes the gate, and remember it as ``auto``."""
-    answerers = [Answerer(ModelChoice(choice.id, choice.revision, precision), threads=threads, device=device) for precision in PRECISIONS]
-    result = choose([_try(answerer, gold) for answerer in answerers])
+    """Try every precision that a model runs in, choose the fastest that passes the gate, and remember it as ``auto``."""
+    trials = []
+    for precision in PRECISIONS:
+        try:
+            trials.append(_try(Answerer(ModelChoice(choice.id, choice.revision, precision), threads=threads, device=device), gold))
+        except InputError:
+            # Not every model runs in every precision, but all do in float32.
+            if precision == "fp32":
+                raise
+    result = choose(trials)
     auto.remember(find_model(choice), device, asdict(result))
     return result
 

@@ -15,8 +15,8 @@ from pachyderm_sdk.api.worker import WorkerStub
 
 from qa_platform.answering.engine import Answerer
 from qa_platform.answering.shard import answer_shard
-from qa_platform.contract import MANIFEST, QUESTIONS_REPO, SHARD_INFO, ModelChoice, ShardInfo
-from qa_platform.errors import InputError
+from qa_platform.contract import BLAMELESS, MANIFEST, QUESTIONS_REPO, SHARD_INFO, ModelChoice, ShardInfo
+from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
@@ -66,8 +66,11 @@ class Worker:
     def _answerer_for(self, wanted: ModelChoice) -> Answerer:
         if self._answerer is None or wanted != self._wanted:
             self._answerer = None
-            answerer = Answerer(wanted, threads=self._threads)
-            answerer.warm_up()
+            try:
+                answerer = Answerer(wanted, threads=self._threads)
+                answerer.warm_up()
+            except Exception as error:
+                raise TransientError(f"the model {wanted.id!r} cannot be loaded; check QA_MODEL and QA_MODEL_REVISION: {error}") from error
             self._wanted, self._answerer = wanted, answerer
             _log.info("model %s, revision %s, %s", *(answerer.identity.id, answerer.identity.revision, answerer.identity.precision))
         return self._answerer
@@ -89,6 +92,8 @@ def _attempt(worker: Worker, environment: dict[str, str]) -> str:
         worker.do(environment[QUESTIONS_REPO])
     except Exception as error:
         _log.exception("datum failed")
+        if isinstance(error, (TransientError, OSError)):
+            _log.error("%s%s", BLAMELESS, " ".join(str(error).split()))
         return f"{type(error).__name__}: {error}"
     return ""
 
