@@ -1,87 +1,149 @@
 """What a run tells Dagster about its files: one materialisation per loaded file and asset, its checks, and why others were rejected."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import dagster as dg
 
-from qa_platform import bookkeeping
-from qa_platform.assets.raw import RAW_QUESTIONS
+from qa_platform.assets.catalog import (
+    ANSWERED_QUESTIONS,
+    QUESTION_ANSWER,
+    RAW_QUESTIONS,
+    code_version,
+    documentation,
+    table_metadata,
+)
+from qa_platform.assets.quality import quality_events
+from qa_platform.assets.raw import object_link
 from qa_platform.batch import Services
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.checks import QUESTION_ANSWER, file_evaluations
-from qa_platform.contract import FileStatus, partition_key
+from qa_platform.checks import file_evaluations, reasons_table, rows_table
+from qa_platform.contract import ANSWER_PIPELINE, ModelChoice, partition_key
 from qa_platform.database import connect
+from qa_platform.errors import QaPlatformError
+from qa_platform.evidence import IN_THE_TABLE, FileFacts, gather
+from qa_platform.markdown import histogram
+from qa_platform.quality import is_gold
+from qa_platform.resources.pachyderm import job_url
+from qa_platform.settings import CheckSettings
 
-ANSWERED_QUESTIONS = dg.AssetKey("answered_questions")
-
-IN_THE_TABLE = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
+Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 
 def file_events(
-    services: Services, records: Iterable[FileRecord], *, assets: Collection[dg.AssetKey] = (ANSWERED_QUESTIONS, QUESTION_ANSWER)
-) -> Iterator[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]:
-    """The events of every file: materialisations and checks of those in the table, an observation of the upload of the others."""
-    for record in records:
-        if record.status not in IN_THE_TABLE:
-            yield _observation(record)
-            continue
-        for asset in assets:
-            yield _materialization(record, asset)
-        with connect(services.postgres) as connection:
-            counted = bookkeeping.check_file(connection, record.version)
-        yield from file_evaluations(record, counted)
+    services: Services,
+    records: Sequence[FileRecord],
+    *,
+    assets: Collection[dg.AssetKey] = (ANSWERED_QUESTIONS, QUESTION_ANSWER),
+    job_links: bool = False,
+) -> Iterator[Event]:
+    """The events of every file: materialisations and checks of those in the table, an observation of the upload of the others.
+
+    Args:
+        job_links: ask Pachyderm for the address of its console, to link jobs to it; else their ids are shown.
+    """
+    settings = CheckSettings()
+    yield from (_observation(services, record) for record in records if record.status not in IN_THE_TABLE)
+    loaded = [record for record in records if record.status in IN_THE_TABLE]
+    links = _job_links(services, {record.pachyderm_job for record in loaded}) if job_links else {}
+    with connect(services.postgres) as connection:
+        for facts in gather(connection, loaded, settings):
+            metadata = _metadata(services, facts, settings, links)
+            for asset in assets:
+                yield _materialization(facts.record, asset, metadata)
+            yield from file_evaluations(facts, settings)
+    if any(is_gold(record.version.name, settings.gold_prefix) for record in loaded):
+        yield from quality_events(services, settings)
 
 
 def report_files(
     context: dg.OpExecutionContext | dg.AssetExecutionContext,
     services: Services,
-    records: Iterable[FileRecord],
+    records: Sequence[FileRecord],
     *,
     assets: Collection[dg.AssetKey] = (ANSWERED_QUESTIONS, QUESTION_ANSWER),
 ) -> list[dg.AssetCheckEvaluation]:
     """Log the events of every file, and return the checks among them."""
-    events = list(file_events(services, records, assets=assets))
-    for event in events:
+    evaluations = []
+    for event in file_events(services, records, assets=assets, job_links=True):
         context.log_event(event)  # type: ignore[arg-type]  # a check's evaluation is taken, though not declared
-    return [event for event in events if isinstance(event, dg.AssetCheckEvaluation)]
+        if isinstance(event, dg.AssetCheckEvaluation):
+            evaluations.append(event)
+    return evaluations
 
 
-def _materialization(record: FileRecord, asset: dg.AssetKey) -> dg.AssetMaterialization:
+def _materialization(record: FileRecord, asset: dg.AssetKey, metadata: dict[str, Any]) -> dg.AssetMaterialization:
+    wanted = ModelChoice(record.wanted_model, record.wanted_revision, record.wanted_precision)
+    upload, answers = str(record.version.generation), f"{record.version.generation}-{record.load_id}"
+    source = ("raw_questions", upload) if asset == ANSWERED_QUESTIONS else ("answered_questions", answers)
     return dg.AssetMaterialization(
         asset_key=asset,
         partition=partition_key(record.version.name),
         tags={
-            "dagster/data_version": f"{record.version.generation}-{record.load_id}",
-            "dagster/input_data_version/raw_questions": str(record.version.generation),
+            "dagster/data_version": answers,
+            f"dagster/input_data_version/{source[0]}": source[1],
+            "dagster/code_version": code_version(wanted, bundled_revision=record.model_revision),
         },
-        metadata=_metadata(record),
+        metadata={**metadata, **table_metadata(asset)},
     )
 
 
-def _metadata(record: FileRecord) -> dict[str, Any]:
+def _metadata(services: Services, facts: FileFacts, settings: CheckSettings, links: dict[str, str]) -> dict[str, Any]:
+    record, scores = facts.record, facts.scores
     metadata: dict[str, Any] = {
         "dagster/partition_row_count": record.rows,
         "answered": record.answered,
         "no_answer": record.no_answer,
         "rejected": record.rejected,
-        "model": record.model,
-        "model revision": record.model_revision,
-        "precision": record.model_precision,
-        "source": record.place,
-        "generation": str(record.version.generation),
-        "Pachyderm job": record.pachyderm_job,
+        "rows without an answer, by reason": dg.MetadataValue.md(reasons_table(facts)),
     }
     if record.started_at and record.loaded_at:
         seconds = (record.loaded_at - record.started_at).total_seconds()
         metadata |= {"seconds": round(seconds, 2), "rows per second": round(record.rows / max(seconds, 0.001), 1)}
-    return metadata
+    return metadata | {
+        "model": record.model,
+        "model revision": record.model_revision,
+        "precision": record.model_precision,
+        "scores": dg.MetadataValue.md(histogram(scores.counts, low=settings.low_score)),
+        "mean score": round(scores.mean, 4),
+        f"scores below {settings.low_score:g}": scores.low,
+        "first answers": dg.MetadataValue.md(rows_table(facts.first)),
+        "lowest scores": dg.MetadataValue.md(rows_table(facts.lowest)),
+        "source": object_link(services.bucket, record.place),
+        "generation": str(record.version.generation),
+        "Pachyderm commit": record.pachyderm_commit,
+        "Pachyderm job": _job_link(record, links),
+        "documentation": documentation("how-it-works.md"),
+    }
 
 
-def _observation(record: FileRecord) -> dg.AssetObservation:
+def _job_links(services: Services, jobs: Collection[str]) -> dict[str, str]:
+    """Where Pachyderm's console shows these jobs. Files are reported also where it cannot be asked."""
+    links = {}
+    try:
+        for job in filter(None, jobs):
+            if (url := job_url(services.pachyderm, job)) is None:
+                break
+            links[job] = url
+    except QaPlatformError:
+        return {}
+    return links
+
+
+def _job_link(record: FileRecord, links: dict[str, str]) -> dg.MetadataValue:
+    job = record.pachyderm_job
+    return dg.MetadataValue.url(links[job]) if job in links else dg.MetadataValue.text(f"{ANSWER_PIPELINE}@{job}" if job else "")
+
+
+def _observation(services: Services, record: FileRecord) -> dg.AssetObservation:
     """A file that is not in the table: its upload is observed, with what became of it."""
     return dg.AssetObservation(
         asset_key=RAW_QUESTIONS,
         partition=partition_key(record.version.name),
-        metadata={"status": str(record.status), "why": record.error or "", "source": record.place, "attempts": record.attempts},
+        metadata={
+            "status": str(record.status),
+            "why": record.error or "",
+            "source": object_link(services.bucket, record.place),
+            "attempts": record.attempts,
+        },
     )

@@ -1,9 +1,33 @@
 """The code location: it loads fast, without the model's libraries, and Dagster accepts it."""
 
+import os
 import subprocess
 import sys
 
+import dagster as dg
+import psycopg
+import pytest
+import yaml  # type: ignore[import-untyped]  # Dagster brings it, without types
+
+from qa_platform.assets.catalog import (
+    ANSWERED_QUESTIONS,
+    ANSWERED_SCHEMA,
+    COLUMN_LINEAGE,
+    MODEL_QUALITY,
+    QUESTION_ANSWER,
+    RAW_QUESTIONS,
+    RAW_SCHEMA,
+    TABLE_SCHEMA,
+    code_version,
+    current_code_version,
+    documentation,
+)
+from qa_platform.contract import ANSWER_COLUMNS, ModelChoice
+from qa_platform.definitions import defs
 from qa_platform.embedded.stack import Stack
+from qa_platform.partitions import POOL
+from qa_platform.project_files import project_file
+from qa_platform.sensors.heartbeat import HEARTBEAT
 
 LOAD_SECONDS = 3.0
 
@@ -31,3 +55,83 @@ def test_dagster_accepts_the_workspace(stack: Stack) -> None:
     done = subprocess.run(command, env=stack.environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "All code locations passed validation" in done.stdout + done.stderr
+
+
+def test_definitions_load_where_the_workers_packages_are_missing() -> None:
+    blocked = ("torch", "transformers", "openvino", "tokenizers", "huggingface_hub", "safetensors")
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import qa_platform.definitions"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.fixture(scope="module")
+def specs() -> dict[dg.AssetKey, dg.AssetSpec]:
+    return {spec.key: spec for spec in defs.resolve_all_asset_specs()}
+
+
+def test_every_asset_is_described_owned_and_grouped(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
+    assert set(specs) == {RAW_QUESTIONS, ANSWERED_QUESTIONS, QUESTION_ANSWER, MODEL_QUALITY, HEARTBEAT}
+    for spec in specs.values():
+        assert spec.description
+        assert spec.group_name == "questions"
+        assert spec.kinds
+        assert spec.owners == ["team:question-answering"]
+        page = spec.metadata["documentation"].value
+        assert page.startswith("docs/")
+        assert project_file(page).is_file()
+
+
+def test_the_heartbeat_has_a_freshness_policy_and_the_uploads_have_one_where_they_are_expected(
+    specs: dict[dg.AssetKey, dg.AssetSpec],
+) -> None:
+    assert specs[HEARTBEAT].freshness_policy
+    assert specs[RAW_QUESTIONS].freshness_policy is None
+    program = "from qa_platform.assets.raw import raw_questions; print(raw_questions.freshness_policy.fail_window.to_timedelta())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "QA_EXPECTED_HOURS": "30"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1 day, 6:00:00"
+
+
+def test_the_columns_of_the_catalogue_are_those_of_the_table(stack: Stack) -> None:
+    query = """
+        SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+        WHERE attrelid = 'question_answer'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+    """
+    with psycopg.connect(stack.variables["QA_DATABASE_URL"]) as connection:
+        columns = connection.execute(query).fetchall()
+    assert [(column.name, column.type) for column in TABLE_SCHEMA.columns] == columns
+    assert all(column.description for schema in (RAW_SCHEMA, ANSWERED_SCHEMA, TABLE_SCHEMA) for column in schema.columns)
+    assert tuple(column.name for column in ANSWERED_SCHEMA.columns)[-len(ANSWER_COLUMNS) :] == ANSWER_COLUMNS
+
+
+def test_columns_come_from_columns_that_there_are() -> None:
+    names = {
+        key: {column.name for column in schema.columns}
+        for key, schema in ((RAW_QUESTIONS, RAW_SCHEMA), (ANSWERED_QUESTIONS, ANSWERED_SCHEMA), (QUESTION_ANSWER, TABLE_SCHEMA))
+    }
+    for asset, lineage in COLUMN_LINEAGE.items():
+        for column, sources in lineage.deps_by_column.items():
+            assert column in names[asset]
+            assert all(source.column_name in names[source.asset_key] for source in sources)
+
+
+def test_the_code_version_names_the_model_and_its_revision(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
+    assert specs[QUESTION_ANSWER].code_version == specs[ANSWERED_QUESTIONS].code_version == current_code_version()
+    assert current_code_version().startswith("1-bundled@")
+    of_hub = code_version(ModelChoice("a/b", "main", "bf16"), bundled_revision="unused")
+    assert of_hub == "1-a/b@main-bf16"
+
+
+def test_documentation_is_a_link_where_its_address_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_DOCS_URL", "https://example.org/docs/")
+    assert documentation("model.md") == dg.MetadataValue.url("https://example.org/docs/model.md")
+
+
+def test_what_answers_files_is_in_the_pool_and_leaves_a_run_for_the_rest() -> None:
+    concurrency = yaml.safe_load(project_file("dagster.yaml").read_text())["concurrency"]
+    assert concurrency["pools"]["granularity"] == "run"
+    assert concurrency["pools"]["default_limit"] < concurrency["runs"]["max_concurrent_runs"]
+    for job in ("answer_questions", "answer_pending_files"):
+        (node,) = defs.resolve_job_def(job).graph.node_defs
+        assert isinstance(node, dg.OpDefinition)
+        assert node.pool == POOL

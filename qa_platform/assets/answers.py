@@ -1,28 +1,33 @@
 """`answered_questions` and `question_answer`: one step answers a batch of files in Pachyderm and has them loaded into Postgres."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import dagster as dg
 from pydantic import Field
 
 from qa_platform import bookkeeping, bucket
+from qa_platform.assets.catalog import (
+    ANSWERED_QUESTIONS,
+    GROUP,
+    OWNERS,
+    QUESTION_ANSWER,
+    RAW_QUESTIONS,
+    current_code_version,
+    documentation,
+    table_metadata,
+)
 from qa_platform.batch import Services, answer_batch, reload_files
-from qa_platform.checks import CHECK_SPECS, QUESTION_ANSWER, batch_results
-from qa_platform.contract import FileVersion, partition_key
+from qa_platform.checks import CHECK_SPECS, batch_results
+from qa_platform.contract import ANSWER_PIPELINE, FileVersion, partition_key
 from qa_platform.database import connect
-from qa_platform.errors import InputError, TransientError
-from qa_platform.following import JobFailed
-from qa_platform.partitions import question_files
+from qa_platform.errors import InputError
+from qa_platform.failures import batch_failure, failures_for_people
+from qa_platform.partitions import POOL, question_files
 from qa_platform.planning import DONE, Batch, batch_id
-from qa_platform.reporting import ANSWERED_QUESTIONS, report_files
+from qa_platform.reporting import report_files
 from qa_platform.resources import PlatformResource
 from qa_platform.resources.pachyderm import PachydermPipesClient
-
-# For a service that is away a little longer than its client tries by itself.
-STEP_RETRIES = 2
-STEP_RETRY_SECONDS = 10
 
 
 class FileConfig(dg.Config):
@@ -48,20 +53,6 @@ class BatchConfig(dg.Config):
 
     def versions(self) -> tuple[FileVersion, ...]:
         return tuple(FileVersion(f.name, f.generation, f.size, f.crc32c) for f in self.files)
-
-
-@contextmanager
-def failures_for_people() -> Iterator[None]:
-    """End the step with a message that says what to do. Only a service that is away is worth another try of the step.
-
-    Wrong input stays wrong, and the files of a failed job are batched anew by the sensor, which owns their retries.
-    """
-    try:
-        yield
-    except (InputError, JobFailed) as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    except TransientError as error:
-        raise dg.RetryRequested(max_retries=STEP_RETRIES, seconds_to_wait=STEP_RETRY_SECONDS) from error
 
 
 def batch_of(services: Services, config: BatchConfig, keys: Sequence[str]) -> Batch:
@@ -107,31 +98,40 @@ def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
     specs=[
         dg.AssetSpec(
             ANSWERED_QUESTIONS,
-            deps=["raw_questions"],
+            deps=[RAW_QUESTIONS],
             skippable=True,
             description="The answered CSVs, in Pachyderm's repo `question_answer`: the upload's columns, then answer, score, model, …",
-            group_name="questions",
+            group_name=GROUP,
+            owners=OWNERS,
             kinds={"pachyderm", "huggingface"},
+            code_version=current_code_version(),
+            metadata={**table_metadata(ANSWERED_QUESTIONS), "Pachyderm repo": ANSWER_PIPELINE, "documentation": documentation("model.md")},
         ),
         dg.AssetSpec(
             QUESTION_ANSWER,
             deps=[ANSWERED_QUESTIONS],
             skippable=True,
             description="The table `question_answer` in Postgres. Rows without an answer are in `question_answer_reject`.",
-            group_name="questions",
+            group_name=GROUP,
+            owners=OWNERS,
             kinds={"postgres", "table"},
-            metadata={"dagster/table_name": "question_answer"},
+            code_version=current_code_version(),
+            metadata={
+                "dagster/table_name": "question_answer",
+                **table_metadata(QUESTION_ANSWER),
+                "documentation": documentation("how-it-works.md"),
+            },
         ),
     ],
     check_specs=CHECK_SPECS,
-    pool="pachyderm",
+    pool=POOL,
 )
 def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
     services = platform.services()
     selected = context.selected_asset_keys
-    with failures_for_people():
+    with failures_for_people(context):
         if ANSWERED_QUESTIONS not in selected:
-            records = reload_files(services, context.partition_keys, log=context.log)
+            records = reload_files(services, context.partition_keys, run_id=context.run.run_id, log=context.log)
             evaluations = report_files(context, services, records, assets=selected)
         else:
             batch = batch_of(services, config, context.partition_keys)
@@ -147,6 +147,6 @@ def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platfor
                 report=lambda records: evaluations.extend(report_files(context, services, records, assets=selected)),
             )
             if outcome.failure:
-                raise outcome.failure
+                raise batch_failure(outcome, outcome.failure) from outcome.failure
     wanted = {key.name for key in context.selected_asset_check_keys}
     yield from (result for result in batch_results(evaluations) if result.check_name in wanted)

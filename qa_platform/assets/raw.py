@@ -1,26 +1,53 @@
 """`raw_questions`: the uploads themselves. People make them; the sensor reports them."""
 
+from datetime import timedelta
+from urllib.parse import quote
+
 import dagster as dg
+from google.cloud import storage
 
-from qa_platform.contract import FileVersion, partition_key
+from qa_platform.assets.catalog import GROUP, OWNERS, RAW_QUESTIONS, RAW_SCHEMA, documentation
+from qa_platform.contract import INCOMING, FileVersion, partition_key
 from qa_platform.partitions import question_files
+from qa_platform.settings import CatalogSettings
 
-RAW_QUESTIONS = dg.AssetKey("raw_questions")
+_EXPECTED_HOURS = CatalogSettings().expected_hours
 
 raw_questions = dg.AssetSpec(
     RAW_QUESTIONS,
     description="CSVs of questions and contexts, uploaded to `incoming/` in the bucket. The data version is the object's generation.",
     partitions_def=question_files,
-    group_name="questions",
+    group_name=GROUP,
+    owners=OWNERS,
     kinds={"gcs", "csv"},
+    metadata={"dagster/column_schema": RAW_SCHEMA, "documentation": documentation("csv-contract.md")},
+    # Only where somebody says how often files come: silence is no fault by itself. That the bucket is looked at is told by the
+    # heartbeat, `incoming_listing`.
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=_EXPECTED_HOURS)) if _EXPECTED_HOURS else None,
 )
 
 
-def uploaded(version: FileVersion) -> dg.AssetMaterialization:
+def uploaded(bucket: storage.Bucket, version: FileVersion) -> dg.AssetMaterialization:
     """The event that reports one upload."""
     return dg.AssetMaterialization(
         asset_key=RAW_QUESTIONS,
         partition=partition_key(version.name),
         tags={"dagster/data_version": str(version.generation)},
-        metadata={"name": version.name, "generation": str(version.generation), "bytes": version.size, "crc32c": version.crc32c},
+        metadata={
+            "name": version.name,
+            "object": object_link(bucket, INCOMING + version.name),
+            "generation": str(version.generation),
+            "bytes": version.size,
+            "crc32c": version.crc32c,
+        },
     )
+
+
+def object_link(bucket: storage.Bucket, place: str) -> dg.MetadataValue:
+    """Where a browser shows an object: Google's console, or, at another endpoint, which has no console, the object itself."""
+    if not place:
+        return dg.MetadataValue.text("deleted once it was answered")
+    endpoint, name = bucket.client.api_endpoint, quote(place, safe="")
+    if endpoint.endswith("googleapis.com"):
+        return dg.MetadataValue.url(f"https://console.cloud.google.com/storage/browser/_details/{bucket.name}/{quote(place)}")
+    return dg.MetadataValue.url(f"{endpoint}/download/storage/v1/b/{bucket.name}/o/{name}?alt=media")

@@ -1,0 +1,72 @@
+"""A failed run says in its first line what to do."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import dagster as dg
+import pytest
+
+from qa_platform.batch import Outcome
+from qa_platform.bookkeeping import FileRecord
+from qa_platform.contract import FileStatus, FileVersion
+from qa_platform.errors import InputError, TransientError
+from qa_platform.failures import STEP_RETRIES, batch_failure, failures_for_people
+from qa_platform.following import JobFailed
+
+
+def outcome(**statuses: FileStatus) -> Outcome:
+    records = [SimpleNamespace(version=FileVersion(f"{name}.csv", 1), status=status) for name, status in statuses.items()]
+    return Outcome(tuple(cast("list[FileRecord]", records)))
+
+
+def first_line(failure: dg.Failure) -> str:
+    return str(failure.description).splitlines()[0]
+
+
+def test_files_that_are_tried_again_and_files_that_are_parked_are_told_apart() -> None:
+    failed = outcome(good=FileStatus.FINISHED, soon=FileStatus.PENDING, never=FileStatus.FAILED)
+    failure = batch_failure(failed, JobFailed("the job ended as failure\n--- log", {"never": "log", "soon": "log"}))
+    assert first_line(failure) == (
+        "What to do: see below why 'never.csv' failed for the last time, mend that, then `qa-platform retry FILE`. "
+        "Nothing else: the sensor answers 'soon.csv' again by itself."
+    )
+    assert "--- log" in str(failure.description)
+    assert not failure.allow_retries
+
+
+def test_where_no_file_is_to_blame_the_cause_is_in_the_first_line() -> None:
+    failure = batch_failure(outcome(a=FileStatus.PENDING), JobFailed("ended", {}, cause="its workers\ncannot pull the image"))
+    assert "its workers cannot pull the image. No file is to blame" in first_line(failure)
+
+
+def test_many_files_are_counted() -> None:
+    waiting = outcome(**{f"f{n}": FileStatus.PENDING for n in range(30)})
+    assert " and 20 more again" in first_line(batch_failure(waiting, JobFailed("x", {"f1": ""})))
+
+
+@dg.op
+def fails(context: dg.OpExecutionContext) -> None:
+    error = {"input": InputError("no file"), "away": TransientError("pachd is away"), "bug": KeyError("x")}[context.run.tags["error"]]
+    with failures_for_people(context):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [("input", "mend what is said here"), ("away", "`qa-platform doctor`"), ("bug", "fault of the program")],
+)
+def test_each_kind_of_error_ends_the_run_with_its_advice(error: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qa_platform.failures.STEP_RETRY_SECONDS", 0)
+
+    @dg.job(tags={"error": error})
+    def job() -> None:
+        fails()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    (event,) = (e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE)
+    data: Any = event.step_failure_data
+    assert data.user_failure_data.description.startswith("What to do: ")
+    assert advice in data.user_failure_data.description.splitlines()[0]
+    tries = sum(e.event_type is dg.DagsterEventType.STEP_UP_FOR_RETRY for e in result.all_events)
+    assert tries == (STEP_RETRIES if error == "away" else 0), "only a service that is away is worth another try"
