@@ -1,5 +1,6 @@
 """The command line, ``qa-platform``. Whatever a command needs is imported when it runs: help comes at once."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,60 @@ import click
 
 from qa_platform.answering.commands import COMMANDS as ANSWERING_COMMANDS
 from qa_platform.commands import COMMANDS
-from qa_platform.errors import QaPlatformError
+from qa_platform.errors import QaPlatformError, TransientError
+
+# What shells report of a command that Ctrl-C ended.
+_INTERRUPTED = 130
 
 
 class _Group(click.Group):
-    """Shows the platform's own errors as messages, without a traceback."""
+    """Shows the platform's own errors as messages, without a traceback, and ends with the statuses that the help names."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except QaPlatformError as error:
-            raise click.ClickException(str(error)) from error
+            raise (_Away if isinstance(error, TransientError) else click.ClickException)(str(error)) from error
+        except ValueError as error:
+            from qa_platform.settings import wrong_settings
+
+            if message := wrong_settings(error):
+                raise click.ClickException(message) from error
+            raise
+        except OSError as error:
+            # A file that the command line names. Any other is nothing that a person could mend.
+            if error.filename is None or isinstance(error, BrokenPipeError):
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+class _Away(click.ClickException):
+    """Something is away for now."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""
+\b
+Exit status:
+  0    done
+  1    it cannot be done, or not all is well: the message says what to do
+  2    the command was not understood
+  75   something is away for now: trying again may help
+  130  ended by Ctrl-C
+`local run` ends with the status of its command.
+
+Where everything is comes from the environment (STORAGE_BUCKET, PACHD_ADDRESS, PG_HOST, …); `qa-platform doctor` says what is
+wrong with it. On a laptop `qa-platform local run -- qa-platform …` sets it. Colours and progress bars are for terminals only;
+NO_COLOR switches colours off.
+""",
+)
 @click.version_option(package_name="qa-platform")
 def main() -> None:
     """Questions and contexts in CSV files, answered: from a bucket through Pachyderm into Postgres."""

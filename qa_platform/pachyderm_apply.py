@@ -17,7 +17,7 @@ from pachyderm_sdk.api import pfs, pps
 
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.errors import InputError
-from qa_platform.following import IN_PROGRESS
+from qa_platform.following import IN_PROGRESS, job_of
 from qa_platform.pachd import is_code, session
 from qa_platform.pachyderm_secrets import BUCKET_SECRET, DATABASE_SECRET, bucket_secret, database_secret
 from qa_platform.project_files import project_file
@@ -78,15 +78,24 @@ def apply(
         TransientError: pachd is away.
     """
     secrets = {DATABASE_SECRET: database_secret(postgres), BUCKET_SECRET: bucket_secret(bucket)}
-    specs = list(_specs(options, postgres))
+    specs = list(specifications(options, postgres))
     with session(pachyderm, "applying repos, secrets and pipelines") as client:
+        if options.cron and secrets[BUCKET_SECRET] is None and not _has_secret(client, BUCKET_SECRET):
+            raise InputError(
+                f"the cron variant needs the secret {BUCKET_SECRET}: set GCS_ACCESS to the service account's JSON, or its file"
+            )
         changes = [_apply_repo(client, options)]
         changes += [_apply_secret(client, name, values, options) for name, values in secrets.items()]
         changes += [_apply_pipeline(client, name, spec, options, tell) for name, spec in specs]
     return changes
 
 
-def _specs(options: Options, postgres: PostgresSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+def specifications(options: Options, postgres: PostgresSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The pipelines as they are to be, by name, in the order in which they depend on each other.
+
+    Raises:
+        InputError: a specification's file is missing.
+    """
     files = _SPEC_FILES | ({ANSWER_PIPELINE: _CRON_SPEC_FILE} if options.cron else {})
     for name, file in files.items():
         path = project_file("pachyderm") / file
@@ -121,7 +130,7 @@ def _apply_repo(client: Client, options: Options) -> Change:
 
 def _apply_secret(client: Client, name: str, values: Mapping[str, str] | None, options: Options) -> Change:
     """Put a secret in place. Its values cannot be read back, so it is written anew each time there are any."""
-    there = any(info.secret.name == name for info in client.pps.list_secret().secret_info)
+    there = _has_secret(client, name)
     if values is None:
         missing = "" if there else "it is not there; only the cron variant needs it"
         return Change("secret", name, "unchanged", f"GCS_ACCESS is not set{'; ' if missing else ''}{missing}")
@@ -133,36 +142,61 @@ def _apply_secret(client: Client, name: str, values: Mapping[str, str] | None, o
     return Change("secret", name, "updated" if there else "created", f"keys: {keys}")
 
 
+def _has_secret(client: Client, name: str) -> bool:
+    return any(info.secret.name == name for info in client.pps.list_secret().secret_info)
+
+
 def _apply_pipeline(client: Client, name: str, spec: dict[str, Any], options: Options, tell: Callable[[str], object]) -> Change:
     text = json.dumps(spec)
-    pipeline = pps.Pipeline(project=pfs.Project(name="default"), name=name)
-    try:
-        info = client.pps.inspect_pipeline(pipeline=pipeline, details=True)
-    except grpc.RpcError as error:
-        if not is_code(error, grpc.StatusCode.NOT_FOUND):
-            raise
+    info = find_pipeline(client, name)
+    if info is None:
         if not options.dry_run:
             client.pps.create_pipeline_v2(create_pipeline_request_json=text)
         return Change("pipeline", name, "created", f"image {spec['transform']['image']}")
-    # What is compared is what pachd makes of a specification: with the cluster's defaults, in its own spelling.
-    planned = client.pps.create_pipeline_v2(create_pipeline_request_json=text, update=True, dry_run=True)
-    difference = _difference(info.effective_spec_json, planned.effective_create_pipeline_request_json)
+    try:
+        difference = difference_from(client, info, spec)
+    except grpc.RpcError as error:
+        # Of secrets that a dry run does not create.
+        if not options.dry_run or "missing" not in (error.details() or ""):
+            raise
+        return Change("pipeline", name, "compared", f"once its secrets are there: {error.details()}")
     if not difference:
         return Change("pipeline", name, "unchanged")
     if not options.dry_run:
         if not options.now:
-            _wait_for_jobs(client, pipeline, tell)
+            _wait_for_jobs(client, info.pipeline, tell)
         client.pps.create_pipeline_v2(create_pipeline_request_json=text, update=True)
     return Change("pipeline", name, "updated", difference)
 
 
-def _difference(before: str, after: str) -> str:
-    old, new = _lines(before), _lines(after)
+def find_pipeline(client: Client, name: str) -> pps.PipelineInfo | None:
+    """A pipeline with its details, or None."""
+    try:
+        return client.pps.inspect_pipeline(pipeline=job_of(name, "").pipeline, details=True)
+    except grpc.RpcError as error:
+        if not is_code(error, grpc.StatusCode.NOT_FOUND):
+            raise
+        return None
+
+
+def difference_from(client: Client, info: pps.PipelineInfo, spec: dict[str, Any]) -> str:
+    """What an update to a specification would change of a pipeline, as a diff; "" if nothing. Nothing is changed.
+
+    Raises:
+        grpc.RpcError: pachd does not take the specification, or a secret that it names, or a key in it, is missing.
+    """
+    # What is compared is what pachd makes of a specification: with the cluster's defaults, in its own spelling.
+    planned = client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), update=True, dry_run=True)
+    has_start = "start" in spec["input"].get("cron", {})
+    old, new = (_lines(text, with_start=has_start) for text in (info.effective_spec_json, planned.effective_create_pipeline_request_json))
     return "\n".join(difflib.unified_diff(old, new, "now", "then", n=1, lineterm=""))
 
 
-def _lines(spec_json: str) -> list[str]:
+def _lines(spec_json: str, *, with_start: bool) -> list[str]:
     spec = json.loads(spec_json or "{}")
+    if not with_start:
+        # A cron input that names no start begins when pachd is told of it: that is no difference.
+        spec.get("input", {}).get("cron", {}).pop("start", None)
     return json.dumps({key: value for key, value in spec.items() if key not in _NOT_OF_THE_SPEC}, indent=2, sort_keys=True).splitlines()
 
 

@@ -1,6 +1,7 @@
 """`qa-platform pachyderm …`: bring the cluster to what the platform needs, and look at it without pachctl."""
 
-import sys
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,14 +11,15 @@ from qa_platform.errors import InputError
 
 if TYPE_CHECKING:
     from pachyderm_sdk.api import pps
-    from rich.table import Table
 
 _PIPELINES = (ANSWER_PIPELINE, LOAD_PIPELINE)
+_LONG = ("image", "reason")
+_DIFF_STYLES = {"+": "green", "-": "red"}
 
 
 @click.group("pachyderm")
 def pachyderm_group() -> None:
-    """Pachyderm: what the platform has there."""
+    """What the platform has in Pachyderm."""
 
 
 @pachyderm_group.command("apply")
@@ -27,73 +29,104 @@ def pachyderm_group() -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--now", is_flag=True, help="Do not wait for running jobs. An update kills them; their runs launch them again.")
 def apply_command(registry: str, tag: str, cron: bool, dry_run: bool, now: bool) -> None:
-    """Create or update the repo, the secrets and the pipelines on the pachd that PACHD_ADDRESS names.
+    """Create or update repo, secrets and pipelines.
+
+    On the pachd that PACHD_ADDRESS names. What is as it should be stays as it is; a changed pipeline is updated when its running jobs
+    have ended, since an update kills them.
 
     The secrets' values come from PG_* and GCS_ACCESS, where certificates and the service account may be files. They are
     checked before anything is sent, and never shown.
     """
     from qa_platform.pachyderm_apply import Options, apply
     from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
+    from qa_platform.terminal import console
 
     options = Options(registry=registry, tag=tag, cron=cron, dry_run=dry_run, now=now)
-    for change in apply(PachydermSettings(), PostgresSettings(), BucketSettings(), options, tell=lambda text: click.echo(text, err=True)):
+    changes = apply(PachydermSettings(), PostgresSettings(), BucketSettings(), options, tell=lambda text: click.echo(text, err=True))
+    out = console()
+    for change in changes:
         action = f"would be {change.action}" if dry_run and change.action != "unchanged" else change.action
-        click.echo(f"{change.kind} {change.name}: {action}")
+        out.print(f"{change.kind} {change.name}: {action}", soft_wrap=True)
         for line in change.detail.splitlines():
-            click.echo(f"    {line}")
+            out.print(f"    {line}", style=_DIFF_STYLES.get(line[:1], ""), soft_wrap=True)
 
 
 @pachyderm_group.command("status")
-def status_command() -> None:
-    """The pipelines: their states, images, and what they are at."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def status_command(as_json: bool) -> None:
+    """The pipelines: state, image, and what they are at."""
     from pachyderm_sdk.api import pps
 
     from qa_platform.following import IN_PROGRESS, state_name
     from qa_platform.pachd import session
     from qa_platform.settings import PachydermSettings
 
-    table = _table("pipeline", "state", "version", "running jobs", "last job", "image", "reason")
+    rows = []
     with session(PachydermSettings(), "asking for the pipelines") as client:
         infos = {info.pipeline.name: info for info in client.pps.list_pipeline(details=True)}
         if missing := [name for name in _PIPELINES if name not in infos]:
             raise InputError(f"pachd has no pipeline {' and no '.join(missing)}; `qa-platform pachyderm apply` creates what is missing")
         for name in _PIPELINES:
             info = infos[name]
-            running = sum(job.state in IN_PROGRESS for job in client.pps.list_job(pipeline=info.pipeline))
-            state = pps.PipelineState(info.state).name.removeprefix("PIPELINE_").lower()
-            last = state_name(info.last_job_state) if info.last_job_state else ""
-            table.add_row(name, state, str(info.version), str(running), last, info.details.transform.image, info.reason)
-    _print(table)
+            rows.append(
+                {
+                    "pipeline": name,
+                    "state": pps.PipelineState(info.state).name.removeprefix("PIPELINE_").lower(),
+                    "version": info.version,
+                    "running_jobs": sum(job.state in IN_PROGRESS for job in client.pps.list_job(pipeline=info.pipeline)),
+                    "last_job": state_name(info.last_job_state) if info.last_job_state else "",
+                    "image": info.details.transform.image,
+                    "reason": info.reason,
+                }
+            )
+    _print(rows, flexible="pipeline", as_json=as_json)
 
 
 @pachyderm_group.command("jobs")
 @click.option("--pipeline", type=click.Choice(_PIPELINES), help="Of this pipeline only.")
 @click.option("--limit", default=20, show_default=True, help="Jobs shown, newest first.")
-def jobs_command(pipeline: str | None, limit: int) -> None:
-    """The newest jobs of the pipelines."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def jobs_command(pipeline: str | None, limit: int, as_json: bool) -> None:
+    """The newest jobs of the pipelines.
+
+    The two jobs of one batch have the same id; `qa-platform pachyderm logs` takes it.
+    """
     from itertools import islice
 
-    from qa_platform.following import job_of, state_name
+    from qa_platform.following import job_of
     from qa_platform.pachd import session
     from qa_platform.settings import PachydermSettings
 
-    table = _table("job", "pipeline", "state", "started", "seconds", "datums", "reason")
     with session(PachydermSettings(), "asking for the jobs") as client:
         found: list[pps.JobInfo] = []
         for name in (pipeline,) if pipeline else _PIPELINES:
             found += islice(client.pps.list_job(pipeline=job_of(name, "").pipeline), limit)
-        for info in sorted(found, key=lambda info: info.created, reverse=True)[:limit]:
-            begun, ended = info.started.timestamp(), info.finished.timestamp()
-            table.add_row(
-                info.job.id,
-                info.job.pipeline.name,
-                state_name(info.state),
-                f"{info.started:%Y-%m-%d %H:%M:%S}" if begun > 0 else "",
-                f"{ended - begun:.1f}" if ended > 0 and begun > 0 else "",
-                f"{info.data_processed + info.data_skipped} of {info.data_total}",
-                info.reason,
-            )
-    _print(table)
+    found.sort(key=lambda info: info.created, reverse=True)
+    _print([_job_row(info, as_json=as_json) for info in found[:limit]], flexible="pipeline", as_json=as_json)
+
+
+def _job_row(info: "pps.JobInfo", *, as_json: bool) -> dict[str, str | int | float | None]:
+    from datetime import UTC, datetime
+
+    from qa_platform.following import state_name
+    from qa_platform.terminal import age
+
+    # A time that is not set is the epoch to the SDK, not None.
+    begun, ended = info.started.timestamp() > 0, info.finished.timestamp() > 0
+    seconds = round((info.finished - info.started).total_seconds(), 1) if begun and ended else None
+    row: dict[str, str | int | float | None] = {"job": info.job.id, "pipeline": info.job.pipeline.name, "state": state_name(info.state)}
+    done = info.data_processed + info.data_skipped
+    if as_json:
+        started = info.started.isoformat() if begun else None
+        return {**row, "started": started, "seconds": seconds, "datums_done": done, "datums": info.data_total, "reason": info.reason}
+    passed = age(datetime.now(UTC) - info.created)
+    return {
+        **row,
+        "datums": f"{done}/{info.data_total}",
+        "took": f"{seconds}s" if seconds is not None else "",
+        "age": passed,
+        "reason": info.reason,
+    }
 
 
 @pachyderm_group.command("logs")
@@ -124,13 +157,25 @@ def logs_command(job: str, pipeline: str | None) -> None:
         raise InputError(f"no job {job!r}; `qa-platform pachyderm jobs` lists them")
 
 
-def _table(*headers: str) -> "Table":
-    from rich.table import Table
+def _print(rows: Sequence[Mapping[str, str | int | float | None]], *, flexible: str, as_json: bool) -> None:
+    """Rows of the same keys, as a table or as JSON, one object per line. What is long has a line of its own in the table."""
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
+        return
+    from qa_platform.terminal import console, shown, table
 
-    return Table(*headers, box=None, pad_edge=False)
-
-
-def _print(table: "Table") -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+    if not rows:
+        click.echo("none", err=True)
+        return
+    out = console()
+    columns = [key for key in rows[0] if key not in _LONG]
+    cells = [[shown(str(row[key])) for key in columns] for row in rows]
+    headers = [column.replace("_", " ") for column in columns]
+    head, *lines = table(headers, cells, width=out.width if out.is_terminal else None, flexible=columns.index(flexible))
+    out.print(head, soft_wrap=True)
+    for row, line in zip(rows, lines, strict=True):
+        out.print(line, soft_wrap=True)
+        for key in _LONG:
+            if row.get(key):
+                out.print(f"  {key}: {shown(str(row[key]))}", style="yellow" if key == "reason" else "dim", soft_wrap=True)

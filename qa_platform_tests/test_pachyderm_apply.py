@@ -240,8 +240,12 @@ def test_the_commands_show_pipelines_jobs_and_logs(clean: PachydermSettings, mon
     status = runner.invoke(main, ["pachyderm", "status"]).output
     assert "qa-platform-question-answer:t1" in status
     jobs = runner.invoke(main, ["pachyderm", "jobs", "--pipeline", LOAD_PIPELINE]).output.splitlines()
-    assert jobs[0].split()[0] == "job"
+    assert jobs[0].split()[0] == "JOB"
     assert LOAD_PIPELINE in jobs[1]
+    lines = runner.invoke(main, ["pachyderm", "jobs", "--json"]).output.splitlines()
+    assert {json.loads(line)["pipeline"] for line in lines} == {ANSWER_PIPELINE, LOAD_PIPELINE}
+    lines = runner.invoke(main, ["pachyderm", "status", "--json"]).output.splitlines()
+    assert [json.loads(line)["image"].rpartition(":")[2] for line in lines] == ["t1", "t1"]
     assert runner.invoke(main, ["pachyderm", "logs", jobs[1].split()[0]]).exit_code == 0
     unknown = runner.invoke(main, ["pachyderm", "logs", "0" * 32])
     assert unknown.exit_code == 1

@@ -1,0 +1,428 @@
+"""The command line as people and scripts use it: help, exit statuses, what goes to a terminal and what into a pipe."""
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qa_platform import bookkeeping, bucket, following, status
+from qa_platform.bookkeeping import FileRecord
+from qa_platform.cli import main
+from qa_platform.contract import FileReason, FileStatus, FileVersion
+from qa_platform.database import connect
+from qa_platform.ingest import FileRejected
+from qa_platform.loading import migrate
+from qa_platform.pachd import pachd_errors, session
+from qa_platform.settings import PachydermSettings, PostgresSettings
+from qa_platform.status import FileState, Observer, Snapshot, Watch, change_line, details, overview
+from qa_platform.terminal import age
+from qa_platform_tests.conftest import Database, new_database
+from qa_platform_tests.processes import until
+from qa_platform_tests.test_flow import Flow, bridge, csv_of, flow
+
+__all__ = ["flow"]
+
+PROGRAM = [sys.executable, "-m", "qa_platform.cli"]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def tables(postgres_socket: str) -> Iterator[Database]:
+    """A database with the tables."""
+    with new_database(postgres_socket) as database, pytest.MonkeyPatch.context() as patch:
+        for name, value in database.environment.items():
+            patch.setenv(name, value)
+        migrate.upgrade(PostgresSettings())
+        yield database
+
+
+@pytest.fixture
+def place(tables: Database, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> storage.Bucket:
+    """An empty bucket and empty tables, which the environment names; no Pachyderm."""
+    client = storage.Client("test", AnonymousCredentials(), client_options={"api_endpoint": f"http://{gcs_address}"})
+    opened = client.create_bucket(f"test-{uuid.uuid4().hex}")
+    variables = {"STORAGE_BUCKET": opened.name, "STORAGE_EMULATOR_HOST": f"http://{gcs_address}", **tables.environment}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PACHD_ADDRESS", "grpc://127.0.0.1:1")
+    with connect(PostgresSettings()) as connection:
+        connection.execute("TRUNCATE question_file, question_answer, question_answer_reject")
+    return opened
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def upload(place: storage.Bucket, name: str = "my.csv") -> FileVersion:
+    return bucket.upload(place, name, io.BytesIO(b"question,context\nWho?,It was Ada.\n"))
+
+
+def claimed(version: FileVersion) -> None:
+    with connect(PostgresSettings()) as connection:
+        bookkeeping.claim(connection, [version], owner="o", lease_seconds=60)
+
+
+def begun(version: FileVersion) -> None:
+    with connect(PostgresSettings()) as connection:
+        bookkeeping.start(connection, "o", [version], run_id="r", batch_id="b")
+
+
+def rejected(version: FileVersion) -> None:
+    with connect(PostgresSettings()) as connection:
+        bookkeeping.reject_file(connection, version, error=str(FileRejected(FileReason.UTF16, "it is UTF-16", line=1)))
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands(main)), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_every_command_has_help_that_is_not_cut_off_and_describes_every_option(path: tuple[str, ...], command: click.Command) -> None:
+    shown = run(*path, "--help")
+    assert shown.exit_code == 0
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+    listed = next(line for line in run(*path[:-1], "--help").output.splitlines() if line.split()[:1] == [path[-1]])
+    assert listed.endswith(".")
+    assert not listed.endswith("...")
+
+
+def test_the_help_names_the_exit_statuses() -> None:
+    named = {line.split()[0] for line in run("--help").output.splitlines() if line.split()}
+    assert {"0", "1", "2", str(os.EX_TEMPFAIL), "130"} <= named
+
+
+def test_the_exit_status_tells_wrong_use_from_wrong_input_from_what_is_away(place: storage.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("status").exit_code == 0
+    assert run("status", "--no-such-option").exit_code == 2
+    unknown = run("status", "nowhere.csv")
+    assert (unknown.exit_code, unknown.stdout) == (1, "")
+    assert "nowhere.csv" in unknown.stderr
+    monkeypatch.setenv("PG_HOST", "/nowhere")
+    away = run("status")
+    assert away.exit_code == os.EX_TEMPFAIL
+    assert "cannot be reached" in away.stderr
+
+
+def test_a_variable_that_cannot_be_used_is_named_without_its_value(place: storage.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PG_PORT", "s3cret")
+    result = run("status")
+    assert result.exit_code == 1
+    assert "PG_PORT" in result.stderr
+    assert "s3cret" not in result.output
+    monkeypatch.delenv("PG_PORT")
+    monkeypatch.setenv("QA_SUFFIXES", "csv")
+    assert "suffixes" in run("upload", __file__).stderr
+
+
+def test_a_file_that_cannot_be_written_is_named(place: storage.Bucket) -> None:
+    rejected(upload(place))
+    result = run("answers", "my.csv", "--rejected", "-o", "/nowhere/out.csv")
+    assert result.exit_code == 1
+    assert "/nowhere/out.csv" in result.stderr
+
+
+def test_status_needs_neither_dagster_nor_torch(place: storage.Bucket) -> None:
+    code = (
+        "import sys; from qa_platform.cli import main; main(['status'], standalone_mode=False);"
+        "print([m for m in ('dagster', 'torch', 'numpy', 'pachyderm_sdk') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_nothing_is_uploaded_when_one_of_several_cannot_be(place: storage.Bucket, tmp_path: Path) -> None:
+    for name in ("a/x.csv", "b/x.csv", "good.csv", "bad.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("question,context\n")
+    twice = run("upload", str(tmp_path / "a/x.csv"), str(tmp_path / "b/x.csv"))
+    assert twice.exit_code == 2
+    assert "x.csv" in twice.stderr
+    assert run("upload", str(tmp_path / "good.csv"), str(tmp_path / "bad.txt")).exit_code == 1
+    assert list(place.list_blobs()) == []
+    assert run("upload", str(tmp_path / "bad.txt"), "--as", "fine.csv").exit_code == 0
+    assert [blob.name for blob in place.list_blobs()] == ["incoming/fine.csv"]
+
+
+def test_a_bucket_that_is_missing_or_away_is_an_error_without_a_traceback(place: storage.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_BUCKET", "no-such-bucket")
+    result = run("upload", __file__, "--as", "x.csv")
+    assert result.exit_code == 1
+    assert "STORAGE_BUCKET" in result.stderr
+    shown = run("status")
+    assert shown.exit_code == 0
+    assert "not known: uploads that the sensor has not seen" in shown.output
+
+
+def test_status_shows_an_upload_before_any_sensor_has_seen_it(place: storage.Bucket) -> None:
+    version = upload(place)
+    assert run("status").stdout.splitlines()[1].split() == ["my.csv", "uploaded"]
+    assert "the sensor has not seen it" in run("status", "my.csv").stdout
+    (line,) = run("status", "--json").stdout.splitlines()
+    assert json.loads(line) == {
+        "version": {"name": "my.csv", "generation": version.generation, "size": version.size, "crc32c": version.crc32c},
+        "status": "uploaded",
+        "rows_done": None,
+        "rows_total": None,
+    }
+
+
+def test_a_watch_into_a_pipe_writes_a_line_per_change_and_ends_with_the_work(place: storage.Bucket, tmp_path: Path) -> None:
+    version = upload(place)
+    out = tmp_path / "out"
+    with out.open("wb") as target, subprocess.Popen([*PROGRAM, "status", "--watch"], stdout=target, stderr=target) as process:
+        for state, change in (("uploaded", claimed), ("pending", begun), ("running", rejected)):
+            until(partial(tells, out, f"my.csv: {state}", process))
+            change(version)
+        assert process.wait(30) == 1
+    *lines, last = out.read_text().splitlines()
+    assert [line.split(" ", 1)[1].partition(":")[2].split(":")[0].strip() for line in lines] == [
+        "uploaded",
+        "pending",
+        "running",
+        "rejected",
+    ]
+    assert all(datetime.fromisoformat(line.split()[0]).tzinfo for line in lines)
+    assert last == "nothing is in work: 1 rejected"
+    assert "\x1b" not in out.read_text()
+
+
+def tells(out: Path, text: str, process: "subprocess.Popen[bytes]") -> bool:
+    return text in out.read_text() or process.poll() is not None
+
+
+def test_a_watch_of_nothing_ends_at_once(place: storage.Bucket) -> None:
+    result = run("status", "--watch")
+    assert (result.exit_code, result.stdout) == (0, "nothing is in work\n")
+
+
+def test_a_watch_does_not_end_before_the_bucket_could_be_asked_unless_it_never_can(
+    place: storage.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_FAILED_REST_SECONDS", 0.0)
+    upload(place)
+    with monkeypatch.context() as away:
+        away.setattr(status, "_WAIT_SECONDS", 0.0)
+        watch = Watch(Observer())
+        watch.look()
+        assert not watch.over
+        assert "no answer" in watch.snapshot.problems[0]
+    assert [file.state for file in watch.look()] == ["uploaded"]
+    assert not watch.over
+    monkeypatch.setenv("STORAGE_BUCKET", "no-such-bucket")
+    refused = Watch(Observer())
+    refused.look()
+    assert refused.over
+
+
+def test_a_watch_as_json_writes_an_object_per_change(place: storage.Bucket) -> None:
+    rejected(upload(place))
+    result = run("status", "my.csv", "--watch", "--json")
+    assert result.exit_code == 1
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["rejected"]
+
+
+def test_ctrl_c_ends_a_watch_on_a_terminal_without_a_traceback_and_gives_the_cursor_back(place: storage.Bucket) -> None:
+    upload(place, "a name " * 20 + ".csv")
+    shown, status = on_a_terminal("status", "--watch", until_shown="uploaded")
+    assert status == 130
+    assert "interrupted" in shown
+    assert "Traceback" not in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    assert "…" in shown
+
+
+def test_colours_are_for_terminals_that_want_them(place: storage.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload(place)
+    assert "\x1b[33m" in on_a_terminal("status")[0]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[33m" not in on_a_terminal("status")[0]
+
+
+def test_uploads_show_a_bar_on_a_terminal_only(place: storage.Bucket, tmp_path: Path) -> None:
+    path = tmp_path / "bar.csv"
+    path.write_text("question,context\n" + "Who?,It was Ada.\n" * 10_000)
+    shown, status = on_a_terminal("upload", str(path))
+    assert status == 0
+    assert "━" in shown
+    assert run("upload", str(path)).stderr.splitlines() == ["`qa-platform status --watch` follows what becomes of it"]
+
+
+def on_a_terminal(*words: str, until_shown: str | None = None) -> tuple[str, int]:
+    """What a command shows on a terminal of 80 columns, and its exit status; Ctrl-C is pressed once ``until_shown`` is shown."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="24")
+        os.execv(sys.executable, [*PROGRAM, *words])
+    shown = ""
+    try:
+        while part := os.read(terminal, 65536).decode(errors="replace"):
+            shown += part
+            if until_shown and until_shown in shown:
+                until_shown = None
+                os.write(terminal, b"\x03")
+    except OSError:
+        # The other end is closed.
+        pass
+    finally:
+        os.close(terminal)
+    return shown, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_what_was_rejected_is_told_with_what_to_do(place: storage.Bucket, tmp_path: Path) -> None:
+    rejected(upload(place))
+    header, record = csv.reader(io.StringIO(run("answers", "my.csv", "--rejected").stdout))
+    assert dict(zip(header, record, strict=True))["reason"] == "utf16"
+    assert "UTF-8" in dict(zip(header, record, strict=True))["what_to_do"]
+    target = tmp_path / "rejected.csv"
+    assert run("answers", "my.csv", "--rejected", "-o", str(target)).exit_code == 0
+    assert target.read_text().startswith("line,row,column,reason")
+    assert run("answers", "other.csv", "--rejected", "-o", str(tmp_path / "none.csv")).exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rejected.csv"]
+
+
+def test_files_are_retried_all_or_none(place: storage.Bucket) -> None:
+    versions = [upload(place, name) for name in ("a.csv", "b.csv")]
+    for version in versions:
+        rejected(version)
+    assert run("retry", "a.csv", "nowhere.csv").exit_code == 1
+    with connect(PostgresSettings()) as connection:
+        assert {r.status for r in bookkeeping.records(connection, versions).values()} == {FileStatus.REJECTED}
+    done = run("retry", "a.csv", "b.csv", "a.csv")
+    assert (done.exit_code, len(done.stdout.splitlines())) == (0, 2)
+    with connect(PostgresSettings()) as connection:
+        assert {r.status for r in bookkeeping.records(connection, versions).values()} == {FileStatus.PENDING}
+
+
+def test_a_reader_that_goes_away_is_not_taken_for_pachd_going_away() -> None:
+    with pytest.raises(BrokenPipeError), pachd_errors("fetching"):
+        raise BrokenPipeError
+
+
+def record(name: str, status: FileStatus, error: str = "", rows: int = 0) -> FileRecord:
+    done = status in (FileStatus.LOADED, FileStatus.FINISHED)
+    return FileRecord(
+        version=FileVersion(name, 1),
+        status=status,
+        load_id=1,
+        rows=rows,
+        answered=rows,
+        no_answer=0,
+        rejected=0,
+        claim_owner="",
+        attempts=0,
+        due=True,
+        wanted_model="m",
+        wanted_revision="",
+        wanted_precision="",
+        model="",
+        model_revision="",
+        model_precision="",
+        place=f"incoming/{name}",
+        pachyderm_commit="",
+        pachyderm_job="",
+        batch_id="",
+        dagster_run="",
+        created_at=NOW - timedelta(days=3),
+        started_at=NOW - timedelta(hours=1),
+        answered_at=None,
+        loaded_at=NOW if done else None,
+        archived_at=None,
+        error=error,
+    )
+
+
+@st.composite
+def states(draw: st.DrawFn) -> FileState:
+    name = draw(st.text(min_size=1, max_size=200))
+    if draw(st.booleans()):
+        return FileState(FileVersion(name, 1))
+    total = draw(st.integers(0, 10**8))
+    made = record(name, draw(st.sampled_from(FileStatus)), draw(st.text(max_size=300)), rows=total)
+    return FileState(made.version, made, draw(st.none() | st.just((total // 2, total))))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(states(), max_size=8), st.none() | st.integers(4, 30))
+def test_whatever_names_and_errors_hold_the_overview_fits_and_obeys_nobody(files: list[FileState], height: int | None) -> None:
+    snapshot = Snapshot(NOW, tuple(files), ("a problem " * 20,))
+    lines = overview(snapshot, width=80, height=height)
+    assert max(line.cell_len for line in lines) <= 80
+    assert all(line.plain.isprintable() for line in lines)
+    assert height is None or len(lines) <= max(height, 5)
+    unbounded = [line.plain for line in overview(snapshot, width=None)] + [change_line(file, NOW) for file in files]
+    assert all(line.isprintable() for line in unbounded)
+    for file in files:
+        assert all(line.plain.isprintable() for line in details(Snapshot(NOW, (file,)), width=80))
+
+
+def test_what_is_in_work_is_shown_first_where_not_all_fits_and_long_messages_say_where_the_rest_is() -> None:
+    files = [FileState(FileVersion(f"old-{n}.csv", 1), record(f"old-{n}.csv", FileStatus.FINISHED, rows=7)) for n in range(50)]
+    files.append(FileState(FileVersion("busy.csv", 1), record("busy.csv", FileStatus.RUNNING), (1200, 4000)))
+    lines = [line.plain for line in overview(Snapshot(NOW, tuple(files)), width=80, height=10)]
+    assert lines[1].split() == ["busy.csv", "running", "1200/4000", "60m"]
+    assert lines[-1] == f"… and {51 - (len(lines) - 2)} more"
+    failed = record("bad.csv", FileStatus.FAILED, "a reason that is long " * 20)
+    lines = [line.plain for line in overview(Snapshot(NOW, (FileState(failed.version, failed),)), width=80)]
+    assert lines[2].endswith("…")
+    assert "qa-platform status FILE" in lines[3]
+
+
+def test_names_that_differ_at_their_ends_are_told_apart_when_cut() -> None:
+    names = [f"export_of_the_customer_relationship_system_of_2026_part_{n:06d}.csv" for n in range(3)]
+    files = tuple(FileState(FileVersion(name, 1), record(name, FileStatus.FINISHED, rows=10)) for name in names)
+    lines = [line.plain for line in overview(Snapshot(NOW, files), width=80)]
+    assert len({line.split()[0] for line in lines[1:]}) == 3
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(-5, "0s"), (119, "119s"), (120, "2m"), (7200, "2h"), (2 * 86_400, "2d")])
+def test_ages_are_short(seconds: int, text: str) -> None:
+    assert age(timedelta(seconds=seconds)) == text
+
+
+def test_ctrl_c_ends_a_watch_into_a_pipe_without_a_traceback(place: storage.Bucket) -> None:
+    upload(place)
+    with subprocess.Popen([*PROGRAM, "status", "--watch"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "uploaded" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
+@pytest.mark.slow
+def test_the_rows_that_are_done_are_those_of_the_datums_that_are(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_SHARD_ROWS", "2")
+    version = flow.upload("measured.csv", csv_of(*(bridge(f"Ort {n}") for n in range(5))))
+    flow.tick_and_run()
+    commit = flow.record(version).pachyderm_commit
+    with session(PachydermSettings(), "measuring") as client:
+        rows = following.rows_of_datums(client, commit)
+        assert sum(following.rows_done(client, commit, rows).values()) == 5
+    with connect(PostgresSettings()) as connection:
+        connection.execute("UPDATE question_file SET status = 'running' WHERE source_file = %s", [version.name])
+        try:
+            (file,) = Observer(version.name).snapshot().files
+        finally:
+            connection.execute("UPDATE question_file SET status = 'finished' WHERE source_file = %s", [version.name])
+    assert file.progress == (5, 5)
