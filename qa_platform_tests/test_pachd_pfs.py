@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from pachyderm_sdk.api import pfs
+from pachyderm_sdk.api import admin, pfs
 
 from qa_platform_tests.pachd_helpers import Pachd, eventually, pachd_address, refused
 
@@ -46,6 +46,11 @@ def test_version_and_cluster_answer(pachd: Pachd) -> None:
     assert cluster.id
     assert cluster.deployment_id
     assert cluster.warnings_ok
+    assert not cluster.warnings
+    missing = admin.InspectClusterRequest(current_project=pfs.Project(name=pachd.name("none")))
+    with grpc.insecure_channel(pachd.address.removeprefix("grpc://")) as channel:
+        reply = channel.unary_unary("/admin_v2.API/InspectCluster", bytes, admin.ClusterInfo.FromString)(missing, timeout=10)
+    assert missing.current_project.name in "".join(reply.warnings)
 
 
 def test_a_method_that_nobody_has_answers_unimplemented_by_name(pachd: Pachd) -> None:
@@ -84,6 +89,8 @@ class TestRepos:
     def test_a_request_without_a_repo_is_invalid(self, pachd: Pachd) -> None:
         with refused(INVALID, "validate request"):
             pachd.client.pfs.inspect_repo(repo=pfs.Repo())
+        with refused(INVALID, "validate recv"):
+            list(pachd.client.pfs.list_file(file=pfs.File(path="/")))
 
 
 class TestBranches:
@@ -118,6 +125,9 @@ class TestBranches:
         info = pachd.client.pfs.inspect_branch(branch=pachd.branch(target))
         assert [branch.repo.name for branch in info.direct_provenance] == [source.name]
         commit = pachd.put(source, {"/b": b"2"})
+        below = pachd.commit(target, commit)
+        pachd.client.pfs.put_file_from_bytes(commit=below, path="/made", data=b"3")
+        pachd.client.pfs.finish_commit(commit=below)
         found = list(pachd.client.pfs.inspect_commit_set(commit_set=pfs.CommitSet(id=commit), wait=True))
         assert [one.commit.repo.name for one in found] == [source.name, target.name]
         assert [one.repo.name for one in found[1].direct_provenance] == [source.name]
@@ -147,6 +157,35 @@ class TestCommits:
         assert not info.commit.branch.name
         assert not info.parent_commit.branch.name
         assert info.parent_commit.id
+        assert not pachd.client.pfs.inspect_branch(branch=pachd.branch(repo)).head.branch.name
+        assert not open_commit(pachd, repo).branch.name
+        in_sets = next(one for one in pachd.client.pfs.list_commit_set() if one.commit_set.id == commit)
+        assert [(one.commit.id, one.commit.branch.name) for one in in_sets.commits] == [(commit, "")]
+
+    def test_what_is_no_id_is_the_name_of_a_branch(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = "f" * 32
+        commit = pachd.put(repo, {"/a": b"1"}, branch=name)
+        assert pachd.client.pfs.inspect_commit(commit=pachd.commit(repo, name)).commit.id == commit
+        with refused(UNKNOWN, "invalid commit ID given with a branch"):
+            pachd.client.pfs.inspect_commit(commit=pfs.Commit(repo=repo, id="master", branch=pachd.branch(repo, name)))
+
+    def test_a_commit_is_ready_when_what_it_is_made_from_is_finished(self, pachd: Pachd) -> None:
+        source, target = pachd.repo("source"), pachd.repo("target")
+        pachd.client.pfs.create_branch(branch=pachd.branch(source))
+        pachd.client.pfs.create_branch(branch=pachd.branch(target), provenance=[pachd.branch(source)])
+        commit = open_commit(pachd, source)
+        below = pachd.commit(target, commit.id)
+        assert pachd.client.pfs.inspect_commit(commit=below, wait=CommitState.STARTED).commit.id == commit.id
+        ready = pfs.InspectCommitRequest(commit=below, wait=CommitState.READY)
+        with grpc.insecure_channel(pachd.address.removeprefix("grpc://")) as channel:
+            inspect = channel.unary_unary("/pfs_v2.API/InspectCommit", bytes, pfs.CommitInfo.FromString)
+            with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
+                inspect(ready, timeout=0.3)
+            waiting = inspect.future(ready, timeout=20)
+            pachd.client.pfs.finish_commit(commit=commit)
+            assert waiting.result().commit.id == commit.id
+        assert pachd.client.pfs.inspect_commit(commit=commit, wait=CommitState.FINISHING).finishing.year > 2000
 
     def test_ids_are_version_four_without_dashes(self, pachd: Pachd) -> None:
         commit = pachd.put(pachd.repo(), {})
@@ -181,6 +220,11 @@ class TestCommits:
         assert [info.commit.id for info in pachd.client.pfs.list_commit(repo=repo, number=2)] == made[:0:-1]
         since = pachd.client.pfs.list_commit(repo=repo, to=pachd.commit(repo, "master"), from_=pachd.commit(repo, made[0]))
         assert [info.commit.id for info in since] == made[:0:-1]
+        with refused(UNKNOWN, "cannot use `from` commit without `to` commit"):
+            list(pachd.client.pfs.list_commit(repo=repo, from_=pachd.commit(repo, made[0])))
+        middle = pachd.client.pfs.inspect_commit(commit=pachd.commit(repo, made[1])).started
+        assert [info.commit.id for info in pachd.client.pfs.list_commit(repo=repo, started_time=middle)] == made[:1]
+        assert [info.commit.id for info in pachd.client.pfs.list_commit(repo=repo, started_time=middle, reverse=True)] == made[2:]
 
     @pytest.mark.parametrize(
         ("suffix", "place"),
@@ -218,6 +262,68 @@ class TestCommits:
         pachd.client.pfs.squash_commit_set(commit_set=pfs.CommitSet(id=first))
         assert [info.commit.id for info in pachd.client.pfs.list_commit(repo=repo)] == [second]
         assert pachd.paths(repo, second) == ["/a", "/b"]
+
+    def test_squashing_a_head_moves_its_branch_back(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        made = [pachd.put(repo, {"/a": b"%d" % number}) for number in range(3)]
+        pachd.client.pfs.create_branch(branch=pachd.branch(repo, "old"), head=pachd.commit(repo, made[1]))
+        pachd.client.pfs.squash_commit_set(commit_set=pfs.CommitSet(id=made[1]))
+        assert pachd.client.pfs.inspect_branch(branch=pachd.branch(repo, "old")).head.id == made[0]
+        assert pachd.client.pfs.inspect_commit(commit=pachd.commit(repo, "master^")).commit.id == made[0]
+
+    def test_nothing_goes_that_other_commits_are_made_from(self, pachd: Pachd) -> None:
+        source, target = pachd.repo("source"), pachd.repo("target")
+        first = pachd.put(source, {"/a": b"1"})
+        pachd.client.pfs.create_branch(branch=pachd.branch(target), provenance=[pachd.branch(source)])
+        second = pachd.put(source, {"/a": b"2"})
+        for forget in (pachd.client.pfs.drop_commit_set, pachd.client.pfs.squash_commit_set):
+            with refused(UNKNOWN, "subvenant commit sets"):
+                forget(commit_set=pfs.CommitSet(id=first))
+        with refused(UNKNOWN, "without recursive"):
+            pachd.client.pfs.drop_commit(commit=pachd.commit(source, second))
+        pachd.client.pfs.drop_commit(commit=pachd.commit(source, second), recursive=True)
+        assert [info.commit.id for info in pachd.client.pfs.list_commit(repo=source)] == [first]
+        assert second not in [info.commit.id for info in pachd.client.pfs.list_commit(repo=target)]
+
+    def test_one_commit_is_squashed_or_dropped(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        made = [pachd.put(repo, {f"/{number}": b""}) for number in range(3)]
+        with refused(UNKNOWN, "no children"):
+            pachd.client.pfs.squash_commit(commit=pachd.commit(repo, made[2]))
+        with refused(UNKNOWN, "has children"):
+            pachd.client.pfs.drop_commit(commit=pachd.commit(repo, made[1]))
+        pachd.client.pfs.squash_commit(commit=pachd.commit(repo, made[1]))
+        assert pachd.paths(repo, made[2]) == ["/0", "/1", "/2"]
+        pachd.client.pfs.drop_commit(commit=pachd.commit(repo, made[2]))
+        assert pachd.paths(repo, "master") == ["/0"]
+
+    def test_a_commit_with_an_open_child_is_not_squashed(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        first = pachd.put(repo, {"/a": b"1"})
+        open_commit(pachd, repo)
+        with refused(UNKNOWN, "cannot squash until child commit"):
+            pachd.client.pfs.squash_commit_set(commit_set=pfs.CommitSet(id=first))
+
+    def test_an_open_commit_is_cleared_and_a_finished_one_is_not(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        pachd.put(repo, {"/a": b"1"})
+        commit = open_commit(pachd, repo)
+        pachd.client.pfs.put_file_from_bytes(commit=commit, path="/b", data=b"2")
+        assert pachd.paths(repo, commit.id) == ["/a", "/b"]
+        pachd.client.pfs.clear_commit(commit=commit)
+        assert pachd.paths(repo, commit.id) == ["/a"]
+        pachd.client.pfs.finish_commit(commit=commit)
+        with refused(UNKNOWN, "cannot clear finished commit"):
+            pachd.client.pfs.clear_commit(commit=commit)
+
+    def test_the_commits_that_changed_a_file_are_found(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        made = [pachd.put(repo, {path: b"%d" % number}) for number, path in enumerate(("/b", "/a", "/b", "/a", "/b"))]
+        found = list(pachd.client.pfs.find_commits(start=pachd.commit(repo, made[-1]), file_path="/a"))
+        assert [one.found_commit.id for one in found[:-1]] == [made[3], made[1]]
+        assert (found[-1].last_searched_commit.id, found[-1].commits_searched) == (made[0], 5)
+        limited = list(pachd.client.pfs.find_commits(start=pachd.commit(repo, made[-1]), file_path="/a", limit=1))
+        assert [one.found_commit.id for one in limited[:-1]] == [made[3]]
 
     def test_an_open_commit_can_be_dropped(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -271,6 +377,50 @@ class TestFiles:
         pachd.client.pfs.modify_file(iter([pfs.ModifyFileRequest(set_commit=commit), *add]))
         pachd.client.pfs.finish_commit(commit=commit)
         assert pachd.read(repo, commit.id, "/a") == b"xy"
+
+    def test_a_file_without_a_source_is_empty(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        commit = open_commit(pachd, repo)
+        requests = [pfs.ModifyFileRequest(set_commit=commit), pfs.ModifyFileRequest(add_file=pfs.AddFile(path="/empty"))]
+        pachd.client.pfs.modify_file(iter(requests))
+        pachd.client.pfs.finish_commit(commit=commit)
+        assert pachd.paths(repo, commit.id) == ["/empty"]
+        assert pachd.read(repo, commit.id, "/empty") == b""
+
+    def test_the_parts_of_a_file_are_told_apart_by_their_tags(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        commit = open_commit(pachd, repo)
+        parts = [pfs.AddFile(path="/a", raw=b"plain"), pfs.AddFile(path="/a", datum="x", raw=b"tagged")]
+        requests = [pfs.ModifyFileRequest(set_commit=commit), *(pfs.ModifyFileRequest(add_file=part) for part in parts)]
+        pachd.client.pfs.modify_file(iter(requests))
+        tagged = pachd.client.pfs.get_file(file=pfs.File(commit=commit, path="/a", datum="x"))
+        assert b"".join(message.value for message in tagged) == b"tagged"
+        pachd.client.pfs.delete_file(commit=commit, path="/a")
+        assert pachd.read(repo, commit.id, "/a") == b"tagged"
+
+    def test_a_stream_begins_with_its_commit(self, pachd: Pachd) -> None:
+        with refused(UNKNOWN, "set_commit"):
+            pachd.client.pfs.modify_file(iter([pfs.ModifyFileRequest(add_file=pfs.AddFile(path="/a", raw=b""))]))
+
+    def test_the_sdks_biggest_messages_are_taken(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        data = b"0123456789" * 2_000_000
+        commit = pachd.put(repo, {"/big": data})
+        assert pachd.read(repo, commit, "/big") == data
+
+    def test_differences_are_the_changed_folders_and_files(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        first = pachd.put(repo, {"/d/gone": b"1", "/d/changed": b"1", "/e/same": b"1"})
+        second = pachd.put(repo, {"/d/changed": b"2", "/new": b"1"}, delete=["/d/gone"])
+
+        def paths(**more: pfs.File) -> list[tuple[str, str]]:
+            new = pfs.File(commit=pachd.commit(repo, second), path="/")
+            return [(one.old_file.file.path, one.new_file.file.path) for one in pachd.client.pfs.diff_file(new_file=new, **more)]
+
+        expected = [("/", "/"), ("/d/", "/d/"), ("/d/changed", "/d/changed"), ("/d/gone", ""), ("", "/new")]
+        assert sorted(paths()) == sorted(expected)
+        assert sorted(paths(old_file=pfs.File(commit=pachd.commit(repo, first), path="/"))) == sorted(expected)
+        assert paths(old_file=pfs.File(commit=pachd.commit(repo, second), path="/")) == []
 
     def test_an_open_commit_can_be_read(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -349,6 +499,7 @@ class TestFiles:
             list(pachd.client.pfs.get_file(file=pfs.File(commit=commit, path="/d")))
         with refused(UNKNOWN, "matched multiple files"):
             list(pachd.client.pfs.get_file(file=pfs.File(commit=commit, path="/d/**")))
+        assert pachd.read(repo, commit.id, "/d/e/?") == b"22"
 
     def test_equal_content_has_equal_hashes_however_it_came(self, pachd: Pachd) -> None:
         repo = pachd.repo()

@@ -46,6 +46,13 @@ def states(pachd: Pachd, pipeline: str, job: str) -> dict[str, pps.DatumState]:
     return {path.strip("/"): info.state for path, info in pachd.datums(pipeline, job).items()}
 
 
+def skip_without_private_files(pachd: Pachd, repo: pfs.Repo) -> None:
+    """Skips the test where workers have no ``/pfs`` of their own, nor anything else mounted."""
+    probe = pachd.pipeline("probe", ["test", "-d", "/pfs/out"], repo)
+    if pachd.wait(probe, pachd.put(repo, {"/probe": b""}, delete=["/"])).state != SUCCESS:
+        pytest.skip("workers here have no file system of their own")
+
+
 class TestPipelines:
     @needs_workers
     def test_creation_makes_repos_and_a_job_at_once(self, pachd: Pachd) -> None:
@@ -77,7 +84,8 @@ class TestPipelines:
     def test_details_come_only_on_request_but_always_in_lists(self, pachd: Pachd) -> None:
         name = pachd.pipeline("p", COPY, pachd.repo())
         assert bytes(pachd.client.pps.inspect_pipeline(pipeline=named(name)).details) == b""
-        [listed] = pachd.client.pps.list_pipeline(pipeline=named(name))
+        # As pachctl asks: with a commit set that names none.
+        [listed] = pachd.client.pps.list_pipeline(pipeline=named(name), commit_set=pfs.CommitSet())
         assert listed.details.transform.cmd
 
     def test_a_missing_pipeline_is_not_found(self, pachd: Pachd) -> None:
@@ -216,8 +224,38 @@ class TestPipelines:
         assert pachd.client.pps.inspect_pipeline(pipeline=named(name)).stopped
         pachd.client.pps.start_pipeline(pipeline=named(name))
         jobs = pachd.jobs(name, history=-1)
-        assert len(jobs) == before + 1
+        assert len(jobs) == before + 1, "starting makes a job at once"
         assert pachd.wait(name, jobs[0].job.id).data_processed == 1
+
+    @needs_workers
+    def test_stopping_a_pipeline_kills_its_jobs(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo begun\nsleep 600", repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        eventually(lambda: pachd.lines(name, commit))
+        pachd.client.pps.stop_pipeline(pipeline=named(name))
+        assert pachd.wait(name, commit).state == KILLED
+
+    def test_the_pipelines_and_repos_of_a_project_are_deleted_together(self, pachd: Pachd) -> None:
+        project = pfs.Project(name=pachd.name("project"))
+        pachd.client.pfs.create_project(project=project)
+        repo = pfs.Repo(name="r", project=project)
+        pachd.client.pfs.create_repo(repo=repo)
+        first, second = (
+            {
+                "pipeline": {"name": name, "project": {"name": project.name}},
+                "transform": {"cmd": ["true"]},
+                "input": {"pfs": {"repo": source, "glob": "/"}},
+            }
+            for name, source in (("first", "r"), ("second", "first"))
+        )
+        for spec in (first, second):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+        gone = pachd.client.pps.delete_pipelines(projects=[project]).pipelines
+        assert {pipeline.name for pipeline in gone} == {"first", "second"}
+        assert [one.name for one in pachd.client.pfs.delete_repos(projects=[project]).repos] == ["r"]
+        assert list(pachd.client.pfs.list_repo(projects=[project])) == []
+        pachd.client.pfs.delete_project(project=project)
 
     @needs_workers
     def test_a_rerun_is_a_new_version_with_a_new_job(self, pachd: Pachd) -> None:
@@ -468,6 +506,14 @@ class TestDatums:
         assert pachd.read(name, second, "/changed") == b"2"
         assert sorted(pachd.lines(name, second)) == ["did changed", "did new"]
 
+    def test_a_folder_with_other_names_but_the_same_content_is_skipped(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "ls $source > $pfs/out/names", repo)
+        assert pachd.wait(name, pachd.put(repo, {"/d/old": b"1"})).data_processed == 1
+        renamed = pachd.put(repo, {"/d/young": b"1"}, delete=["/d/old"])
+        assert pachd.wait(name, renamed).data_skipped == 1
+        assert pachd.read(name, renamed, "/names") == b"old\n"
+
     def test_the_skip_base_is_the_last_successful_job(self, pachd: Pachd) -> None:
         repo = pachd.repo()
         name = pachd.pipeline("p", f'[ "$(basename $source)" != bad ]\n{COPY}', repo)
@@ -630,6 +676,8 @@ class TestLogs:
         query = logs.LogQuery(user=logs.UserLogQuery(pipeline_job=of_job))
         replies = pachd.client.logs.get_logs(query=query, filter=logs.LogFilter(user_logs_only=True))
         assert [reply.log.pps_log_message.message for reply in replies] == ["here"]
+        following = pachd.client.logs.get_logs(query=query, filter=logs.LogFilter(user_logs_only=True), tail=True)
+        assert next(following).log.verbatim.line == b"here"
 
     def test_logs_of_a_missing_pipeline_are_not_found(self, pachd: Pachd) -> None:
         with refused(NOT_FOUND, "not found"):
@@ -684,11 +732,12 @@ class TestSecrets:
     @needs_workers
     def test_a_secret_is_mounted_as_a_folder_with_a_file_per_key(self, pachd: Pachd) -> None:
         repo = pachd.repo()
+        skip_without_private_files(pachd, repo)
         secret = pachd.name("secret")
         pachd.client.pps.create_secret(name=secret, data={"a": "1", "b": "2"})
         uses = [{"name": secret, "mountPath": "/tmp/qa-mounted-secret"}]
         name = pachd.pipeline("p", "cat /tmp/qa-mounted-secret/a /tmp/qa-mounted-secret/b > $pfs/out/ab", repo, transform={"secrets": uses})
-        commit = pachd.put(repo, {"/a": b""})
+        commit = pachd.put(repo, {"/a": b""}, delete=["/"])
         assert pachd.wait(name, commit).state == SUCCESS
         assert pachd.read(name, commit, "/ab") == b"12"
 
@@ -827,9 +876,7 @@ class TestBatching:
 
     def test_the_helper_of_the_sdk_works_unmodified(self, pachd: Pachd) -> None:
         repo = pachd.repo()
-        probe = pachd.pipeline("probe", ["test", "-d", "/pfs/out"], repo)
-        if pachd.wait(probe, pachd.put(repo, {"/probe": b""}, delete=["/"])).state != SUCCESS:
-            pytest.skip("the helper needs /pfs, and workers here have none of their own")
+        skip_without_private_files(pachd, repo)
         transform = {"datumBatching": True}
         name = pachd.pipeline("p", ["python", "-c", HELPER], repo, transform=transform, datumSetSpec={"perWorker": 1})
         commit = pachd.put(repo, {"/a": b"1", "/b": b"2", "/bad": b"3"}, delete=["/"])
@@ -875,7 +922,7 @@ class TestBatching:
             repo,
             transform={"datumBatching": True},
             datumSetSpec={"perWorker": 1},
-            datumTimeout="3s",
+            datumTimeout="6s",
         )
         commit = pachd.put(repo, {"/a": b"1", "/leave": b"2"})
         assert pachd.wait(name, commit).state == FAILURE

@@ -1,5 +1,6 @@
 """The embedded pachd's storage against plain models of it."""
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -83,12 +84,36 @@ def test_chunks_depend_on_the_content_alone(tmp_path_factory: pytest.TempPathFac
     assert is_canonical(made)
     assert b"".join(chunks.read_all(made)) == data
     assert b"".join(chunks.read_all(made, offset=size // 2)) == data[size // 2 :]
+    chunks.close()
     database.close()
 
 
 def test_a_missing_piece_is_noticed(store: Store) -> None:
     with pytest.raises(CorruptError, match="missing"):
         store.chunks.read(Chunk("0" * 64, 5))
+
+
+def test_damage_in_the_database_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path, pfs.SCHEMA)
+    writer = store.filesets.writer()
+    writer.add("/d/a", "default", b"content")
+    editor = TreeEditor(store.trees, None)
+    store.filesets.apply(editor, [writer.close(None)])
+    written = editor.write()
+    assert written is not None
+    store.close()
+    with sqlite3.connect(tmp_path / "objects.db") as objects:
+        objects.execute("UPDATE chunk SET data = substr(data, 1, 3)")
+    store = Store(tmp_path, pfs.SCHEMA)
+    with pytest.raises(CorruptError, match="damaged"):
+        contents(store, written.node)
+    store.close()
+    with sqlite3.connect(tmp_path / "objects.db") as objects:
+        objects.execute("UPDATE node SET data = substr(data, 1, length(data) - 1)")
+    store = Store(tmp_path, pfs.SCHEMA)
+    with pytest.raises(TreeError, match="damaged"):
+        store.trees.find(written.node, "/d/a")
+    store.close()
 
 
 def test_merging_trees_notices_a_path_that_both_have(store: Store) -> None:

@@ -1,29 +1,42 @@
-"""Throughput, latency and memory of the embedded pachd, by the unmodified SDK, beside what the disk and the hash alone take.
+"""Throughput, latency and memory of the embedded pachd, by the unmodified SDK, each beside what it cannot exceed on this machine.
 
-``python -m qa_platform.bench.pachd`` starts a server of its own, prints one line per figure, and ends with 1 if one misses its floor.
+``python -m qa_platform.bench.pachd`` starts a server of its own and a bare one (see :mod:`qa_platform.bench.bare_pachd`) that gets
+the same calls in turn, prints one line per figure, and ends with 1 if one misses its floor. A floor is also held by who comes that
+close to the bare server: then the SDK or a busy machine is what is slow. Figures are medians.
 """
 
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
+from typing import ParamSpec
 
+import grpc
 import psutil
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 
 from qa_platform.embedded.process import RunningServer, ServerSpec
 
+P = ParamSpec("P")
 MEGABYTE = 10**6
 # The SDK's own 19 MiB messages cost it more time than they save: it copies each several times.
 MESSAGE_BYTES = 2**20
 PUT_FLOOR = GET_FLOOR = 200.0
 SMALL_FILES_FLOOR = 2_000.0
+CLOSE_TO_BARE = 0.8
+# A few chunks and messages on their way, and what Python keeps of them; far below the size of the file.
+MEMORY_LIMIT = 256.0
+# What is linear may still be disturbed while it is measured.
+LINEAR = 2.0
+ROUNDS = 3
 
 
 def main() -> int:
@@ -32,80 +45,134 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=10_000, help="small files in one commit")
     parser.add_argument("--commits", type=int, default=1_000, help="commits in one repo")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = RunningServer(ServerSpec("pachd", "qa_platform.embedded.pachd"), Path(folder))
-        try:
-            client = Client.from_pachd_address(f"grpc://{server.address()}")
-            good = [
-                *_big_file(client, Path(folder), arguments.megabytes * 2**20),
-                *_small_files(client, arguments.files),
-                *_commits(client, arguments.commits),
-                *_jobs(client),
-            ]
-            print(f"server's memory now: {psutil.Process(server.pid).memory_info().rss / MEGABYTE:,.0f} MB")
-        finally:
-            server.end()
-            server.wait()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _server(Path(folder), "pachd", "qa_platform.embedded.pachd") as (pachd, client),
+        _server(Path(folder), "bare", "qa_platform.bench.bare_pachd") as (bare_pachd, bare),
+    ):
+        good = [
+            *_big_file(client, bare, pachd.pid, Path(folder), arguments.megabytes * 2**20),
+            *_small_files(client, bare, arguments.files),
+            *_prepared_files(client, pachd.address(), bare_pachd.address(), arguments.files),
+            *_commits(client, arguments.commits),
+            *_jobs(client),
+        ]
     return 0 if all(good) else 1
 
 
-def _big_file(client: Client, folder: Path, size: int) -> Iterator[bool]:
-    block = os.urandom(2**20)
+@contextmanager
+def _server(folder: Path, name: str, module: str) -> Iterator[tuple[RunningServer, Client]]:
+    server = RunningServer(ServerSpec(name, module), folder)
+    try:
+        yield server, Client.from_pachd_address(f"grpc://{server.address()}")
+    finally:
+        server.end()
+        server.wait()
+
+
+def _big_file(client: Client, bare: Client, pid: int, folder: Path, size: int) -> Iterator[bool]:
+    block = os.urandom(MESSAGE_BYTES)
     blocks = size // len(block)
+    branch = _branch(client, "big")
+    times: dict[str, list[float]] = {name: [] for name in ("plain", "put", "bare put", "finish", "get", "bare get")}
+    memory = _peak_memory(pid)
+
+    def contents() -> Iterator[bytes]:
+        # No block is equal to another, or one chunk would stand for all.
+        return (os.urandom(16) + block[16:] for _ in range(blocks))
 
     def plain() -> None:
         total = blake2b(digest_size=32)
         with (folder / "plain").open("wb") as file:
-            for _ in range(blocks):
-                total.update(block)
-                file.write(block)
+            for part in contents():
+                total.update(part)
+                file.write(part)
 
-    yield _figure("plain write with BLAKE2b", size / MEGABYTE / _seconds(plain), "MB/s")
-    (folder / "plain").unlink()
-    branch = _branch(client, "big")
-    with client.pfs.commit(branch=branch) as commit:
-        # Blocks that differ, or one chunk would stand for all.
-        parts = ((number.to_bytes(8, "big") + block)[: len(block)] for number in range(blocks))
-        seconds = _seconds(lambda: _write(client, commit, (("/big", part) for part in parts)))
-    yield _figure("put of a big file", size / MEGABYTE / seconds, "MB/s", PUT_FLOOR)
-    yield _figure("finishing it", _seconds(commit.wait) * 1e3, "ms")
-
-    def get() -> None:
-        received = sum(len(message.value) for message in client.pfs.get_file(file=pfs.File(commit=commit, path="/big")))
+    def get(source: Client, commit: pfs.Commit, path: str) -> None:
+        received = sum(len(message.value) for message in source.pfs.get_file(file=pfs.File(commit=commit, path=path)))
         assert received == blocks * len(block)
 
-    yield _figure("get of a big file", size / MEGABYTE / _seconds(get), "MB/s", GET_FLOOR)
+    for _ in range(ROUNDS):
+        times["plain"].append(_seconds(plain))
+        (folder / "plain").unlink()
+        commit = _start(client, branch)
+        for name, target in (("put", client), ("bare put", bare)):
+            times[name].append(_seconds(_write, target, commit, (("/big", part) for part in contents())))
+        client.pfs.finish_commit(commit=commit)
+        times["finish"].append(_seconds(client.pfs.wait_commit, commit))
+        for name, target, path in (("get", client, "/big"), ("bare get", bare, str(size))):
+            times[name].append(_seconds(get, target, commit, path))
+    rate = {name: size / MEGABYTE / statistics.median(found) for name, found in times.items()}
+    yield _figure("hashing and writing the same, without a server", rate["plain"], "MB/s")
+    yield _figure(f"put of a file of {size / 2**20:,.0f} MiB", rate["put"], "MB/s", floor=PUT_FLOOR, bare=rate["bare put"])
+    yield _figure("get of it", rate["get"], "MB/s", floor=GET_FLOOR, bare=rate["bare get"])
+    yield _figure("finishing it", statistics.median(times["finish"]) * 1e3, "ms")
+    yield _figure("server's memory: what was added at most", (_peak_memory(pid) - memory) / MEGABYTE, "MB", limit=MEMORY_LIMIT)
 
 
-def _small_files(client: Client, number: int) -> Iterator[bool]:
-    with client.pfs.commit(branch=_branch(client, "small")) as commit:
-        files = ((f"/{index % 100}/{index}", b"%d" % index) for index in range(number))
-        seconds = _seconds(lambda: _write(client, commit, files))
-    yield _figure("small files in one ModifyFile", number / seconds, "files/s", SMALL_FILES_FLOOR)
-    yield _figure("finishing them", _seconds(commit.wait) * 1e3, "ms")
-    seconds = _seconds(lambda: list(client.pfs.walk_file(file=pfs.File(commit=commit, path="/"))))
-    yield _figure("walking them", number / seconds, "files/s")
+def _small_files(client: Client, bare: Client, number: int) -> Iterator[bool]:
+    rates: dict[str, list[float]] = {name: [] for name in ("SDK", "bare", "walk")}
+    finishing: dict[int, list[float]] = {number // 4: [], number: []}
+    branch = _branch(client, "small")
+
+    def walk(commit: pfs.Commit) -> list[pfs.FileInfo]:
+        return list(client.pfs.walk_file(file=pfs.File(commit=commit, path="/")))
+
+    for _ in range(ROUNDS):
+        for count, found in finishing.items():
+            commit = _start(client, branch)
+            seconds = _seconds(_write, client, commit, _files(count))
+            client.pfs.finish_commit(commit=commit)
+            found.append(_seconds(client.pfs.wait_commit, commit))
+        rates["SDK"].append(number / seconds)
+        rates["bare"].append(number / _seconds(_write, bare, commit, _files(number)))
+        rates["walk"].append(number / _seconds(walk, commit))
+    median = {name: statistics.median(found) for name, found in rates.items()}
+    yield _figure(f"{number:,} small files in one ModifyFile", median["SDK"], "files/s", floor=SMALL_FILES_FLOOR, bare=median["bare"])
+    yield _figure("finishing them", statistics.median(finishing[number]) * 1e3, "ms")
+    yield _linear("finishing a file, beside a quarter of them", finishing[number], finishing[number // 4], times=4)
+    yield _figure("walking them", median["walk"], "files/s")
+
+
+def _prepared_files(client: Client, address: str, bare_address: str, number: int) -> Iterator[bool]:
+    """The same as messages that were made beforehand: what the servers can do where the SDK's classes are not in the way."""
+    rates: dict[str, list[float]] = {address: [], bare_address: []}
+    branch = _branch(client, "prepared")
+    for _ in range(ROUNDS):
+        commit = _start(client, branch)
+        messages = [bytes(request) for request in _requests(commit, _files(number))]
+        for target, found in rates.items():
+            with grpc.insecure_channel(target) as channel:
+                found.append(number / _seconds(channel.stream_unary("/pfs_v2.API/ModifyFile"), iter(messages)))
+        client.pfs.finish_commit(commit=commit)
+        client.pfs.wait_commit(commit)
+    own, bare = (statistics.median(found) for found in rates.values())
+    yield _figure("the same, with messages made beforehand", own, "files/s", floor=SMALL_FILES_FLOOR, bare=bare)
 
 
 def _commits(client: Client, number: int) -> Iterator[bool]:
     branch = _branch(client, "commits")
+    making: list[float] = []
 
     def one(index: int) -> None:
         with client.pfs.commit(branch=branch) as commit:
-            commit.put_file_from_bytes(f"/{index}", b"%d" % index)
+            commit.put_file_from_bytes(f"/{index % 100}", b"%d" % index)
         commit.wait()
 
+    def listing() -> list[pfs.CommitInfo]:
+        return list(client.pfs.list_commit(repo=branch.repo))
+
     quarter = max(1, number // 4)
-    for label, start in (("the first quarter of the commits", 0), ("the last quarter of the commits", 3 * quarter)):
-        if start:
-            for index in range(quarter, start):
-                one(index)
-        began = time.perf_counter()
-        for index in range(start, start + quarter):
-            one(index)
-        yield _figure(label, (time.perf_counter() - began) / quarter * 1e3, "ms each")
-    listing = _seconds(lambda: list(client.pfs.list_commit(repo=branch.repo)))
-    yield _figure("listing the commits", listing * 1e3, "ms")
+    few: list[float] = []
+    for index in range(4 * quarter):
+        if index == quarter:
+            few = [_seconds(listing) for _ in range(ROUNDS)]
+        making.append(_seconds(one, index))
+    many = [_seconds(listing) for _ in range(ROUNDS)]
+    yield _figure(f"one of {number:,} commits: start, put, finish", statistics.median(making[-quarter:]) * 1e3, "ms")
+    yield _linear("the last quarter of them, beside the first", making[-quarter:], making[:quarter], times=1)
+    yield _figure("listing them", statistics.median(many) * 1e3, "ms")
+    yield _linear("listing a commit, beside a quarter of them", many, few, times=4)
 
 
 def _jobs(client: Client) -> Iterator[bool]:
@@ -114,12 +181,16 @@ def _jobs(client: Client) -> Iterator[bool]:
     spec = {"pipeline": {"name": "bench"}, "transform": {"cmd": ["true"]}, "input": source}
     client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
     times = []
+
+    def wait(job: pps.Job) -> pps.JobInfo:
+        return client.pps.inspect_job(job=job, wait=True)
+
     for index in range(10):
         with client.pfs.commit(branch=branch) as commit:
             commit.put_file_from_bytes("/a", b"%d" % index)
         job = pps.Job(pipeline=pps.Pipeline(name="bench"), id=commit.id)
-        times.append(_seconds(lambda job=job: client.pps.inspect_job(job=job, wait=True)))  # type: ignore[misc]
-    yield _figure("a job of one datum, from the commit's end", sorted(times)[len(times) // 2] * 1e3, "ms")
+        times.append(_seconds(wait, job))
+    yield _figure("a job of one datum, from the commit's end", statistics.median(times) * 1e3, "ms")
 
 
 def _branch(client: Client, name: str) -> pfs.Branch:
@@ -128,26 +199,63 @@ def _branch(client: Client, name: str) -> pfs.Branch:
     return pfs.Branch(repo=repo, name="master")
 
 
+def _start(client: Client, branch: pfs.Branch) -> pfs.Commit:
+    """An open commit that has nothing of those before it."""
+    commit = client.pfs.start_commit(branch=branch)
+    client.pfs.delete_file(commit=commit, path="/")
+    return commit
+
+
+def _files(number: int) -> Iterator[tuple[str, bytes]]:
+    return ((f"/{index % 100}/{index}", b"%d" % index) for index in range(number))
+
+
 def _write(client: Client, commit: pfs.Commit, files: Iterable[tuple[str, bytes]]) -> None:
-    def requests() -> Iterator[pfs.ModifyFileRequest]:
-        yield pfs.ModifyFileRequest(set_commit=commit)
-        for path, data in files:
-            for start in range(0, len(data), MESSAGE_BYTES):
-                yield pfs.ModifyFileRequest(add_file=pfs.AddFile(path=path, raw=data[start : start + MESSAGE_BYTES]))
-
-    client.pfs.modify_file(requests())
+    client.pfs.modify_file(_requests(commit, files))
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _requests(commit: pfs.Commit, files: Iterable[tuple[str, bytes]]) -> Iterator[pfs.ModifyFileRequest]:
+    yield pfs.ModifyFileRequest(set_commit=commit)
+    for path, data in files:
+        yield pfs.ModifyFileRequest(add_file=pfs.AddFile(path=path, raw=data))
+
+
+def _seconds(work: Callable[P, object], *values: P.args, **more: P.kwargs) -> float:
     began = time.perf_counter()
-    work()
+    work(*values, **more)
     return time.perf_counter() - began
 
 
-def _figure(what: str, value: float, unit: str, floor: float | None = None) -> bool:
-    good = floor is None or value >= floor
-    goal = "" if floor is None else f"  (floor {floor:,.0f}{'' if good else ', MISSED'})"
-    print(f"{what:<45} {value:>10,.1f} {unit}{goal}", flush=True)
+def _peak_memory(pid: int) -> int:
+    """Bytes: the most that a process has had in memory; where that is not to be known, what it has now."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return int(psutil.Process(pid).memory_info().rss)
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
+
+def _linear(what: str, many: list[float], few: list[float], *, times: int) -> bool:
+    """How much longer one takes among ``times`` as many."""
+    return _figure(what, statistics.median(many) / times / statistics.median(few), "times as long", limit=LINEAR)
+
+
+def _figure(
+    what: str, value: float, unit: str, *, floor: float | None = None, bare: float | None = None, limit: float | None = None
+) -> bool:
+    notes = []
+    good = True
+    if floor is not None:
+        notes.append(f"floor {floor:,.0f}")
+        good = value >= floor
+    if bare is not None:
+        notes.append(f"{value / bare:.0%} of the bare server's {bare:,.1f}")
+        good = good or value >= CLOSE_TO_BARE * bare
+    if limit is not None:
+        notes.append(f"limit {limit:,.0f}")
+        good = value <= limit
+    if not good:
+        notes.append("MISSED")
+    print(f"{what:<47} {value:>10,.1f} {unit}" + (f"  ({', '.join(notes)})" if notes else ""), flush=True)
     return good
 
 

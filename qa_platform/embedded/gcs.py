@@ -113,6 +113,11 @@ class Emulator:
 
     def _bucket(self, request: Request, target: Target) -> Response:
         match request.method:
+            case "GET" if target.rest:
+                self._storage.bucket_created(target.bucket)
+                # Whoever reaches the emulator may do everything.
+                granted = request.query_params.getlist("permissions")
+                return JSONResponse({"kind": "storage#testIamPermissionsResponse", "permissions": granted})
             case "GET":
                 return JSONResponse(_bucket_resource(target.bucket, self._storage.bucket_created(target.bucket)))
             case "DELETE":
@@ -275,7 +280,7 @@ def scope_path(scope: Scope) -> str:
 
 
 def parse_path(path: str) -> Target:
-    """What ``[/upload|/download]/storage/v1/b/<bucket>[/o[/<object>[/…]]]`` names.
+    """What ``[/upload|/download]/storage/v1/b/<bucket>[/o[/<object>[/…]]]``, or a bucket's ``/iam/testPermissions``, names.
 
     Raises:
         StorageError: 404 for any other path; 400 where a name is not UTF-8.
@@ -290,6 +295,8 @@ def parse_path(path: str) -> Target:
     match decoded:
         case ["b", bucket]:
             return Target(kind, bucket, None, (), has_objects=False)
+        case ["b", bucket, "iam", "testPermissions" as verb]:
+            return Target(kind, bucket, None, (verb,), has_objects=False)
         case ["b", bucket, "o"] | ["b", bucket, "o", ""]:
             return Target(kind, bucket, None, (), has_objects=True)
         case ["b", bucket, "o", name, *rest]:

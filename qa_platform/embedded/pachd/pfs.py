@@ -61,6 +61,7 @@ _SELECT_COMMIT = (
     "SELECT c.*, r.project, r.name AS repo_name, r.type AS repo_type, p.id AS parent_id FROM commit_ c "
     "JOIN repo r ON r.pk = c.repo LEFT JOIN commit_ p ON p.pk = c.parent"
 )
+_HAS_PROVENANCE = "SELECT 1 FROM commit_provenance WHERE downstream = ?"
 
 
 class Kind(IntEnum):
@@ -185,6 +186,7 @@ class Pfs:
         self._open_lock = threading.Lock()
         # Told, inside the transaction, of every commit that propagation made.
         self.on_propagated: Callable[[list[Commit]], None] = lambda commits: None
+        self.is_pipeline: Callable[[RepoKey], bool] = lambda repo: False
         # Writes that an earlier server did not live to add to their commits.
         self._db.execute("DELETE FROM fileset WHERE expires IS NULL AND id NOT IN (SELECT fileset FROM layer)")
 
@@ -271,6 +273,7 @@ class Pfs:
             self._db.execute("DELETE FROM branch_provenance WHERE upstream IN (SELECT pk FROM branch WHERE repo = ?)", pk)
             self._db.execute("DELETE FROM branch WHERE repo = ?", pk)
             self._db.execute("DELETE FROM repo WHERE pk = ?", pk)
+            self.store.gate.garbage.set()
             return True
 
     def _repo(self, row: sqlite3.Row) -> Repo:
@@ -308,7 +311,10 @@ class Pfs:
         )
 
     def create_branch(self, key: BranchKey, head: CommitRef | None, provenance: Iterable[BranchKey], *, set_id: str = "") -> None:
-        """Makes or changes a branch. Without a head it keeps its own, or begins with an empty finished commit."""
+        """Makes or changes a branch. Without a head it keeps its own, or begins with an empty commit.
+
+        That one is finished, unless the branch is made from others: then whoever fills the branch finishes it.
+        """
         check_name("branch", key.name)
         if _COMMIT_ID.fullmatch(key.name):
             raise PachError(f"branch name ({key.name}) invalid: it looks like a commit id")
@@ -322,7 +328,11 @@ class Pfs:
                     return
                 self._set_head(key, commit.pk)
             elif old is None:
-                self._set_head(key, self._insert_commit(key, set_id, None, Kind.AUTO, "", finished=True))
+                first = self._insert_commit(key, set_id, None, Kind.AUTO, "", finished=not upstream)
+                self._set_head(key, first)
+                self._db.execute_many(
+                    "INSERT OR IGNORE INTO commit_provenance SELECT ?, head FROM branch WHERE pk = ?", [(first, pk) for pk in upstream]
+                )
             branch = self.branch(key)
             self._db.execute("DELETE FROM branch_provenance WHERE downstream = ?", branch.pk)
             self._db.execute_many("INSERT OR IGNORE INTO branch_provenance VALUES (?, ?)", [(branch.pk, pk) for pk in upstream])
@@ -389,6 +399,8 @@ class Pfs:
             raise InvalidArgument("validate request: invalid Commit: a commit needs an id or a branch")
         parsed = _ANCESTRY.fullmatch(text)
         base, steps = (parsed["base"], parsed["steps"]) if parsed else (text, "")
+        if ref.id and ref.branch and base and not _COMMIT_ID.fullmatch(base):
+            raise PachError(f"invalid commit ID given with a branch ({ref.repo}@{ref.branch}): {base}")
         commit = self._base_commit(ref, base)
         for step, count in re.findall(r"([~^.])(\d*)", steps):
             commit = self._from_root(commit, int(count)) if step == "." else self._ancestor(ref, commit, int(count or 1))
@@ -447,10 +459,10 @@ class Pfs:
             return self.commit_by_pk(pk)
 
     def add_finished_commit(self, branch: BranchKey, set_id: str) -> Commit:
-        """An empty finished commit of a set, which makes none downstream."""
+        """An empty finished commit of a set, which makes none downstream: a pipeline's new version."""
         with self._db.transaction():
             old = self._find_branch(branch)
-            pk = self._insert_commit(branch, set_id, old.head if old else None, Kind.AUTO, "", finished=True)
+            pk = self._insert_commit(branch, set_id, old.head if old else None, Kind.USER, "", finished=True)
             self._set_head(branch, pk)
             return self.commit_by_pk(pk)
 
@@ -460,7 +472,7 @@ class Pfs:
             commit = self.commit(ref)
             if commit.finishing is not None:
                 raise PachError(f"commit {commit} has already finished")
-            if not force and self._db.row("SELECT 1 FROM commit_provenance WHERE downstream = ?", commit.pk):
+            if not force and self.is_pipeline(commit.repo) and self._db.row(_HAS_PROVENANCE, commit.pk):
                 raise PachError(f"cannot finish a pipeline output or meta commit, use 'stop job' instead: {commit}")
             self._db.execute(
                 "UPDATE commit_ SET finishing = ?, error = ?, description = CASE WHEN ? = '' THEN description ELSE ? END WHERE pk = ?",
@@ -468,16 +480,13 @@ class Pfs:
             )  # fmt: skip
 
     def finish_next(self, *, alive: Callable[[], bool]) -> bool:
-        """Waits for a finishing user commit and finishes it; False once ``alive`` is false."""
+        """Waits for a finishing commit and finishes it; False once ``alive`` is false."""
         row = self._db.wait_until(
-            lambda: self._db.row(
-                "SELECT pk FROM commit_ WHERE finishing IS NOT NULL AND finished IS NULL AND kind = 1 ORDER BY pk LIMIT 1"
-            ),
-            alive=alive,
+            lambda: self._db.row("SELECT pk FROM commit_ WHERE finishing IS NOT NULL AND finished IS NULL ORDER BY pk LIMIT 1"), alive=alive
         )
         if row is None:
             return False
-        with suppress(NotFound):
+        with suppress(NotFound), self.store.gate.writing():
             self._finish(self.commit_by_pk(row["pk"]))
         return True
 
@@ -532,13 +541,23 @@ class Pfs:
         number: int = 0,
         reverse: bool = False,
         kind: int = 0,
+        started: float = 0.0,
     ) -> list[Commit]:
-        """Newest first: all of a repo, or the ancestors of ``to`` up to ``after``, which is left out."""
+        """Newest first: all of a repo (from a time on backwards, or forwards if ``reverse``), or ``to`` and its ancestors up to ``after``.
+
+        ``after`` itself is left out.
+        """
         pk = self.repo_pk(repo)
         stop = self.commit(after).pk if after is not None else None
+        if to is None and after is not None:
+            raise PachError("cannot use `from` commit without `to` commit")
+        if to is not None and reverse:
+            raise PachError("cannot use 'Reverse' while also using 'From' or 'To'")
         if to is None:
-            rows = self._db.rows(f"{_SELECT_COMMIT} WHERE c.repo = ? AND c.pk > ? ORDER BY c.pk DESC", pk, stop or 0)
-            found = [_commit(row) for row in rows]
+            found = [_commit(row) for row in self._db.rows(f"{_SELECT_COMMIT} WHERE c.repo = ? ORDER BY c.pk DESC", pk)]
+            if started:
+                # Times travel in microseconds.
+                found = [one for one in found if (round(one.started, 6) > started if reverse else round(one.started, 6) < started)]
         else:
             found = []
             commit: Commit | None = self.commit(to)
@@ -615,35 +634,66 @@ class Pfs:
     def drop_commit_set(self, set_id: str) -> None:
         """Forgets the newest set of its repos: commits, files and jobs. Branches go back to the parents."""
         with self._db.transaction():
-            commits = [commit for commit in self.commit_set(set_id) if commit.id == set_id]
-            for commit in commits:
-                if self.children(commit.pk):
-                    raise PachError(f"cannot drop a commit that has children: {commit}")
-            for commit in commits:
-                self._drop(commit)
+            self._forget(self._whole_set(set_id), drop=True)
 
     def squash_commit_set(self, set_id: str) -> None:
         """Forgets a set whose commits have children; what it changed stays in those."""
         with self._db.transaction():
-            commits = [commit for commit in self.commit_set(set_id) if commit.id == set_id]
-            for commit in commits:
-                if commit.finished is None:
-                    raise PachError(f"cannot squash commit {commit}: it has not been finished")
-                if not self.children(commit.pk):
-                    raise PachError(f"cannot squash a commit that has no children, use 'drop' instead: {commit}")
-            for commit in commits:
-                self._db.execute("UPDATE commit_ SET parent = ? WHERE parent = ?", commit.parent, commit.pk)
-                branches = "UPDATE branch SET head = (SELECT min(pk) FROM commit_ WHERE repo = branch.repo AND pk > ?) WHERE head = ?"
-                self._db.execute(branches, commit.pk, commit.pk)
-                self._db.execute("DELETE FROM commit_ WHERE pk = ?", commit.pk)
+            self._forget(self._whole_set(set_id), drop=False)
 
-    def _drop(self, commit: Commit) -> None:
-        for row in self._db.rows("SELECT name FROM branch WHERE head = ?", commit.pk):
-            key = BranchKey(commit.repo, row["name"])
-            parent = commit.parent
-            self._set_head(key, self._insert_commit(key, new_id(), None, Kind.AUTO, "", finished=True) if parent is None else parent)
-        self._db.execute("DELETE FROM fileset WHERE id IN (SELECT fileset FROM layer WHERE commit_ = ?)", commit.pk)
-        self._db.execute("DELETE FROM commit_ WHERE pk = ?", commit.pk)
+    def drop_commit(self, ref: CommitRef, *, recursive: bool) -> None:
+        """As for a set, with one commit and, if ``recursive``, with all that are made from it."""
+        with self._db.transaction():
+            self._forget(self._with_subvenance(ref, "drop", recursive=recursive), drop=True)
+
+    def squash_commit(self, ref: CommitRef, *, recursive: bool) -> None:
+        with self._db.transaction():
+            self._forget(self._with_subvenance(ref, "squash", recursive=recursive), drop=False)
+
+    def _whole_set(self, set_id: str) -> list[Commit]:
+        commits = [commit for commit in self.commit_set(set_id) if commit.id == set_id]
+        later = {after.id for commit in commits for after in self.subvenance(commit.pk)} - {set_id}
+        if later:
+            raise PachError(f'commit set "{set_id}" cannot be dropped because it has subvenant commit sets: {", ".join(sorted(later))}')
+        return commits
+
+    def _with_subvenance(self, ref: CommitRef, what: str, *, recursive: bool) -> list[Commit]:
+        found = {(commit := self.commit(ref)).pk: commit}
+        waiting = [commit]
+        while waiting:
+            later = [one for one in self.subvenance(waiting.pop().pk) if one.pk not in found]
+            found |= {one.pk: one for one in later}
+            waiting += later
+        if len(found) > 1 and not recursive:
+            raise PachError(f"cannot {what} commit ({commit}) with subvenance without recursive")
+        return list(found.values())
+
+    def _forget(self, commits: list[Commit], *, drop: bool) -> None:
+        for commit in commits:
+            children = self.children(commit.pk)
+            if commit.repo.type == "spec" and commit.kind == Kind.USER:
+                raise PachError(f"cannot squash commit {commit} because it updated a pipeline")
+            if drop and children:
+                raise PachError(f"cannot drop a commit that has children: {commit}")
+            if not drop and not children:
+                raise PachError(
+                    f"cannot squash a commit that has no children as that would cause data loss, use the drop operation instead: {commit}"
+                )
+            for child in children:
+                if child.finished is None:
+                    raise PachError(f"cannot squash until child commit {child} is finished")
+        for commit in commits:
+            # Another of them may have been the parent.
+            parent = self.commit_by_pk(commit.pk).parent
+            for row in self._db.rows("SELECT name FROM branch WHERE head = ?", commit.pk):
+                key = BranchKey(commit.repo, row["name"])
+                self._set_head(key, self._insert_commit(key, new_id(), None, Kind.AUTO, "", finished=True) if parent is None else parent)
+            self._db.execute("UPDATE commit_ SET parent = ? WHERE parent = ?", parent, commit.pk)
+            self._db.execute("DELETE FROM fileset WHERE id IN (SELECT fileset FROM layer WHERE commit_ = ?)", commit.pk)
+            self._db.execute("DELETE FROM commit_ WHERE pk = ?", commit.pk)
+            with self._open_lock:
+                self._open_roots.pop(commit.pk, None)
+        self.store.gate.garbage.set()
 
     def _insert_commit(
         self, branch: BranchKey, set_id: str, parent: int | None, kind: Kind, description: str, *, finished: bool = False
@@ -727,7 +777,8 @@ class Pfs:
         with self._db.transaction():
             commit = self.commit(ref)
             if commit.finishing is not None:
-                raise PachError(f"commit {commit} has already finished")
+                raise PachError("cannot clear finished commit")
+            self.store.gate.garbage.set()
             self._db.execute("DELETE FROM fileset WHERE id IN (SELECT fileset FROM layer WHERE commit_ = ?)", commit.pk)
             self._db.execute("DELETE FROM layer WHERE commit_ = ?", commit.pk)
         with self._open_lock:
@@ -738,12 +789,13 @@ class Pfs:
         writer = self.store.filesets.writer()
         commit = self.commit(ref)
         root = self.readable_root(commit, alive=lambda: True)
-        top = self.store.trees.find(root, "/")
-        for found in self.store.trees.walk(top) if top else ():
-            if isinstance(found.entry, FileEntry):
-                for tag, chunks in found.entry.parts:
-                    writer.add_chunks(found.path, tag, chunks)
-        return writer.close(ttl)
+        with self.store.gate.writing():
+            top = self.store.trees.find(root, "/")
+            for found in self.store.trees.walk(top) if top else ():
+                if isinstance(found.entry, FileEntry):
+                    for tag, chunks in found.entry.parts:
+                        writer.add_chunks(found.path, tag, chunks)
+            return writer.close(ttl)
 
     def readable_root(self, commit: Commit, *, alive: Callable[[], bool]) -> str | None:
         """The tree of a commit: of an open one what it has so far, of a finishing one after it has finished."""
@@ -761,10 +813,17 @@ class Pfs:
             return cached[1]
         if commit.parent is not None and (parent := self.commit_by_pk(commit.parent)).finishing is not None:
             self.wait(parent, Wait.FINISHED, alive=alive)
-        root = self._apply_layers(commit)
-        with self._open_lock:
-            self._open_roots[commit.pk] = (layers, root)
+        with self.store.gate.writing():
+            root = self._apply_layers(commit)
+            with self._open_lock:
+                self._open_roots[commit.pk] = (layers, root)
         return root
+
+    def roots(self) -> list[str]:
+        """The trees of all commits, those of open ones as far as somebody has read them."""
+        with self._open_lock:
+            opened = [root for _, root in self._open_roots.values() if root]
+        return opened + [row["root"] for row in self._db.rows("SELECT DISTINCT root FROM commit_ WHERE root IS NOT NULL")]
 
     def good_root(self, pk: int | None) -> str | None:
         """The tree of the nearest commit without an error, beginning with this one."""

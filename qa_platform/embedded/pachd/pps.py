@@ -180,6 +180,7 @@ class Pps:
         self.store = pfs.store
         self._db = pfs.store.metadata
         pfs.on_propagated = self._create_jobs
+        pfs.is_pipeline = lambda repo: self.owner(repo) is not None
 
     # Pipelines
 
@@ -333,6 +334,7 @@ class Pps:
                 self.pfs.delete_repo(parsed.repo, force=True)
                 for cron in parsed.crons:
                     self.pfs.delete_repo(cron.repo, force=True)
+        self.store.gate.garbage.set()
         self.store.logs.delete_pipeline(key.project, key.name)
 
     def owner(self, repo: RepoKey) -> PipelineKey | None:
@@ -367,8 +369,8 @@ class Pps:
         if cron.overwrite:
             writer.delete("/", "default")
         writer.add(f"/{file_name}", "default", b"")
-        fileset = writer.close(None)
-        with self._db.transaction():
+        with self.store.gate.writing(), self._db.transaction():
+            fileset = writer.close(None)
             self.pfs.add_fileset(CommitRef(cron.repo, branch="master"), fileset, owned=True)
             if when is not None:
                 self._db.execute("INSERT OR REPLACE INTO cron_tick VALUES (?, ?, ?)", pipeline.pk, cron.name, when)
@@ -383,9 +385,6 @@ class Pps:
                     "INSERT INTO job (pipeline, id, version, commit_, state, created) VALUES (?, ?, ?, ?, ?, ?)",
                     pipeline.pk, commit.id, pipeline.version, commit.pk, int(JobState.CREATED), time.time(),
                 )  # fmt: skip
-            elif pipeline is None:
-                # A branch that only has provenance: nobody will write to it.
-                self.pfs.complete(commit.pk, self.pfs.good_root(commit.parent), "")
 
     def job(self, key: PipelineKey, job_id: str) -> Job:
         row = self._db.row(f"{_SELECT_JOB} WHERE p.project = ? AND p.name = ? AND j.id = ?", key.project, key.name, job_id)
@@ -456,6 +455,7 @@ class Pps:
         with self._db.transaction():
             self.stop_job(key, job_id, "job deleted")
             self._db.execute("DELETE FROM job WHERE pk = ?", self.job(key, job_id).pk)
+        self.store.gate.garbage.set()
 
     def _kill_jobs(self, key: PipelineKey, reason: str) -> None:
         for job in self.jobs(key=key, history=-1):
@@ -578,6 +578,10 @@ class Pps:
                     raise TreeError(f"duplicate path output by different datums: {error} (datum {datum.id})") from error
         written = editor.write()
         return written.node if written else None
+
+    def roots(self) -> list[str]:
+        """The trees that jobs' datums have made."""
+        return [row["output"] for row in self._db.rows("SELECT DISTINCT output FROM datum WHERE output IS NOT NULL")]
 
     def wait_enumerated(self, job: int, *, alive: Callable[[], bool]) -> None:
         """Returns when the job's datums are known or the job is over or gone."""

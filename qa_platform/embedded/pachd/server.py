@@ -14,6 +14,7 @@ from qa_platform.embedded.pachd.protocol.pps_api import PpsApi
 from qa_platform.embedded.pachd.protocol.rpc import Handlers, start_server
 from qa_platform.embedded.pachd.protocol.worker_api import WorkerEndpoint
 from qa_platform.embedded.pachd.secrets import Secrets
+from qa_platform.embedded.pachd.storage.garbage import Collector
 from qa_platform.embedded.pachd.storage.store import Store
 from qa_platform.embedded.process import try_lock
 
@@ -46,7 +47,9 @@ class PachdServer:
             **ClusterApi(files, cluster_id).methods(),
         }
         self._cron = CronClock(pipelines)
+        self._collector = Collector(self._store.trees, self._store.filesets, self._store.gate, lambda: files.roots() + pipelines.roots())
         self._executor.start()
+        self._collector.start()
         self._cron.start()
         self._server, port = start_server(Handlers(methods, on_cancel=self._store.metadata.wake), "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
@@ -56,6 +59,7 @@ class PachdServer:
         stopped = self._server.stop(0.2)
         self._cron.stop()
         self._executor.stop()
+        self._collector.stop()
         stopped.wait(2)
         self._store.close()
         self._lock.close()

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from qa_platform.embedded.pachd.errors import InvalidArgument, PachError
+from qa_platform.embedded.pachd.errors import InvalidArgument, PachError, Unimplemented
 from qa_platform.embedded.pachd.pfs import BranchKey, RepoKey, check_name
 
 _NAME_LIMIT = 51
 _DEFAULT_TRIES = 3
 DEFAULT_SETS_PER_WORKER = 4
+# Whoever asks for these would wait in vain for what they do.
+_MISSING = ("egress", "spout", "service", "s3Out")
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,10 @@ def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
     spec.setdefault("reprocessSpec", "until_success")
     if spec["reprocessSpec"] not in ("until_success", "every_job"):
         raise PachError(f"invalid reprocess spec {spec['reprocessSpec']!r}: it is until_success or every_job")
-    if not (spec.get("transform") or {}).get("cmd") and not spec.get("spout"):
-        spec.setdefault("transform", {})
+    spec.setdefault("transform", {})
+    for feature in _MISSING:
+        if spec.get(feature):
+            raise Unimplemented(f"pipeline {name!r} has {feature}, which the embedded server does not do")
     if not spec.get("input"):
         raise PachError(f"pipeline {name!r} has no input")
     spec["input"] = _input_defaults(spec["input"], pipeline, now)

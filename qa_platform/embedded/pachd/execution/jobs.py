@@ -278,7 +278,8 @@ class _JobRun:
             return
         self._process(context, self._executor.pool(pipeline))
         if self._alive():
-            self._finish()
+            with self._pps.store.gate.writing():
+                self._finish()
 
     def _secret_environment(self, spec: PipelineSpec) -> dict[str, str]:
         env = {}
@@ -308,9 +309,10 @@ class _JobRun:
                 break
             if self._state(base.pk) != JobState.SUCCESS:
                 continue
-            known = {datum.id: datum for datum in self._pps.datums(base.pk) if datum.state in _DONE}
-            same = {name for name, datum in todo.items() if name in known and known[name].hash == datum.hash}
-            self._pps.skip_datums(self._pk, [(name, known[name].output) for name in same])
+            with self._pps.store.gate.writing():
+                known = {datum.id: datum for datum in self._pps.datums(base.pk) if datum.state in _DONE}
+                same = {name for name, datum in todo.items() if name in known and known[name].hash == datum.hash}
+                self._pps.skip_datums(self._pk, [(name, known[name].output) for name in same])
             tasks += self._submit(context, pool, [datum for name, datum in todo.items() if name not in same])
             break
         if not tasks and context.spec.datum_batching and self._alive():

@@ -139,14 +139,12 @@ class Worker:
 
     def work(self, context: JobContext, datums: Sequence[Datum]) -> None:
         """Does a datum set and records each datum. Returns early when the job is cancelled."""
-        try:
+        with contextlib.suppress(Cancelled), self._store.gate.writing():
             if context.spec.datum_batching:
                 self._work_batch(context, datums)
             else:
                 for datum in datums:
                     self._attempts(context, datum, lambda datum=datum: self._run_once(context, datum))  # type: ignore[misc]
-        except Cancelled:
-            pass
 
     def _attempts(self, context: JobContext, datum: Datum, attempt: Callable[[], tuple[str | None, int, int]]) -> None:
         """Tries a datum as often as the pipeline allows. ``attempt`` returns the output, bytes in and bytes out."""

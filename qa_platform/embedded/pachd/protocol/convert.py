@@ -88,7 +88,7 @@ def branch(key: BranchKey) -> pb.Branch:
 
 
 def commit(key: RepoKey, commit_id: str) -> pb.Commit:
-    """Without a branch, as it stands in every reply but a job's output commit and a started commit."""
+    """Without a branch, as it stands in every reply but a job's output commit."""
     return pb.Commit(repo=repo(key), id=commit_id)
 
 

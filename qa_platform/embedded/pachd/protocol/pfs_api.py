@@ -38,6 +38,7 @@ class PfsApi:
             ("CreateRepo", pb.CreateRepoRequest, self.create_repo),
             ("InspectRepo", pb.InspectRepoRequest, self.inspect_repo),
             ("DeleteRepo", pb.DeleteRepoRequest, self.delete_repo),
+            ("DeleteRepos", pb.DeleteReposRequest, self.delete_repos),
             ("CreateBranch", pb.CreateBranchRequest, self.create_branch),
             ("InspectBranch", pb.InspectBranchRequest, self.inspect_branch),
             ("DeleteBranch", pb.DeleteBranchRequest, self.delete_branch),
@@ -45,6 +46,8 @@ class PfsApi:
             ("FinishCommit", pb.FinishCommitRequest, self.finish_commit),
             ("ClearCommit", pb.ClearCommitRequest, self.clear_commit),
             ("InspectCommit", pb.InspectCommitRequest, self.inspect_commit),
+            ("DropCommit", pb.DropCommitRequest, self.drop_commit),
+            ("SquashCommit", pb.SquashCommitRequest, self.squash_commit),
             ("DropCommitSet", pb.DropCommitSetRequest, self.drop_commit_set),
             ("SquashCommitSet", pb.SquashCommitSetRequest, self.squash_commit_set),
             ("InspectFile", pb.InspectFileRequest, self.inspect_file),
@@ -61,6 +64,8 @@ class PfsApi:
             ("SubscribeCommit", pb.SubscribeCommitRequest, self.subscribe_commit),
             ("InspectCommitSet", pb.InspectCommitSetRequest, self.inspect_commit_set),
             ("ListCommitSet", pb.ListCommitSetRequest, self.list_commit_set),
+            ("FindCommits", pb.FindCommitsRequest, self.find_commits),
+            ("DiffFile", pb.DiffFileRequest, self.diff_file),
             ("GetFile", pb.GetFileRequest, self.get_file),
             ("GetFileTAR", pb.GetFileRequest, self.get_file_tar),
             ("ListFile", pb.ListFileRequest, self.list_file),
@@ -106,6 +111,13 @@ class PfsApi:
             raise PachError(f"cannot delete a pipeline repo: delete the pipeline {owner} instead")
         return pb.DeleteRepoResponse(deleted=self._pfs.delete_repo(key, force=request.force))
 
+    def delete_repos(self, request: pb.DeleteReposRequest, call: Call) -> pb.DeleteReposResponse:
+        """All repos of some projects, or of all; those of pipelines go with their pipelines alone."""
+        projects = [project.name for project in request.projects]
+        found = self._pfs.repos("user", projects) if projects or request.all else []
+        gone = [one.key for one in found if self._pps.owner(one.key) is None and self._pfs.delete_repo(one.key, force=request.force)]
+        return pb.DeleteReposResponse(repos=[convert.repo(key) for key in gone])
+
     def create_branch(self, request: pb.CreateBranchRequest, call: Call) -> Empty:
         head = request.head
         ref = convert.commit_ref(head) if head.id or head.branch.name else None
@@ -127,9 +139,8 @@ class PfsApi:
 
     def start_commit(self, request: pb.StartCommitRequest, call: Call) -> pb.Commit:
         branch = convert.branch_key(request.branch)
-        parent = convert.commit_ref(request.parent) if request.parent.id or request.parent.branch.name else None
-        started = self._pfs.start_commit(branch, parent=parent, description=request.description)
-        return pb.Commit(repo=convert.repo(started.repo), id=started.id, branch=convert.branch(branch))
+        started = self._pfs.start_commit(branch, parent=_optional_ref(request.parent), description=request.description)
+        return convert.commit(started.repo, started.id)
 
     def finish_commit(self, request: pb.FinishCommitRequest, call: Call) -> Empty:
         ref = convert.commit_ref(request.commit)
@@ -154,6 +165,7 @@ class PfsApi:
             number=request.number,
             reverse=request.reverse,
             kind=0 if request.all else int(request.origin_kind),
+            started=max(0.0, convert.seconds(request.started_time)),
         )
         return (convert.commit_info(self._pfs, commit) for commit in found)
 
@@ -175,8 +187,18 @@ class PfsApi:
 
     def list_commit_set(self, request: pb.ListCommitSetRequest, call: Call) -> Iterator[pb.CommitSetInfo]:
         for set_id in self._pfs.commit_sets():
-            commits = [convert.commit_info(self._pfs, commit) for commit in self._pfs.commit_set(set_id) if commit.id == set_id]
-            yield pb.CommitSetInfo(commit_set=pb.CommitSet(id=set_id), commits=commits)
+            commits = self._pfs.commit_set(set_id)
+            if request.project.name in ("", *(commit.repo.project for commit in commits if commit.id == set_id)):
+                infos = [convert.commit_info(self._pfs, commit) for commit in commits]
+                yield pb.CommitSetInfo(commit_set=pb.CommitSet(id=set_id), commits=infos)
+
+    def drop_commit(self, request: pb.DropCommitRequest, call: Call) -> pb.DropCommitResponse:
+        self._pfs.drop_commit(convert.commit_ref(request.commit), recursive=request.recursive)
+        return pb.DropCommitResponse()
+
+    def squash_commit(self, request: pb.SquashCommitRequest, call: Call) -> pb.SquashCommitResponse:
+        self._pfs.squash_commit(convert.commit_ref(request.commit), recursive=request.recursive)
+        return pb.SquashCommitResponse()
 
     def drop_commit_set(self, request: pb.DropCommitSetRequest, call: Call) -> Empty:
         self._pfs.drop_commit_set(request.commit_set.id)
@@ -194,19 +216,23 @@ class PfsApi:
             raise PachError("the first message of ModifyFile must be set_commit")
         ref = convert.commit_ref(first.set_commit)
         self._pfs.writable(ref)
-        writer = self._pfs.store.filesets.writer()
-        for request in requests:
-            self._modify(writer, request)
-        if call.alive():
-            self._pfs.add_fileset(ref, writer.close(None), owned=True)
+        with self._pfs.store.gate.writing():
+            writer = self._write(requests)
+            if call.alive():
+                self._pfs.add_fileset(ref, writer.close(None), owned=True)
         return convert.EMPTY
 
     def create_file_set(self, requests: Iterator[pb.ModifyFileRequest | RawAdd], call: Call) -> pb.CreateFileSetResponse:
-        self._pfs.store.filesets.forget_expired()
+        if self._pfs.store.filesets.forget_expired():
+            self._pfs.store.gate.garbage.set()
+        with self._pfs.store.gate.writing():
+            return pb.CreateFileSetResponse(file_set_id=self._write(requests).close(_FILESET_SECONDS))
+
+    def _write(self, requests: Iterator[pb.ModifyFileRequest | RawAdd]) -> FileSetWriter:
         writer = self._pfs.store.filesets.writer()
         for request in requests:
             self._modify(writer, request)
-        return pb.CreateFileSetResponse(file_set_id=writer.close(_FILESET_SECONDS))
+        return writer
 
     def _modify(self, writer: FileSetWriter, request: pb.ModifyFileRequest | RawAdd) -> None:
         if isinstance(request, RawAdd):
@@ -294,6 +320,39 @@ class PfsApi:
         for found in globs.match(self._trees, root, request.pattern):
             if (not lower or found.path >= lower) and (not upper or found.path < upper):
                 yield encode(found)
+
+    def diff_file(self, request: pb.DiffFileRequest, call: Call) -> Iterator[pb.DiffFileResponse]:
+        new_commit, new_root = self._readable(request.new_file.commit, call)
+        old_commit: Commit | None
+        if convert.is_set(request.old_file):
+            path = request.old_file.path
+            old_commit, old_root = self._readable(request.old_file.commit, call)
+        else:
+            path = request.new_file.path
+            old_commit = self._pfs.commit_by_pk(new_commit.parent) if new_commit.parent is not None else None
+            old_root = self._pfs.readable_root(old_commit, alive=call.alive) if old_commit else None
+        pairs = self._trees.differences(self._trees.find(old_root, path or "/"), self._trees.find(new_root, request.new_file.path or "/"))
+        for old, new in pairs:
+            yield pb.DiffFileResponse(
+                old_file=convert.file_info(old_commit, old) if old and old_commit else None,
+                new_file=convert.file_info(new_commit, new) if new else None,
+            )
+
+    def find_commits(self, request: pb.FindCommitsRequest, call: Call) -> Iterator[pb.FindCommitsResponse]:
+        """The commits that changed a path, newest first, and at the end where the search has ended."""
+        found = 0
+        line = self._pfs.list_commits(convert.commit_ref(request.start).repo, to=convert.commit_ref(request.start))
+        for searched, commit in enumerate(line):
+            if commit.finished is None:
+                raise PachError(f"commit {commit} not finished")
+            parent = line[searched + 1] if searched + 1 < len(line) else None
+            pair = [self._trees.find(one.root, request.file_path) if one else None for one in (parent, commit)]
+            if next(self._trees.differences(*pair), None) is not None:
+                found += 1
+                yield pb.FindCommitsResponse(found_commit=convert.commit(commit.repo, commit.id), commits_searched=searched)
+            if found == request.limit != 0 or parent is None:
+                yield pb.FindCommitsResponse(last_searched_commit=convert.commit(commit.repo, commit.id), commits_searched=searched + 1)
+                return
 
     def get_file(self, request: pb.GetFileRequest, call: Call) -> Iterator[bytes]:
         commit, root = self._readable(request.file.commit, call)

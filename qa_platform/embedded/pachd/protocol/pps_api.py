@@ -33,6 +33,7 @@ class PpsApi:
             ("CreatePipelineV2", pp.CreatePipelineV2Request, self.create_pipeline_v2),
             ("InspectPipeline", pp.InspectPipelineRequest, self.inspect_pipeline),
             ("DeletePipeline", pp.DeletePipelineRequest, self.delete_pipeline),
+            ("DeletePipelines", pp.DeletePipelinesRequest, self.delete_pipelines),
             ("StartPipeline", pp.StartPipelineRequest, self.start_pipeline),
             ("StopPipeline", pp.StopPipelineRequest, self.stop_pipeline),
             ("RunCron", pp.RunCronRequest, self.run_cron),
@@ -104,6 +105,14 @@ class PpsApi:
             self._pps.delete_pipeline(key, force=request.force or request.all, keep_repo=request.keep_repo, must_exist=request.must_exist)
         return convert.EMPTY
 
+    def delete_pipelines(self, request: pp.DeletePipelinesRequest, call: Call) -> pp.DeletePipelinesResponse:
+        projects = [project.name for project in request.projects]
+        # The newest first: nothing is made from them yet.
+        found = self._pps.pipelines(projects=projects) if projects or request.all else []
+        for pipeline in found:
+            self._pps.delete_pipeline(pipeline.key, force=request.force, keep_repo=request.keep_repo, must_exist=False)
+        return pp.DeletePipelinesResponse(pipelines=[convert.pipeline(pipeline.key) for pipeline in found])
+
     def start_pipeline(self, request: pp.StartPipelineRequest, call: Call) -> Empty:
         self._pps.start_pipeline(convert.pipeline_key(request.pipeline))
         return convert.EMPTY
@@ -137,7 +146,8 @@ class PpsApi:
         found = [job for job in jobs if not wanted or wanted & {commit.id for commit in self._pps.pfs.provenance(job.commit)}]
         marker = convert.seconds(request.pagination_marker)
         if marker > 0:
-            found = [job for job in found if (job.created > marker if request.reverse else job.created < marker)]
+            # Times travel in microseconds.
+            found = [job for job in found if (round(job.created, 6) > marker if request.reverse else round(job.created, 6) < marker)]
         if request.reverse:
             found.reverse()
         return (self._job_info(job, details=request.details) for job in found[: request.number or None])

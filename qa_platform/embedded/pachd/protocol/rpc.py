@@ -81,6 +81,10 @@ def _handler(name: str, method: Method, on_cancel: Callable[[], None]) -> grpc.R
         context.add_callback(on_cancel)
         try:
             yield from method.run(request, Call(context))
+        except InvalidArgument as error:
+            # Pachyderm checks the requests of streams elsewhere, and says so.
+            error.args = (str(error).replace("validate request:", "validate recv:"),)
+            _refuse(context, error, name)
         except Exception as error:
             _refuse(context, error, name)
 

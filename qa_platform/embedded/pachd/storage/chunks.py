@@ -1,7 +1,9 @@
 """Content-addressed pieces of files. A piece's name is its BLAKE2b-256; what does not match its name is not served."""
 
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +14,9 @@ CHUNK_BYTES = 4 * 2**20
 # Smaller pieces live in the database: a file of their own would cost more than they hold.
 _INLINE_BYTES = 64 * 2**10
 _PENDING_BYTES = 8 * 2**20
+# Per stream: enough that hashing and writing go on while the next piece arrives.
+_PIECES_ON_THE_WAY = 2
+_THREADS = 4
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunk (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
@@ -39,10 +44,24 @@ class ChunkStore:
     def __init__(self, folder: Path, database: Database) -> None:
         self._folder = folder
         self._database = database
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="chunks")
         folder.mkdir(parents=True, exist_ok=True)
 
     def batch(self) -> "ChunkBatch":
-        return ChunkBatch(self._folder, self._database)
+        return ChunkBatch(self._folder, self._database, self._threads)
+
+    def all_names(self) -> set[str]:
+        """The names of all chunks, and of what is left of some that were not written to their end."""
+        return {row["hash"] for row in self._database.rows("SELECT hash FROM chunk")} | {path.name for path in self._folder.glob("*/*")}
+
+    def delete(self, names: Iterable[str]) -> None:
+        names = list(names)
+        self._database.execute_many("DELETE FROM chunk WHERE hash = ?", [(name,) for name in names])
+        for name in names:
+            _file(self._folder, name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._threads.shutdown()
 
     def read(self, chunk: Chunk) -> bytes:
         """The chunk's bytes.
@@ -73,36 +92,42 @@ class ChunkStore:
 class ChunkBatch:
     """Writes chunks; small ones reach the disk together, at the latest with ``flush``."""
 
-    def __init__(self, folder: Path, database: Database) -> None:
+    def __init__(self, folder: Path, database: Database, threads: ThreadPoolExecutor) -> None:
         self._folder = folder
         self._database = database
+        self._threads = threads
         self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0
 
     def put(self, data: bytes | bytearray | memoryview) -> Chunk:
+        if len(data) > _INLINE_BYTES:
+            return self._put_file(data)
         name = digest(data)
-        if len(data) <= _INLINE_BYTES:
-            if name not in self._pending:
-                self._pending[name] = bytes(data)
-                self._pending_bytes += len(data)
-                if self._pending_bytes > _PENDING_BYTES:
-                    self.flush()
-        else:
-            self._put_file(name, data)
+        if name not in self._pending:
+            self._pending[name] = bytes(data)
+            self._pending_bytes += len(data)
+            if self._pending_bytes > _PENDING_BYTES:
+                self.flush()
         return Chunk(name, len(data))
 
-    def _put_file(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        path = _file(self._folder, name)
+    def put_soon(self, data: bytes | bytearray | memoryview) -> Future[Chunk]:
+        """Stores a big chunk beside what the caller goes on to do; the data must stay as it is."""
+        return self._threads.submit(self._put_file, data)
+
+    def _put_file(self, data: bytes | bytearray | memoryview) -> Chunk:
+        chunk = Chunk(digest(data), len(data))
+        path = _file(self._folder, chunk.hash)
         try:
-            if path.stat().st_size == len(data):
-                return
+            if path.stat().st_size == chunk.size:
+                return chunk
         except FileNotFoundError:
             pass
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{name}.{uuid.uuid4().hex}")
+        temporary = path.with_name(f".{chunk.hash}.{uuid.uuid4().hex}")
         with temporary.open("wb") as file:
             file.write(data)
         temporary.replace(path)
+        return chunk
 
     def flush(self) -> None:
         if self._pending:
@@ -118,6 +143,7 @@ class Chunker:
         self._batch = batch
         self._buffer = bytearray()
         self._chunks: list[Chunk] = []
+        self._on_the_way: deque[Future[Chunk]] = deque()
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -126,14 +152,21 @@ class Chunker:
             self._buffer += view[:room]
             view = view[room:]
             if len(self._buffer) == CHUNK_BYTES:
-                self._chunks.append(self._batch.put(self._buffer))
+                self._put_soon(self._buffer)
                 self._buffer = bytearray()
         while len(view) >= CHUNK_BYTES:
-            self._chunks.append(self._batch.put(view[:CHUNK_BYTES]))
+            self._put_soon(view[:CHUNK_BYTES])
             view = view[CHUNK_BYTES:]
         self._buffer += view
 
+    def _put_soon(self, data: bytearray | memoryview) -> None:
+        if len(self._on_the_way) == _PIECES_ON_THE_WAY:
+            self._chunks.append(self._on_the_way.popleft().result())
+        self._on_the_way.append(self._batch.put_soon(data))
+
     def finish(self) -> tuple[Chunk, ...]:
+        while self._on_the_way:
+            self._chunks.append(self._on_the_way.popleft().result())
         if self._buffer:
             self._chunks.append(self._batch.put(self._buffer))
         chunks, self._chunks, self._buffer = tuple(self._chunks), [], bytearray()
@@ -146,4 +179,4 @@ def is_canonical(chunks: tuple[Chunk, ...]) -> bool:
 
 
 def _file(folder: Path, name: str) -> Path:
-    return folder / name[:2] / name
+    return folder / name.lstrip(".")[:2] / name

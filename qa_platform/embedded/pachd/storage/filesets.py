@@ -76,8 +76,17 @@ class FileSets:
                     seq += 1
         return made
 
-    def forget_expired(self) -> None:
-        self._database.execute("DELETE FROM fileset WHERE expires < ?", time.time())
+    def all_chunks(self) -> set[str]:
+        """The names of all chunks that file sets refer to."""
+        changes = (change for row in self._database.rows("SELECT changes FROM fileset_change") for change in json.loads(row["changes"]))
+        return {name for _, _, chunks in changes for name, _ in chunks or ()}
+
+    def forget_expired(self) -> bool:
+        """Whether there were any."""
+        with self._database.transaction():
+            found = self._database.row("SELECT 1 FROM fileset WHERE expires < ?", time.time()) is not None
+            self._database.execute("DELETE FROM fileset WHERE expires < ?", time.time())
+        return found
 
 
 class FileSetWriter:

@@ -6,6 +6,7 @@ from qa_platform.embedded.pachd.storage import chunks, filesets
 from qa_platform.embedded.pachd.storage.chunks import ChunkStore
 from qa_platform.embedded.pachd.storage.database import Database
 from qa_platform.embedded.pachd.storage.filesets import FileSets
+from qa_platform.embedded.pachd.storage.garbage import WriteGate
 from qa_platform.embedded.pachd.storage.logs import LogStore
 from qa_platform.embedded.pachd.storage.trees import TreeStore
 
@@ -22,8 +23,10 @@ class Store:
         self.chunks = ChunkStore(folder / "chunks", self._objects)
         self.trees = TreeStore(self._objects, self.chunks)
         self.filesets = FileSets(self.metadata, self.chunks)
+        self.gate = WriteGate()
         self.logs = LogStore(folder / "logs.db")
 
     def close(self) -> None:
+        self.chunks.close()
         for part in (self.metadata, self._objects, self.logs):
             part.close()

@@ -75,12 +75,32 @@ class TreeStore:
             if node in self._cache:
                 self._cache.move_to_end(node)
                 return self._cache[node]
-        data = self._database.value("SELECT data FROM node WHERE hash = ?", node)
-        if data is None or _hash(data) != node:
-            raise TreeError(f"folder {node} is missing or damaged in the storage")
-        children = {key: _decode(values) for key, *values in json.loads(data)}
+        children = {key: _decode(values) for key, *values in json.loads(self._data(node))}
         self._remember(node, children)
         return children
+
+    def _data(self, node: str) -> bytes:
+        data: bytes | None = self._database.value("SELECT data FROM node WHERE hash = ?", node)
+        if data is None or _hash(data) != node:
+            raise TreeError(f"folder {node} is missing or damaged in the storage")
+        return data
+
+    def links(self, node: str) -> tuple[set[str], set[str]]:
+        """The folders directly in a folder, by node, and the chunks of its files, by name; past the cache."""
+        folders: set[str] = set()
+        chunks: set[str] = set()
+        for _, _, _, rest in json.loads(self._data(node)):
+            if isinstance(rest, str):
+                folders.add(rest)
+            else:
+                chunks.update(name for _, pieces in rest for name, _ in pieces)
+        return folders, chunks
+
+    def all_nodes(self) -> set[str]:
+        return {row["hash"] for row in self._database.rows("SELECT hash FROM node")}
+
+    def delete(self, nodes: Iterable[str]) -> None:
+        self._database.execute_many("DELETE FROM node WHERE hash = ?", [(node,) for node in nodes])
 
     def write_node(self, children: Children) -> DirEntry:
         data = json.dumps([[key, *_encode(entry)] for key, entry in sorted(children.items())], separators=(",", ":")).encode()
@@ -129,6 +149,14 @@ class TreeStore:
         if isinstance(found.entry, DirEntry):
             for key, entry in self.children(found.entry.node).items():
                 yield Found(found.path + key, entry)
+
+    def differences(self, old: Found | None, new: Found | None) -> Iterator[tuple[Found | None, Found | None]]:
+        """What differs between two files or folders, as (old, new), in the order of the paths: changed folders, then what is in them."""
+        before, after = ({part.path[len(top.path) :]: part for part in self.walk(top)} if top else {} for top in (old, new))
+        for path in sorted(before.keys() | after.keys()):
+            pair = before.get(path), after.get(path)
+            if _identity(pair[0]) != _identity(pair[1]):
+                yield pair
 
     def walk(self, found: Found) -> Iterator[Found]:
         """The thing itself and everything below it, in order of the paths."""
@@ -282,6 +310,11 @@ class TreeEditor:
             parts[tag] = chunker.finish()
         batch.flush()
         return _file_entry(parts)
+
+
+def _identity(found: Found | None) -> str | None:
+    # The digest of a folder does not know its children's names.
+    return None if found is None else found.entry.node if isinstance(found.entry, DirEntry) else found.entry.digest
 
 
 def _file_entry(parts: Mapping[str, tuple[Chunk, ...]]) -> FileEntry:

@@ -1,0 +1,32 @@
+"""A commit that somebody left open is got out of the way, whatever has happened to the pipelines meanwhile."""
+
+from pathlib import Path
+
+import grpc
+from pachyderm_sdk.api import pfs, pps
+
+from qa_platform import pachd as platform
+from qa_platform.contract import QUESTIONS_REPO
+from qa_platform_tests.pachd_helpers import SUCCESS, UNRUNNABLE, Pachd, Server, refused
+
+
+def test_an_open_commit_goes_even_if_a_pipeline_was_updated_meanwhile(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    pachd = Pachd(server.address)
+    repo = pfs.Repo(name=QUESTIONS_REPO)
+    pachd.client.pfs.create_repo(repo=repo)
+    name = pachd.pipeline("p", "cp -r $source $pfs/out/", repo)
+    for updated in (False, True):
+        left = pachd.client.pfs.start_commit(branch=pachd.branch(repo), description="left open")
+        if updated:
+            pachd.create(pachd.spec(name, "true", repo), update=True)
+            waiting = pachd.jobs(name)[0].job.id
+            with refused(grpc.StatusCode.UNKNOWN, "subvenant"):
+                pachd.client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=left.id))
+        platform.drop_commit(pachd.client, left.id)
+        assert platform.open_head(pachd.client) is None
+        after = pachd.put(repo, {"/a": b"%d" % updated})
+        assert pachd.wait(name, after).state == SUCCESS
+    assert pachd.wait(name, waiting).state == UNRUNNABLE
+    assert pachd.client.pps.inspect_job(job=pachd.job(name, left.id)).state in (UNRUNNABLE, pps.JobState.JOB_KILLED)
+    assert server.stop() == 0
