@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Protocol
 
 import grpc
-from google.api_core.exceptions import GoogleAPIError
 from google.cloud import storage
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pps
 
 from qa_platform import bookkeeping, bucket, following, pachd
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_PIPELINE, INCOMING, QUESTIONS_REPO, FileStatus, FileVersion, Manifest, file_id
+from qa_platform.contract import ANSWER_PIPELINE, BLAMELESS, INCOMING, QUESTIONS_REPO, FileStatus, FileVersion, Manifest, file_id
 from qa_platform.database import connect
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.following import JobFailed
-from qa_platform.ingest import FileRejected, Write, split
+from qa_platform.ingest import FileRejected, Write, report_on_file, split
 from qa_platform.loading.load import load_file
 from qa_platform.planning import ARCHIVABLE, DONE, Batch
 from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
@@ -36,8 +35,6 @@ Log = logging.Logger | logging.LoggerAdapter
 
 # How long a commit that somebody else holds open is waited for. Writing one takes well under a second once its files are in.
 _OPEN_HEAD_SECONDS = 120
-# How long files wait for another batch after jobs that failed without any file being to blame.
-_BLAMELESS_SECONDS = 15.0
 # How often one run launches a batch's jobs at most. An update of a pipeline kills its jobs; that is nobody's fault.
 _LAUNCHES = 3
 
@@ -98,7 +95,7 @@ def answer_batch(
         The outcome. Files that another run holds are not in it.
 
     Raises:
-        TransientError: a service was away. The claims are given back, and the same batch can be run again.
+        TransientError: a service was away. The claims are given back, and the same batch can be run again, by the sensor after a while.
         InputError: a service refused what was asked of it; the message says what to do.
     """
     seconds = services.work.lease_seconds
@@ -117,32 +114,60 @@ def answer_batch(
             now = _records(services, versions)
             report([record for record in now if record.archived_at is None])
             archive_files(services, now, log=log)
+    except QaPlatformError as error:
+        with connect(services.postgres) as connection:
+            bookkeeping.put_off_run(connection, run_id, error=f"{BLAMELESS}{error}", work=services.work)
+        raise
     finally:
         with connect(services.postgres) as connection:
             bookkeeping.release(connection, run_id)
     return Outcome(tuple(_records(services, versions)), failure)
 
 
-def reload_files(services: Services, keys: Sequence[str], *, log: Log) -> tuple[FileRecord, ...]:
+def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: Log) -> tuple[FileRecord, ...]:
     """Load the answers of these partitions' files once more, from the Pachyderm commits that hold them. No model is asked.
+
+    Returns:
+        Their records. Files that another run holds are not in it.
 
     Raises:
         InputError: a file was never answered, or its commit is gone.
     """
     with connect(services.postgres) as connection:
         recorded = bookkeeping.newest_by_partition(connection, keys)
-    for key in keys:
-        record = recorded.get(key)
-        if record is None or not record.pachyderm_commit:
-            raise InputError(f"partition {key!r} was never answered, so there is nothing to load; materialise answered_questions with it")
-        with tempfile.TemporaryDirectory(prefix="qa-reload-") as folder, connect(services.postgres) as connection:
-            with pachd.session(services.pachyderm, f"fetching the answers of {record.version.name}") as client:
-                pachd.fetch_folder(client, f"{ANSWER_PIPELINE}@{record.pachyderm_commit}:/{file_id(record.version.name)}", Path(folder))
-            load_file(connection, Path(folder), commit_id=record.pachyderm_commit, job_id=record.pachyderm_job)
-            log.info("%s: loaded again from commit %s", record.version.name, record.pachyderm_commit)
-    versions = [record.version for record in recorded.values()]
-    archive_files(services, _records(services, versions), log=log)
-    return tuple(_records(services, versions))
+        for key in keys:
+            if key not in recorded or not recorded[key].pachyderm_commit:
+                raise InputError(
+                    f"partition {key!r} was never answered, so there is nothing to load; materialise answered_questions with it"
+                )
+        versions = [recorded[key].version for key in keys]
+        seconds = services.work.lease_seconds
+        owned = bookkeeping.take_over(connection, versions, token=run_id, owner=run_id, lease_seconds=seconds)
+    for name in sorted({v.name for v in versions} - {r.version.name for r in owned}):
+        log.warning("%s is left alone here: another run has claimed it", name)
+    try:
+        with lease(services, run_id, log):
+            for record in owned:
+                _reload(services, record)
+                log.info("%s: loaded again from commit %s", record.version.name, record.pachyderm_commit)
+            archive_files(services, _records(services, [r.version for r in owned]), log=log)
+    finally:
+        with connect(services.postgres) as connection:
+            bookkeeping.release(connection, run_id)
+    return tuple(_records(services, [r.version for r in owned]))
+
+
+def _reload(services: Services, record: FileRecord) -> None:
+    name, commit = record.version.name, record.pachyderm_commit
+    with tempfile.TemporaryDirectory(prefix="qa-reload-") as folder, connect(services.postgres) as connection:
+        try:
+            with pachd.session(services.pachyderm, f"fetching the answers of {name}") as client:
+                pachd.fetch_folder(client, f"{ANSWER_PIPELINE}@{commit}:/{file_id(name)}", Path(folder))
+        except pachd.NotThere as error:
+            raise InputError(
+                f"{name}: Pachyderm has commit {commit} no more (QA_COMMITS_KEPT_DAYS); to answer it anew, materialise answered_questions"
+            ) from error
+        load_file(connection, Path(folder), commit_id=commit, job_id=record.pachyderm_job)
 
 
 def archive_files(services: Services, records: Sequence[FileRecord], *, log: Log, until: float = math.inf) -> None:
@@ -152,8 +177,8 @@ def archive_files(services: Services, records: Sequence[FileRecord], *, log: Log
             break
         try:
             archive_file(services, record, log=log)
-        except (QaPlatformError, GoogleAPIError) as error:
-            # Its answers are in the table; nothing else must wait for it.
+        except Exception as error:
+            # Its answers are in the table; whatever it is, nothing else must wait for it.
             log.warning("%s is done, and could not be archived now: %s", record.version.name, error)
 
 
@@ -166,7 +191,7 @@ def archive_file(services: Services, record: FileRecord, *, log: Log) -> None:
     if place == INCOMING + version.name:
         place = bucket.archive(services.bucket, version, mode=services.work.archive, rejected=rejected)
     if rejected:
-        report = bucket.write_report(services.bucket, version, {"file": version.name, "error": record.error})
+        report = bucket.write_report(services.bucket, version, report_on_file(record.error))
         log.info("%s is rejected; the reason lies beside it in %s", version.name, report)
     with connect(services.postgres) as connection:
         bookkeeping.archived(connection, version, place=place)
@@ -230,7 +255,7 @@ def _jobs_end_with_this_run(services: Services, batch_id: str, log: Log) -> Iter
 def _answer(services: Services, batch_id: str, files: Sequence[FileRecord], *, run_id: str, log: Log, follow: Follow) -> JobFailed | None:
     """Get the files into the table. A failed job is returned, not raised, since its good files are done all the same."""
     failure: JobFailed | None = None
-    versions = [record.version for record in files]
+    versions, in_vain = [record.version for record in files], False
     for _ in range(_LAUNCHES):
         failure = None
         if not files:
@@ -238,23 +263,32 @@ def _answer(services: Services, batch_id: str, files: Sequence[FileRecord], *, r
         with connect(services.postgres) as connection:
             bookkeeping.start(connection, run_id, [r.version for r in files], run_id=run_id, batch_id=batch_id)
         with pachd.session(services.pachyderm, f"bringing batch {batch_id} into a commit") as client:
-            adopted = _adopt(client, batch_id, log)
+            adopted = None if in_vain else _adopt(client, batch_id, log)
             commit_id = adopted or _ingest(services, client, batch_id, files, run_id=run_id, log=log)
         if commit_id is None:
             break
-        in_commit = [r.version for r in _records(services, versions) if r.status is FileStatus.RUNNING]
         with connect(services.postgres) as connection:
-            bookkeeping.record_commit(connection, in_commit, commit=commit_id, job=commit_id)
+            in_commit = [r.version for r in _running(services, versions, run_id)]
+            bookkeeping.record_commit(connection, run_id, in_commit, commit=commit_id, job=commit_id)
         try:
             follow(commit_id=commit_id, adopted=adopted is not None)
         except JobFailed as error:
             failure = error
-        if failure is None or not failure.killed:
+        files = _running(services, versions, run_id)
+        in_vain = bool(files and adopted and not failure)
+        if in_vain:
+            # Its jobs are done, and will not do anything more: the table was restored from before, or the loader wrote elsewhere.
+            log.warning("Commit %s is done, but %d of its files are not in the table; they are launched again", commit_id, len(files))
+        elif failure and failure.killed:
+            log.warning("%s. That is no fault of the files; what is not loaded is launched again", failure)
+        else:
             break
-        log.warning("%s. That is no fault of the files; what is not loaded is launched again", failure)
-        files = [record for record in _records(services, versions) if record.status is FileStatus.RUNNING]
-    _settle(services, versions, failure, log)
-    return failure
+    return _settle(services, versions, failure, run_id=run_id, log=log)
+
+
+def _running(services: Services, versions: Sequence[FileVersion], run_id: str) -> list[FileRecord]:
+    """The files that this run works on: neither done, nor taken over by another run after this one had lost its claim."""
+    return [r for r in _records(services, versions) if r.status is FileStatus.RUNNING and r.claim_owner in ("", run_id)]
 
 
 def _adopt(client: Client, batch_id: str, log: Log) -> str | None:
@@ -284,21 +318,28 @@ def _adopt(client: Client, batch_id: str, log: Log) -> str | None:
 def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[FileRecord], *, run_id: str, log: Log) -> str | None:
     """Bring the files into one new commit; its id, or None if there was nothing to commit."""
     file_sets = []
-    for record in files:
+    for number, record in enumerate(files):
         try:
-            file_sets.append(_ingest_file(services, client, record, run_id=run_id))
-            log.info("%s: read and cut into shards", record.version.name)
-        except (FileRejected, bucket.SourceChanged, *bucket.SOURCE_CHANGED_ERRORS) as error:
-            set_aside(services, record, error, log)
-        except (TransientError, GoogleAPIError, grpc.RpcError, ConnectionError):
+            if file_set := _ingest_file(services, client, record, run_id=run_id, log=log):
+                file_sets.append(file_set)
+        except (grpc.RpcError, ConnectionError):
             raise
+        except QaPlatformError as error:
+            # The bucket would keep each of the others waiting as long.
+            log.warning(
+                "%s could not be read; it is put off, and what comes after it goes into another batch: %s", record.version.name, error
+            )
+            with connect(services.postgres) as connection:
+                bookkeeping.requeue(connection, run_id, [later.version for later in files[number + 1 :]])
+                bookkeeping.put_off(connection, run_id, [record.version], error=f"{BLAMELESS}{error}", work=services.work, suspect=True)
+            if not file_sets:
+                raise
+            break
         except Exception as error:
             # Whatever else one file brings up must not hold the others; it is charged to that file, and shown.
             log.exception("%s could not be read", record.version.name)
             with connect(services.postgres) as connection:
-                bookkeeping.charge(
-                    connection, record.version, error=f"{type(error).__name__}: {error}", max_attempts=services.work.max_attempts
-                )
+                bookkeeping.charge(connection, run_id, record.version, error=f"{type(error).__name__}: {error}", work=services.work)
     if not file_sets:
         return None
     commit_id = None
@@ -310,41 +351,61 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
     return commit_id
 
 
-def _ingest_file(services: Services, client: Client, record: FileRecord, *, run_id: str) -> str:
+def _ingest_file(services: Services, client: Client, record: FileRecord, *, run_id: str, log: Log) -> str | None:
+    """Bring one file into a file set; its id, or None for a file that is set aside."""
+
     def fill(write: Write) -> None:
         split_file(services, record, write, run_id=run_id)
 
-    return pachd.make_file_set(client, file_id(record.version.name), fill)
+    try:
+        file_set = pachd.make_file_set(client, file_id(record.version.name), fill)
+    except (FileRejected, bucket.SourceChanged) as error:
+        set_aside(services, record, error, log)
+        return None
+    log.info("%s: read and cut into shards", record.version.name)
+    return file_set
 
 
 def split_file(services: Services, record: FileRecord, write: Write, *, run_id: str) -> Manifest:
     """Read a file's source out of the bucket and cut it into shards, see `ingest.split`.
 
     Raises:
-        FileRejected, bucket.SourceChanged, bucket.SOURCE_CHANGED_ERRORS: it cannot be read, or is gone; see `set_aside`.
+        FileRejected, bucket.SourceChanged: it cannot be read, or is gone; see `set_aside`.
+        InputError, TransientError: the bucket does not let us read it, or is away.
     """
-    with bucket.open_version(services.bucket, record.version, record.place) as source:
-        return split(
-            source,
-            version=record.version,
-            load_id=record.load_id,
-            model=services.model.choice,
-            settings=services.ingest,
-            write=write,
-            run_id=run_id,
-        )
+    reading = bucket.bucket_errors(f"reading {record.version.name}")
+    with reading, bucket.open_version(services.bucket, record.version, record.place) as source:
+        try:
+            return split(
+                source,
+                version=record.version,
+                load_id=record.load_id,
+                model=services.model.choice,
+                settings=services.ingest,
+                write=write,
+                run_id=run_id,
+            )
+        except FileRejected:
+            # A download that went wrong must not be taken for a file that is wrong.
+            source.read_to_the_end()
+            raise
 
 
 def set_aside(services: Services, record: FileRecord, error: Exception, log: Log) -> None:
     """Record why a file is not read: it is rejected, or superseded."""
     version = record.version
-    # Believed only if a second look says the same: a file that is superseded is not looked at again.
-    if not isinstance(error, FileRejected) and bucket.is_there(services.bucket, version, record.place):
-        raise TransientError(f"{record.place}: the bucket says that generation {version.generation} is gone, yet it is there") from error
+    if not isinstance(error, FileRejected):
+        with bucket.bucket_errors(f"looking for {version.name}"):
+            there = bucket.is_there(services.bucket, version, record.place)
+        # Believed only if a second look says the same: a file that is superseded is not looked at again.
+        if there:
+            raise TransientError(
+                f"{record.place}: the bucket says that generation {version.generation} is gone, yet it is there"
+            ) from error
     with connect(services.postgres) as connection:
         if isinstance(error, FileRejected):
             log.warning("%s is rejected: %s", version.name, error)
-            bookkeeping.reject_file(connection, version, reason=error.reason, detail=str(error))
+            bookkeeping.reject_file(connection, version, error=str(error))
         else:
             log.warning("%s was overwritten or deleted while it waited; generation %d is superseded", version.name, version.generation)
             bookkeeping.mark_superseded(connection, version)
@@ -367,22 +428,33 @@ def _make_way(services: Services, client: Client, batch_id: str, log: Log) -> No
             time.sleep(0.5)
 
 
-def _settle(services: Services, versions: Sequence[FileVersion], failure: JobFailed | None, log: Log) -> None:
-    """After the jobs: charge the guilty files, and free the others that are not loaded for another batch, uncharged."""
+def _settle(services: Services, versions: Sequence[FileVersion], failure: JobFailed | None, *, run_id: str, log: Log) -> JobFailed | None:
+    """After the jobs: charge the guilty files, and free the others that are not loaded for another batch, uncharged.
+
+    Returns:
+        The failure, also one that no job had a part in.
+    """
+    left = _running(services, versions, run_id)
+    if not left:
+        return failure
+    failure = failure or JobFailed(_NOT_LOADED, {})
+    charged = [record for record in left if file_id(record.version.name) in failure.guilty]
+    others = [record.version for record in left if record not in charged]
     with connect(services.postgres) as connection:
-        for record in _records(services, versions):
-            if record.status is not FileStatus.RUNNING:
-                continue
-            blame = failure.guilty.get(file_id(record.version.name)) if failure else _NOT_LOADED
-            if blame is None:
-                # With nobody to blame the trouble is a service's, which is given time.
-                bookkeeping.requeue(connection, record.version, seconds=0 if failure and failure.guilty else _BLAMELESS_SECONDS)
-                continue
-            status = bookkeeping.charge(connection, record.version, error=blame, max_attempts=services.work.max_attempts)
+        if not failure.guilty:
+            error, suspect = f"{BLAMELESS}{failure.cause}", not failure.innocent
+            bookkeeping.put_off(connection, run_id, others, error=error, work=services.work, suspect=suspect)
+            log.error("%d files are put off. %s", len(others), error)
+            return failure
+        bookkeeping.requeue(connection, run_id, others)
+        for record in charged:
+            blame = failure.guilty[file_id(record.version.name)]
+            status = bookkeeping.charge(connection, run_id, record.version, error=blame, work=services.work)
             log.error("%s failed and is now %s. %s", record.version.name, status, blame)
+    return failure
 
 
 _NOT_LOADED = (
-    "its Pachyderm jobs succeeded, but it is not in the table: does the loader's secret dbaccess name the same database "
-    "as this run's PG_* variables?"
+    "the Pachyderm jobs succeeded, but their files are not in the table: does the loader's secret dbaccess name the same database "
+    "as this run's PG_* variables? `qa-platform pachyderm apply` sends it anew"
 )

@@ -7,6 +7,7 @@ keeps two from doing the same work; that what is loaded is right does not depend
 # Only constants of this file are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,7 @@ from qa_platform.contract import INCOMING, FileStatus, FileVersion, ModelChoice,
 from qa_platform.database import only_row, transaction
 from qa_platform.errors import InputError
 from qa_platform.planning import Known
-
-# Seconds until a file that failed is due again: doubled with every attempt up to the bound, then between half and all of it.
-RETRY_FIRST_SECONDS = 5
-RETRY_MOST_SECONDS = 300
+from qa_platform.settings import WorkSettings
 
 # Names in one query. Larger ones are not faster.
 _CHUNK = 5_000
@@ -101,6 +99,15 @@ class FileCheck:
     wrong_spans: int
 
 
+@dataclass(frozen=True)
+class PutOff:
+    """Files that wait through no fault of their own: how many, until when the first of them does, and the reason of that one."""
+
+    files: int
+    until: datetime
+    why: str
+
+
 def records(connection: psycopg.Connection, versions: Sequence[FileVersion]) -> dict[tuple[str, int], FileRecord]:
     """What is known of these versions, by (name, generation); what is not known is left out."""
     found: dict[tuple[str, int], FileRecord] = {}
@@ -161,6 +168,12 @@ def history(connection: psycopg.Connection, *, name: str | None = None, limit: i
     where = "" if name is None else "WHERE f.source_file = %(name)s"
     rest = f"FROM question_file f {where} ORDER BY f.created_at DESC, f.generation DESC LIMIT %(limit)s"
     return _select(connection, rest, {"name": name, "limit": limit})
+
+
+def in_work(connection: psycopg.Connection, *, limit: int = 10_000) -> list[FileRecord]:
+    """Files that are not done, or whose source is not archived yet, newest first."""
+    rest = f"FROM question_file f WHERE f.{_OPEN} OR f.status = 'loaded' ORDER BY f.created_at DESC LIMIT %(limit)s"
+    return _select(connection, rest, {"limit": limit})
 
 
 def names_with_status(connection: psycopg.Connection, statuses: Sequence[FileStatus]) -> set[str]:
@@ -266,57 +279,131 @@ def start(connection: psycopg.Connection, owner: str, versions: Sequence[FileVer
     )
 
 
-def record_commit(connection: psycopg.Connection, versions: Sequence[FileVersion], *, commit: str, job: str) -> None:
-    """Record the Pachyderm commit that holds these versions, and the job that answers it."""
+def record_commit(connection: psycopg.Connection, owner: str, versions: Sequence[FileVersion], *, commit: str, job: str) -> None:
+    """Record the Pachyderm commit that holds these versions of the owner's, and the job that answers it."""
     _update(
         connection,
-        f"SET pachyderm_commit = %(commit)s, pachyderm_job = %(job)s FROM {_WANTED} WHERE {_IS_WANTED}",
-        {**_keys(versions), "commit": commit, "job": job},
+        f"SET pachyderm_commit = %(commit)s, pachyderm_job = %(job)s FROM {_WANTED} WHERE {_IS_WANTED} AND f.claim_owner = %(owner)s",
+        {**_keys(versions), "commit": commit, "job": job, "owner": owner},
     )
 
 
-def charge(connection: psycopg.Connection, version: FileVersion, *, error: str, max_attempts: int) -> FileStatus:
-    """Charge a file with a failure that is its own, and give up its claim.
+def charge(connection: psycopg.Connection, owner: str, version: FileVersion, *, error: str, work: WorkSettings) -> FileStatus | None:
+    """Charge a file of the owner's with a failure that is its own, and give up the claim.
 
     Returns:
-        ``failed`` if that was the last attempt, else ``pending``: it is due after a while. A file that is done meanwhile stays so.
+        ``failed`` if that was the last attempt, else ``pending``: it is due after a while, which doubles with every attempt up to a
+        bound. None if nothing is charged: the file is done meanwhile, or the owner has lost it to another.
     """
     with transaction(connection) as cursor:
+        return _charge(cursor, owner, version, error, work)
+
+
+def _charge(cursor: psycopg.Cursor, owner: str, version: FileVersion, error: str, work: WorkSettings) -> FileStatus | None:
+    cursor.execute(
+        f"""
+        UPDATE question_file f SET
+            status = CASE WHEN attempts + 1 >= %(attempts)s THEN 'failed' ELSE 'pending' END,
+            attempts = attempts + 1, error = %(error)s, batch_id = '', claim_owner = NULL, claim_until = NULL, put_off_since = NULL,
+            retry_at = now() + make_interval(secs => least(%(most)s, %(first)s * 2.0 ^ least(attempts, 30)) * %(jitter)s)
+        FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN} AND f.claim_owner = %(owner)s RETURNING f.status
+        """,
+        {**_keys([version]), **_waits(work), "owner": owner, "error": error, "attempts": work.max_attempts},
+    )
+    row = cursor.fetchone()
+    return FileStatus(row[0]) if row else None
+
+
+def put_off(
+    connection: psycopg.Connection, owner: str, versions: Sequence[FileVersion], *, error: str, work: WorkSettings, suspect: bool = False
+) -> None:
+    """Let files of the owner's wait, uncharged, for something that is not their fault, and give up the claims.
+
+    They are due together, after as long as they have been put off already: the wait about doubles each time, up to a bound.
+
+    Args:
+        suspect: nothing proves that the files are innocent. One is charged after all if any file was loaded since it was put off first.
+    """
+    if not versions:
+        return
+    with transaction(connection) as cursor:
+        if suspect:
+            cursor.execute(
+                f"""
+                SELECT f.source_file, f.generation FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}
+                WHERE EXISTS (SELECT FROM question_file g WHERE g.loaded_at > f.put_off_since)
+                """,
+                _keys(versions),
+            )
+            guilty = set(cursor.fetchall())
+            for version in versions:
+                if (version.name, version.generation) in guilty:
+                    _charge(cursor, owner, version, error, work)
+        # What was charged just now is nobody's any more.
         cursor.execute(
             f"""
             UPDATE question_file f SET
-                status = CASE WHEN attempts + 1 >= %(most)s THEN 'failed' ELSE 'pending' END,
-                attempts = attempts + 1, error = %(error)s, batch_id = '', claim_owner = NULL, claim_until = NULL,
-                retry_at = now() + make_interval(secs => least(%(longest)s, %(first)s * 2.0 ^ least(attempts, 30)) * (0.5 + random() / 2))
-            FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN}
+                status = 'pending', batch_id = '', claim_owner = NULL, claim_until = NULL, error = %(error)s,
+                put_off_since = coalesce(put_off_since, now()),
+                retry_at = now() + {_PUT_OFF_WAIT}
+            FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN} AND f.claim_owner = %(owner)s
             """,
-            {**_keys([version]), "most": max_attempts, "error": error, "longest": RETRY_MOST_SECONDS, "first": RETRY_FIRST_SECONDS},
+            {**_keys(versions), **_waits(work), "owner": owner, "error": error},
         )
-        cursor.execute(f"SELECT f.status FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}", _keys([version]))
-        row = cursor.fetchone()
-    if row is None:
-        raise InputError(f"{version.name!r} (generation {version.generation}) is not known")
-    return FileStatus(row[0])
 
 
-def requeue(connection: psycopg.Connection, version: FileVersion, *, seconds: float = 0) -> None:
-    """Let a file that is not to blame for its batch's failure wait for another batch, uncharged, and give up its claim.
-
-    It is due after ``seconds``.
-    """
+def put_off_run(connection: psycopg.Connection, owner: str, *, error: str, work: WorkSettings) -> None:
+    """Let all that the owner works on wait like `put_off`, but still claimed, and with its batch to be resumed."""
     _update(
         connection,
         f"""
-        SET status = 'pending', batch_id = '', claim_owner = NULL, claim_until = NULL, retry_at = now() + make_interval(secs => %(seconds)s)
-        FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN}
+        SET status = 'pending', error = %(error)s, put_off_since = coalesce(put_off_since, now()), retry_at = now() + {_PUT_OFF_WAIT}
+        WHERE f.{_OPEN} AND f.claim_owner = %(owner)s
         """,
-        {**_keys([version]), "seconds": seconds},
+        {**_waits(work), "owner": owner, "error": error},
     )
 
 
-def reject_file(connection: psycopg.Connection, version: FileVersion, *, reason: str, detail: str) -> None:
-    """Record that a file cannot be read. Rows of its earlier generations stay in the table."""
-    _close(connection, version, FileStatus.REJECTED, f"{reason}: {detail}" if detail else reason)
+# `put_off_since` is the value from before the statement: null the first time.
+_PUT_OFF_WAIT = """
+    make_interval(secs => least(%(most)s, greatest(%(first)s, extract(epoch FROM now() - coalesce(put_off_since, now()))::float))
+        * %(jitter)s)
+"""
+
+
+def _waits(work: WorkSettings) -> dict[str, float]:
+    # Drawn here, so that what is put off together is due together, in one batch.
+    return {"first": work.retry_first_seconds, "most": work.retry_most_seconds, "jitter": random.uniform(0.5, 1.0)}
+
+
+def files_put_off(connection: psycopg.Connection) -> PutOff | None:
+    """The files that are put off right now, or None."""
+    with transaction(connection) as cursor:
+        cursor.execute(
+            f"""
+            SELECT count(*) OVER (), retry_at, error FROM question_file
+            WHERE {_OPEN} AND retry_at > now() AND put_off_since IS NOT NULL ORDER BY retry_at LIMIT 1
+            """
+        )
+        row = cursor.fetchone()
+    return PutOff(*row) if row else None
+
+
+def requeue(connection: psycopg.Connection, owner: str, versions: Sequence[FileVersion]) -> None:
+    """Let files of the owner's that are not to blame for their batch's failure go into another one at once, and give up the claims."""
+    _update(
+        connection,
+        f"""
+        SET status = 'pending', batch_id = '', claim_owner = NULL, claim_until = NULL
+        FROM {_WANTED} WHERE {_IS_WANTED} AND f.{_OPEN} AND f.claim_owner = %(owner)s
+        """,
+        {**_keys(versions), "owner": owner},
+    )
+
+
+def reject_file(connection: psycopg.Connection, version: FileVersion, *, error: str) -> None:
+    """Record that a file cannot be read, and the message that says why. Rows of its earlier generations stay in the table."""
+    _close(connection, version, FileStatus.REJECTED, error)
 
 
 def mark_superseded(connection: psycopg.Connection, version: FileVersion, *, error: str = "") -> None:
@@ -385,27 +472,52 @@ def reopen(connection: psycopg.Connection, versions: Sequence[FileVersion], *, a
 
 
 def request_retry(connection: psycopg.Connection, name: str) -> FileRecord:
-    """Let the newest generation of a file be answered again, with a new load id, whatever became of it.
+    """`request_retries` for one file."""
+    return request_retries(connection, [name])[0]
+
+
+def request_retries(connection: psycopg.Connection, names: Sequence[str]) -> list[FileRecord]:
+    """Let the newest generations of files be answered again, with a new load id, whatever became of them: all or none.
+
+    Returns:
+        Their records, in the order of ``names``.
 
     Raises:
-        InputError: no such file was ever seen, or its source is gone.
+        InputError: some were never seen, or their sources are gone; the message names them all.
     """
     with transaction(connection) as cursor:
-        rest = "FROM question_file f WHERE f.source_file = %(name)s ORDER BY f.generation DESC LIMIT 1"
-        if any(not record.place for record in _records(connection, rest, {"name": name})):
-            raise InputError(f"{name}: its source was deleted once it was answered, as QA_ARCHIVE says; upload it again")
+        newest = {record.version.name: record for record in _records(connection, _NEWEST, {"names": list(names)})}
+        faults = [f"no file {name!r} was ever seen; `qa-platform status` lists those that were" for name in names if name not in newest]
+        faults += [
+            f"the source of {name!r} is gone: QA_ARCHIVE has it deleted, or it was overwritten before it was archived; upload it again"
+            for name, record in newest.items()
+            if not record.place
+        ]
+        if faults:
+            raise InputError("; ".join(faults))
         cursor.execute(
-            """
-            UPDATE question_file SET status = 'pending', load_id = load_id + 1, attempts = 0, retry_at = NULL, batch_id = '',
-                archived_at = NULL, error = ''
-            WHERE (source_file, generation) =
-                (SELECT source_file, generation FROM question_file WHERE source_file = %s ORDER BY generation DESC LIMIT 1)
+            f"""
+            UPDATE question_file f SET status = 'pending', load_id = load_id + 1, attempts = 0, retry_at = NULL, put_off_since = NULL,
+                batch_id = '', archived_at = NULL, error = ''
+            FROM {_WANTED} WHERE {_IS_WANTED}
             """,
-            [name],
+            _keys([record.version for record in newest.values()]),
         )
-        if not cursor.rowcount:
-            raise InputError(f"no file {name!r} was ever seen; `qa-platform status` lists those that were")
-        return _records(connection, rest, {"name": name})[0]
+        newest = {record.version.name: record for record in _records(connection, _NEWEST, {"names": list(names)})}
+    return [newest[name] for name in names]
+
+
+_NEWEST = """
+    FROM (SELECT DISTINCT ON (source_file) * FROM question_file WHERE source_file = ANY(%(names)s::text[])
+          ORDER BY source_file, generation DESC) f
+"""
+
+
+def commits_in_use(connection: psycopg.Connection, commits: Sequence[str]) -> set[str]:
+    """Which of these Pachyderm commits hold files that are not done."""
+    with transaction(connection) as cursor:
+        cursor.execute(f"SELECT DISTINCT pachyderm_commit FROM question_file WHERE {_OPEN} AND pachyderm_commit = ANY(%s)", [list(commits)])
+        return {commit for (commit,) in cursor}
 
 
 def check_file(connection: psycopg.Connection, version: FileVersion) -> FileCheck:

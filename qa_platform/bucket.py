@@ -4,15 +4,18 @@ Every write carries a generation precondition, so that each step may be repeated
 meantime is neither deleted nor lost.
 """
 
-import json
+import base64
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import IO, Self, cast
 
-from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+import google_crc32c
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed, Unauthorized
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.exceptions import RequestException
 
 from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion, file_id
 from qa_platform.errors import InputError, TransientError
@@ -21,15 +24,31 @@ from qa_platform.errors import InputError, TransientError
 _LISTED_FIELDS = "items(name,generation,size,crc32c),nextPageToken"
 _TIMEOUT_SECONDS = 60
 _OBJECT_NAME_BYTES = 1024
+_REPORT_SUFFIX = ".report.csv"
 # What programs that copy files call one that is not complete yet. A suffix that is asked for (QA_SUFFIXES) does not change that.
 _TEMPORARY_PREFIXES = (".", "~")
 _TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".temp", ".crdownload", "~")
 # How much of an object is fetched at a time while it is read.
 _READ_CHUNK = 8 * 2**20
+# How much of a file is held in memory, and sent with one request, while it is uploaded: Google's client would take 100 MiB.
+_WRITE_CHUNK = 16 * 2**20
 
 
 class SourceChanged(InputError):
     """The generation that was to be read is gone: the object was overwritten or deleted. A newer one, if any, is found by itself."""
+
+
+@contextmanager
+def bucket_errors(doing: str) -> Iterator[None]:
+    """Turn what Google's client raises into the platform's own errors; ``doing`` says what was being done, for the message."""
+    try:
+        yield
+    except NotFound as error:
+        raise InputError(f"{doing}: there is no such bucket or object; check STORAGE_BUCKET ({error.message})") from error
+    except (Forbidden, Unauthorized, DefaultCredentialsError, RefreshError) as error:
+        raise InputError(f"{doing}: the bucket does not let us in; check GOOGLE_APPLICATION_CREDENTIALS ({error})") from error
+    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
+        raise TransientError(f"{doing}: the bucket cannot be reached: {error}") from error
 
 
 def open_bucket(client: storage.Client, name: str) -> storage.Bucket:
@@ -90,11 +109,13 @@ SOURCE_CHANGED_ERRORS = (NotFound, PreconditionFailed)
 
 
 class Source:
-    """One generation, read as a stream; a context manager."""
+    """One generation, read as a stream and compared with its checksum at the end; a context manager."""
 
     def __init__(self, blob: storage.Blob) -> None:
         self._name = blob.name
         self._left = int(blob.size)
+        self._wanted = blob.crc32c
+        self._checksum = google_crc32c.Checksum()
         options = {"timeout": _TIMEOUT_SECONDS, "if_generation_match": blob.generation, "raw_download": True}
         self._reader = cast("IO[bytes]", blob.open("rb", chunk_size=_READ_CHUNK, **options))
 
@@ -102,13 +123,14 @@ class Source:
         """The next bytes; none at the end.
 
         Raises:
-            SOURCE_CHANGED_ERRORS: the generation has gone.
-            TransientError: the bucket was away, or broke off, for longer than Google's client tries again (two minutes).
+            SourceChanged: the generation has gone.
+            TransientError: the bucket was away, or broke off, for longer than Google's client tries again (two minutes), or what was
+                read is not what was uploaded.
         """
         try:
             content = self._reader.read(size)
-        except SOURCE_CHANGED_ERRORS:
-            raise
+        except SOURCE_CHANGED_ERRORS as error:
+            raise SourceChanged(f"{self._name}: its generation is gone; it was overwritten or deleted while it was read") from error
         except (GoogleAPIError, OSError) as error:
             # What requests raises is an OSError.
             raise TransientError(f"{self._name} could not be read to its end: {error}") from error
@@ -116,7 +138,15 @@ class Source:
         # After a connection that broke off Google's client may take the middle for the end.
         if self._left < 0 or (self._left and size and not content):
             raise TransientError(f"{self._name} was not read as it is: {self._left} bytes are left at its end")
+        self._checksum.update(content)
+        if not self._left and self._wanted and base64.b64encode(self._checksum.digest()).decode() != self._wanted:
+            raise TransientError(f"{self._name} was not read as it is: its bytes do not have the checksum that the bucket has")
         return content
+
+    def read_to_the_end(self) -> None:
+        """Read what is left, for its checksum; raises what `read` does."""
+        while self.read(_READ_CHUNK):
+            pass
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +170,7 @@ def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> So
 
 def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
     """Put a file under ``incoming/`` and return what is there now."""
-    blob = bucket.blob(INCOMING + name)
+    blob = bucket.blob(INCOMING + name, chunk_size=_WRITE_CHUNK)
     blob.upload_from_file(source, rewind=True, content_type="text/csv", timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
     blob.reload(timeout=_TIMEOUT_SECONDS)
     return version_of(blob)
@@ -154,11 +184,15 @@ def archived_name(version: FileVersion, *, rejected: bool) -> str:
     folder, file = REJECTED if rejected else PROCESSED, f"{version.generation}.csv"
     place = f"{folder}{version.name}/{file}"
     # The report beside a rejected file has a longer ending.
-    return place if len(place.encode()) < _OBJECT_NAME_BYTES else f"{folder}{file_id(version.name)}/{file}"
+    longest = place.removesuffix(".csv") + _REPORT_SUFFIX
+    return place if len(longest.encode()) <= _OBJECT_NAME_BYTES else f"{folder}{file_id(version.name)}/{file}"
 
 
 def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected: bool = False) -> str:
-    """Take one generation out of ``incoming/`` (``move`` or ``delete``), or ``keep`` it there; the place where it lies now, "" if nowhere.
+    """Take one generation out of ``incoming/`` (``move`` or ``delete``), or ``keep`` it there.
+
+    Returns:
+        The place where it lies now; "" if nowhere, because it is deleted, or was overwritten while it was worked on.
 
     Copy, then delete, both bound to the generation: a repetition finds what is done and does the rest, and a newer upload
     under the same name stays.
@@ -170,15 +204,16 @@ def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected
     if mode == "keep":
         return source.name
     place = archived_name(version, rejected=rejected) if mode == "move" or rejected else ""
-    if place:
-        _copy(bucket, source, place, version)
+    if place and not _copied(bucket, source, place, version):
+        return ""
     with suppress(*SOURCE_CHANGED_ERRORS):
         # A refusal for no reason leaves the source: `reconcile.py` finds it.
         source.delete(if_generation_match=version.generation, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
     return place
 
 
-def _copy(bucket: storage.Bucket, source: storage.Blob, place: str, version: FileVersion) -> None:
+def _copied(bucket: storage.Bucket, source: storage.Blob, place: str, version: FileVersion) -> bool:
+    """Copy a generation; whether its copy is there, now or since an earlier time."""
     target = bucket.blob(place)
     token: str | None = None
     try:
@@ -187,17 +222,22 @@ def _copy(bucket: storage.Bucket, source: storage.Blob, place: str, version: Fil
                 source, token=token, if_generation_match=0, if_source_generation_match=version.generation, timeout=_TIMEOUT_SECONDS
             )
             if token is None:
-                return
+                return True
     except SOURCE_CHANGED_ERRORS as error:
         # Copied before, or the source was overwritten: then this generation's bytes are gone, and its answers are in the table. Looked
         # up, since what is deleted next would be the last copy.
-        if not target.exists(timeout=_TIMEOUT_SECONDS) and is_there(bucket, version, source.name):
+        # In this order: somebody else may be archiving it just now.
+        there = is_there(bucket, version, source.name)
+        if target.exists(timeout=_TIMEOUT_SECONDS):
+            return True
+        if there:
             raise TransientError(f"{source.name} cannot be copied to {place}, though it is there and nothing lies in the way") from error
+        return False
 
 
-def write_report(bucket: storage.Bucket, version: FileVersion, report: dict[str, object]) -> str:
-    """Put a small JSON document beside a rejected file, that tells its owner what is wrong; its name."""
-    place = archived_name(version, rejected=True).removesuffix(".csv") + ".json"
-    text = json.dumps(report, ensure_ascii=False, indent=2)
-    bucket.blob(place).upload_from_string(text, content_type="application/json", timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
+def write_report(bucket: storage.Bucket, version: FileVersion, report: bytes) -> str:
+    """Put a small CSV beside a rejected file, that tells its owner what is wrong; its name."""
+    place = archived_name(version, rejected=True).removesuffix(".csv") + _REPORT_SUFFIX
+    content_type = "text/csv; charset=utf-8"
+    bucket.blob(place).upload_from_string(report, content_type=content_type, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
     return place

@@ -52,6 +52,9 @@ ROW_LIMIT = 4 * 2**20
 HEADER_LIMIT = 2**20
 COLUMN_LIMIT = 1_000
 
+# What follows this in a worker's log, up to the end of the line, made its datum fail, and is no fault of the datum's file.
+BLAMELESS = "No file is to blame: "
+
 ANSWER_COLUMNS = ("answer", "score", "answer_start", "answer_end", "model", "error")
 
 

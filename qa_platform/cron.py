@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from google.api_core.exceptions import GoogleAPIError
 from google.cloud import storage
 
 from qa_platform import bookkeeping, bucket
@@ -27,7 +26,7 @@ from qa_platform.answering.engine import Answerer
 from qa_platform.answering.shard import answer_shard
 from qa_platform.batch import Services, lease, set_aside, split_file
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import MANIFEST, FileStatus, FileVersion, file_id, partition_key
+from qa_platform.contract import BLAMELESS, MANIFEST, FileStatus, FileVersion, file_id, partition_key
 from qa_platform.database import connect
 from qa_platform.errors import QaPlatformError, TransientError
 from qa_platform.ingest import FileRejected
@@ -89,11 +88,9 @@ def tick(services: Services, out: Path, *, job_id: str, threads: int = 0) -> lis
         TransientError: the bucket or PostgreSQL is away. The next tick, or this datum's next try, does it again.
     """
     _let_go(services, job_id)
-    try:
+    with bucket.bucket_errors("looking at the bucket"):
         found = look(services).plan
         tidy(services, found, _log)
-    except GoogleAPIError as error:
-        raise TransientError(f"the bucket cannot be listed: {error}") from error
     _log.info("%d files wait", found.waiting)
     if not found.batches:
         return []
@@ -127,7 +124,7 @@ def _let_go(services: Services, job_id: str) -> None:
         for record in recorded.values():
             owner, name = held[record.version.name], record.version.name
             if owner == job_id and record.status is FileStatus.RUNNING:
-                _charge(services, record.version, _DIED)
+                _charge(services, record.version, job_id, _DIED)
             elif owner == job_id or record.status in ARCHIVABLE:
                 bookkeeping.release(connection, owner, [name])
 
@@ -151,7 +148,7 @@ def _claimed(services: Services, version: FileVersion, job_id: str) -> FileRecor
             return None
         record = bookkeeping.records(connection, [version])[version.name, version.generation]
         if record.status is FileStatus.RUNNING:
-            _charge(services, version, _DIED)
+            _charge(services, version, job_id, _DIED)
             return None
         bookkeeping.start(connection, job_id, [version], run_id="", batch_id="")
     return record
@@ -163,25 +160,25 @@ def _answer_file(services: Services, answerer: Answerer, record: FileRecord, out
     try:
         with tempfile.TemporaryDirectory(prefix="qa-cron-") as folder:
             _answer_shards(services, answerer, record, Path(folder), target, job_id)
-    except (FileRejected, bucket.SourceChanged, *bucket.SOURCE_CHANGED_ERRORS) as error:
+    except (FileRejected, bucket.SourceChanged) as error:
         shutil.rmtree(target, ignore_errors=True)
         set_aside(services, record, error, _log)
         return False
-    except (TransientError, GoogleAPIError):
+    except TransientError as error:
         shutil.rmtree(target, ignore_errors=True)
         with connect(services.postgres) as connection:
-            bookkeeping.requeue(connection, record.version)
+            bookkeeping.put_off(connection, job_id, [record.version], error=f"{BLAMELESS}{error}", work=services.work, suspect=True)
         _log.exception("%s: something it needs is away; it will be tried again", record.version.name)
         return False
     except Exception as error:
         # Whatever else one file brings up must not hold the others.
         shutil.rmtree(target, ignore_errors=True)
         _log.exception("%s could not be answered", record.version.name)
-        _charge(services, record.version, f"{type(error).__name__}: {error}")
+        _charge(services, record.version, job_id, f"{type(error).__name__}: {error}")
         return False
     with connect(services.postgres) as connection:
         # No longer worked on, but still claimed: should the worker die of another file, this one is not to blame.
-        bookkeeping.requeue(connection, record.version)
+        bookkeeping.requeue(connection, job_id, [record.version])
         kept = bookkeeping.claim(connection, [record.version], owner=job_id, lease_seconds=services.work.lease_seconds)
     if not kept:
         shutil.rmtree(target)
@@ -207,7 +204,7 @@ def _hand_over(services: Services, answered: Sequence[FileVersion], out: Path, j
     handed = []
     with connect(services.postgres) as connection:
         bookkeeping.start(connection, job_id, answered, run_id="", batch_id="")
-        bookkeeping.record_commit(connection, answered, commit=job_id, job=job_id)
+        bookkeeping.record_commit(connection, job_id, answered, commit=job_id, job=job_id)
         taken = bookkeeping.take_over(connection, answered, token=job_id, owner=LOADING, lease_seconds=LOADING_SECONDS)
         bookkeeping.release(connection, job_id)
     mine = {record.version for record in taken}
@@ -219,9 +216,9 @@ def _hand_over(services: Services, answered: Sequence[FileVersion], out: Path, j
     return handed
 
 
-def _charge(services: Services, version: FileVersion, error: str) -> None:
+def _charge(services: Services, version: FileVersion, job_id: str, error: str) -> None:
     with connect(services.postgres) as connection:
-        status = bookkeeping.charge(connection, version, error=error, max_attempts=services.work.max_attempts)
+        status = bookkeeping.charge(connection, job_id, version, error=error, work=services.work)
     _log.error("%s failed and is now %s: %s", version.name, status, error)
 
 

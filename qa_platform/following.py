@@ -2,16 +2,18 @@
 
 import logging
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import grpc
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 
-from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, QUESTIONS_REPO, Manifest
+from qa_platform.contract import ANSWER_PIPELINE, BLAMELESS, LOAD_PIPELINE, MANIFEST, QUESTIONS_REPO, Manifest
 from qa_platform.errors import TransientError
 from qa_platform.pachd import connect, open_channel, pachd_errors, session
 from qa_platform.settings import PachydermSettings
@@ -40,13 +42,16 @@ Log = logging.Logger | logging.LoggerAdapter
 class JobFailed(TransientError):
     """A Pachyderm job did not succeed. ``guilty`` maps the ids of the files whose datums failed to those datums' log lines.
 
-    It is empty when no file is to blame: the job was killed (then ``killed``), or could not run.
+    It is empty when no file is to blame: the job was killed (then ``killed``), could not run, or everything in it failed for one
+    ``cause``. ``innocent`` says that this is certain, and not only likely: the job was killed, or its workers said so themselves.
     """
 
-    def __init__(self, message: str, guilty: dict[str, str], *, killed: bool = False) -> None:
+    def __init__(self, message: str, guilty: Mapping[str, str], *, killed: bool = False, innocent: bool = False, cause: str = "") -> None:
         super().__init__(message)
         self.guilty = guilty
         self.killed = killed
+        self.innocent = innocent or killed
+        self.cause = cause or message
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def follow_jobs(
         TransientError: pachd was away for longer than the retries last.
     """
     with session(settings, f"following the jobs of commit {commit_id}") as client:
-        rows = _rows_of_datums(client, commit_id)
+        rows = rows_of_datums(client, commit_id)
         for pipeline in PIPELINES:
             _follow(settings, client, _Meter(client, job_of(pipeline, commit_id), rows), log, observe)
 
@@ -103,7 +108,7 @@ def stop_jobs(client: Client, commit_id: str, *, reason: str) -> None:
             client.pps.stop_job(job=job, reason=reason)
 
 
-def _rows_of_datums(client: Client, commit_id: str) -> dict[str, int]:
+def rows_of_datums(client: Client, commit_id: str) -> dict[str, int]:
     """The rows of every shard and of every file of a commit, by the path of its datum without slashes at the ends."""
     rows: dict[str, int] = {}
     manifests = pfs.File.from_uri(f"{QUESTIONS_REPO}@{commit_id}:/*/{MANIFEST}")
@@ -117,6 +122,17 @@ def _rows_of_datums(client: Client, commit_id: str) -> dict[str, int]:
             rows[folder] = manifest.rows
             rows |= {f"{folder}/{shard.name}": shard.rows for shard in manifest.shards}
     return rows
+
+
+def rows_done(client: Client, commit_id: str, rows: Mapping[str, int]) -> Counter[str]:
+    """The rows of a commit that are answered, by file id; ``rows`` are those of `rows_of_datums`."""
+    done: Counter[str] = Counter()
+    for datum in client.pps.list_datum(job=job_of(ANSWER_PIPELINE, commit_id)):
+        if datum.state in _DONE_DATUMS:
+            for file in datum.data:
+                path = file.file.path.strip("/")
+                done[path.split("/")[0]] += rows.get(path, 0)
+    return done
 
 
 class _Meter:
@@ -215,17 +231,51 @@ class _LogFollower:
 
 def _failure(client: Client, info: pps.JobInfo) -> JobFailed:
     pipeline, killed = info.job.pipeline.name, info.state == pps.JobState.JOB_KILLED
-    guilty: dict[str, str] = {}
+    verdict = _Verdict({})
     if info.state == pps.JobState.JOB_FAILURE:
         with pachd_errors(f"asking for the failed datums of {pipeline}@{info.job.id}"):
-            for datum in client.pps.list_datum(job=info.job):
-                if datum.state == pps.DatumState.FAILED:
-                    log_lines = _datum_log(client, info.job, datum.datum)
-                    for file in datum.data:
-                        guilty[file.file.path.strip("/").split("/")[0]] = log_lines
-    shown = "".join(f"\n--- {file}\n{text}" for file, text in guilty.items())
-    reason = info.reason or "no reason given"
-    return JobFailed(f"Pachyderm job {pipeline}@{info.job.id} ended as {state_name(info.state)}: {reason}{shown}", guilty, killed=killed)
+            verdict = _judge(client, info.job)
+    shown = "".join(f"\n--- {file}\n{text}" for file, text in verdict.logs.items())
+    reason = f"Pachyderm job {pipeline}@{info.job.id} ended as {state_name(info.state)}: {info.reason or 'no reason given'}"
+    return JobFailed(f"{reason}{shown}", verdict.guilty, killed=killed, innocent=verdict.innocent, cause=verdict.cause or reason)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The last log lines of the files that failed, by file id, and what became of the question whose fault it is, as in `JobFailed`."""
+
+    logs: Mapping[str, str]
+    guilty: Mapping[str, str] = field(default_factory=dict)
+    innocent: bool = False
+    cause: str = ""
+
+
+def _judge(client: Client, job: pps.Job) -> _Verdict:
+    failed: dict[str, pps.Datum] = {}
+    something_worked = manifest_failed = False
+    for datum in client.pps.list_datum(job=job):
+        for file in datum.data:
+            path = file.file.path.strip("/")
+            if datum.state == pps.DatumState.FAILED:
+                failed.setdefault(path.split("/")[0], datum.datum)
+                manifest_failed |= path.endswith(f"/{MANIFEST}")
+            elif datum.state in _DONE_DATUMS:
+                # A manifest is passed on without being looked at.
+                something_worked |= not path.endswith(f"/{MANIFEST}")
+    logs = {file: _datum_log(client, job, datum) for file, datum in failed.items()}
+    said = {file: text.rpartition(BLAMELESS)[2].partition("\n")[0] for file, text in logs.items() if BLAMELESS in text}
+    if logs.keys() == said.keys():
+        return _Verdict(logs, innocent=bool(said), cause=next(iter(said.values()), ""))
+    reasons = {_reason(file, text) for file, text in logs.items()}
+    if not something_worked and len(reasons) == 1 and (len(failed) > 1 or manifest_failed):
+        return _Verdict(logs, cause=f"all {len(failed)} files failed alike: {reasons.pop() or 'their workers died without a word'}")
+    return _Verdict(logs, {file: text for file, text in logs.items() if file not in said})
+
+
+def _reason(file: str, log: str) -> str:
+    """The last line of a log, without what differs from file to file."""
+    line = next((line for line in reversed(log.splitlines()) if line.strip()), "").replace(file, "…")
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d+", "…", line).strip()
 
 
 def _datum_log(client: Client, job: pps.Job, datum: pps.Datum) -> str:

@@ -1,8 +1,11 @@
-"""Housekeeping: Dagster's partitions stay bounded. The history of every file stays in the table `question_file`."""
+"""Housekeeping: Dagster's partitions and Pachyderm's commits stay bounded. The history of every file stays in `question_file`."""
+
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from qa_platform import bookkeeping
+from qa_platform import bookkeeping, pachd
+from qa_platform.batch import Services
 from qa_platform.contract import FileStatus, partition_key
 from qa_platform.database import connect
 from qa_platform.partitions import PARTITIONS
@@ -27,9 +30,31 @@ def prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource)
     context.log.info("%d partitions, %d deleted", len(keys), len(old))
 
 
-@dg.job(name="housekeeping", description="Keeps Dagster's partitions bounded.", executor_def=dg.in_process_executor)
+# Enough for a cluster with a batch a minute; what is left is for the next night.
+_SQUASHED_AT_ONCE = 2_000
+
+
+def squash_batches(services: Services, before: datetime) -> tuple[int, int]:
+    """Remove the Pachyderm commits of batches from before a time whose files are all done: how many were removed, how many were kept."""
+    with pachd.session(services.pachyderm, "removing old commits") as client:
+        old = pachd.old_batches(client, before, limit=_SQUASHED_AT_ONCE)
+        with connect(services.postgres) as connection:
+            in_use = bookkeeping.commits_in_use(connection, old)
+        squashed = sum(pachd.squash(client, commit) for commit in old if commit not in in_use)
+    return squashed, len(old) - squashed
+
+
+@dg.op(description="Removes the Pachyderm commits of batches that are done and older than QA_COMMITS_KEPT_DAYS.")
+def squash_commits(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
+    services = platform.services()
+    squashed, kept = squash_batches(services, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
+    context.log.info("%d old commits were removed, %d could not be now", squashed, kept)
+
+
+@dg.job(name="housekeeping", description="Keeps Dagster's partitions and Pachyderm's commits bounded.", executor_def=dg.in_process_executor)
 def housekeeping() -> None:
     prune_partitions()
+    squash_commits()
 
 
 housekeeping_schedule = dg.ScheduleDefinition(

@@ -6,10 +6,10 @@ that was killed anywhere is run again, finds the commit of its batch, and adopts
 
 import json
 import queue
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -25,7 +25,6 @@ from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import Write
 from qa_platform.settings import PachydermSettings
 
-PIECE = 2**20
 # A file set vanishes when nobody adds it to a commit in this time; a batch is ingested well within it, or starts again.
 FILE_SET_SECONDS = 6 * 3600
 # How many of the newest commits are searched for a batch that was begun before.
@@ -101,18 +100,27 @@ def pachd_errors(doing: str) -> Iterator[None]:
     """Turn what gRPC raises into the platform's own errors; ``doing`` says what was being done, for the message."""
     try:
         yield
+    except BrokenPipeError:
+        # Of whoever reads what is fetched.
+        raise
     except ConnectionError as error:
         raise TransientError(f"{doing}: pachd cannot be reached; check PACHD_ADDRESS and that it is up") from error
     except grpc.RpcError as error:
         code, details = error.code(), error.details()
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED):
             raise TransientError(f"{doing}: pachd is away ({code.name}: {details})") from error
+        if code is grpc.StatusCode.NOT_FOUND:
+            raise NotThere(f"{doing}: pachd does not have it ({code.name}: {details})") from error
         raise InputError(f"{doing}: pachd refused ({code.name}: {details})") from error
 
 
 def is_code(error: Exception, code: grpc.StatusCode) -> bool:
     """Whether an error of the SDK carries this gRPC status."""
     return isinstance(error, grpc.RpcError) and error.code() == code
+
+
+class NotThere(InputError):
+    """What was asked for is not, or no more, in Pachyderm."""
 
 
 def make_file_set(client: Client, folder: str, fill: Callable[[Write], object]) -> str:
@@ -177,9 +185,42 @@ def is_finishing(info: pfs.CommitInfo) -> bool:
     return bool(info.finishing.timestamp() > 0)
 
 
+def old_batches(client: Client, before: datetime, *, limit: int) -> list[str]:
+    """The oldest batches' commits that were finished before a time, at most ``limit``, oldest first; never the newest commit.
+
+    Those before the newest are the ones that `squash` takes: each has a child.
+    """
+    repo = pfs.Repo.from_uri(QUESTIONS_REPO)
+    head = client.pfs.inspect_commit(commit=pfs.Commit.from_uri(f"{QUESTIONS_REPO}@master"), wait=pfs.CommitState.STARTED).commit.id
+    # To its end, which a stream that is left in its middle complains of.
+    infos = list(client.pfs.list_commit(repo=repo, reverse=True, number=limit + 1, origin_kind=pfs.OriginKind.USER))
+    return [info.commit.id for info in infos if info.started < before and info.commit.id != head and info.finished.timestamp() > 0][:limit]
+
+
+def squash(client: Client, commit_id: str) -> bool:
+    """Remove a commit and what the pipelines made of it; whether that was done. What its children hold of it stays theirs."""
+    try:
+        client.pfs.squash_commit_set(commit_set=pfs.CommitSet(id=commit_id))
+    except grpc.RpcError as error:
+        # What pachd will not part with now, a commit at work or at a head: that is no failure of the others.
+        if error.code() in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
+            return False
+        raise
+    return True
+
+
 def drop_commit(client: Client, commit_id: str) -> None:
-    """Drop a commit and all that came from it."""
-    client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=commit_id))
+    """Get an open commit in ``questions`` out of the way, with all that came from it.
+
+    Pachyderm refuses to drop what a later set was made from: a pipeline was updated while the commit was open. Then it is finished
+    with an error, and the jobs that wait for it end as UNRUNNABLE.
+    """
+    try:
+        client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=commit_id))
+    except grpc.RpcError as error:
+        if "subvenant" not in (error.details() or ""):
+            raise
+        client.pfs.finish_commit(commit=pfs.Commit(repo=pfs.Repo.from_uri(QUESTIONS_REPO), id=commit_id), error="abandoned")
 
 
 def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str | None:
@@ -208,6 +249,8 @@ def fetch_folder(client: Client, uri: str, target: Path) -> None:
     """Copy a folder of a repo (``repo@commit:/folder``) into ``target``, without the folder's own name."""
     file = pfs.File.from_uri(uri)
     prefix = file.path.strip("/") + "/"
+    # What is not there is said by this; the SDK would fail to read an archive.
+    client.pfs.inspect_file(file=file)
     with client.pfs.pfs_tar_file(file=file) as tar:
         for member in tar:
             name = member.name.strip("/")
@@ -218,5 +261,6 @@ def fetch_folder(client: Client, uri: str, target: Path) -> None:
 
 def copy_file(client: Client, uri: str, target: IO[bytes]) -> None:
     """Write one file of a repo (``repo@commit:/path``) to ``target``."""
-    with client.pfs.pfs_file(pfs.File.from_uri(uri)) as source:
-        shutil.copyfileobj(source, target, PIECE)
+    # Not the SDK's `pfs_file`, which hides what pachd says.
+    for piece in client.pfs.get_file(file=pfs.File.from_uri(uri)):
+        target.write(piece.value)

@@ -6,8 +6,8 @@ Each class reads its own variables when it is made, so that a process needs only
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice
 
@@ -108,6 +108,16 @@ class WorkSettings(BaseSettings):
     batch_files: int = Field(default=50, ge=1, description="Files of one run, at most.")
     batch_bytes: int = Field(default=256 * 2**20, ge=1, description="Bytes of one run, beyond which no further file is added.")
     max_attempts: int = Field(default=3, ge=1, description="Failures after which a file is parked as `failed`.")
+    retry_first_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="How long a file waits for its next attempt: this, doubled with every attempt, of which a random half is taken off.",
+    )
+    retry_most_seconds: float = Field(
+        default=900,
+        gt=0,
+        description="What that is doubled up to. What is away, or configured wrongly, is tried again this often, and charges no file.",
+    )
     lease_seconds: int = Field(default=120, ge=10, description="How long a claim holds without being renewed.")
     sensor_seconds: int = Field(default=30, ge=1, description="Least time between two looks at the bucket.")
     reconcile_seconds: int = Field(
@@ -121,6 +131,77 @@ class WorkSettings(BaseSettings):
     partitions_kept: int = Field(
         default=10_000, ge=1, description="Newest partitions that Dagster keeps; history stays in `question_file`."
     )
+    commits_kept_days: int = Field(
+        default=30,
+        ge=1,
+        description="Days that Pachyderm keeps the commits of batches that are done. They hold every upload and its answers once more; "
+        "after that `qa-platform answers` rebuilds them from Postgres.",
+    )
+
+    @field_validator("suffixes")
+    @classmethod
+    def _lower(cls, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+        # Names are compared in lower case.
+        return tuple(suffix.lower() for suffix in suffixes)
+
+
+class CatalogSettings(BaseSettings):
+    """What Dagster's pages say of the assets beyond what they are."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    owners: tuple[str, ...] = Field(
+        default=("team:question-answering",), description="Owners of the assets: team:name or e-mail addresses (a JSON list)."
+    )
+    docs_url: str = Field(default="", description="Address of the folder docs/, for links to it; without one its path is shown.")
+    expected_hours: int = Field(
+        default=0, ge=0, description="Hours within which a new upload is expected; the uploads count as not fresh beyond. 0: none is."
+    )
+
+
+class CheckSettings(BaseSettings):
+    """When the checks of a loaded file warn. They never hold it back."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    low_score: float = Field(default=0.1, ge=0, le=1, description="Answers with a score below this deserve a look.")
+    review_share: float = Field(
+        default=0.25, ge=0, le=1, description="Share of a file's rows without an answer or with a low score, above which its check warns."
+    )
+    drift_files: int = Field(default=20, ge=5, description="Earlier files with whose scores those of a new one are compared.")
+    drift_deviations: float = Field(default=3.0, gt=0, description="Standard deviations from their mean beyond which the check warns.")
+    gold_prefix: str = Field(
+        default="gold/", min_length=1, description="Files below incoming/ whose names begin so, and have a column `answers`, are gold sets."
+    )
+    gold_exact_match: float = Field(default=50.0, ge=0, le=100, description="Exact match on gold sets, in percent, below which it warns.")
+    gold_f1: float = Field(default=60.0, ge=0, le=100, description="F1 on gold sets, in percent, below which it warns.")
+
+
+class NotificationSettings(BaseSettings):
+    """Who is told of failed runs and failed checks. Nobody, unless a webhook or a receiver is set."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    slack_webhook: SecretStr = Field(default=SecretStr(""), description="Address of a Slack webhook. It is a secret: who has it can post.")
+    email_to: tuple[str, ...] = Field(default=(), description="Receivers of e-mail (a JSON list).")
+    email_from: str = Field(default="qa-platform@localhost", description="Sender of e-mail.")
+    smtp_host: str = Field(default="localhost", description="Mail server.")
+    smtp_port: int = Field(default=587, ge=1, le=65535, description="Its port.")
+    smtp_tls: Literal["starttls", "ssl", "none"] = Field(default="starttls", description="How the connection to it is encrypted.")
+    smtp_user: str = Field(default="", description="User at the mail server; without one there is no log-in.")
+    smtp_password: SecretStr = Field(default=SecretStr(""), description="Password at the mail server.")
+    dagster_url: str = Field(default="", description="Address of Dagster's UI, for links to runs.")
+
+
+class ExecutionSettings(BaseSettings):
+    """Where the steps of Dagster's runs work."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    executor: Literal["in_process", "kubernetes"] = Field(
+        default="in_process",
+        description="Where a step works: in the run's own process, or in a pod of its own, which may be sized otherwise than the run's.",
+    )
 
 
 class DagsterSettings(BaseSettings):
@@ -128,3 +209,15 @@ class DagsterSettings(BaseSettings):
 
     dagster_home: Path = Field(default=Path(".qa/dagster"), description="Folder with `dagster.yaml`.")
     dagster_pg_url: SecretStr = Field(default=SecretStr(""), description="PostgreSQL URL of Dagster's own storage.")
+
+
+def wrong_settings(error: Exception) -> str:
+    """What is wrong with which variables, where an error comes of making one of these classes, else "". Values are not in it."""
+    if isinstance(error, SettingsError):
+        return f"the environment cannot be used: {error}"
+    owner = globals().get(error.title) if isinstance(error, ValidationError) else None
+    if owner is None or not isinstance(error, ValidationError):
+        return ""
+    prefix = owner.model_config.get("env_prefix", "")
+    wrong = [f"{prefix}{found['loc'][0]}".upper() + f": {found['msg']}" for found in error.errors()]
+    return f"the environment cannot be used: {'; '.join(wrong)}"

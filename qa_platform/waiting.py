@@ -13,6 +13,7 @@ from itertools import chain, islice
 
 from qa_platform import bookkeeping, bucket
 from qa_platform.batch import Report, Services, archive_files
+from qa_platform.bookkeeping import PutOff
 from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.database import connect
 from qa_platform.planning import DONE, Batch, Known, Limits, Plan, plan
@@ -28,12 +29,15 @@ _PAGE = 5_000
 
 @dataclass(frozen=True)
 class Look:
-    """One look at the bucket: the plan, the names that others are working on right now, and why objects were ignored, counted."""
+    """One look at the bucket: the plan, the names that others are working on right now, why objects were ignored, counted, and which
+    files wait for something that is not their fault.
+    """
 
     plan: Plan
     claimed: frozenset[str]
     objects: int = 0
     ignored: Mapping[str, int] = field(default_factory=dict)
+    put_off: PutOff | None = None
 
 
 def look(services: Services) -> Look:
@@ -66,9 +70,10 @@ def look(services: Services) -> Look:
             new = nsmallest(limits.files * limits.batches, new, key=lambda version: version.generation)
         answered = bookkeeping.latest_answered(connection, [version.name for version in new], model=services.model.choice)
         claimed = frozenset(bookkeeping.claimed(connection))
+        put_off = bookkeeping.files_put_off(connection)
     found = plan([*unfinished.values(), *new], states, claimed, limits, answered=answered)
     names = unfinished.keys() | {version.name for version in new}
-    return Look(replace(found, waiting=found.waiting + beyond), claimed & names, objects, ignored)
+    return Look(replace(found, waiting=found.waiting + beyond), claimed & names, objects, ignored, put_off)
 
 
 def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:

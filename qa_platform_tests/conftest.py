@@ -57,6 +57,13 @@ def postgres_socket() -> Iterator[str]:
 @pytest.fixture
 def database(postgres_socket: str) -> Iterator[Database]:
     """An empty database, dropped after the test."""
+    with new_database(postgres_socket) as database:
+        yield database
+
+
+@contextmanager
+def new_database(postgres_socket: str) -> Iterator[Database]:
+    """An empty database, dropped at the end."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(postgres.database_url(postgres_socket, "postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("create database {} template template0").format(sql.Identifier(name)))

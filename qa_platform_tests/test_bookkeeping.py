@@ -16,13 +16,14 @@ from qa_platform.database import connect
 from qa_platform.errors import InputError
 from qa_platform.loading.load import load_file
 from qa_platform.planning import Known
-from qa_platform.settings import PostgresSettings
+from qa_platform.settings import PostgresSettings, WorkSettings
 from qa_platform_tests.loading_helpers import BUNDLED, AnsweredRow, AnsweredUpload, answered_rows, migrated_database
 
 A1 = FileVersion("a.csv", 1, 10, "aaaa")
 A2 = FileVersion("a.csv", 2, 11, "bbbb")
 B1 = FileVersion("b.csv", 1, 20, "cccc")
 HELD = 60
+WORK = WorkSettings(max_attempts=3, retry_first_seconds=8, retry_most_seconds=100)
 EXPIRED = 0
 
 
@@ -206,59 +207,143 @@ def test_a_batch_whose_claims_expired_is_not_claimed(connection: psycopg.Connect
 
 
 def test_the_commit_of_a_batch_is_recorded(connection: psycopg.Connection) -> None:
-    bookkeeping.claim(connection, [A1, B1], owner="run", lease_seconds=HELD)
-    bookkeeping.record_commit(connection, [A1], commit="commit", job="job")
+    bookkeeping.claim(connection, [A1], owner="run", lease_seconds=HELD)
+    bookkeeping.claim(connection, [B1], owner="other", lease_seconds=HELD)
+    bookkeeping.record_commit(connection, "run", [A1, B1], commit="commit", job="job")
+    bookkeeping.record_commit(connection, "stranger", [A1], commit="another", job="another")
     assert (known(connection, A1).pachyderm_commit, known(connection, A1).pachyderm_job) == ("commit", "job")
     assert known(connection, B1).pachyderm_commit == ""
 
 
+def claimed_by_run(connection: psycopg.Connection, *versions: FileVersion, run: str = "run") -> None:
+    assert bookkeeping.claim(connection, versions, owner=run, lease_seconds=HELD) == list(versions)
+    bookkeeping.start(connection, run, versions, run_id=run, batch_id="batch")
+
+
+def charge(connection: psycopg.Connection, version: FileVersion, error: str, *, owner: str = "run") -> FileStatus | None:
+    return bookkeeping.charge(connection, owner, version, error=error, work=WORK)
+
+
+def wait_of(connection: psycopg.Connection, version: FileVersion) -> float:
+    query = "SELECT extract(epoch FROM retry_at - now())::float FROM question_file WHERE source_file = %s AND generation = %s"
+    row = connection.execute(query, [version.name, version.generation]).fetchone()
+    assert row
+    return float(row[0])
+
+
 def test_a_file_is_parked_after_its_last_attempt_and_waits_before(connection: psycopg.Connection) -> None:
-    bookkeeping.claim(connection, [A1], owner="run", lease_seconds=HELD)
-    bookkeeping.start(connection, "run", [A1], run_id="run", batch_id="batch")
-
-    assert bookkeeping.charge(connection, A1, error="first", max_attempts=2) is FileStatus.PENDING
-    found = known(connection, A1)
-    assert (found.attempts, found.error, found.claim_owner, found.batch_id, found.due) == (1, "first", "", "", False)
-
-    assert bookkeeping.charge(connection, A1, error="second", max_attempts=2) is FileStatus.FAILED
+    for attempt in (1, 2):
+        claimed_by_run(connection, A1)
+        assert charge(connection, A1, str(attempt)) is FileStatus.PENDING
+        found = known(connection, A1)
+        assert (found.attempts, found.error, found.claim_owner, found.batch_id, found.due) == (attempt, str(attempt), "", "", False)
+    claimed_by_run(connection, A1)
+    assert charge(connection, A1, "last") is FileStatus.FAILED
     assert bookkeeping.names_with_status(connection, [FileStatus.FAILED]) == {"a.csv"}
 
 
-def test_the_wait_after_a_failure_grows_up_to_a_bound(connection: psycopg.Connection) -> None:
-    bookkeeping.claim(connection, [A1], owner="run", lease_seconds=HELD)
-    waits = []
-    for _ in range(40):
-        bookkeeping.charge(connection, A1, error="again", max_attempts=1000)
-        [wait] = connection.execute("SELECT extract(epoch FROM retry_at - now())::float FROM question_file").fetchone() or [0]
-        waits.append(wait)
-    assert 1 < waits[0] <= bookkeeping.RETRY_FIRST_SECONDS
-    assert all(bookkeeping.RETRY_MOST_SECONDS / 2 - 2 < wait <= bookkeeping.RETRY_MOST_SECONDS for wait in waits[7:])
+def test_the_wait_after_a_failure_doubles_up_to_a_bound_less_at_most_a_half(connection: psycopg.Connection) -> None:
+    waits: list[float] = []
+    for _ in range(12):
+        claimed_by_run(connection, A1)
+        connection.execute("UPDATE question_file SET attempts = %s", [len(waits)])
+        bookkeeping.charge(connection, "run", A1, error="again", work=WORK.model_copy(update={"max_attempts": 1000}))
+        waits.append(wait_of(connection, A1))
+    bounds = [min(100, 8 * 2**attempt) for attempt in range(12)]
+    assert all(bound / 2 - 1 < wait <= bound for wait, bound in zip(waits, bounds, strict=True))
+    assert len({round(wait, 2) for wait in waits[4:]}) > 1, "not all at the same time"
 
 
 def test_a_charge_that_comes_after_the_load_changes_nothing(connection: psycopg.Connection, tmp_path: Path) -> None:
+    claimed_by_run(connection, A1)
     load(connection, tmp_path, A1)
-    assert bookkeeping.charge(connection, A1, error="too late", max_attempts=1) is FileStatus.LOADED
-    assert known(connection, A1).attempts == 0
+    assert charge(connection, A1, "too late") is None
+    assert (known(connection, A1).status, known(connection, A1).attempts) == (FileStatus.LOADED, 0)
 
 
-def test_a_charge_of_an_unknown_version_is_an_error(connection: psycopg.Connection) -> None:
-    with pytest.raises(InputError, match=r"a\.csv"):
-        bookkeeping.charge(connection, A1, error="?", max_attempts=1)
+def test_a_run_that_lost_its_claim_neither_charges_nor_requeues_nor_puts_off_what_another_works_on(connection: psycopg.Connection) -> None:
+    bookkeeping.claim(connection, [A1], owner="late", lease_seconds=EXPIRED)
+    bookkeeping.start(connection, "late", [A1], run_id="late", batch_id="batch")
+    claimed_by_run(connection, A1)
+    before = known(connection, A1)
+    assert charge(connection, A1, "mine", owner="late") is None
+    bookkeeping.requeue(connection, "late", [A1])
+    bookkeeping.put_off(connection, "late", [A1], error="mine", work=WORK)
+    bookkeeping.put_off_run(connection, "late", error="mine", work=WORK)
+    bookkeeping.record_commit(connection, "late", [A1], commit="mine", job="mine")
+    assert known(connection, A1) == before
+    assert (before.status, before.claim_owner) == (FileStatus.RUNNING, "run")
 
 
 def test_a_file_that_is_not_to_blame_waits_uncharged_for_another_batch(connection: psycopg.Connection) -> None:
-    bookkeeping.claim(connection, [A1], owner="run", lease_seconds=HELD)
-    bookkeeping.start(connection, "run", [A1], run_id="run", batch_id="batch")
-    bookkeeping.requeue(connection, A1)
+    claimed_by_run(connection, A1)
+    bookkeeping.requeue(connection, "run", [A1])
     found = known(connection, A1)
     assert (found.status, found.attempts, found.batch_id, found.claim_owner, found.due) == (FileStatus.PENDING, 0, "", "", True)
+
+
+def test_what_is_put_off_is_due_together_uncharged_and_says_why(connection: psycopg.Connection) -> None:
+    assert bookkeeping.files_put_off(connection) is None
+    claimed_by_run(connection, A1, B1)
+    bookkeeping.put_off(connection, "run", [A1, B1], error="the model is gone", work=WORK)
+    for version in (A1, B1):
+        found = known(connection, version)
+        assert (found.status, found.attempts, found.batch_id, found.claim_owner, found.due) == (FileStatus.PENDING, 0, "", "", False)
+    assert wait_of(connection, A1) == pytest.approx(wait_of(connection, B1), abs=0.2)
+    told = bookkeeping.files_put_off(connection)
+    assert told is not None
+    assert (told.files, told.why) == (2, "the model is gone")
+    bookkeeping.request_retry(connection, "a.csv")
+    assert known(connection, A1).due, "who asks for a retry does not wait"
+
+
+@pytest.mark.parametrize(("since", "least", "most"), [(0, 4, 8), (30, 15, 31), (1000, 50, 100)])
+def test_a_file_waits_as_long_as_it_was_put_off_already_up_to_a_bound(
+    connection: psycopg.Connection, since: int, least: float, most: float
+) -> None:
+    claimed_by_run(connection, A1)
+    bookkeeping.put_off(connection, "run", [A1], error="away", work=WORK)
+    connection.execute("UPDATE question_file SET put_off_since = now() - make_interval(secs => %s)", [since])
+    claimed_by_run(connection, A1)
+    bookkeeping.put_off(connection, "run", [A1], error="away", work=WORK)
+    assert least - 1 < wait_of(connection, A1) <= most
+
+
+@pytest.mark.parametrize("suspect", [True, False])
+def test_a_suspect_that_fails_on_while_others_are_loaded_is_charged(connection: psycopg.Connection, tmp_path: Path, suspect: bool) -> None:
+    load(connection, tmp_path, FileVersion("before.csv", 1))
+    for _ in range(2):
+        claimed_by_run(connection, A1, B1)
+        bookkeeping.put_off(connection, "run", [A1, B1], error="away", work=WORK, suspect=suspect)
+        assert [known(connection, version).attempts for version in (A1, B1)] == [0, 0]
+    load(connection, tmp_path, FileVersion("meanwhile.csv", 1))
+    claimed_by_run(connection, A1)
+    bookkeeping.put_off(connection, "run", [A1], error="away", work=WORK, suspect=suspect)
+    assert known(connection, A1).attempts == (1 if suspect else 0)
+    assert known(connection, B1).attempts == 0
+
+
+def test_what_a_run_leaves_behind_an_outage_is_put_off_with_its_batch(connection: psycopg.Connection) -> None:
+    claimed_by_run(connection, A1)
+    bookkeeping.put_off_run(connection, "run", error="away", work=WORK)
+    bookkeeping.release(connection, "run")
+    found = known(connection, A1)
+    assert (found.status, found.attempts, found.batch_id, found.due, found.error) == (FileStatus.PENDING, 0, "batch", False, "away")
+
+
+def test_commits_of_files_that_are_not_done_are_in_use(connection: psycopg.Connection, tmp_path: Path) -> None:
+    claimed_by_run(connection, A1, B1)
+    bookkeeping.record_commit(connection, "run", [A1], commit="one", job="one")
+    bookkeeping.record_commit(connection, "run", [B1], commit="two", job="two")
+    load(connection, tmp_path, A1)
+    assert bookkeeping.commits_in_use(connection, ["one", "two", "three"]) == {"two"}
 
 
 # Ends
 
 
 def test_a_rejected_file_keeps_its_reason(connection: psycopg.Connection) -> None:
-    bookkeeping.reject_file(connection, A1, reason="not_utf8", detail="byte 17")
+    bookkeeping.reject_file(connection, A1, error="not_utf8: byte 17")
     found = known(connection, A1)
     assert (found.status, found.error, found.archived_at) == (FileStatus.REJECTED, "not_utf8: byte 17", None)
     assert [record.version for record in bookkeeping.pending_archive(connection, limit=5)] == [A1]
@@ -266,7 +351,7 @@ def test_a_rejected_file_keeps_its_reason(connection: psycopg.Connection) -> Non
 
 def test_a_loaded_file_is_finished_by_being_archived_and_another_keeps_its_status(connection: psycopg.Connection, tmp_path: Path) -> None:
     load(connection, tmp_path, A1)
-    bookkeeping.reject_file(connection, B1, reason="binary", detail="")
+    bookkeeping.reject_file(connection, B1, error="binary")
     for version in (A1, B1):
         bookkeeping.archived(connection, version, place=f"elsewhere/{version.name}")
 
@@ -286,7 +371,8 @@ def test_what_is_being_worked_on_is_not_up_for_archiving_by_others(connection: p
 
 def test_an_unchanged_upload_shows_the_figures_of_the_answers_that_stand_for_it(connection: psycopg.Connection, tmp_path: Path) -> None:
     load(connection, tmp_path, A1)
-    bookkeeping.record_commit(connection, [A1], commit="commit", job="job")
+    bookkeeping.claim(connection, [A2], owner="run", lease_seconds=HELD)
+    connection.execute("UPDATE question_file SET pachyderm_commit = 'commit' WHERE generation = 1")
     bookkeeping.mark_unchanged(connection, A2)
     found = known(connection, A2)
     assert (found.status, found.rows, found.answered, found.model, found.pachyderm_commit) == (
@@ -327,7 +413,7 @@ def test_a_retry_asks_for_the_newest_generation_under_a_new_load_id(connection: 
     load(connection, tmp_path, A1)
     bookkeeping.archived(connection, A1, place="processed/a.csv/1.csv")
     bookkeeping.claim(connection, [A2], owner="run", lease_seconds=EXPIRED)
-    bookkeeping.charge(connection, A2, error="bad", max_attempts=1)
+    charge(connection, A2, "bad")
 
     found = bookkeeping.request_retry(connection, "a.csv")
 
@@ -348,6 +434,17 @@ def test_a_retry_of_an_archived_file_waits_where_no_listing_shows_it(connection:
 def test_a_retry_of_a_file_that_was_never_seen_says_so(connection: psycopg.Connection) -> None:
     with pytest.raises(InputError, match=r"'nothing\.csv'"):
         bookkeeping.request_retry(connection, "nothing.csv")
+
+
+def test_retries_are_asked_for_together_or_not_at_all(connection: psycopg.Connection, tmp_path: Path) -> None:
+    load(connection, tmp_path, A1)
+    load(connection, tmp_path, B1)
+    found = bookkeeping.request_retries(connection, ["b.csv", "a.csv", "b.csv"])
+    assert [(record.version.name, record.load_id) for record in found] == [("b.csv", 2), ("a.csv", 2), ("b.csv", 2)]
+    connection.execute("UPDATE question_file SET place = '' WHERE source_file = 'b.csv'")
+    with pytest.raises(InputError, match=r"'nothing\.csv'.*'b\.csv' is gone"):
+        bookkeeping.request_retries(connection, ["a.csv", "nothing.csv", "b.csv"])
+    assert known(connection, A1).load_id == 2
 
 
 def test_the_history_is_newest_first_and_bounded(connection: psycopg.Connection) -> None:
@@ -383,9 +480,9 @@ def test_what_a_plan_has_to_know_agrees_with_the_records(connection: psycopg.Con
     bookkeeping.request_retry(connection, "a.csv")
     bookkeeping.claim(connection, [B1], owner="run", lease_seconds=HELD)
     bookkeeping.start(connection, "run", [B1], run_id="run", batch_id="batch")
-    bookkeeping.reject_file(connection, FileVersion("c.csv", 1), reason="binary", detail="")
+    bookkeeping.reject_file(connection, FileVersion("c.csv", 1), error="binary")
     bookkeeping.claim(connection, [FileVersion("d.csv", 1)], owner="run", lease_seconds=HELD)
-    bookkeeping.charge(connection, FileVersion("d.csv", 1), error="?", max_attempts=3)
+    charge(connection, FileVersion("d.csv", 1), "?")
 
     found = bookkeeping.known(connection, [A1, A2, B1, FileVersion("c.csv", 1), FileVersion("d.csv", 1)])
 

@@ -15,7 +15,7 @@ from google.cloud import storage
 
 from qa_platform import bookkeeping
 from qa_platform.assets.answers import answer_files
-from qa_platform.batch import Services
+from qa_platform.batch import Services, split_file
 from qa_platform.bookkeeping import FileRecord
 from qa_platform.bucket import archive, is_there, open_version, upload, why_ignored
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
@@ -26,7 +26,7 @@ from qa_platform.loading import migrate
 from qa_platform.partitions import BATCH_TAG
 from qa_platform.planning import Plan
 from qa_platform.sensors.heartbeat import HEARTBEAT, beat, summary
-from qa_platform.sensors.incoming import _run_key
+from qa_platform.sensors.incoming import _queued_run_keys, _run_key
 from qa_platform.sensors.reconcile import vanished_runs
 from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
 from qa_platform.waiting import BATCHES_PER_LOOK, Look, claim, keep_claims, look, reconcile, tidy
@@ -62,7 +62,8 @@ def record(services: Services, version: FileVersion) -> FileRecord:
 def set_status(services: Services, version: FileVersion, status: FileStatus) -> None:
     with connect(services.postgres) as connection:
         bookkeeping.claim(connection, [version], owner="test", lease_seconds=10)
-        connection.execute("UPDATE question_file SET status = %s WHERE source_file = %s", [str(status), version.name])
+        error = "binary: it is a photo" if status is FileStatus.REJECTED else ""
+        connection.execute("UPDATE question_file SET status = %s, error = %s WHERE source_file = %s", [str(status), error, version.name])
         bookkeeping.release(connection, "test")
 
 
@@ -86,6 +87,12 @@ def planned(found: Look) -> list[FileVersion]:
 )
 def test_an_object_that_is_no_upload_is_ignored_for_a_reason(name: str, why: str) -> None:
     assert why_ignored(INCOMING + name, (".csv",)) == why
+
+
+def test_suffixes_are_taken_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_SUFFIXES", '[".CSV", ".Tsv"]')
+    suffixes = WorkSettings().suffixes
+    assert [why_ignored(INCOMING + name, suffixes) for name in ("a.csv", "A.CSV", "b.tsv", "c.txt")] == ["", "", "", "other suffix"]
 
 
 def test_what_is_ignored_is_counted_and_said(services: Services) -> None:
@@ -242,6 +249,7 @@ def test_the_heart_beats_with_a_look_and_not_with_every_look(instance: dg.Dagste
     assert {name: value.value for name, value in event.metadata.items()} == {
         "files": 3,
         "waiting": 2,
+        "put off": 0,
         "being answered": 1,
         "ignored: other suffix": 4,
     }
@@ -308,6 +316,58 @@ def test_a_download_that_breaks_off_is_trouble_that_passes_and_never_a_shorter_f
     proxy.disarm()
     with open_version(bucket, version, INCOMING + "a.csv") as source:
         assert source.read(10**6) == CONTENT * 1000
+
+
+def test_bytes_that_are_not_what_was_uploaded_are_trouble_that_passes_and_never_a_file(services: Services) -> None:
+    version = put(services, "a.csv")
+    with open_version(services.bucket, version, INCOMING + "a.csv") as source:
+        source.read_to_the_end()
+    with open_version(services.bucket, version, INCOMING + "a.csv") as source:
+        source._reader = io.BytesIO(CONTENT.replace(b"Here", b"hero"))
+        with pytest.raises(TransientError, match="checksum"):
+            source.read_to_the_end()
+
+
+def test_a_download_that_went_wrong_is_not_taken_for_a_file_that_is_wrong(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = put(services, "a.csv", CONTENT * 10)
+    damaged = (CONTENT * 10).replace(b"question", b"qu\xffstion", 1)
+    monkeypatch.setattr(storage.Blob, "open", lambda *arguments, **options: io.BytesIO(damaged))
+    with connect(services.postgres) as connection:
+        bookkeeping.claim(connection, [version], owner="run", lease_seconds=10)
+    with pytest.raises(TransientError, match="checksum"):
+        split_file(services, record(services, version), lambda path, chunks: None, run_id="run")
+
+
+@pytest.mark.parametrize("mode", ["move", "delete"])
+def test_a_generation_that_was_overwritten_while_it_was_worked_on_lies_nowhere_and_the_new_one_stays(services: Services, mode: str) -> None:
+    old, new = put(services, "a.csv"), put(services, "a.csv", CONTENT * 2)
+    assert archive(services.bucket, old, mode=mode) == ""
+    assert planned(look(services)) == [new]
+    assert services.bucket.blob(INCOMING + "a.csv").download_as_bytes() == CONTENT * 2
+
+
+def test_what_is_put_off_is_said_with_its_reason_where_there_is_nothing_to_request(services: Services) -> None:
+    versions = [put(services, f"{number}.csv") for number in range(2)]
+    with connect(services.postgres) as connection:
+        bookkeeping.claim(connection, versions, owner="run", lease_seconds=10)
+        bookkeeping.put_off(connection, "run", versions, error="No file is to blame: the model 'x' cannot be loaded", work=services.work)
+    found = look(services)
+    assert (found.plan.batches, found.plan.waiting) == ((), 2)
+    assert "2 files are put off until " in summary(found)
+    assert "the model 'x' cannot be loaded" in summary(found)
+
+
+def test_a_queued_run_that_is_cancelled_gives_its_files_back(services: Services, instance: dg.DagsterInstance) -> None:
+    put(services, "a.csv")
+    batch = look(services).plan.batches[0]
+    assert claim(services, batch, token="key")
+    run = run_of(instance, batch.id, run_key="key")
+    assert _queued_run_keys(instance) == ["key"]
+    instance.report_run_canceled(run)
+    assert _queued_run_keys(instance) == [], "nobody renews the claim any more"
+    with connect(services.postgres) as connection:
+        connection.execute("UPDATE question_file SET claim_until = now()")
+    assert look(services).plan.batches == (batch,)
 
 
 def logger() -> dg.DagsterLogManager:

@@ -8,24 +8,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import dagster as dg
 import pytest
 
 from qa_platform import bookkeeping, bucket
+from qa_platform.assets.catalog import ANSWERED_QUESTIONS, MODEL_QUALITY, QUESTION_ANSWER, current_code_version
+from qa_platform.assets.quality import GOOD_ENOUGH, gold_sets_are_answered_well
 from qa_platform.batch import Services
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.checks import COMPLETE, QUESTION_ANSWER, SPANS
+from qa_platform.checks import COMPLETE, RECORDED, SPANS, file_evaluations
 from qa_platform.contract import ANSWER_COLUMNS, FileStatus, FileVersion, partition_key
 from qa_platform.database import connect
 from qa_platform.definitions import defs
 from qa_platform.embedded.stack import Stack
+from qa_platform.evidence import gather
 from qa_platform.partitions import PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
-from qa_platform.reporting import ANSWERED_QUESTIONS
 from qa_platform.resources import platform_resource
 from qa_platform.sensors.incoming import incoming_files
-from qa_platform.settings import PostgresSettings
+from qa_platform.settings import CheckSettings, PostgresSettings
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +107,7 @@ def flow(stack: Stack) -> Iterator[Flow]:
         for name, value in stack.variables.items():
             patch.setenv(name, value)
         patch.setenv("QA_LEASE_SECONDS", "10")
+        patch.setenv("QA_RETRY_FIRST_SECONDS", "1")
         with dg.DagsterInstance.ephemeral() as instance:
             yield Flow(instance, dg.build_resources({"p": platform_resource}).__enter__().p.services())
 
@@ -258,11 +261,72 @@ def test_the_checks_fail_when_the_table_does_not_hold_what_was_answered(flow: Fl
     with connect(PostgresSettings()) as connection:
         connection.execute("DELETE FROM question_answer WHERE source_file = 'tampered.csv' AND row_number = 1")
         connection.execute("UPDATE question_answer SET answer = 'never' WHERE source_file = 'tampered.csv'")
-        from qa_platform.checks import file_evaluations
+        facts = next(gather(connection, [flow.record(version)], CheckSettings()))
+    failed = {e.check_name for e in file_evaluations(facts, CheckSettings()) if not e.passed}
+    assert {COMPLETE, RECORDED, SPANS} <= failed
 
-        counted = bookkeeping.check_file(connection, version)
-    failed = {e.check_name for e in file_evaluations(flow.record(version), counted) if not e.passed}
-    assert {COMPLETE, SPANS} <= failed
+
+def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow) -> None:
+    version = flow.upload("shown.csv", csv_of(bridge("Ulm <b>|</b>"), bridge("Graz", 1900), ("", "nothing is asked")))
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    record = flow.record(version)
+    for asset in (ANSWERED_QUESTIONS, QUESTION_ANSWER):
+        (found,) = flow.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition_key("shown.csv")]), limit=2
+        ).records
+        materialization = found.asset_materialization
+        assert materialization
+        shown: dict[str, Any] = {label: entry.value for label, entry in materialization.metadata.items()}
+        assert (shown["dagster/partition_row_count"], shown["answered"], shown["rejected"]) == (3, 2, 1)
+        assert "| empty\\_question | 1 |" in shown["rows without an answer, by reason"]
+        assert shown["scores"].startswith("![answers by score")
+        assert "Ulm \\<b\\>&#124;\\</b\\>" in shown["first answers"]
+        assert shown["lowest scores"].count("\n") == 3
+        assert (shown["model"], shown["model revision"]) == (record.model, record.model_revision)
+        assert shown["seconds"] > 0
+        assert shown["rows per second"] > 0
+        assert shown["Pachyderm commit"] == record.pachyderm_commit
+        assert record.pachyderm_job in shown["Pachyderm job"]
+        assert "/o/incoming%2Fshown.csv" in shown["source"]
+        assert {"dagster/column_schema", "dagster/column_lineage", "documentation"} <= shown.keys()
+        assert (materialization.tags or {})["dagster/code_version"] == current_code_version()
+
+
+def test_a_gold_set_is_answered_like_any_file_and_its_quality_is_measured(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    (question, context), other = bridge("Ulm"), bridge("Graz", 1900)
+    gold = io.StringIO()
+    csv.writer(gold).writerows([("question", "context", "answers"), (question, context, '["1872"]'), (*other, "1872")])
+    flow.upload("gold/bridges.csv", gold.getvalue().encode())
+    flow.upload("not-gold.csv", csv_of(bridge("Bonn")))
+    (result,) = flow.tick_and_run()
+    assert result.success
+    (quality,) = flow.instance.fetch_materializations(MODEL_QUALITY, limit=2).records
+    assert quality.asset_materialization
+    shown: dict[str, Any] = {label: entry.value for label, entry in quality.asset_materialization.metadata.items()}
+    assert (shown["questions"], shown["exact match"], shown["F1"]) == (2, 50.0, 50.0)
+    assert "| 1900 | 1872 | 0.000 |" in shown["worst mistakes"]
+    (check,) = (e for e in result.get_asset_check_evaluations() if e.check_name == GOOD_ENOUGH)
+    assert not check.passed, "F1 is below its floor"
+    assert check.severity is dg.AssetCheckSeverity.WARN
+    # A floor that it reaches, and the check by hand.
+    monkeypatch.setenv("QA_GOLD_F1", "50")
+    by_hand = dg.materialize(
+        [gold_sets_are_answered_well],
+        instance=flow.instance,
+        resources={"platform": platform_resource},
+        selection=dg.AssetSelection.all_asset_checks(),
+    )
+    assert [e.passed for e in by_hand.get_asset_check_evaluations()] == [True]
+
+
+def test_a_gold_set_without_answers_is_answered_and_warned_of(flow: Flow) -> None:
+    version = flow.upload("gold/no-answers.csv", csv_of(bridge("Ulm")))
+    (result,) = flow.tick_and_run()
+    assert result.success
+    assert flow.record(version).status is FileStatus.FINISHED
+    (check,) = (e for e in result.get_asset_check_evaluations() if e.check_name == GOOD_ENOUGH)
+    assert not check.passed
+    assert "gold/no-answers.csv: a gold CSV has the columns question, context and answers" in str(check.metadata["not measured"].value)
 
 
 def test_files_with_hostile_names_go_the_whole_way(flow: Flow) -> None:
@@ -288,13 +352,12 @@ def test_the_job_for_ci_fails_when_a_file_could_not_be_answered_and_says_why(flo
     version = flow.upload("no-model.csv", csv_of(bridge("Genf")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QA_MODEL", "/no/such/model")
-        patch.setenv("QA_MAX_ATTEMPTS", "1")
         result = defs.resolve_job_def("answer_pending_files").execute_in_process(instance=flow.instance, raise_on_error=False)
     assert not result.success
     record = flow.record(version)
-    assert record.status is FileStatus.FAILED
+    assert (record.status, record.attempts) == (FileStatus.PENDING, 0)
     assert "/no/such/model" in record.error
-    assert flow.objects("incoming/no-model.csv"), "a parked file stays where its owner sees it"
+    assert flow.objects("incoming/no-model.csv")
     with connect(PostgresSettings()) as connection:
         bookkeeping.request_retry(connection, "no-model.csv")
     assert [r.success for r in flow.tick_and_run()] == [True]

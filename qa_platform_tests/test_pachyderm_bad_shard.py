@@ -45,8 +45,8 @@ def put_pipeline(**transform: Any) -> None:
 
 
 @contextmanager
-def dying_workers() -> Iterator[None]:
-    put_pipeline(cmd=["python", "-c", DYING_WORKER])
+def dying_workers(program: str = DYING_WORKER) -> Iterator[None]:
+    put_pipeline(cmd=["python", "-c", program])
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def test_the_file_of_a_bad_shard_is_retried_alone_and_parked_and_the_others_are_
             for request in wait_until(flow.tick, "something is due"):
                 batches.append([file["name"] for file in request.run_config["ops"]["answer_files"]["config"]["files"]])
                 flow.run(request)
-        assert batches == [[v.name for v in good], ["bad.csv"]]
+        assert sorted(batches) == [["bad.csv"], [v.name for v in good]]
         assert [flow.record(v).status for v in good] == [FileStatus.FINISHED] * 2
         assert flow.rows("bad.csv") == []
         assert flow.objects("incoming/bad.csv") == ["incoming/bad.csv"], "its owner sees it where it was"
@@ -86,3 +86,17 @@ def test_the_file_of_a_bad_shard_is_retried_alone_and_parked_and_the_others_are_
     assert [r.success for r in flow.tick_and_run()] == [True]
     assert flow.record(bad).status is FileStatus.FINISHED
     assert len(flow.rows("bad.csv")) == 5
+
+
+def test_workers_that_die_of_everything_charge_no_file(flow: Flow) -> None:
+    assert flow.tick() == [], "nothing of another test may wait"
+    versions = [flow.upload(f"all-{town}.csv", csv_of(bridge(town))) for town in ("Ulm", "Graz")]
+    with dying_workers("raise SystemExit('no module of that name')"):
+        (result,) = flow.tick_and_run()
+        assert not result.success
+        for version in versions:
+            record = flow.record(version)
+            assert (record.status, record.attempts, record.due) == (FileStatus.PENDING, 0, False)
+            assert "failed alike: no module of that name" in record.error
+    assert [flow.run(request).success for request in wait_until(flow.tick, "both are due")] == [True]
+    assert [flow.record(version).status for version in versions] == [FileStatus.FINISHED] * 2

@@ -154,8 +154,9 @@ ACTIONS = st.one_of(
     st.tuples(st.just("upload"), NAMES, st.sampled_from(["one", "two"]), st.integers(0, 1)),
     st.tuples(st.just("delete"), NAMES),
     st.tuples(st.just("retry"), NAMES),
-    st.tuples(st.just("tick"), st.sampled_from(["succeed", "crash", "fail", "part", "work"])),
+    st.tuples(st.just("tick"), st.sampled_from(["succeed", "crash", "fail", "part", "work", "put off"])),
     st.tuples(st.just("lease runs out")),
+    st.tuples(st.just("time passes")),
 )
 
 
@@ -193,11 +194,16 @@ class World:
                     self.in_table[v.name] = v
                     state = replace(state, status=FileStatus.FINISHED)
                 elif outcome == "fail":
-                    state = replace(state, status=FileStatus.PENDING, attempts=state.attempts + 1, batch_id="")
+                    state = replace(state, status=FileStatus.PENDING, attempts=state.attempts + 1, batch_id="", due=False)
+                elif outcome == "put off":
+                    state = replace(state, status=FileStatus.PENDING, batch_id=batch.id if number else "", due=False)
                 else:
                     state = replace(state, status=FileStatus.RUNNING, batch_id=batch.id)
                     self.claimed |= {v.name} if outcome == "work" else set()
                 self.known[v.name, v.generation] = state
+
+    def all_is_due(self) -> None:
+        self.known = {key: replace(state, due=True) for key, state in self.known.items()}
 
 
 @settings(max_examples=300)
@@ -213,9 +219,12 @@ def test_after_any_history_what_stays_is_answered_once_per_request_or_equals_wha
             world.retry(*subject)
         elif action == "tick":
             world.tick(*subject)
-        else:
+        elif action == "lease runs out":
             world.claimed.clear()
+        else:
+            world.all_is_due()
     world.claimed.clear()
+    world.all_is_due()
     world.tick("succeed")
     assert len(world.answers) == len(set(world.answers)), "answered twice for one request"
     for v in world.live.values():

@@ -1,10 +1,11 @@
 """The heartbeat of the bucket sensor: while it is fresh, uploads are looked for, even where there is nothing to do."""
 
 import time
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 import dagster as dg
 
+from qa_platform.assets.catalog import GROUP, OWNERS, documentation
 from qa_platform.settings import WorkSettings
 from qa_platform.waiting import Look
 
@@ -15,12 +16,17 @@ BEAT_SECONDS = 300
 # Three beats may be late, on a machine that is busy or behind a service that restarts.
 _FAIL_AFTER = timedelta(seconds=3 * max(BEAT_SECONDS, WorkSettings().sensor_seconds))
 
+# Of the reason why files are put off.
+_SHOWN_CHARACTERS = 500
+
 incoming_listing = dg.AssetSpec(
     HEARTBEAT,
     description="What the bucket sensor saw, every few minutes. Not fresh means that uploads are not found: the daemon, the bucket, "
     "Postgres or the sensor is broken. Fresh, with nothing waiting, means that there is nothing to do.",
-    group_name="questions",
+    group_name=GROUP,
+    owners=OWNERS,
     kinds={"gcs"},
+    metadata={"documentation": documentation("operating.md")},
     freshness_policy=dg.FreshnessPolicy.time_window(fail_window=_FAIL_AFTER),
 )
 
@@ -31,7 +37,8 @@ def beat(instance: dg.DagsterInstance, found: Look) -> list[dg.AssetMaterializat
     if last and time.time() - last.timestamp < BEAT_SECONDS:
         return []
     ignored = {f"ignored: {why}": count for why, count in found.ignored.items()}
-    counts = {"files": found.objects, "waiting": found.plan.waiting, "being answered": len(found.claimed), **ignored}
+    off = found.put_off.files if found.put_off else 0
+    counts = {"files": found.objects, "waiting": found.plan.waiting, "put off": off, "being answered": len(found.claimed), **ignored}
     return [dg.AssetMaterialization(HEARTBEAT, description=summary(found), metadata=counts)]
 
 
@@ -41,4 +48,7 @@ def summary(found: Look) -> str:
     if found.plan.waiting or found.claimed:
         text = f"{len(found.claimed)} files are being answered right now, {found.plan.waiting} more wait"
     ignored = ", ".join(f"{count} ({why})" for why, count in sorted(found.ignored.items()))
-    return f"{text}; {found.objects} files, ignored objects: {ignored or 'none'}"
+    text = f"{text}; {found.objects} files, ignored objects: {ignored or 'none'}"
+    if (off := found.put_off) is None:
+        return text
+    return f"{off.files} files are put off until {off.until.astimezone(UTC):%H:%M:%S} UTC or later. {off.why[:_SHOWN_CHARACTERS]}\n{text}"

@@ -50,7 +50,7 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
         for key in present.intersection(keys):
             context.instance.delete_dynamic_partition(PARTITIONS, key)
         partitions.append(question_files.build_add_request(keys))
-        events += [uploaded(version) for version in batch.versions]
+        events += [uploaded(services.bucket, version) for version in batch.versions]
         requests.append(_request(batch, run_key, keys))
     reason = None if requests else dg.SkipReason(summary(found))
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions, asset_events=events, skip_reason=reason)

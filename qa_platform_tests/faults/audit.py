@@ -154,6 +154,8 @@ def _audit_file(
 def _answered_csv_is_complete(world: World, upload: Upload, record: FileRecord) -> bool:
     settings = PachydermSettings(pachd_address=world.variables["PACHD_ADDRESS"])
     file = f"{file_id(upload.version.name)}.csv"
+    if not record.pachyderm_commit:
+        return False
     with tempfile.TemporaryFile() as target, pachd.session(settings, "reading an answered file") as client:
         pachd.copy_file(client, f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file}", target)
         target.seek(0)

@@ -21,6 +21,11 @@ def kill_run(world: World, rng: random.Random) -> str:
     return _each(world, rng, "run", psutil.Process.kill)
 
 
+def terminate_run(world: World, rng: random.Random) -> str:
+    """Tell a run to end, as Dagster does when somebody terminates it."""
+    return _each(world, rng, "run", psutil.Process.terminate)
+
+
 def stall_run(world: World, rng: random.Random) -> str:
     """Stop a run for longer than its claims last, so that it wakes up when others do its work."""
 
@@ -112,6 +117,7 @@ def bucket_answers(kind: str) -> Fault:
 
 FAULTS: dict[str, Fault] = {
     "kill -9 of a run worker": kill_run,
+    "termination of a run worker": terminate_run,
     "kill -9 of the daemon": kill_daemon,
     "kill -9 of pachd": kill_pachd,
     "kill -9 of a pipeline worker": kill_worker,
