@@ -1,4 +1,4 @@
-# make setup, demo, test, faults, dev, bench, lint, clean. Everything runs in .venv, which is made where it is missing or old.
+# make setup, demo, test, faults, dev, bench, lint, docs, screenshot, clean. Everything runs in .venv, which is made where it is missing or old.
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 # How the benchmarks and the faults run: `make bench ARGS=...`.
 ARGS ?=
 
-.PHONY: setup demo test faults dev bench lint model clean
+.PHONY: setup demo test faults dev bench lint model docs screenshot clean
 
 setup: $(INSTALLED)
 
@@ -47,6 +47,14 @@ bench: setup
 # make model START=folder-of-all-MiniLM-L6-v2 DATA="a.json b.json" OUT=folder
 model: setup
 	$(BIN)/python -m qa_platform.answering.train --start $(START) --data $(DATA) --out $(OUT) $(ARGS)
+
+# The pages of docs/ that repeat the code, and the picture of Dagster in the README.
+docs: setup
+	@$(BIN)/python -m qa_platform.documentation.reference
+
+screenshot: setup
+	rm -rf .qa/screenshot
+	@$(BIN)/qa-platform local run --state .qa/screenshot -- $(BIN)/python -m qa_platform.documentation.screenshot
 
 clean:
 	rm -rf .venv .qa build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
