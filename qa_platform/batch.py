@@ -5,7 +5,7 @@ any point, it is simply run again with the same batch: what is done is found, an
 """
 
 import logging
-import math
+import tarfile
 import tempfile
 import threading
 import time
@@ -163,18 +163,18 @@ def _reload(services: Services, record: FileRecord) -> None:
         try:
             with pachd.session(services.pachyderm, f"fetching the answers of {name}") as client:
                 pachd.fetch_folder(client, f"{ANSWER_PIPELINE}@{commit}:/{file_id(name)}", Path(folder))
-        except pachd.NotThere as error:
+        except (pachd.NotThere, tarfile.TarError) as error:
             raise InputError(
                 f"{name}: Pachyderm has commit {commit} no more (QA_COMMITS_KEPT_DAYS); to answer it anew, materialise answered_questions"
             ) from error
-        load_file(connection, Path(folder), commit_id=commit, job_id=record.pachyderm_job)
+        loaded = load_file(connection, Path(folder), commit_id=commit, job_id=record.pachyderm_job)
+    if loaded.status is FileStatus.SUPERSEDED:
+        raise InputError(f"{name}: not loaded again, since something newer is there or asked for; wait for the sensor")
 
 
-def archive_files(services: Services, records: Sequence[FileRecord], *, log: Log, until: float = math.inf) -> None:
-    """Archive what is done, until the monotonic clock says ``until``. What cannot be archived now is, at a later look at the bucket."""
+def archive_files(services: Services, records: Sequence[FileRecord], *, log: Log) -> None:
+    """Archive what is done. What cannot be archived now is, at a later look at the bucket."""
     for record in records:
-        if time.monotonic() > until:
-            break
         try:
             archive_file(services, record, log=log)
         except Exception as error:
@@ -330,8 +330,13 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
                 "%s could not be read; it is put off, and what comes after it goes into another batch: %s", record.version.name, error
             )
             with connect(services.postgres) as connection:
-                bookkeeping.requeue(connection, run_id, [later.version for later in files[number + 1 :]])
-                bookkeeping.put_off(connection, run_id, [record.version], error=f"{BLAMELESS}{error}", work=services.work, suspect=True)
+                reason, later = f"{BLAMELESS}{error}", [other.version for other in files[number + 1 :]]
+                bookkeeping.put_off(connection, run_id, [record.version], error=reason, work=services.work, suspect=True)
+                if file_sets:
+                    bookkeeping.requeue(connection, run_id, later)
+                else:
+                    # Else objects that nobody may read would make run after run, one file each, before anything newer.
+                    bookkeeping.put_off(connection, run_id, later, error=reason, work=services.work)
             if not file_sets:
                 raise
             break

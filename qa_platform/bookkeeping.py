@@ -322,7 +322,8 @@ def put_off(
     They are due together, after as long as they have been put off already: the wait about doubles each time, up to a bound.
 
     Args:
-        suspect: nothing proves that the files are innocent. One is charged after all if any file was loaded since it was put off first.
+        suspect: nothing proves that the files are innocent. One is charged after all if any file was loaded since it was put off first,
+            unless it was tried again before its wait was over.
     """
     if not versions:
         return
@@ -331,7 +332,7 @@ def put_off(
             cursor.execute(
                 f"""
                 SELECT f.source_file, f.generation FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}
-                WHERE EXISTS (SELECT FROM question_file g WHERE g.loaded_at > f.put_off_since)
+                WHERE {_DUE} AND EXISTS (SELECT FROM question_file g WHERE g.loaded_at > f.put_off_since)
                 """,
                 _keys(versions),
             )
@@ -514,9 +515,12 @@ _NEWEST = """
 
 
 def commits_in_use(connection: psycopg.Connection, commits: Sequence[str]) -> set[str]:
-    """Which of these Pachyderm commits hold files that are not done."""
+    """Which of these Pachyderm commits hold files that are not done, or that somebody works on."""
     with transaction(connection) as cursor:
-        cursor.execute(f"SELECT DISTINCT pachyderm_commit FROM question_file WHERE {_OPEN} AND pachyderm_commit = ANY(%s)", [list(commits)])
+        cursor.execute(
+            f"SELECT DISTINCT pachyderm_commit FROM question_file WHERE ({_OPEN} OR {_LIVE}) AND pachyderm_commit = ANY(%s)",
+            [list(commits)],
+        )
         return {commit for (commit,) in cursor}
 
 

@@ -76,6 +76,9 @@ def list_incoming(bucket: storage.Bucket, suffixes: tuple[str, ...], *, ignored:
 def why_ignored(object_name: str, suffixes: tuple[str, ...]) -> str:
     """Why an object under ``incoming/`` is no upload to be answered; "" if it is one."""
     name = object_name.rpartition("/")[2].lower()
+    if "\0" in object_name:
+        # PostgreSQL has no place for it.
+        return "NUL in the name"
     if not name:
         return "folder marker"
     if name.startswith(_TEMPORARY_PREFIXES) or name.endswith(_TEMPORARY_SUFFIXES):

@@ -28,7 +28,7 @@ from qa_platform.batch import Services, lease, set_aside, split_file
 from qa_platform.bookkeeping import FileRecord
 from qa_platform.contract import BLAMELESS, MANIFEST, FileStatus, FileVersion, file_id, partition_key
 from qa_platform.database import connect
-from qa_platform.errors import QaPlatformError, TransientError
+from qa_platform.errors import QaPlatformError
 from qa_platform.ingest import FileRejected
 from qa_platform.loading import migrate
 from qa_platform.pachyderm_secrets import service_account
@@ -164,7 +164,7 @@ def _answer_file(services: Services, answerer: Answerer, record: FileRecord, out
         shutil.rmtree(target, ignore_errors=True)
         set_aside(services, record, error, _log)
         return False
-    except TransientError as error:
+    except QaPlatformError as error:
         shutil.rmtree(target, ignore_errors=True)
         with connect(services.postgres) as connection:
             bookkeeping.put_off(connection, job_id, [record.version], error=f"{BLAMELESS}{error}", work=services.work, suspect=True)

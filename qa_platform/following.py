@@ -263,13 +263,23 @@ def _judge(client: Client, job: pps.Job) -> _Verdict:
                 # A manifest is passed on without being looked at.
                 something_worked |= not path.endswith(f"/{MANIFEST}")
     logs = {file: _datum_log(client, job, datum) for file, datum in failed.items()}
-    said = {file: text.rpartition(BLAMELESS)[2].partition("\n")[0] for file, text in logs.items() if BLAMELESS in text}
+    said = {file: cause for file, text in logs.items() if (cause := said_blameless(text))}
     if logs.keys() == said.keys():
         return _Verdict(logs, innocent=bool(said), cause=next(iter(said.values()), ""))
     reasons = {_reason(file, text) for file, text in logs.items()}
     if not something_worked and len(reasons) == 1 and (len(failed) > 1 or manifest_failed):
         return _Verdict(logs, cause=f"all {len(failed)} files failed alike: {reasons.pop() or 'their workers died without a word'}")
     return _Verdict(logs, {file: text for file, text in logs.items() if file not in said})
+
+
+# As the programs of the two pipelines write it, at a line's beginning: a file's name may hold the same words.
+_SAID = re.compile(rf"^(?:ERROR [\w.-]+: |[\d-]+ [\d:,]+ ERROR ){re.escape(BLAMELESS)}(.*)$", re.MULTILINE)
+
+
+def said_blameless(log: str) -> str:
+    """What a worker's log names as the cause where it says that no file is to blame; "" where it does not."""
+    found = _SAID.findall(log)
+    return found[-1] if found else ""
 
 
 def _reason(file: str, log: str) -> str:

@@ -79,7 +79,8 @@ def plan(
 
     Returns:
         Batches in the order of age (generations grow with time), oldest first: first the ones that a vanished run left
-        behind, under their old id; then files that failed before, alone; then the rest.
+        behind, under their old id; then files that failed before, alone; then the rest. Where many have failed, half of the batches
+        are for the rest all the same.
     """
     answered = answered or {}
     todo, unchanged, later = [], [], 0
@@ -118,7 +119,9 @@ def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Kno
             fresh.append(version)
     for batch, versions in resumed.items():
         yield Batch(batch, tuple(versions))
-    for group in [*([version] for version in charged), *_cut(fresh, limits)]:
+    alone = [[version] for version in charged]
+    first = max(1, limits.batches // 2)
+    for group in [*alone[:first], *_cut(fresh, limits), *alone[first:]]:
         yield Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group))
 
 

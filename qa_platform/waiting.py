@@ -85,15 +85,24 @@ def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:
 def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report = lambda records: None) -> None:
     """Record unchanged uploads, and archive what is done and was not archived yet, whatever kept its run from it.
 
-    ``report`` is told of the files among these that are in the table: the run that loaded them ended before it could.
+    ``report`` is told of each of these that is in the table: the run that loaded it ended before it could. What it raises is logged:
+    a file that cannot be told of must not hold the others.
     """
+    until = time.monotonic() + TIDY_SECONDS
     with connect(services.postgres) as connection:
         for version in found.unchanged[:TIDIED_PER_LOOK]:
             bookkeeping.mark_unchanged(connection, version)
             log.info("%s: the upload equals what is answered already; recorded as unchanged", version.name)
         done = bookkeeping.pending_archive(connection, limit=TIDIED_PER_LOOK)
-    report([record for record in done if record.status is FileStatus.LOADED])
-    archive_files(services, done, log=log, until=time.monotonic() + TIDY_SECONDS)
+    for record in done:
+        if time.monotonic() > until:
+            break
+        if record.status is FileStatus.LOADED:
+            try:
+                report([record])
+            except Exception as error:
+                log.warning("%s is done, and could not be reported: %s", record.version.name, error)
+        archive_files(services, [record], log=log)
 
 
 def keep_claims(services: Services, tokens: Sequence[str]) -> None:

@@ -319,6 +319,10 @@ def test_a_suspect_that_fails_on_while_others_are_loaded_is_charged(connection: 
     load(connection, tmp_path, FileVersion("meanwhile.csv", 1))
     claimed_by_run(connection, A1)
     bookkeeping.put_off(connection, "run", [A1], error="away", work=WORK, suspect=suspect)
+    assert known(connection, A1).attempts == 0, "its wait was not over"
+    connection.execute("UPDATE question_file SET retry_at = now()")
+    claimed_by_run(connection, A1)
+    bookkeeping.put_off(connection, "run", [A1], error="away", work=WORK, suspect=suspect)
     assert known(connection, A1).attempts == (1 if suspect else 0)
     assert known(connection, B1).attempts == 0
 
@@ -336,6 +340,8 @@ def test_commits_of_files_that_are_not_done_are_in_use(connection: psycopg.Conne
     bookkeeping.record_commit(connection, "run", [A1], commit="one", job="one")
     bookkeeping.record_commit(connection, "run", [B1], commit="two", job="two")
     load(connection, tmp_path, A1)
+    assert bookkeeping.commits_in_use(connection, ["one", "two", "three"]) == {"one", "two"}, "the run may still read both"
+    bookkeeping.release(connection, "run")
     assert bookkeeping.commits_in_use(connection, ["one", "two", "three"]) == {"two"}
 
 

@@ -64,7 +64,8 @@ def dev() -> Iterator[Dev]:
             if make.poll() is None:
                 os.killpg(make.pid, signal.SIGTERM)
                 make.wait()
-        assert processes_of(folder) == []
+            # What make had started ends a little later than make itself.
+            until(lambda: not processes_of(folder))
 
 
 def test_an_upload_ends_as_answers_in_the_browser(dev: Dev) -> None:
@@ -87,5 +88,6 @@ def test_an_upload_ends_as_answers_in_the_browser(dev: Dev) -> None:
 
         page.goto(f"{dev.address}/assets/question_answer?view=checks", wait_until="domcontentloaded")
         for check in ("every_row_is_accounted_for", "every_answered_row_has_an_answer", "every_answer_stands_in_its_context"):
-            page.get_by_text(check, exact=True).first.wait_for()
-        assert page.get_by_text("Succeeded", exact=True).count() >= 3
+            # Long names are shown without their middle; the whole one is hidden beside it.
+            page.get_by_text(check, exact=True).first.wait_for(state="attached")
+        page.get_by_text("Succeeded", exact=True).nth(2).wait_for()

@@ -3,7 +3,7 @@
 import io
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -83,6 +83,7 @@ def planned(found: Look) -> list[FileVersion]:
         ("x/.a.csv.swp", "temporary name"),
         ("x/~$a.csv", "temporary name"),
         ("a.csv.TMP", "temporary name"),
+        ("a\0b.csv", "NUL in the name"),
     ],
 )
 def test_an_object_that_is_no_upload_is_ignored_for_a_reason(name: str, why: str) -> None:
@@ -189,6 +190,22 @@ def test_a_file_that_cannot_be_archived_does_not_hold_the_others(services: Servi
     monkeypatch.setattr("qa_platform.bucket.archive", fails_once)
     tidy(services, Plan(), logger(), report=lambda records: None)
     assert [record(services, version).status for version in versions] == [FileStatus.LOADED, FileStatus.FINISHED, FileStatus.FINISHED]
+
+
+def test_a_file_that_cannot_be_reported_does_not_hold_the_others(services: Services) -> None:
+    versions = [put(services, f"{number}.csv") for number in range(3)]
+    for version in versions:
+        set_status(services, version, FileStatus.LOADED)
+    told: list[FileVersion] = []
+
+    def report(records: Sequence[FileRecord]) -> None:
+        told.extend(record.version for record in records)
+        if versions[0] in told[-1:]:
+            raise ValueError("nobody can tell")
+
+    tidy(services, Plan(), logger(), report=report)
+    assert sorted(told) == sorted(versions)
+    assert [record(services, version).status for version in versions] == [FileStatus.FINISHED] * 3
 
 
 def test_a_run_that_waits_in_the_queue_keeps_its_claims(services: Services) -> None:

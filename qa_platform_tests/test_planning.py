@@ -55,6 +55,13 @@ def test_a_charged_file_goes_alone_and_the_others_are_batched_without_it() -> No
     assert sorted([v.name for v in batch.versions] for batch in found.batches) == [["a", "c"], ["b"]]
 
 
+def test_many_charged_files_leave_half_of_the_batches_to_the_others() -> None:
+    failed = [version(f"failed{i}", i) for i in range(1, 9)]
+    known = {(v.name, v.generation): Known(FileStatus.PENDING, attempts=1) for v in failed}
+    found = plan([*failed, version("new", 100)], known, set(), Limits(files=3, bytes=1000, batches=4))
+    assert [[v.name for v in batch.versions] for batch in found.batches] == [["failed1"], ["failed2"], ["new"], ["failed3"]]
+
+
 def test_a_charged_file_waits_until_it_is_due() -> None:
     found = plan([version("a")], {("a", 1): Known(FileStatus.PENDING, attempts=1, due=False)}, set(), LIMITS)
     assert (found.batches, found.waiting) == ((), 1)

@@ -75,6 +75,8 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
         if missing:
             raise InputError(f"{path}: a gold CSV has the columns question, context and answers; missing: {', '.join(sorted(missing))}")
         for number, row in enumerate(reader, start=1):
+            if None in (row["question"], row["context"], row["answers"]):
+                raise InputError(f"{path}: row {number} has fewer cells than the header")
             answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row["answers"]))
             yield GoldQuestion(str(number), path.stem, row["question"], row["context"], answers)
 
@@ -84,7 +86,7 @@ def _answers_of_cell(cell: str) -> list[str]:
         return []
     try:
         value = json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         return [cell]
     return [str(text) for text in value] if isinstance(value, list) else [cell]
 

@@ -133,7 +133,7 @@ def read_rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple[int, l
                 else:
                     raise InputError(f"unknown reason {error[:100]!r}")
                 yield number, row
-    except (OSError, UnicodeDecodeError, csv.Error, InputError) as error:
+    except (UnicodeDecodeError, csv.Error, InputError) as error:
         raise InputError(f"{file.manifest.name!r}: {path} cannot be read at row {number} of the file: {error}") from error
     if tuple(counts.values()) != (shard.answered, shard.no_answer, shard.rejected):
         raise InputError(
@@ -195,7 +195,7 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path.name} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
