@@ -22,21 +22,28 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except QaPlatformError as error:
-            raise (_Away if isinstance(error, TransientError) else click.ClickException)(str(error)) from error
+            raise (_Away if isinstance(error, TransientError) else click.ClickException)(_harmless(str(error))) from error
         except ValueError as error:
             from qa_platform.settings import wrong_settings
 
             if message := wrong_settings(error):
-                raise click.ClickException(message) from error
+                raise click.ClickException(_harmless(message)) from error
             raise
         except OSError as error:
             # A file that the command line names. Any other is nothing that a person could mend.
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise
-            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+            raise click.ClickException(_harmless(f"{error.filename}: {error.strerror}")) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+
+
+def _harmless(message: str) -> str:
+    """A message with its lines: what it quotes of names and other servers' words is not obeyed by a terminal."""
+    from qa_platform.terminal import escaped
+
+    return "\n".join(escaped(line) for line in message.split("\n"))
 
 
 class _Away(click.ClickException):

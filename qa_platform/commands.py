@@ -48,6 +48,7 @@ def upload(files: tuple[Path, ...], name: str | None) -> None:
     """
     from qa_platform import bucket
     from qa_platform.settings import WorkSettings
+    from qa_platform.terminal import escaped
 
     if name and len(files) > 1:
         raise click.UsageError("--as names one file, and there are several")
@@ -62,7 +63,7 @@ def upload(files: tuple[Path, ...], name: str | None) -> None:
         with bucket.bucket_errors(f"uploading {path}"), path.open("rb") as source, _bar(source, target) as counted:
             opened = _bucket()
             version = bucket.upload(opened, target, counted)
-        click.echo(f"{path} -> gs://{opened.name}/{INCOMING}{target} (generation {version.generation})")
+        click.echo(escaped(f"{path} -> gs://{opened.name}/{INCOMING}{target} (generation {version.generation})"))
     click.echo("`qa-platform status --watch` follows what becomes of it", err=True)
 
 
@@ -76,7 +77,7 @@ def _bar(source: BinaryIO, name: str) -> Iterator[BinaryIO]:
 
     from qa_platform.terminal import console, cut, shown
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     # Standard output is not for the bar's console to take over: it may be a file.
     with Progress(*columns, console=console(stderr=True), transient=True, redirect_stdout=False) as bar:
         yield bar.wrap_file(source, total=Path(source.name).stat().st_size, description=cut(shown(name), 24))
@@ -132,7 +133,7 @@ def status(file: str | None, watch: bool, limit: int, as_json: bool) -> None:
 def _watch(watch: "Watch", *, as_json: bool) -> int:
     """Show what is watched until nothing is in work; the exit status."""
     from qa_platform import status as view
-    from qa_platform.terminal import console
+    from qa_platform.terminal import console, shown
 
     out = console()
     if out.is_terminal and not as_json:
@@ -157,7 +158,7 @@ def _watch(watch: "Watch", *, as_json: bool) -> int:
                 click.echo(file.json() if as_json else view.change_line(file, watch.snapshot.at))
             for problem in watch.snapshot.problems:
                 if problem not in told:
-                    click.echo(problem, err=True)
+                    click.echo(shown(problem), err=True)
             told = watch.snapshot.problems
             _until_next_look(watch)
     if not as_json:
@@ -235,11 +236,12 @@ def retry(files: tuple[str, ...]) -> None:
     from qa_platform import bookkeeping
     from qa_platform.database import connect
     from qa_platform.settings import PostgresSettings
+    from qa_platform.terminal import shown
 
     with connect(PostgresSettings()) as connection:
         records = bookkeeping.request_retries(connection, list(dict.fromkeys(files)))
     for record in records:
-        click.echo(f"{record.version.name}: generation {record.version.generation} will be answered again")
+        click.echo(f"{shown(record.version.name)}: generation {record.version.generation} will be answered again")
     click.echo("`qa-platform status --watch` follows it", err=True)
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qa_platform.contract import ANSWER_PIPELINE, INCOMING, LOAD_PIPELINE, QUESTIONS_REPO
@@ -266,6 +267,7 @@ def _postgres() -> _Found:
         with transaction(connection) as cursor:
             version = only_row(cursor.execute("SHOW server_version"))[0]
         yield f"{_where(settings)}, version {version}", ""
+        _look_at_revision(connection, settings)
         revision = migrate.current(connection)
         if revision != migrate.HEAD:
             is_older = revision < migrate.HEAD
@@ -280,6 +282,18 @@ def _postgres() -> _Found:
         yield f"{settings.user} lacks {', '.join(missing)}", f"as the owner of the tables: psql -c {shlex.quote(grant)}"
     else:
         yield f"{settings.user} may read and write all {len(_TABLES)} tables", ""
+
+
+def _look_at_revision(connection: "psycopg.Connection", settings: PostgresSettings) -> None:
+    """That the table of the revision may be read, without which nothing is known of the others."""
+    from qa_platform.loading.migrate import VERSION_TABLE
+
+    query = "SELECT to_regclass(%s) IS NULL OR has_table_privilege(to_regclass(%s), 'SELECT')"
+    if connection.execute(query, [VERSION_TABLE, VERSION_TABLE]).fetchone() != (True,):
+        grant = f"GRANT SELECT ON {VERSION_TABLE} TO {_identifier(settings.user)}"
+        raise _Wrong(
+            f"permission denied: {settings.user} may not read {VERSION_TABLE}", f"as the owner of the tables: psql -c {shlex.quote(grant)}"
+        )
 
 
 def _missing_privileges(connection: "psycopg.Connection") -> list[str]:
@@ -320,22 +334,44 @@ def _dagster() -> _Found:
     if not url and "DAGSTER_PG_URL" in instance.read_text():
         yield f"DAGSTER_PG_URL is not set, and {instance} names it", "export DAGSTER_PG_URL=postgresql://USER:PASSWORD@HOST/DATABASE"
         return
-    yield _dagster_storage(url) if url else (f"as {instance} says", "")
+    if url:
+        yield _dagster_storage(url, "DAGSTER_PG_URL", "start it, or set DAGSTER_PG_URL to where it is")
+    elif found := _storage_address(home):
+        yield _dagster_storage(found, str(instance), f"start it, or correct the storage that {instance} names")
+    else:
+        yield f"{instance} names no PostgreSQL; nothing else was asked", ""
 
 
-def _dagster_storage(url: str) -> tuple[str, str]:
+def _storage_address(home: Path) -> str:
+    """The address of the PostgreSQL that an instance names, as a chart's `dagster.yaml` does in parts; "" where it names none."""
+    # Only here: it takes a second or two to import. The storage itself is not opened, for that would make its tables.
+    from dagster._config import process_config
+    from dagster._core.instance.ref import InstanceRef
+    from dagster_postgres.utils import pg_config, pg_url_from_config
+
+    storage = InstanceRef.from_dir(str(home)).storage_data
+    if storage is None or storage.module_name.partition(".")[0] != "dagster_postgres":
+        return ""
+    resolved = process_config(pg_config(), storage.config_dict)
+    if not resolved.success or resolved.value is None:
+        # Dagster's words on it may quote the values.
+        raise _Wrong(f"the storage in {home / 'dagster.yaml'} cannot be resolved", "set the variables that it names: dagster instance info")
+    return pg_url_from_config(resolved.value)
+
+
+def _dagster_storage(url: str, source: str, mend: str) -> tuple[str, str]:
     import psycopg
     from psycopg import conninfo
 
-    mend = "start it, or set DAGSTER_PG_URL to where it is"
     try:
         # Its own message on an address that it does not understand would quote the password.
         values = conninfo.conninfo_to_dict(url)
     except psycopg.Error:
-        return "DAGSTER_PG_URL is no address of a PostgreSQL", "export DAGSTER_PG_URL=postgresql://USER:PASSWORD@HOST/DATABASE"
+        return f"{source} has no address of a PostgreSQL", "export DAGSTER_PG_URL=postgresql://USER:PASSWORD@HOST/DATABASE"
     where = f"{values.get('user', '')}@{values.get('host', '')}/{values.get('dbname', '')}"
     try:
-        psycopg.connect(url, connect_timeout=5).close()
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            connection.execute("SELECT 1")
     except psycopg.Error as error:
         said, password = " ".join(str(error).split()), str(values.get("password") or "")
         return f"{where}: {said.replace(password, '***') if password else said}", mend

@@ -180,7 +180,8 @@ def find_pipeline(client: Client, name: str) -> pps.PipelineInfo | None:
 
 
 def difference_from(client: Client, info: pps.PipelineInfo, spec: dict[str, Any]) -> str:
-    """What an update to a specification would change of a pipeline, as a diff; "" if nothing. Nothing is changed.
+    """What an update to a specification would change of a pipeline, as a diff without the values of environment variables;
+    "" if nothing. Nothing is changed.
 
     Raises:
         grpc.RpcError: pachd does not take the specification, or a secret that it names, or a key in it, is missing.
@@ -188,16 +189,30 @@ def difference_from(client: Client, info: pps.PipelineInfo, spec: dict[str, Any]
     # What is compared is what pachd makes of a specification: with the cluster's defaults, in its own spelling.
     planned = client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), update=True, dry_run=True)
     has_start = "start" in spec["input"].get("cron", {})
-    old, new = (_lines(text, with_start=has_start) for text in (info.effective_spec_json, planned.effective_create_pipeline_request_json))
-    return "\n".join(difflib.unified_diff(old, new, "now", "then", n=1, lineterm=""))
+    texts = (info.effective_spec_json, planned.effective_create_pipeline_request_json)
+    old, new = (_comparable(text, with_start=has_start) for text in texts)
+    _hide_variables(old, new)
+    return "\n".join(difflib.unified_diff(_lines(old), _lines(new), "now", "then", n=1, lineterm=""))
 
 
-def _lines(spec_json: str, *, with_start: bool) -> list[str]:
+def _comparable(spec_json: str, *, with_start: bool) -> dict[str, Any]:
     spec = json.loads(spec_json or "{}")
     if not with_start:
         # A cron input that names no start begins when pachd is told of it: that is no difference.
         spec.get("input", {}).get("cron", {}).pop("start", None)
-    return json.dumps({key: value for key, value in spec.items() if key not in _NOT_OF_THE_SPEC}, indent=2, sort_keys=True).splitlines()
+    return {key: value for key, value in spec.items() if key not in _NOT_OF_THE_SPEC}
+
+
+def _hide_variables(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Take the values out of both environments, which may hold a password that somebody wrote there; that they differ stays seen."""
+    before, after = (spec.get("transform", {}).get("env", {}) for spec in (old, new))
+    changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    before.update(dict.fromkeys(before, "***"))
+    after.update({name: "*** (another value)" if name in changed else "***" for name in after})
+
+
+def _lines(spec: dict[str, Any]) -> list[str]:
+    return json.dumps(spec, indent=2, sort_keys=True).splitlines()
 
 
 def _wait_for_jobs(client: Client, pipeline: pps.Pipeline, tell: Callable[[str], object]) -> None:

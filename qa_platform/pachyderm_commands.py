@@ -39,16 +39,18 @@ def apply_command(registry: str, tag: str, cron: bool, dry_run: bool, now: bool)
     """
     from qa_platform.pachyderm_apply import Options, apply
     from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
-    from qa_platform.terminal import console
+    from qa_platform.terminal import console, escaped
 
     options = Options(registry=registry, tag=tag, cron=cron, dry_run=dry_run, now=now)
-    changes = apply(PachydermSettings(), PostgresSettings(), BucketSettings(), options, tell=lambda text: click.echo(text, err=True))
+    changes = apply(
+        PachydermSettings(), PostgresSettings(), BucketSettings(), options, tell=lambda text: click.echo(escaped(text), err=True)
+    )
     out = console()
     for change in changes:
         action = f"would be {change.action}" if dry_run and change.action != "unchanged" else change.action
         out.print(f"{change.kind} {change.name}: {action}", soft_wrap=True)
         for line in change.detail.splitlines():
-            out.print(f"    {line}", style=_DIFF_STYLES.get(line[:1], ""), soft_wrap=True)
+            out.print(f"    {escaped(line)}", style=_DIFF_STYLES.get(line[:1], ""), soft_wrap=True)
 
 
 @pachyderm_group.command("status")
@@ -139,6 +141,7 @@ def logs_command(job: str, pipeline: str | None) -> None:
     from qa_platform.following import job_of, user_lines
     from qa_platform.pachd import is_code, session
     from qa_platform.settings import PachydermSettings
+    from qa_platform.terminal import escaped
 
     known = False
     with session(PachydermSettings(), f"asking for the logs of job {job}") as client:
@@ -152,7 +155,7 @@ def logs_command(job: str, pipeline: str | None) -> None:
                 continue
             known = True
             for line in user_lines(client.pps.get_logs(pipeline=wanted.pipeline, job=wanted)):
-                click.echo(f"{name} | {line}")
+                click.echo(f"{name} | {escaped(line)}")
     if not known:
         raise InputError(f"no job {job!r}; `qa-platform pachyderm jobs` lists them")
 

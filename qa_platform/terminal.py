@@ -25,6 +25,11 @@ def shown(text: str) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def escaped(text: str) -> str:
+    """A text as it is, spaces and tabs too, but with everything else that a terminal would obey written as an escape."""
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
+
+
 def cut(text: str, width: int) -> str:
     """A text of at most ``width`` cells, without its middle where it is longer."""
     if cell_len(text) <= width:

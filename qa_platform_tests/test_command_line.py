@@ -32,7 +32,8 @@ from qa_platform.loading import migrate
 from qa_platform.pachd import pachd_errors, session
 from qa_platform.settings import PachydermSettings, PostgresSettings
 from qa_platform.status import FileState, Observer, Snapshot, Watch, change_line, details, overview
-from qa_platform.terminal import age
+from qa_platform.terminal import age, escaped
+from qa_platform_tests.answering_models import make_bert
 from qa_platform_tests.conftest import Database, new_database
 from qa_platform_tests.processes import until
 from qa_platform_tests.test_flow import Flow, bridge, csv_of, flow
@@ -262,10 +263,40 @@ def test_colours_are_for_terminals_that_want_them(place: storage.Bucket, monkeyp
 def test_uploads_show_a_bar_on_a_terminal_only(place: storage.Bucket, tmp_path: Path) -> None:
     path = tmp_path / "bar.csv"
     path.write_text("question,context\n" + "Who?,It was Ada.\n" * 10_000)
-    shown, status = on_a_terminal("upload", str(path))
+    # Taken for markup, this name would be an error.
+    shown, status = on_a_terminal("upload", str(path), "--as", "[/b].csv")
     assert status == 0
     assert "━" in shown
+    assert "[/b].csv" in shown
     assert run("upload", str(path)).stderr.splitlines() == ["`qa-platform status --watch` follows what becomes of it"]
+
+
+def test_answering_and_evaluating_show_a_bar_on_a_terminal_only(tmp_path: Path) -> None:
+    model = make_bert(tmp_path / "[red]model")
+    gold = tmp_path / "gold.csv"
+    gold.write_text("question,context,answers\n" + 'Who built it?,It was built by Ada.,"[""Ada""]"\n' * 200)
+    target = tmp_path / "answered.csv"
+    answering = ("answer", str(gold), "-o", str(target), "--model", str(model))
+    shown, status = on_a_terminal(*answering)
+    assert status == 0
+    assert "━" in shown
+    assert "200 rows" in shown
+    target.unlink()
+    assert "━" not in run(*answering).stderr
+    shown, status = on_a_terminal("evaluate", str(gold), "--model", str(model))
+    assert status == 0
+    assert "━" in shown
+    assert "200 questions" in shown
+    # What looks like markup in the model's name is no markup.
+    assert "[red]model" in shown.replace("\r\n", "")
+
+
+def test_messages_are_not_obeyed_by_a_terminal() -> None:
+    result = run("answer", "samples/lighthouses.csv", "--model", "/nowhere/\x1b]0;forged\x07")
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stderr
+    assert r"\x1b]0;forged\x07" in result.stderr
+    assert escaped("a\tb  c \x1b[2J\u202e é") == "a\tb  c \\x1b[2J\\u202e é"
 
 
 def on_a_terminal(*words: str, until_shown: str | None = None) -> tuple[str, int]:

@@ -26,8 +26,11 @@ from dagster._core.instance.config import dagster_instance_config
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster_gcp.gcs.compute_log_manager import GCSComputeLogManager
+from dagster_k8s.container_context import K8sContainerContext
+from dagster_k8s.job import UserDefinedDagsterK8sConfig
 from dagster_k8s.launcher import K8sRunLauncher
 
+from qa_platform import jobs
 from qa_platform.cli import main as qa_platform_command
 from qa_platform.definitions import defs as platform_definitions
 from qa_platform.embedded.stack import Stack
@@ -351,6 +354,20 @@ def test_one_variable_gives_the_steps_that_answer_pods_of_their_own() -> None:
     assert loaded_in_kubernetes()["executors"] == ["k8s", "k8s", "in_process"]
 
 
+def test_steps_pods_may_have_a_size_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = {"requests": {"memory": "1Gi"}, "limits": {"memory": "4Gi"}}
+    monkeypatch.setenv("QA_EXECUTOR", "kubernetes")
+    monkeypatch.setenv("QA_STEP_RESOURCES", json.dumps(size))
+    executor = jobs._executor()
+    resolved = executor.apply_config_mapping({"config": {}})
+    assert executor.name == "k8s"
+    assert resolved.success, resolved.errors
+    assert resolved.value is not None
+    context = K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig(container_config={"resources": {"limits": {"cpu": "2"}}}))
+    of_step = context.merge(K8sContainerContext(resources=resolved.value["config"]["resources"]))
+    assert of_step.run_k8s_config.container_config["resources"] == {**size, "limits": {"memory": "4Gi", "cpu": "2"}}
+
+
 # --- One set of environment variables ---
 
 # Of what the embedded stack sets: what says that it is embedded, and what is for people's own `psql`.
@@ -359,6 +376,8 @@ ONLY_EMBEDDED = {"STORAGE_EMULATOR_HOST", "QA_DATABASE_URL", "PGHOST", "PGPORT",
 ONLY_DEPLOYED = {"GOOGLE_APPLICATION_CREDENTIALS", "PACH_TOKEN", "PG_PASSWORD"}
 # What the chart says in its own way: Dagster's storage in dagster.yaml.
 BY_THE_CHART = {"DAGSTER_HOME", "DAGSTER_PG_URL"}
+# Addresses that only people know.
+LINKS = {"QA_DAGSTER_URL", "QA_DOCS_URL"}
 WITH_CERTIFICATES = {"PG_SSLROOTCERT", "PG_SSLCLIENT_CERT", "PG_SSL_CLIENT_KEY"}
 
 
@@ -371,7 +390,7 @@ def test_the_compose_file_sets_what_the_embedded_stack_sets() -> None:
 
 
 def test_a_run_in_kubernetes_is_given_what_the_embedded_stack_sets(run_container: dict[str, Any]) -> None:
-    given = {entry["name"] for entry in run_container["env"]} - {"DAGSTER_RUN_JOB_NAME", "DAGSTER_PG_PASSWORD", "QA_EXECUTOR"}
+    given = {entry["name"] for entry in run_container["env"]} - {"DAGSTER_RUN_JOB_NAME", "DAGSTER_PG_PASSWORD", "QA_EXECUTOR", *LINKS}
     # The secret has no place for a port; PG_PORT is added where it is not the usual one.
     assert PostgresSettings.model_fields["port"].default == 5432
     expected = (embedded_variables() - BY_THE_CHART - {"PG_PORT"}) | ONLY_DEPLOYED | WITH_CERTIFICATES | {"DAGSTER_HOME"}
@@ -420,13 +439,17 @@ def test_the_compose_file_refers_to_what_it_declares() -> None:
 
 COMPOSE_SERVICE_KEYS = {
     *("image", "build", "command", "environment", "secrets", "configs", "volumes", "ports", "depends_on", "healthcheck", "restart"),
-    *("init", "cap_drop", "security_opt", "stop_grace_period"),
+    *("init", "cap_drop", "security_opt", "stop_grace_period", "env_file"),
 }
 
 
 def test_the_compose_file_is_reached_from_its_own_machine_only() -> None:
     published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
     assert sorted(published) == ["${PG_LISTEN:-127.0.0.1}:5432:5432", "127.0.0.1:${PORT:-3000}:3000"]
+
+
+def test_the_compose_file_hands_on_whatever_else_is_set() -> None:
+    assert COMPOSE["x-platform"]["env_file"] == [{"path": "qa.env", "required": False}]
 
 
 def test_the_compose_file_names_every_variable_that_it_asks_for() -> None:
@@ -524,6 +547,16 @@ def test_workflows_end_and_have_no_rights_that_they_do_not_need() -> None:
             assert step["with"]["persist-credentials"] is False, place
         # What comes from outside goes through the environment: it would else be part of the script.
         assert "${{" not in step.get("run", ""), place
+
+
+@pytest.mark.parametrize(("tag", "status"), [("v{}", 0), ("v{}.1", 1), ("v0.0.0", 1)])
+def test_only_a_tag_of_this_version_is_released(tag: str, status: int) -> None:
+    first = next(step for step in WORKFLOWS["images.yaml"]["jobs"]["image"]["steps"] if "run" in step)
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    done = subprocess.run(
+        ["bash", "-e", "-c", first["run"]], env={"GITHUB_REF_NAME": tag.format(version), "PATH": "/usr/bin:/bin"}, cwd=PROJECT
+    )
+    assert done.returncode == status
 
 
 def test_the_tests_run_on_every_python_that_is_promised() -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import psycopg
@@ -152,6 +153,25 @@ def test_one_thing_that_is_wrong_is_named_with_its_mend_and_the_rest_is_looked_a
     assert sum(finding["state"] == "ok" for finding in findings.values()) > 5
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_storage_that_only_dagster_yaml_knows_is_asked(
+    environment: dict[str, str], postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    host = "127.0.0.1" if away else quote(postgres_socket, safe="")
+    where = {"hostname": host, "port": 1 if away else 5432, "username": environment["PG_USER"], "db_name": environment["PG_DBNAME"]}
+    config = {"storage": {"postgres": {"postgres_db": {**where, "password": {"env": "DAGSTER_PG_PASSWORD"}}}}}
+    (tmp_path / "dagster.yaml").write_text(json.dumps(config))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_PG_URL", "")
+    monkeypatch.delenv("DAGSTER_PG_PASSWORD", raising=False)
+    assert "dagster instance info" in the_wrong_one().mend
+    monkeypatch.setenv("DAGSTER_PG_PASSWORD", SECRET)
+    finding = examined()["Dagster storage"]
+    assert finding.state is (State.WRONG if away else State.OK)
+    assert environment["PG_DBNAME"] in finding.detail
+    assert SECRET not in str(finding)
+
+
 def test_a_wrong_password_is_told_from_a_server_that_is_away(
     environment: dict[str, str], postgres_socket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +187,7 @@ def test_a_wrong_password_is_told_from_a_server_that_is_away(
             found = wrong_ones()
             monkeypatch.setenv("PG_PASSWORD", "right")
             assert "permission denied" in the_wrong_one().detail
+            assert "GRANT SELECT ON question_answer_version" in the_wrong_one().mend
         finally:
             Path(hba).write_text(rules)
             connection.execute("SELECT pg_reload_conf()")

@@ -126,6 +126,20 @@ def test_an_unusual_port_reaches_the_loader_though_the_secret_has_no_place_for_i
     assert info.details.transform.env == {"PG_PORT": "6432"}
 
 
+def test_what_pipelines_have_in_their_environment_is_not_shown(clean: PachydermSettings) -> None:
+    apply(clean, POSTGRES.model_copy(update={"port": 6432}), BucketSettings())
+    with session(clean, "writing a secret where none belongs") as client:
+        spec = json.loads(client.pps.inspect_pipeline(pipeline=following.job_of(LOAD_PIPELINE, "").pipeline, details=True).user_spec_json)
+        spec["transform"]["env"] |= {"PGPASSWORD": "hunter2"}
+        client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), update=True)
+    changes = {c.name: c for c in apply(clean, POSTGRES.model_copy(update={"port": 7432}), BucketSettings(), Options(dry_run=True))}
+    lines = [" ".join(line.split()).rstrip(",") for line in changes[LOAD_PIPELINE].detail.splitlines()]
+    assert changes[LOAD_PIPELINE].action == "updated"
+    assert '- "PGPASSWORD": "***"' in lines
+    assert '+ "PG_PORT": "*** (another value)"' in lines
+    assert not any(value in changes[LOAD_PIPELINE].detail for value in ("hunter2", "6432", "7432"))
+
+
 def test_a_secret_without_a_given_value_is_left_as_it_is(clean: PachydermSettings) -> None:
     assert actions(apply(clean, POSTGRES, BucketSettings()))["gcsaccess"] == "unchanged"
     with session(clean, "looking") as client:

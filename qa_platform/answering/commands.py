@@ -107,13 +107,14 @@ def _progress(total: int, *, unit: str, shown: bool) -> Iterator[Callable[[int],
     if not shown or not sys.stderr.isatty():
         yield lambda size: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from qa_platform.terminal import console
 
     text = TextColumn(f"{{task.fields[count]}} {unit}, {{task.fields[rate]:.0f}}/s")
     # Standard output is not for the bar's console to take over: it may be a file.
     with Progress(
-        BarColumn(), TaskProgressColumn(), text, TimeRemainingColumn(), console=Console(stderr=True), redirect_stdout=False
+        BarColumn(), TaskProgressColumn(), text, TimeRemainingColumn(), console=console(stderr=True), redirect_stdout=False
     ) as bar:
         task = bar.add_task("", total=total, count=0, rate=0.0)
         count = 0
@@ -155,15 +156,15 @@ def evaluate(gold: Path, held_out: bool, impossible: bool | None, as_json: bool,
 
 
 def _show(result: "Evaluation") -> None:
-    from rich.console import Console
+    from qa_platform.terminal import console, shown
 
-    console = Console()
+    out = console()
     model = result.model
-    console.print(f"model {model.id}, revision {model.revision}, {model.precision}", highlight=False)
-    console.print(_table("all questions", "", (result.total,)))
-    console.print(_table("by characters of the context", "characters", result.by_context))
-    console.print(_table("by score, a tenth of the questions each", "score", result.by_score))
-    console.print(f"mean distance of score and exact match over the tenths: {result.calibration_error:.3f}", highlight=False)
+    out.print(shown(f"model {model.id}, revision {model.revision}, {model.precision}"), soft_wrap=True)
+    out.print(_table("all questions", "", (result.total,)))
+    out.print(_table("by characters of the context", "characters", result.by_context))
+    out.print(_table("by score, a tenth of the questions each", "score", result.by_score))
+    out.print(f"mean distance of score and exact match over the tenths: {result.calibration_error:.3f}")
 
 
 def _table(title: str, group: str, rows: tuple["Figures", ...]) -> "Table":

@@ -74,7 +74,7 @@ def _default(value: Any) -> str:
         return value.get_secret_value()
     if isinstance(value, tuple):
         return str(list(value)).replace("'", '"') if value else ""
-    return "" if value is None else str(value)
+    return "" if value is None or value == {} else str(value)
 
 
 def _hints(hints: Mapping[Any, str]) -> Iterator[str]:
