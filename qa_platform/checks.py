@@ -14,7 +14,7 @@ import dagster as dg
 from qa_platform.assets.catalog import QUESTION_ANSWER
 from qa_platform.contract import RowReason, partition_key
 from qa_platform.evidence import AnsweredRow, FileFacts, PastFile
-from qa_platform.markdown import histogram, table
+from qa_platform.markdown import cell, histogram, table
 from qa_platform.settings import CheckSettings
 
 COMPLETE = "every_row_is_accounted_for"
@@ -156,7 +156,7 @@ def _evaluation(facts: FileFacts, name: str, *, passed: bool, evidence: dict[str
         check_name=name,
         passed=passed,
         severity=_severity(name),
-        description=facts.record.version.name,
+        description=cell(facts.record.version.name),
         partition=partition_key(facts.record.version.name),
         metadata=evidence,
     )
@@ -197,5 +197,5 @@ def batch_results(evaluations: list[dg.AssetCheckEvaluation]) -> Iterator[dg.Ass
 
 def _summary(mine: Sequence[dg.AssetCheckEvaluation], bad: Sequence[dg.AssetCheckEvaluation]) -> str:
     if bad:
-        return f"{len(bad)} of {len(mine)} files: {', '.join(str(e.partition) for e in bad[:5])}{' …' if len(bad) > 5 else ''}"
+        return f"{len(bad)} of {len(mine)} files: {', '.join(cell(e.partition) for e in bad[:5])}{' …' if len(bad) > 5 else ''}"
     return "1 file" if len(mine) == 1 else f"{len(mine)} files"

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
+from google.auth.exceptions import GoogleAuthError, TransportError
 
 from qa_platform.batch import Outcome
 from qa_platform.bookkeeping import FileRecord
 from qa_platform.contract import FileStatus
 from qa_platform.errors import InputError, TransientError
 from qa_platform.following import JobFailed
+from qa_platform.settings import wrong_settings
 
 # For a service that is away a little longer than its client tries by itself. Beyond that the sensor's next run takes over.
 STEP_RETRIES = 2
@@ -21,26 +23,34 @@ _BY_ITSELF = "the sensor answers the files of this run again by itself"
 
 
 @contextmanager
-def failures_for_people(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Iterator[None]:
+def failures_for_people(context: dg.OpExecutionContext | dg.AssetExecutionContext, *, by_itself: str = _BY_ITSELF) -> Iterator[None]:
     """End the step with a message that says what to do. Only a service that is away is worth another try of the step.
 
     Wrong input stays wrong, and the files of a failed job are batched anew by the sensor, which owns their retries.
+
+    Args:
+        by_itself: what happens next without anybody's doing.
     """
     try:
         yield
     except dg.Failure:
         raise
     except InputError as error:
-        raise _failure(f"mend what is said here, then {_BY_ITSELF}, or materialise the same partitions.", error) from error
-    except TransientError as error:
+        raise _failure(f"mend what is said here, then {by_itself}, or start this run again.", error) from error
+    except (TransientError, TransportError) as error:
         if context.retry_number < STEP_RETRIES:
             raise dg.RetryRequested(max_retries=STEP_RETRIES, seconds_to_wait=STEP_RETRY_SECONDS) from error
+        raise _failure(f"see that the service named here is up (`qa-platform doctor` looks at all of them); {by_itself}.", error) from error
+    except GoogleAuthError as error:
         raise _failure(
-            f"see that the service named here is up (`qa-platform doctor` looks at all of them); {_BY_ITSELF}.", error
+            f"see that GOOGLE_APPLICATION_CREDENTIALS names a service account that the bucket takes; then {by_itself}.", error
         ) from error
     except Exception as error:
+        if wrong := wrong_settings(error):
+            # Without its cause, which shows values.
+            raise _failure(f"correct the variables that are named here and start what uses them again; then {by_itself}.", wrong) from None
         raise _failure(
-            f"nothing, if it stays at one run: {_BY_ITSELF}. If it comes again it is a fault of the program: report it.",
+            f"nothing, if it stays at one run: {by_itself}. If it comes again it is a fault of the program: report it.",
             f"{type(error).__name__}: {error}",
         ) from error
 

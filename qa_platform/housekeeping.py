@@ -8,8 +8,11 @@ from qa_platform import bookkeeping, pachd
 from qa_platform.batch import Services
 from qa_platform.contract import FileStatus, partition_key
 from qa_platform.database import connect
+from qa_platform.failures import failures_for_people
 from qa_platform.partitions import PARTITIONS
 from qa_platform.resources import PlatformResource
+
+_BY_ITSELF = "the next night's run does what is left, and no file waits for it"
 
 
 def surplus(keys: list[str], busy: set[str], keep: int) -> list[str]:
@@ -19,14 +22,15 @@ def surplus(keys: list[str], busy: set[str], keep: int) -> list[str]:
 
 @dg.op(description="Deletes the oldest partitions beyond QA_PARTITIONS_KEPT, never one of a file that waits or is worked on.")
 def prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
-    services = platform.services()
-    keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
-    with connect(services.postgres) as connection:
-        unfinished = bookkeeping.names_with_status(connection, (FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
-        busy = {partition_key(name) for name in (*unfinished, *bookkeeping.claimed(connection))}
-    old = surplus(keys, busy, services.work.partitions_kept)
-    for key in old:
-        context.instance.delete_dynamic_partition(PARTITIONS, key)
+    with failures_for_people(context, by_itself=_BY_ITSELF):
+        services = platform.services()
+        keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
+        with connect(services.postgres) as connection:
+            unfinished = bookkeeping.names_with_status(connection, (FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
+            busy = {partition_key(name) for name in (*unfinished, *bookkeeping.claimed(connection))}
+        old = surplus(keys, busy, services.work.partitions_kept)
+        for key in old:
+            context.instance.delete_dynamic_partition(PARTITIONS, key)
     context.log.info("%d partitions, %d deleted", len(keys), len(old))
 
 
@@ -46,8 +50,9 @@ def squash_batches(services: Services, before: datetime) -> tuple[int, int]:
 
 @dg.op(description="Removes the Pachyderm commits of batches that are done and older than QA_COMMITS_KEPT_DAYS.")
 def squash_commits(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
-    services = platform.services()
-    squashed, kept = squash_batches(services, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
+    with failures_for_people(context, by_itself=_BY_ITSELF):
+        services = platform.services()
+        squashed, kept = squash_batches(services, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
     context.log.info("%d old commits were removed, %d could not be now", squashed, kept)
 
 

@@ -23,12 +23,13 @@ from qa_platform.waiting import claim, look, tidy
 
 
 def _executor() -> dg.ExecutorDefinition:
-    if ExecutionSettings().executor == "in_process":
+    settings = ExecutionSettings()
+    if settings.executor == "in_process":
         return dg.in_process_executor
     # Here, not above: it takes half a second to import, and brings a library that is only there for clusters.
     from dagster_k8s import k8s_job_executor
 
-    return k8s_job_executor
+    return k8s_job_executor.configured({"resources": settings.step_resources}, "k8s") if settings.step_resources else k8s_job_executor
 
 
 _EXECUTOR = _executor()

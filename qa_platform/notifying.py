@@ -1,15 +1,18 @@
 """Telling people of failed runs and failed checks, through a Slack webhook or by e-mail. Off unless a receiver is configured.
 
-These are Dagster's sensors on the ends of runs. Checks that the bucket sensor evaluates itself, for files whose run was lost after it
-had loaded them, belong to no run: they are in the UI only.
+These are Dagster's sensors on the ends of runs. Checks of files whose run was lost after it had loaded them belong to no run: the bucket
+sensor, which evaluates them, tells of them itself.
 """
 
+import http.client
 import json
+import logging
 import smtplib
 import ssl
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from email.message import EmailMessage
 
 import dagster as dg
@@ -19,6 +22,10 @@ from qa_platform.settings import NotificationSettings
 
 # A tick of a sensor may take a minute.
 _TIMEOUT_SECONDS = 10
+# A way that is away is tried again, unless so long has passed: another try may take the time-out once more.
+_TRIES = 3
+_PAUSE_SECONDS = 2.0
+_NO_TRY_AFTER_SECONDS = 15
 # Characters of a message, and checks that it names.
 _TEXT_LIMIT = 3_000
 _NAMED = 20
@@ -66,7 +73,23 @@ def failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     """The checks that failed in a run, a line each, per file where the evaluation is a file's."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
     found = [record.event_log_entry.dagster_event for record in records]
-    evaluations = [event.asset_check_evaluation_data for event in found if event]
+    return _failed([event.asset_check_evaluation_data for event in found if event])
+
+
+def tell_of_failed_checks(evaluations: Iterable[dg.AssetCheckEvaluation], log: logging.Logger) -> None:
+    """Tell of the checks that failed among those that a sensor evaluated. What cannot be told is logged: the sensor has more to do."""
+    lines = _failed(evaluations)
+    settings = NotificationSettings()
+    if not lines or not senders(settings):
+        return
+    text = "\n".join(lines)[:_TEXT_LIMIT]
+    try:
+        notify(settings, f"{len(lines)} checks failed", f"{text}\n\nof files whose run was lost after it had loaded them", tries=1)
+    except QaPlatformError as error:
+        log.warning("Failed checks could not be told of: %s", error)
+
+
+def _failed(evaluations: Iterable[dg.AssetCheckEvaluation]) -> list[str]:
     failed = [e for e in evaluations if not e.passed]
     # What a run says of all its files together repeats what it says of each.
     per_file = {e.check_name for e in failed if e.partition}
@@ -89,18 +112,27 @@ def senders(settings: NotificationSettings) -> list[Send]:
     return found
 
 
-def notify(settings: NotificationSettings, subject: str, text: str) -> None:
+def notify(settings: NotificationSettings, subject: str, text: str, *, tries: int = _TRIES) -> None:
     """Tell everybody who is configured. One way that is out of order does not keep the message from the others.
+
+    Args:
+        tries: how often a way is tried that is away, at most.
 
     Raises:
         QaPlatformError: a way is out of order; the tick that raised it shows which, and nothing secret.
     """
     failures: list[QaPlatformError] = []
+    no_try_after = time.monotonic() + _NO_TRY_AFTER_SECONDS
     for send in senders(settings):
-        try:
-            send(subject, text)
-        except QaPlatformError as error:
-            failures.append(error)
+        for left in reversed(range(tries)):
+            try:
+                send(subject, text)
+                break
+            except QaPlatformError as error:
+                if not left or not isinstance(error, TransientError) or time.monotonic() + _PAUSE_SECONDS > no_try_after:
+                    failures.append(error)
+                    break
+            time.sleep(_PAUSE_SECONDS)
     if failures:
         raise TransientError("; ".join(map(str, failures)))
 
@@ -122,8 +154,12 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
             return
     except urllib.error.HTTPError as error:
-        failure = InputError(f"Slack's webhook answers {error.code}: is QA_SLACK_WEBHOOK still the address that Slack shows?")
-    except (OSError, ValueError) as error:
+        said = f"Slack's webhook answers {error.code}"
+        if error.code == http.client.TOO_MANY_REQUESTS or error.code >= http.client.INTERNAL_SERVER_ERROR:
+            failure = TransientError(f"{said}: it is out of order or overloaded; this passes by itself")
+        else:
+            failure = InputError(f"{said}: is QA_SLACK_WEBHOOK still the address that Slack shows?")
+    except (OSError, ValueError, http.client.HTTPException) as error:
         failure = TransientError(f"Slack's webhook cannot be reached ({type(error).__name__}); may this machine reach it?")
     # Outside the handlers: the originals name the address, or their frames hold it.
     raise failure
@@ -133,7 +169,7 @@ def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
     """Send one message to all receivers.
 
     Raises:
-        InputError: the mail server refuses the log-in or the message.
+        InputError: the mail server refuses the log-in or the message, or cannot be told them: a password in other characters than ASCII.
         TransientError: it is away.
     """
     message = EmailMessage()
@@ -149,7 +185,7 @@ def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
                 server.login(settings.smtp_user, settings.smtp_password.get_secret_value())
             server.send_message(message)
             return
-    except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
+    except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError, ValueError) as error:
         failure = InputError(
             f"the mail server {where} refuses the message ({type(error).__name__}): check the QA_SMTP_ and QA_EMAIL_ variables"
         )

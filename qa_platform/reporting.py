@@ -1,6 +1,7 @@
 """What a run tells Dagster about its files: one materialisation per loaded file and asset, its checks, and why others were rejected."""
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import dagster as dg
@@ -52,8 +53,6 @@ def file_events(
             for asset in assets:
                 yield _materialization(facts.record, asset, metadata)
             yield from file_evaluations(facts, settings)
-    if any(is_gold(record.version.name, settings.gold_prefix) for record in loaded):
-        yield from quality_events(services, settings)
 
 
 def report_files(
@@ -63,9 +62,16 @@ def report_files(
     *,
     assets: Collection[dg.AssetKey] = (ANSWERED_QUESTIONS, QUESTION_ANSWER),
 ) -> list[dg.AssetCheckEvaluation]:
-    """Log the events of every file, and return the checks among them."""
+    """Log the events of every file, and of the model where a gold set is among them, and return the checks among them.
+
+    Gold sets are measured here and not with the events of a file: that downloads all of them, which no tick of a sensor has time for.
+    """
     evaluations = []
-    for event in file_events(services, records, assets=assets, job_links=True):
+    events = file_events(services, records, assets=assets, job_links=True)
+    settings = CheckSettings()
+    if any(is_gold(record.version.name, settings.gold_prefix) for record in records if record.status in IN_THE_TABLE):
+        events = chain(events, quality_events(services, settings))
+    for event in events:
         context.log_event(event)  # type: ignore[arg-type]  # a check's evaluation is taken, though not declared
         if isinstance(event, dg.AssetCheckEvaluation):
             evaluations.append(event)
@@ -76,22 +82,24 @@ def _materialization(record: FileRecord, asset: dg.AssetKey, metadata: dict[str,
     wanted = ModelChoice(record.wanted_model, record.wanted_revision, record.wanted_precision)
     upload, answers = str(record.version.generation), f"{record.version.generation}-{record.load_id}"
     source = ("raw_questions", upload) if asset == ANSWERED_QUESTIONS else ("answered_questions", answers)
+    # The table has only the rows with an answer.
+    rows = record.rows if asset == ANSWERED_QUESTIONS else record.answered
     return dg.AssetMaterialization(
         asset_key=asset,
         partition=partition_key(record.version.name),
         tags={
             "dagster/data_version": answers,
             f"dagster/input_data_version/{source[0]}": source[1],
-            "dagster/code_version": code_version(wanted, bundled_revision=record.model_revision),
+            "dagster/code_version": code_version(wanted, revision_of_bundled=record.model_revision),
         },
-        metadata={**metadata, **table_metadata(asset)},
+        metadata={**metadata, "dagster/partition_row_count": rows, **table_metadata(asset)},
     )
 
 
 def _metadata(services: Services, facts: FileFacts, settings: CheckSettings, links: dict[str, str]) -> dict[str, Any]:
     record, scores = facts.record, facts.scores
     metadata: dict[str, Any] = {
-        "dagster/partition_row_count": record.rows,
+        "rows": record.rows,
         "answered": record.answered,
         "no_answer": record.no_answer,
         "rejected": record.rejected,

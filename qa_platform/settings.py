@@ -200,7 +200,11 @@ class ExecutionSettings(BaseSettings):
 
     executor: Literal["in_process", "kubernetes"] = Field(
         default="in_process",
-        description="Where a step works: in the run's own process, or in a pod of its own, which may be sized otherwise than the run's.",
+        description="Where a step works: in the run's own process, or in a pod of its own.",
+    )
+    step_resources: dict[Literal["requests", "limits"], dict[str, str]] = Field(
+        default={},
+        description="Size of a step's own pod: a JSON object with Kubernetes' `requests` and `limits`; without it, the run's.",
     )
 
 

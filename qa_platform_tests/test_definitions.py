@@ -9,6 +9,7 @@ import psycopg
 import pytest
 import yaml  # type: ignore[import-untyped]  # Dagster brings it, without types
 
+from qa_platform.answering.model import BUNDLED, BUNDLED_FOLDER, BUNDLED_REVISION_FILE, bundled_revision, find_model
 from qa_platform.assets.catalog import (
     ANSWERED_QUESTIONS,
     ANSWERED_SCHEMA,
@@ -118,8 +119,21 @@ def test_columns_come_from_columns_that_there_are() -> None:
 def test_the_code_version_names_the_model_and_its_revision(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
     assert specs[QUESTION_ANSWER].code_version == specs[ANSWERED_QUESTIONS].code_version == current_code_version()
     assert current_code_version().startswith("1-bundled@")
-    of_hub = code_version(ModelChoice("a/b", "main", "bf16"), bundled_revision="unused")
+    of_hub = code_version(ModelChoice("a/b", "main", "bf16"), revision_of_bundled="unused")
     assert of_hub == "1-a/b@main-bf16"
+    assert all(spec.code_version for spec in specs.values())
+
+
+def test_the_recorded_revision_is_that_of_the_bundled_weights_and_is_there_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh = (
+        'python -c "from qa_platform.answering.model import *; '
+        'BUNDLED_REVISION_FILE.write_text(find_model(ModelChoice(BUNDLED)).revision + chr(10))"'
+    )
+    assert bundled_revision() == find_model(ModelChoice(BUNDLED)).revision, f"the weights have changed: {refresh}"
+    # As in images that answer nothing, which are built without this folder.
+    monkeypatch.setattr("qa_platform.answering.model.BUNDLED_FOLDER", BUNDLED_FOLDER.parent / "removed")
+    assert current_code_version() == f"1-bundled@{bundled_revision()}-fp32"
+    assert BUNDLED_FOLDER.parent not in BUNDLED_REVISION_FILE.parents
 
 
 def test_documentation_is_a_link_where_its_address_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

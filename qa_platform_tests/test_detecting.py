@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -16,7 +16,7 @@ from google.cloud import storage
 from qa_platform import bookkeeping
 from qa_platform.assets.answers import answer_files
 from qa_platform.batch import Services, split_file
-from qa_platform.bookkeeping import FileRecord
+from qa_platform.bookkeeping import FileRecord, PutOff
 from qa_platform.bucket import archive, is_there, open_version, upload, why_ignored
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
 from qa_platform.database import connect
@@ -272,6 +272,14 @@ def test_the_heart_beats_with_a_look_and_not_with_every_look(instance: dg.Dagste
     }
     instance.report_runless_asset_event(event)
     assert beat(instance, found) == []
+
+
+def test_what_a_heartbeat_quotes_is_text_and_no_markdown(instance: dg.DagsterInstance) -> None:
+    off = PutOff(1, datetime.now(UTC), "![](https://evil.example/x) .csv\n<b>cannot be read</b>")
+    [event] = beat(instance, Look(Plan(), frozenset(), 1, {}, off))
+    assert "evil.example" in str(event.description)
+    assert "![" not in str(event.description)
+    assert "<b>" not in str(event.description).replace("\\<", "")
 
 
 def test_a_sensor_that_sees_nothing_for_long_is_not_fresh() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -147,3 +148,14 @@ def test_warnings_are_warnings_and_errors_are_errors(files: Files) -> None:
     warned = {e.check_name for e in evaluations if e.severity.value == "WARN"}
     assert warned == {checks.REVIEW, checks.DRIFT}
     assert {r.check_name for r in checks.batch_results(evaluations) if r.severity.value == "WARN"} == warned
+
+
+def test_a_hostile_name_is_text_in_a_checks_description(files: Files) -> None:
+    record = files.load("a.csv", [0.5])
+    files.connection.execute("DELETE FROM question_answer")
+    hostile = replace(record, version=FileVersion("![](https://evil.example/x) .csv", 1))
+    evaluations = list(checks.file_evaluations(replace(files.facts(record), record=hostile), SETTINGS))
+    results = {result.check_name: result for result in checks.batch_results(evaluations)}
+    for description in [*(e.description for e in evaluations), results[checks.COMPLETE].description]:
+        assert "evil.example" in str(description)
+        assert "![" not in str(description)

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import dagster as dg
 import pytest
+from google.auth.exceptions import DefaultCredentialsError
 
 from qa_platform.batch import Outcome
 from qa_platform.bookkeeping import FileRecord
@@ -12,6 +13,9 @@ from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.errors import InputError, TransientError
 from qa_platform.failures import STEP_RETRIES, batch_failure, failures_for_people
 from qa_platform.following import JobFailed
+from qa_platform.housekeeping import housekeeping
+from qa_platform.resources import platform_resource
+from qa_platform.settings import PostgresSettings
 
 
 def outcome(**statuses: FileStatus) -> Outcome:
@@ -46,17 +50,31 @@ def test_many_files_are_counted() -> None:
 
 @dg.op
 def fails(context: dg.OpExecutionContext) -> None:
-    error = {"input": InputError("no file"), "away": TransientError("pachd is away"), "bug": KeyError("x")}[context.run.tags["error"]]
+    errors = {
+        "input": InputError("no file"),
+        "away": TransientError("pachd is away"),
+        "credentials": DefaultCredentialsError("no such file"),
+        "bug": KeyError("x"),
+    }
     with failures_for_people(context):
-        raise error
+        if context.run.tags["error"] == "settings":
+            PostgresSettings()
+        raise errors[context.run.tags["error"]]
 
 
 @pytest.mark.parametrize(
     ("error", "advice"),
-    [("input", "mend what is said here"), ("away", "`qa-platform doctor`"), ("bug", "fault of the program")],
+    [
+        ("input", "mend what is said here"),
+        ("away", "`qa-platform doctor`"),
+        ("credentials", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("settings", "correct the variables"),
+        ("bug", "fault of the program"),
+    ],
 )
 def test_each_kind_of_error_ends_the_run_with_its_advice(error: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qa_platform.failures.STEP_RETRY_SECONDS", 0)
+    monkeypatch.setenv("PG_PORT", "not-shown")
 
     @dg.job(tags={"error": error})
     def job() -> None:
@@ -68,5 +86,18 @@ def test_each_kind_of_error_ends_the_run_with_its_advice(error: str, advice: str
     data: Any = event.step_failure_data
     assert data.user_failure_data.description.startswith("What to do: ")
     assert advice in data.user_failure_data.description.splitlines()[0]
+    assert "not-shown" not in str(data), "values of settings may be secrets"
     tries = sum(e.event_type is dg.DagsterEventType.STEP_UP_FOR_RETRY for e in result.all_events)
     assert tries == (STEP_RETRIES if error == "away" else 0), "only a service that is away is worth another try"
+
+
+def test_housekeeping_that_fails_says_what_to_do_and_what_happens_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    monkeypatch.setenv("PG_PORT", "not-shown")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = housekeeping.execute_in_process(instance=instance, resources={"platform": platform_resource}, raise_on_error=False)
+    failures: list[Any] = [e.step_failure_data for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE]
+    assert [f.user_failure_data.description.splitlines()[0] for f in failures] == [
+        "What to do: correct the variables that are named here and start what uses them again; "
+        "then the next night's run does what is left, and no file waits for it."
+    ] * 2

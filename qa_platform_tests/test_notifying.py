@@ -1,6 +1,7 @@
 """Notifications of failed runs and failed checks, to a real HTTP server in Slack's place and a real SMTP server."""
 
 import json
+import logging
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -13,19 +14,25 @@ import pytest
 from pydantic import SecretStr
 
 from qa_platform.errors import QaPlatformError, TransientError
-from qa_platform.notifying import failed_checks, failed_run, notification_sensors, notify
+from qa_platform.notifying import failed_checks, failed_run, notification_sensors, notify, tell_of_failed_checks
 from qa_platform.settings import NotificationSettings
 
 SECRET = "T000-B000-secret"
 
 
 class Webhook:
-    """What an HTTP server was sent; it answers with ``status``."""
+    """What an HTTP server was sent; it answers with the next of ``statuses``, then with ``status``."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.statuses: list[int] = []
         self.texts: list[str] = []
         self.address = ""
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qa_platform.notifying._PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def webhook() -> Iterator[Webhook]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             received.texts.append(json.loads(body)["text"])
-            self.send_response(received.status)
+            self.send_response(received.statuses.pop(0) if received.statuses else received.status)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
@@ -169,7 +176,7 @@ def test_one_way_that_is_out_of_order_does_not_keep_the_other_from_telling() -> 
     assert len(messages) == 1
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/", "file:///etc/passwd?", "https://[broken/", ""])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/", "file:///etc/passwd?", "https://[broken/", "https://hooks.example/a b", ""])
 def test_no_failure_shows_the_webhook_address(webhook: Webhook, address: str) -> None:
     webhook.status = 404
     webhook.address = f"{address}{SECRET}" if address else webhook.address
@@ -192,3 +199,43 @@ def test_an_address_that_is_not_encrypted_is_refused() -> None:
     plain.address = "http://hooks.example.org/x"
     with pytest.raises(QaPlatformError, match="https"):
         notify(settings(plain), "x", "y")
+
+
+def test_a_way_that_is_away_for_a_moment_is_tried_again_and_one_that_refuses_is_not(webhook: Webhook) -> None:
+    webhook.statuses = [503, 429]
+    notify(settings(webhook), "x", "y")
+    assert len(webhook.texts) == 3
+    webhook.status = 404
+    with pytest.raises(QaPlatformError, match="QA_SLACK_WEBHOOK"):
+        notify(settings(webhook), "x", "y")
+    assert len(webhook.texts) == 4
+
+
+def test_a_password_that_cannot_be_sent_is_an_error_of_the_platform_without_the_password() -> None:
+    with mail_server() as (port, _), pytest.raises(QaPlatformError, match="QA_SMTP_") as caught:
+        notify(
+            settings(port=port, to=("a@example.org",)).model_copy(update={"smtp_user": "u", "smtp_password": SecretStr("pässword")}),
+            "x",
+            "y",
+        )
+    assert "pässword" not in str(caught.value)
+
+
+def test_failed_checks_that_a_sensor_evaluated_are_told_and_an_outage_is_only_logged(
+    webhook: Webhook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("QA_SLACK_WEBHOOK", webhook.address)
+    passed, failed = (
+        dg.AssetCheckEvaluation(asset_key=dg.AssetKey("cells"), check_name=name, passed=name == "good", partition="a.csv")
+        for name in ("good", "bad")
+    )
+    log = logging.getLogger("sensor")
+    tell_of_failed_checks([passed], log)
+    tell_of_failed_checks([passed, failed], log)
+    (told,) = webhook.texts
+    assert told.startswith("*1 checks failed*\nError: cells, bad: a.csv\n")
+    webhook.status = 503
+    tell_of_failed_checks([failed], log)
+    assert "answers 503" in caplog.text
+    assert SECRET not in caplog.text
+    assert len(webhook.texts) == 2

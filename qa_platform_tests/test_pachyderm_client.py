@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -15,9 +17,10 @@ from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 
 from qa_platform import bookkeeping, pachd
-from qa_platform.batch import answer_batch
+from qa_platform.assets.catalog import QUESTION_ANSWER
+from qa_platform.batch import answer_batch, reload_files
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO, FileStatus, FileVersion
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO, FileStatus, FileVersion, partition_key
 from qa_platform.database import connect
 from qa_platform.embedded.stack import Stack
 from qa_platform.following import IN_PROGRESS, JobFailed, Progress, follow_jobs, job_of, user_lines
@@ -235,6 +238,68 @@ def test_a_killed_job_is_launched_again_by_the_same_run(flow: Flow, caplog: pyte
     assert [(r.status, r.attempts) for r in outcome.records] == [(FileStatus.FINISHED, 0)]
     assert len(set(launched)) == 2
     assert "an update" in caplog.text
+
+
+def everything_of(flow: Flow, *versions: FileVersion) -> list[object]:
+    """What is kept of files, but for which job and commit had them last, and when: their records, their rows as they lie in the tables,
+    what Dagster was told, where the objects are.
+    """
+    kept: list[object] = []
+    for version in versions:
+        record = replace(flow.record(version), pachyderm_job="", pachyderm_commit="", loaded_at=None, answered_at=None)
+        kept += [record, flow.objects(f"processed/{version.name}"), flow.materializations(QUESTION_ANSWER, version.name)]
+    with connect(PostgresSettings()) as connection:
+        for table in ("question_answer", "question_answer_reject"):
+            # xmin is another after any write, even of the same values.
+            query = f"SELECT xmin::text, * FROM {table} WHERE source_file = ANY(%s) ORDER BY source_file, row_number"  # noqa: S608
+            kept += connection.execute(query, [[version.name for version in versions]]).fetchall()
+    return kept
+
+
+def jobs() -> set[tuple[str, str]]:
+    with pachd.session(PachydermSettings(), "testing") as client:
+        return {(info.job.pipeline.name, info.job.id) for info in client.pps.list_job(history=-1)}
+
+
+def after_new_jobs_of(*pipelines: str, than: set[tuple[str, str]]) -> bool:
+    """Whether each pipeline has got another job, and none is at work any more."""
+    return {pipeline for pipeline, _ in jobs() - than} >= set(pipelines) and not jobs_in_progress()
+
+
+def rerun(pipeline: str) -> None:
+    with pachd.session(PachydermSettings(), "testing") as client:
+        client.pps.rerun_pipeline(pipeline=job_of(pipeline, "").pipeline, reprocess=True)
+
+
+@pytest.mark.faults
+def test_jobs_that_no_run_launched_change_and_charge_nothing(flow: Flow) -> None:
+    versions = [flow.upload(f"by-others/{town}.csv", csv_of(bridge(town), ("", "no question"))) for town in ("Ulm", "Graz")]
+    assert [result.success for result in flow.tick_and_run()] == [True]
+    before = everything_of(flow, *versions)
+    for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE):
+        known = jobs()
+        rerun(pipeline)
+        wait_until(partial(after_new_jobs_of, LOAD_PIPELINE, than=known), "its jobs are over")
+        assert everything_of(flow, *versions) == before
+        assert flow.tick() == []
+    reloaded = reload_files(flow.services, [partition_key(v.name) for v in versions], run_id="r", log=logging.getLogger())
+    assert len(reloaded) == 2, "the commits that are recorded hold the answers"
+    assert everything_of(flow, *versions) == before
+
+
+@pytest.mark.faults
+def test_a_job_that_no_run_launched_does_not_answer_for_a_retry(flow: Flow) -> None:
+    version = flow.upload("asked-again.csv", csv_of(bridge("Ulm")))
+    flow.tick_and_run()
+    with connect(PostgresSettings()) as connection:
+        bookkeeping.request_retry(connection, version.name)
+    before, waiting, known = everything_of(flow, version), flow.record(version), jobs()
+    rerun(ANSWER_PIPELINE)
+    wait_until(partial(after_new_jobs_of, LOAD_PIPELINE, than=known), "its jobs are over")
+    assert (everything_of(flow, version), flow.record(version)) == (before, waiting)
+    assert [result.success for result in flow.tick_and_run()] == [True]
+    record = flow.record(version)
+    assert (record.status, record.load_id, record.attempts) == (FileStatus.FINISHED, 2, 0)
 
 
 def test_progress_says_what_is_left() -> None:

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from dagster._serdes import serialize_value
+from dagster._utils.error import serializable_error_info_from_exc_info
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs
+from psycopg import sql
 
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.embedded.stack import Stack
+from qa_platform.errors import QaPlatformError
+from qa_platform.notifying import notify
 from qa_platform.pachd import session
-from qa_platform.settings import PachydermSettings
+from qa_platform.settings import NotificationSettings, PachydermSettings
 from qa_platform_tests.test_flow import Flow, bridge, csv_of, flow
-from qa_platform_tests.test_pachyderm_apply import pem_of, private_key
+from qa_platform_tests.test_pachyderm_apply import certificate, pem_of, private_key
 
 __all__ = ["flow"]
 
@@ -26,6 +31,9 @@ pytestmark = pytest.mark.slow
 PASSWORD = "planted-Pa55word-b7e1"
 TOKEN = "planted-t0ken-93c4"
 KEY_ID = "planted-key-id-5f0a"
+DAGSTER_PASSWORD = "planted-dagster-Pa55-2d6c"
+# What makes somebody be told of failures, so that the secrets of that are in use.
+TOLD = {"QA_SMTP_HOST": "127.0.0.1", "QA_SMTP_PORT": "1", "QA_SMTP_USER": "qa", "QA_EMAIL_TO": '["a@b.example"]'}
 
 
 def planted() -> dict[str, str]:
@@ -36,13 +44,30 @@ def planted() -> dict[str, str]:
         "client_email": "a@b.example",
         "token_uri": "https://t.example",
     }
-    return {"PG_PASSWORD": PASSWORD, "PACH_TOKEN": TOKEN, "GCS_ACCESS": base64.b64encode(json.dumps(account).encode()).decode()}
+    key = private_key()
+    pem, public = pem_of(key), certificate(key)
+    return {
+        "PG_PASSWORD": PASSWORD,
+        # Over a Unix socket libpq has no use for them, but everything before libpq does all that it does with them.
+        "PG_SSLROOTCERT": in_base64(public),
+        "PG_SSLCLIENT_CERT": in_base64(public),
+        "PG_SSL_CLIENT_KEY": in_base64(pem),
+        "PACH_TOKEN": TOKEN,
+        "GCS_ACCESS": in_base64(json.dumps(account)),
+        "QA_SLACK_WEBHOOK": "https://127.0.0.1:1/services/planted-w3bhook-71fe",
+        "QA_SMTP_PASSWORD": "planted-5mtp-08d9",
+    }
+
+
+def in_base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def needles(values: Mapping[str, str]) -> set[bytes]:
-    """What to look for: every value, its base64, and the secret parts of the service account."""
+    """What to look for: every value, its base64, the secret parts of the service account and of the client key, a URL's password."""
     account = json.loads(base64.b64decode(values["GCS_ACCESS"]))
-    plain = [*values.values(), KEY_ID, account["private_key"].splitlines()[1]]
+    keys = [account["private_key"], base64.b64decode(values["PG_SSL_CLIENT_KEY"]).decode()]
+    plain = [*values.values(), KEY_ID, DAGSTER_PASSWORD, *(key.splitlines()[1] for key in keys)]
     return {form for text in plain for form in (text.encode(), base64.b64encode(text.encode()).rstrip(b"=")[:-1])}
 
 
@@ -71,11 +96,24 @@ def in_pachyderm(client: Client) -> Iterator[tuple[str, bytes]]:
                         yield f"{repo}:{info.file.path}", file.read()
 
 
-def in_dagster(url: str) -> Iterator[tuple[str, bytes]]:
+def in_database(url: str) -> Iterator[tuple[str, bytes]]:
+    """Every row of every table."""
     with psycopg.connect(url) as connection:
-        for table, column in (("event_logs", "event"), ("runs", "run_body")):
-            for (text,) in connection.execute(f"SELECT {column} FROM {table}"):  # noqa: S608
-                yield f"Dagster's {table}", text.encode()
+        for (table,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall():
+            for (row,) in connection.execute(sql.SQL("SELECT t::text FROM {} t").format(sql.Identifier(table))):
+                yield f"table {table}", row.encode()
+
+
+def in_a_failed_tick(values: Mapping[str, str]) -> tuple[str, bytes]:
+    """What Dagster's daemon keeps of a tick of a sensor that can tell nobody."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**values, **TOLD}.items():
+            patch.setenv(name, value)
+        try:
+            notify(NotificationSettings(), "a run failed", "What to do: nothing")
+        except QaPlatformError:
+            return "a failed tick", serialize_value(serializable_error_info_from_exc_info(sys.exc_info())).encode()
+    raise AssertionError("nobody is there to be told")
 
 
 def in_files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -85,8 +123,10 @@ def in_files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def test_planted_credentials_are_nowhere_after_a_good_and_a_failed_run(flow: Flow, stack: Stack) -> None:
-    values = planted()
-    wanted = needles(values)
+    secrets = planted()
+    wanted = needles(secrets)
+    url = stack.variables["DAGSTER_PG_URL"]
+    values = {**secrets, **TOLD, "DAGSTER_PG_URL": url.replace("@/", f":{DAGSTER_PASSWORD}@/", 1)}
     job = ("dagster", "job", "execute", "-m", "qa_platform.definitions", "-j", "answer_pending_files")
     try:
         outputs = [run(stack, values, "qa_platform.cli", "pachyderm", "apply")]
@@ -103,7 +143,8 @@ def test_planted_credentials_are_nowhere_after_a_good_and_a_failed_run(flow: Flo
             places += in_pachyderm(client)
     finally:
         run(stack, {}, "qa_platform.cli", "pachyderm", "apply")
-    places += in_dagster(stack.variables["DAGSTER_PG_URL"])
+    places += [*in_database(url), *in_database(stack.variables["QA_DATABASE_URL"]), in_a_failed_tick(secrets)]
+    assert {"table event_logs", "table runs", "table question_file"} <= {place for place, _ in places}
     places += in_files(stack.state)
     assert len(places) > 50, "there is something to be searched"
     found = [(place, needle) for place, content in places for needle in wanted if needle in content]

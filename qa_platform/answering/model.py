@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "models" / "bundled"
+# Beside the models, not among them: images that answer nothing leave those out, and tell which model answers all the same.
+BUNDLED_REVISION_FILE = Path(__file__).parent / "bundled.revision"
 
 # What is fetched from the hub: never pickled weights, never Python.
 _HUB_FILES = (
@@ -81,6 +83,11 @@ class ModelFiles:
         if names is not None:
             return "token_type_ids" in names and int(self.config.get("type_vocab_size", 2)) > 1
         return self.family in ("bert", "albert", "electra", "convbert", "deberta", "deberta-v2", "mobilebert", "squeezebert")
+
+
+def bundled_revision() -> str:
+    """The revision of the bundled model as it is recorded, also in an installation without its weights."""
+    return BUNDLED_REVISION_FILE.read_text(encoding="ascii").strip()
 
 
 def find_model(choice: ModelChoice) -> ModelFiles:

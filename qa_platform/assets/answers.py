@@ -127,9 +127,9 @@ def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
     pool=POOL,
 )
 def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
-    services = platform.services()
     selected = context.selected_asset_keys
     with failures_for_people(context):
+        services = platform.services()
         if ANSWERED_QUESTIONS not in selected:
             records = reload_files(services, context.partition_keys, run_id=context.run.run_id, log=context.log)
             evaluations = report_files(context, services, records, assets=selected)

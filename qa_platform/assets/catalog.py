@@ -4,9 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from qa_platform.answering.model import BUNDLED, find_model
+from qa_platform.answering.model import BUNDLED, bundled_revision
 from qa_platform.contract import ANSWER_LIMIT, CONTEXT_LIMIT, MODEL_LIMIT, QUESTION_LIMIT, ModelChoice
-from qa_platform.errors import InputError
 from qa_platform.settings import CatalogSettings, ModelSettings
 
 RAW_QUESTIONS = dg.AssetKey("raw_questions")
@@ -18,6 +17,9 @@ GROUP = "questions"
 OWNERS = list(CatalogSettings().owners)
 # Counted up when the same model would give other answers: files answered before count as stale in Dagster from then on.
 _ANSWERING_VERSION = 1
+# Of the assets that are only reported: counted up when the same upload, listing or gold set would be reported otherwise.
+REPORTED_VERSION = "1"
+REPORTED_TAGS = {"dagster/code_version": REPORTED_VERSION}
 
 
 def documentation(page: str) -> dg.MetadataValue:
@@ -26,21 +28,15 @@ def documentation(page: str) -> dg.MetadataValue:
     return dg.MetadataValue.url(f"{base}/{page}") if base else dg.MetadataValue.text(f"docs/{page}")
 
 
-def code_version(wanted: ModelChoice, *, bundled_revision: str) -> str:
+def code_version(wanted: ModelChoice, *, revision_of_bundled: str) -> str:
     """What decides what a file's answers are: our code, and the model that is asked for, with its revision."""
-    revision = bundled_revision if wanted.id == BUNDLED else wanted.revision
+    revision = revision_of_bundled if wanted.id == BUNDLED else wanted.revision
     return f"{_ANSWERING_VERSION}-{wanted.id}{f'@{revision}' if revision else ''}-{wanted.precision}"
 
 
 def current_code_version() -> str:
     """The code version of what is answered from now on."""
-    wanted = ModelSettings().choice
-    try:
-        revision = find_model(wanted).revision if wanted.id == BUNDLED else ""
-    except InputError:
-        # An installation without the bundled weights, for workers that have them.
-        revision = ""
-    return code_version(wanted, bundled_revision=revision)
+    return code_version(ModelSettings().choice, revision_of_bundled=bundled_revision())
 
 
 def _schema(*columns: tuple[str, str, str]) -> dg.TableSchema:

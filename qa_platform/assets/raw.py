@@ -6,7 +6,7 @@ from urllib.parse import quote
 import dagster as dg
 from google.cloud import storage
 
-from qa_platform.assets.catalog import GROUP, OWNERS, RAW_QUESTIONS, RAW_SCHEMA, documentation
+from qa_platform.assets.catalog import GROUP, OWNERS, RAW_QUESTIONS, RAW_SCHEMA, REPORTED_TAGS, REPORTED_VERSION, documentation
 from qa_platform.contract import INCOMING, FileVersion, partition_key
 from qa_platform.partitions import question_files
 from qa_platform.settings import CatalogSettings
@@ -20,6 +20,7 @@ raw_questions = dg.AssetSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"gcs", "csv"},
+    code_version=REPORTED_VERSION,
     metadata={"dagster/column_schema": RAW_SCHEMA, "documentation": documentation("csv-contract.md")},
     # Only where somebody says how often files come: silence is no fault by itself. That the bucket is looked at is told by the
     # heartbeat, `incoming_listing`.
@@ -32,7 +33,7 @@ def uploaded(bucket: storage.Bucket, version: FileVersion) -> dg.AssetMaterializ
     return dg.AssetMaterialization(
         asset_key=RAW_QUESTIONS,
         partition=partition_key(version.name),
-        tags={"dagster/data_version": str(version.generation)},
+        tags={"dagster/data_version": str(version.generation), **REPORTED_TAGS},
         metadata={
             "name": version.name,
             "object": object_link(bucket, INCOMING + version.name),

@@ -5,7 +5,8 @@ from datetime import UTC, timedelta
 
 import dagster as dg
 
-from qa_platform.assets.catalog import GROUP, OWNERS, documentation
+from qa_platform.assets.catalog import GROUP, OWNERS, REPORTED_TAGS, REPORTED_VERSION, documentation
+from qa_platform.markdown import cell
 from qa_platform.settings import WorkSettings
 from qa_platform.waiting import Look
 
@@ -26,6 +27,7 @@ incoming_listing = dg.AssetSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"gcs"},
+    code_version=REPORTED_VERSION,
     metadata={"documentation": documentation("operating.md")},
     freshness_policy=dg.FreshnessPolicy.time_window(fail_window=_FAIL_AFTER),
 )
@@ -39,7 +41,9 @@ def beat(instance: dg.DagsterInstance, found: Look) -> list[dg.AssetMaterializat
     ignored = {f"ignored: {why}": count for why, count in found.ignored.items()}
     off = found.put_off.files if found.put_off else 0
     counts = {"files": found.objects, "waiting": found.plan.waiting, "put off": off, "being answered": len(found.claimed), **ignored}
-    return [dg.AssetMaterialization(HEARTBEAT, description=summary(found), metadata=counts)]
+    # Markdown here, and plain text where a tick shows it.
+    shown = "  \n".join(cell(line, characters=2 * _SHOWN_CHARACTERS) for line in summary(found).splitlines())
+    return [dg.AssetMaterialization(HEARTBEAT, description=shown, metadata=counts, tags=REPORTED_TAGS)]
 
 
 def summary(found: Look) -> str:

@@ -9,6 +9,7 @@ from qa_platform.assets.answers import BatchConfig
 from qa_platform.assets.raw import uploaded
 from qa_platform.contract import partition_key
 from qa_platform.jobs import answer_questions
+from qa_platform.notifying import tell_of_failed_checks
 from qa_platform.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG, question_files
 from qa_platform.planning import Batch
 from qa_platform.reporting import file_events
@@ -38,6 +39,7 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
     partitions: list[dg.AddDynamicPartitionsRequest] = []
     events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = [*beat(context.instance, found)]
     tidy(services, found.plan, context.log, report=lambda records: events.extend(file_events(services, records)))
+    tell_of_failed_checks([event for event in events if isinstance(event, dg.AssetCheckEvaluation)], context.log)
     present = set(context.instance.get_dynamic_partitions(PARTITIONS)) if found.plan.batches else set()
     for planned in found.plan.batches:
         run_key = _run_key(context.instance, planned)

@@ -15,6 +15,11 @@ from qa_platform.waiting import reconcile as reconcile_files
 # More runs than this at once are left for the next look.
 _RUNS_PER_LOOK = 100
 
+_VANISHED = (
+    "What to do: nothing; its files are taken up again by themselves. If it happens often, see whether the machine is short of memory.\n"
+    "This run holds no claim any more and has said nothing since: its process is gone."
+)
+
 
 @dg.sensor(
     name="reconcile",
@@ -28,7 +33,7 @@ def reconcile(context: dg.SensorEvaluationContext, platform: PlatformResource) -
         owners = set(bookkeeping.claimed(connection).values())
     vanished = vanished_runs(context.instance, owners, silent_seconds=2 * services.work.lease_seconds)
     for run in vanished:
-        context.instance.report_run_failed(run, "This run holds no claim any more and has said nothing since: its process is gone.")
+        context.instance.report_run_failed(run, _VANISHED)
         context.log.warning("Run %s vanished, and is marked as failed", run.run_id)
     corrected = reconcile_files(services)
     return dg.SkipReason(f"{len(vanished)} runs had vanished, the records of {corrected} files were corrected")
