@@ -41,10 +41,10 @@ ELSEWHERE = {
     "make lint": "make test",
     "make setup": "make test",
     "make dev": "test_browser.py",
-    "make screenshot": "its parts: test_browser.py",
+    "make screenshot": ".github/workflows/weekly.yaml, and its parts in test_browser.py",
     "make docs": "test_what_repeats_the_code_is_as_the_code_says",
-    "make faults": "test_faults.py, a short form",
-    "make bench": "only by hand: minutes on a quiet machine",
+    "make faults": ".github/workflows/weekly.yaml, and test_faults.py, a short form",
+    "make bench": ".github/workflows/weekly.yaml",
     "make model": "test_model_training.py, a short form",
     ".venv/bin/python -m pytest": "make test",
 }
