@@ -1,5 +1,6 @@
 """Fixtures that several test files share: real servers, started once and on first use."""
 
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from psycopg import sql
 from qa_platform.embedded import postgres
 from qa_platform.embedded.process import ServerSpec, running
 from qa_platform.embedded.stack import Stack, open_stack
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and so would be all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
