@@ -25,11 +25,12 @@ from qa_platform.cli import main as qa_platform_command
 from qa_platform.contract import FileReason, FileStatus, RowReason
 from qa_platform.definitions import defs
 from qa_platform.documentation.reference import pages, settings_classes, variable
-from qa_platform.embedded.stack import Stack
+from qa_platform.embedded.stack import Stack, open_stack
 from qa_platform.notifying import notification_sensors
 from qa_platform.settings import NotificationSettings
 from qa_platform.status import UPLOADED
 from qa_platform_tests.checkout import PROJECT, make_checkout
+from qa_platform_tests.conftest import server_folder
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 IDS = [str(page.relative_to(PROJECT)) for page in PAGES]
@@ -204,6 +205,13 @@ def test_a_command_that_does_not_exist_is_noticed(command: str) -> None:
 def test_what_is_run_elsewhere_is_in_the_documentation() -> None:
     commands = [command for block in BLOCKS if block.language == "sh" for command in block.commands]
     assert [start for start in ELSEWHERE if not any(command.startswith(start) for command in commands)] == []
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A stack of these tests' own: files wait in it when the pages' commands are through."""
+    with server_folder() as state, open_stack(state) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")
