@@ -90,6 +90,9 @@ def _materialization(record: FileRecord, asset: dg.AssetKey, metadata: dict[str,
         tags={
             "dagster/data_version": answers,
             f"dagster/input_data_version/{source[0]}": source[1],
+            # Without a pointer Dagster takes the input for a new dependency, and calls the partition unsynced. There is no event to
+            # point at: the input is the upload itself, or is reported together with this asset.
+            f"dagster/input_event_pointer/{source[0]}": "NULL",
             "dagster/code_version": code_version(wanted, revision_of_bundled=record.model_revision),
         },
         metadata={**metadata, "dagster/partition_row_count": rows, **table_metadata(asset)},

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
 from qa_platform import bookkeeping, bucket
 from qa_platform.assets.catalog import ANSWERED_QUESTIONS, MODEL_QUALITY, QUESTION_ANSWER, current_code_version
@@ -159,6 +161,14 @@ def test_a_changed_file_replaces_its_rows(flow: Flow) -> None:
         ("When was the bridge of Bonn finished?", "1872"),
         ("When was the bridge of Kiel finished?", "1901"),
     ]
+
+
+def test_what_is_loaded_is_in_step_with_its_upload_for_dagster(flow: Flow) -> None:
+    version = flow.upload("in_step.csv", csv_of(bridge("Jena")))
+    assert [result.success for result in flow.tick_and_run()] == [True]
+    shown = CachingStaleStatusResolver(flow.instance, defs.resolve_asset_graph(), LoadingContextForTest(flow.instance))
+    for asset in (ANSWERED_QUESTIONS, QUESTION_ANSWER):
+        assert shown.get_status(asset, partition_key(version.name)) is StaleStatus.FRESH, shown.get_stale_causes(asset, version.name)
 
 
 def test_a_retry_answers_an_archived_file_again(flow: Flow) -> None:
