@@ -239,10 +239,12 @@ def test_a_replay_writes_nothing_to_any_row(connection: psycopg.Connection, tmp_
     folder = MIXED.write(tmp_path / "file")
     load_file(connection, folder)
     before = [connection.execute(WRITTEN.format(name)).fetchall() for name in ("question_answer", "question_answer_reject")]
+    loaded_at = record(connection, MIXED).loaded_at
 
     result = load_file(connection, folder)
 
     assert (result.inserted, result.updated, result.deleted) == (0, 0, 0)
+    assert record(connection, MIXED).loaded_at == loaded_at
     assert [connection.execute(WRITTEN.format(name)).fetchall() for name in ("question_answer", "question_answer_reject")] == before
 
 

@@ -338,7 +338,9 @@ def _record(cursor: psycopg.Cursor, file: AnsweredFile, *, job_id: str, commit_i
             rows = excluded.rows, answered = excluded.answered, no_answer = excluded.no_answer,
             rejected = excluded.rejected, wanted_model = excluded.wanted_model, wanted_revision = excluded.wanted_revision,
             wanted_precision = excluded.wanted_precision, model = excluded.model, model_revision = excluded.model_revision,
-            model_precision = excluded.model_precision, answered_at = excluded.answered_at, loaded_at = excluded.loaded_at,
+            model_precision = excluded.model_precision, answered_at = excluded.answered_at,
+            -- A replay loads nothing new: it must not look like the end of the work that loaded the file.
+            loaded_at = CASE WHEN f.load_id = excluded.load_id THEN coalesce(f.loaded_at, excluded.loaded_at) ELSE excluded.loaded_at END,
             pachyderm_job = coalesce(nullif(excluded.pachyderm_job, ''), f.pachyderm_job),
             pachyderm_commit = coalesce(nullif(excluded.pachyderm_commit, ''), f.pachyderm_commit),
             retry_at = NULL, error = ''
