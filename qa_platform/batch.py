@@ -331,7 +331,7 @@ def _ingest(services: Services, client: Client, batch_id: str, files: Sequence[F
             )
             with connect(services.postgres) as connection:
                 reason, later = f"{BLAMELESS}{error}", [other.version for other in files[number + 1 :]]
-                bookkeeping.put_off(connection, run_id, [record.version], error=reason, work=services.work, suspect=True)
+                bookkeeping.put_off(connection, run_id, [record.version], error=reason, work=services.work, suspect_after=0)
                 if file_sets:
                     bookkeeping.requeue(connection, run_id, later)
                 else:
@@ -447,8 +447,10 @@ def _settle(services: Services, versions: Sequence[FileVersion], failure: JobFai
     others = [record.version for record in left if record not in charged]
     with connect(services.postgres) as connection:
         if not failure.guilty:
-            error, suspect = f"{BLAMELESS}{failure.cause}", not failure.innocent
-            bookkeeping.put_off(connection, run_id, others, error=error, work=services.work, suspect=suspect)
+            error = f"{BLAMELESS}{failure.cause}"
+            bookkeeping.put_off(
+                connection, run_id, others, error=error, work=services.work, suspect_after=_suspect_after(services, failure)
+            )
             log.error("%d files are put off. %s", len(others), error)
             return failure
         bookkeeping.requeue(connection, run_id, others)
@@ -457,6 +459,14 @@ def _settle(services: Services, versions: Sequence[FileVersion], failure: JobFai
             status = bookkeeping.charge(connection, run_id, record.version, error=blame, work=services.work)
             log.error("%s failed and is now %s. %s", record.version.name, status, blame)
     return failure
+
+
+def _suspect_after(services: Services, failure: JobFailed) -> float | None:
+    """For how long files are put off that no failure is charged to, before one that fails on while others are loaded is suspected."""
+    if failure.killed:
+        return None
+    # What workers say of themselves is believed for a while: a file that fills their disk would else be tried for ever.
+    return services.work.retry_most_seconds if failure.innocent else 0
 
 
 _NOT_LOADED = (

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.rows import kwargs_row
 
-from qa_platform.contract import INCOMING, FileStatus, FileVersion, ModelChoice, file_id, partition_key
+from qa_platform.contract import BLAMELESS, INCOMING, FileStatus, FileVersion, ModelChoice, file_id, partition_key
 from qa_platform.database import only_row, transaction
 from qa_platform.errors import InputError
+from qa_platform.loading.load import LOAD_LOCK
 from qa_platform.planning import Known
 from qa_platform.settings import WorkSettings
 
@@ -315,31 +316,39 @@ def _charge(cursor: psycopg.Cursor, owner: str, version: FileVersion, error: str
 
 
 def put_off(
-    connection: psycopg.Connection, owner: str, versions: Sequence[FileVersion], *, error: str, work: WorkSettings, suspect: bool = False
+    connection: psycopg.Connection,
+    owner: str,
+    versions: Sequence[FileVersion],
+    *,
+    error: str,
+    work: WorkSettings,
+    suspect_after: float | None = None,
 ) -> None:
     """Let files of the owner's wait, uncharged, for something that is not their fault, and give up the claims.
 
     They are due together, after as long as they have been put off already: the wait about doubles each time, up to a bound.
 
     Args:
-        suspect: nothing proves that the files are innocent. One is charged after all if any file was loaded since it was put off first,
-            unless it was tried again before its wait was over.
+        suspect_after: for so many seconds the files are believed innocent, None for ever. One that was put off first longer ago is
+            charged after all if any file was loaded since, unless it was tried again before its wait was over.
     """
     if not versions:
         return
     with transaction(connection) as cursor:
-        if suspect:
+        if suspect_after is not None:
             cursor.execute(
                 f"""
                 SELECT f.source_file, f.generation FROM question_file f JOIN {_WANTED} ON {_IS_WANTED}
-                WHERE {_DUE} AND EXISTS (SELECT FROM question_file g WHERE g.loaded_at > f.put_off_since)
+                WHERE {_DUE} AND f.put_off_since <= now() - make_interval(secs => %(after)s)
+                AND EXISTS (SELECT FROM question_file g WHERE g.loaded_at > f.put_off_since)
                 """,
-                _keys(versions),
+                {**_keys(versions), "after": suspect_after},
             )
             guilty = set(cursor.fetchall())
+            why = f"others are loaded, and this one fails on: {error.removeprefix(BLAMELESS)}"
             for version in versions:
                 if (version.name, version.generation) in guilty:
-                    _charge(cursor, owner, version, error, work)
+                    _charge(cursor, owner, version, why, work)
         # What was charged just now is nobody's any more.
         cursor.execute(
             f"""
@@ -412,24 +421,35 @@ def mark_superseded(connection: psycopg.Connection, version: FileVersion, *, err
     _close(connection, version, FileStatus.SUPERSEDED, error or "it was overwritten or deleted before it was read")
 
 
-def mark_unchanged(connection: psycopg.Connection, version: FileVersion) -> None:
-    """Record that an upload has the content that is answered already; its figures are those of the loaded generation."""
-    _close(connection, version, FileStatus.UNCHANGED, "")
-    _update(
-        connection,
-        """
-        SET rows = g.rows, answered = g.answered, no_answer = g.no_answer, rejected = g.rejected, model = g.model,
-            model_revision = g.model_revision, model_precision = g.model_precision, wanted_model = g.wanted_model,
-            wanted_revision = g.wanted_revision, wanted_precision = g.wanted_precision,
-            pachyderm_commit = g.pachyderm_commit, pachyderm_job = g.pachyderm_job
-        FROM (
-            SELECT * FROM question_file WHERE source_file = %(name)s AND loaded_at IS NOT NULL AND generation <> %(generation)s
-            ORDER BY generation DESC LIMIT 1
-        ) g
-        WHERE f.source_file = %(name)s AND f.generation = %(generation)s AND f.status = 'unchanged'
-        """,
-        {"name": version.name, "generation": version.generation},
-    )
+def mark_unchanged(connection: psycopg.Connection, version: FileVersion) -> bool:
+    """Record that an upload has the content that is answered already; its figures are those of the loaded generation.
+
+    Returns:
+        Whether that is recorded. Not if another content has come into the table since somebody looked, or is being loaded just now,
+        say by the job of a run that was lost: then the next look decides anew.
+    """
+    with transaction(connection) as cursor:
+        # Held to the end, so that a load that comes after this knows of it.
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", [LOAD_LOCK, version.name])
+        if not only_row(cursor)[0]:
+            return False
+        _insert_unknown(cursor, [version])
+        cursor.execute(
+            f"""
+            UPDATE question_file f
+            SET status = 'unchanged', error = '', rows = g.rows, answered = g.answered, no_answer = g.no_answer, rejected = g.rejected,
+                model = g.model, model_revision = g.model_revision, model_precision = g.model_precision, wanted_model = g.wanted_model,
+                wanted_revision = g.wanted_revision, wanted_precision = g.wanted_precision,
+                pachyderm_commit = g.pachyderm_commit, pachyderm_job = g.pachyderm_job
+            FROM (
+                SELECT * FROM question_file WHERE source_file = %(name)s AND loaded_at IS NOT NULL AND generation <> %(generation)s
+                ORDER BY generation DESC LIMIT 1
+            ) g
+            WHERE f.source_file = %(name)s AND f.generation = %(generation)s AND f.{_OPEN} AND (f.size, f.crc32c) = (g.size, g.crc32c)
+            """,
+            {"name": version.name, "generation": version.generation},
+        )
+        return cursor.rowcount == 1
 
 
 def archived(connection: psycopg.Connection, version: FileVersion, *, place: str) -> None:

@@ -201,7 +201,7 @@ def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected
     under the same name stays.
 
     Raises:
-        TransientError: the bucket refuses the copy for no reason that can be seen; nothing is deleted.
+        TransientError: another object lies where the copy goes, or the bucket refuses it for no reason that can be seen; nothing is deleted.
     """
     source = bucket.blob(INCOMING + version.name)
     if mode == "keep":
@@ -231,10 +231,12 @@ def _copied(bucket: storage.Bucket, source: storage.Blob, place: str, version: F
         # up, since what is deleted next would be the last copy.
         # In this order: somebody else may be archiving it just now.
         there = is_there(bucket, version, source.name)
-        if target.exists(timeout=_TIMEOUT_SECONDS):
+        copy = bucket.get_blob(place, timeout=_TIMEOUT_SECONDS)
+        if copy is not None and version.crc32c in ("", copy.crc32c):
             return True
         if there:
-            raise TransientError(f"{source.name} cannot be copied to {place}, though it is there and nothing lies in the way") from error
+            why = "though it is there and nothing lies in the way" if copy is None else "where something else lies: move that away"
+            raise TransientError(f"{source.name} cannot be copied to {place}, {why}") from error
         return False
 
 

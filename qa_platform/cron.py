@@ -167,7 +167,7 @@ def _answer_file(services: Services, answerer: Answerer, record: FileRecord, out
     except QaPlatformError as error:
         shutil.rmtree(target, ignore_errors=True)
         with connect(services.postgres) as connection:
-            bookkeeping.put_off(connection, job_id, [record.version], error=f"{BLAMELESS}{error}", work=services.work, suspect=True)
+            bookkeeping.put_off(connection, job_id, [record.version], error=f"{BLAMELESS}{error}", work=services.work, suspect_after=0)
         _log.exception("%s: something it needs is away; it will be tried again", record.version.name)
         return False
     except Exception as error:

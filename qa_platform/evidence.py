@@ -13,6 +13,7 @@ from qa_platform import bookkeeping
 from qa_platform.bookkeeping import FileCheck, FileRecord
 from qa_platform.contract import FileStatus, ModelChoice
 from qa_platform.database import transaction
+from qa_platform.markdown import Passage
 from qa_platform.settings import CheckSettings
 
 IN_THE_TABLE = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
@@ -21,10 +22,8 @@ IN_THE_TABLE = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
 BUCKETS = 20
 # Rows that are shown, of the beginning, of the lowest scores, and of what is wrong.
 SHOWN_ROWS = 5
-# Characters of a cell that leave PostgreSQL; what is shown is shorter.
+# Characters of a cell, and of the context on either side of an answer, that leave PostgreSQL; what is shown is shorter.
 _SENT_CHARACTERS = 200
-# Characters of the context that are shown on either side of an answer.
-_AROUND = 40
 # Rows of an earlier file whose mean score stands for all of them.
 _SAMPLE = 500
 # Files among which those of the same model are looked for, so that the look is bounded after the model has changed.
@@ -33,13 +32,13 @@ _HISTORY_REACH = 1_000
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """One row of the table, cut. ``place`` is the piece of the context around the answer."""
+    """One row of the table, cut. ``place`` is what lies between the answer's offsets in the context, and around it."""
 
     number: int
     question: str
     answer: str
     score: float | None
-    place: str
+    place: Passage
 
 
 @dataclass(frozen=True)
@@ -208,14 +207,17 @@ def _shown(cursor: psycopg.Cursor, record: FileRecord, *, order: str, where: str
     # The rows are chosen by number and score alone, and only those that are shown are cut.
     query = f"""
         SELECT q.row_number, left(q.question, %(sent)s), left(q.answer, %(sent)s), q.score,
-            substr(q.context, greatest(q.answer_start + 1 - %(around)s, 1), %(sent)s)
+            substr(q.context, greatest(at.first + 1 - %(sent)s, 1), greatest(least(at.first, %(sent)s), 0)),
+            substr(q.context, at.first + 1, greatest(least(at.last - at.first, %(sent)s), 0)),
+            substr(q.context, at.last + 1, %(sent)s)
         FROM question_answer q
+        CROSS JOIN LATERAL (SELECT coalesce(q.answer_start, 0) AS first, coalesce(q.answer_end, 0) AS last) at
         JOIN (
             SELECT row_number FROM question_answer
             WHERE source_file = %(name)s AND generation = %(generation)s AND {where} ORDER BY {order} LIMIT %(shown)s
         ) chosen USING (row_number)
         WHERE q.source_file = %(name)s ORDER BY {order}
     """  # noqa: S608  # both are constants of this file
-    values = {"name": record.version.name, "generation": record.version.generation, "sent": _SENT_CHARACTERS, "around": _AROUND}
+    values = {"name": record.version.name, "generation": record.version.generation, "sent": _SENT_CHARACTERS}
     cursor.execute(query, {**values, "shown": SHOWN_ROWS})
-    return tuple(AnsweredRow(number, question, answer, score, place or "") for number, question, answer, score, place in cursor)
+    return tuple(AnsweredRow(*row, Passage(before or "", piece or "", after or "")) for *row, before, piece, after in cursor)

@@ -57,7 +57,7 @@ def failures_for_people(context: dg.OpExecutionContext | dg.AssetExecutionContex
 
 def batch_failure(outcome: Outcome, failure: JobFailed) -> dg.Failure:
     """The failure of a run some of whose files were not answered: what becomes of each by itself, and what does not."""
-    advice = [] if failure.guilty else [f"{failure.cause}. No file is to blame, and none is charged."]
+    advice = [] if failure.guilty else [f"{failure.cause}. No file is to blame, unless others are loaded meanwhile."]
     if parked := _names(outcome.records, FileStatus.FAILED):
         advice.append(f"see below why {parked} failed for the last time, mend that, then `qa-platform retry FILE`.")
     if waiting := _names(outcome.records, FileStatus.PENDING):

@@ -43,7 +43,7 @@ class JobFailed(TransientError):
     """A Pachyderm job did not succeed. ``guilty`` maps the ids of the files whose datums failed to those datums' log lines.
 
     It is empty when no file is to blame: the job was killed (then ``killed``), could not run, or everything in it failed for one
-    ``cause``. ``innocent`` says that this is certain, and not only likely: the job was killed, or its workers said so themselves.
+    ``cause``. ``innocent`` says that this is more than likely: the job was killed, or its workers said so themselves.
     """
 
     def __init__(self, message: str, guilty: Mapping[str, str], *, killed: bool = False, innocent: bool = False, cause: str = "") -> None:

@@ -70,7 +70,7 @@ def _answer_everything(context: dg.OpExecutionContext, platform: PlatformResourc
     while True:
         found = look(services)
         seen |= found.claimed
-        tidy(services, found.plan, context.log, report=report)
+        is_tidy = tidy(services, found.plan, context.log, report=report)
         for number, planned in enumerate(found.plan.batches):
             seen |= {version.name for version in planned.versions}
             token = f"{context.run.run_id}-{number}"
@@ -88,7 +88,7 @@ def _answer_everything(context: dg.OpExecutionContext, platform: PlatformResourc
                     f"times on end; `qa-platform pachyderm status` shows the pipelines.\n{outcome.failure}",
                     allow_retries=False,
                 )
-        if not found.plan.waiting and not found.claimed:
+        if is_tidy and not found.plan.waiting and not found.claimed:
             break
         if not found.plan.batches:
             context.log.info("%d files wait for another attempt, other runs answer %d", found.plan.waiting, len(found.claimed))

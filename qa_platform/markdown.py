@@ -5,11 +5,14 @@ Standard library only.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 # Dagster's pages show Markdown in place if it is shorter than this, in JavaScript's characters; else behind a link.
 INLINE_LIMIT = 1_000
 # Characters that a cell shows, in a table of short cells and in ones that would grow too long.
 _CELL_CHARACTERS = (120, 80, 60, 45, 30, 20)
+# What is longer without a space is no word, but a name, or a script that writes none: that is cut anywhere.
+_WORD_CHARACTERS = 30
 
 # Line ends and control characters would end a table's row; the others turn the direction of the text that follows.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b\u202a-\u202e\u2066-\u2069\ufeff]+")
@@ -23,17 +26,52 @@ _STEP, _HEIGHT, _BASE, _TOP = 16, 96, 78, 16
 _TEXT_COLOUR, _BAR_COLOUR, _LOW_COLOUR = "#7d8590", "#4f7cd8", "#d9822b"
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a text between what stands before and after it. A cell without room for all of it is cut around the piece."""
+
+    before: str
+    piece: str
+    after: str
+
+    def shown(self, characters: int) -> str:
+        """On one line, of at most so many characters, cut between words with an ellipsis at each end that is cut."""
+        before, piece, after = (_spaced(text) for text in (self.before, self.piece, self.after))
+        room = characters - len(piece)
+        if len(whole := f"{before}{piece}{after}".strip()) <= characters:
+            return whole
+        if room < 2:
+            return _shortened(piece.strip(), characters)
+        left = max(room // 2, room - len(after))
+        start = _shortened(before[::-1].rstrip(), left)[::-1]
+        return f"{start}{piece}{_shortened(after.rstrip(), room - len(start))}".strip()
+
+
 def cell(value: object, *, characters: int = _CELL_CHARACTERS[0]) -> str:
     """A value as plain text in a table's cell, cut, on one line, in which nothing is mark-up, whatever it is."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = " ".join(_INVISIBLE.sub(" ", str(value)).split())
-    if len(text) > characters:
-        text = text[: characters - 1] + "…"
+    text = value.shown(characters) if isinstance(value, Passage) else _shortened(_spaced(str(value)).strip(), characters)
     text = _AUTOLINKS.sub("\u200b", text)
     return _SPECIAL.sub(r"\\\g<0>", text).replace("|", "&#124;")
+
+
+def _spaced(text: str) -> str:
+    """The text on one line, with single spaces."""
+    return re.sub(r"\s+", " ", _INVISIBLE.sub(" ", text))
+
+
+def _shortened(text: str, characters: int) -> str:
+    """The beginning of a text, of at most so many characters, cut between words."""
+    if len(text) <= characters:
+        return text
+    kept = text[: characters - 1]
+    end = kept.rfind(" ")
+    if text[characters - 1] != " " and end >= 0 and len(kept) - end <= _WORD_CHARACTERS:
+        kept = kept[:end]
+    return f"{kept.rstrip()}…"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

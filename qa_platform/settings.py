@@ -116,7 +116,8 @@ class WorkSettings(BaseSettings):
     retry_most_seconds: float = Field(
         default=900,
         gt=0,
-        description="What that is doubled up to. What is away, or configured wrongly, is tried again this often, and charges no file.",
+        description="What that is doubled up to. What is away, or configured wrongly, is tried again this often, and charges no file "
+        "as long as no other is loaded.",
     )
     lease_seconds: int = Field(default=120, ge=10, description="How long a claim holds without being renewed.")
     sensor_seconds: int = Field(default=30, ge=1, description="Least time between two looks at the bucket.")

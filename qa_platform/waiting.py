@@ -82,17 +82,21 @@ def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:
         yield page
 
 
-def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report = lambda records: None) -> None:
+def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report = lambda records: None) -> bool:
     """Record unchanged uploads, and archive what is done and was not archived yet, whatever kept its run from it.
 
     ``report`` is told of each of these that is in the table: the run that loaded it ended before it could. What it raises is logged:
     a file that cannot be told of must not hold the others.
+
+    Returns:
+        Whether all of the unchanged uploads are recorded; the others are left to the next look.
     """
-    until = time.monotonic() + TIDY_SECONDS
+    until, recorded = time.monotonic() + TIDY_SECONDS, 0
     with connect(services.postgres) as connection:
         for version in found.unchanged[:TIDIED_PER_LOOK]:
-            bookkeeping.mark_unchanged(connection, version)
-            log.info("%s: the upload equals what is answered already; recorded as unchanged", version.name)
+            if bookkeeping.mark_unchanged(connection, version):
+                recorded += 1
+                log.info("%s: the upload equals what is answered already; recorded as unchanged", version.name)
         done = bookkeeping.pending_archive(connection, limit=TIDIED_PER_LOOK)
     for record in done:
         if time.monotonic() > until:
@@ -103,6 +107,7 @@ def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report
             except Exception as error:
                 log.warning("%s is done, and could not be reported: %s", record.version.name, error)
         archive_files(services, [record], log=log)
+    return recorded == len(found.unchanged)
 
 
 def keep_claims(services: Services, tokens: Sequence[str]) -> None:

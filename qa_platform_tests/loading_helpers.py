@@ -35,6 +35,8 @@ from qa_platform.settings import IngestSettings, PostgresSettings
 
 BUNDLED = ModelChoice("bundled")
 ANSWERED_BY = ModelChoice("minilm-squad", "0a1b2c", "fp32")
+# Of the upload that an `AnsweredUpload` was.
+SIZE, CRC32C = 1000, "AAAAAA=="
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class AnsweredUpload:
         manifest = Manifest(
             name=self.name,
             generation=self.generation,
-            size=1000,
-            crc32c="AAAAAA==",
+            size=SIZE,
+            crc32c=CRC32C,
             load_id=self.load_id,
             model=self.wanted,
             columns=pass_through_columns(self.columns),

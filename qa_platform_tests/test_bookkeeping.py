@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -17,7 +18,7 @@ from qa_platform.errors import InputError
 from qa_platform.loading.load import load_file
 from qa_platform.planning import Known
 from qa_platform.settings import PostgresSettings, WorkSettings
-from qa_platform_tests.loading_helpers import BUNDLED, AnsweredRow, AnsweredUpload, answered_rows, migrated_database
+from qa_platform_tests.loading_helpers import BUNDLED, CRC32C, SIZE, AnsweredRow, AnsweredUpload, answered_rows, migrated_database
 
 A1 = FileVersion("a.csv", 1, 10, "aaaa")
 A2 = FileVersion("a.csv", 2, 11, "bbbb")
@@ -309,22 +310,38 @@ def test_a_file_waits_as_long_as_it_was_put_off_already_up_to_a_bound(
     assert least - 1 < wait_of(connection, A1) <= most
 
 
-@pytest.mark.parametrize("suspect", [True, False])
-def test_a_suspect_that_fails_on_while_others_are_loaded_is_charged(connection: psycopg.Connection, tmp_path: Path, suspect: bool) -> None:
+@pytest.mark.parametrize(("suspect_after", "charged"), [(0, True), (3000, True), (4000, False), (None, False)])
+def test_a_suspect_that_fails_on_while_others_are_loaded_is_charged(
+    connection: psycopg.Connection, tmp_path: Path, suspect_after: float | None, charged: bool
+) -> None:
+    def fails(*versions: FileVersion) -> list[int]:
+        claimed_by_run(connection, *versions)
+        bookkeeping.put_off(connection, "run", versions, error="away", work=WORK, suspect_after=suspect_after)
+        return [known(connection, version).attempts for version in versions]
+
     load(connection, tmp_path, FileVersion("before.csv", 1))
     for _ in range(2):
-        claimed_by_run(connection, A1, B1)
-        bookkeeping.put_off(connection, "run", [A1, B1], error="away", work=WORK, suspect=suspect)
-        assert [known(connection, version).attempts for version in (A1, B1)] == [0, 0]
+        assert fails(A1, B1) == [0, 0]
+        # As long ago as an hour, and after the first load.
+        connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 hour' WHERE put_off_since IS NOT NULL")
+        connection.execute("UPDATE question_file SET loaded_at = now() - interval '2 hours' WHERE loaded_at IS NOT NULL")
     load(connection, tmp_path, FileVersion("meanwhile.csv", 1))
-    claimed_by_run(connection, A1)
-    bookkeeping.put_off(connection, "run", [A1], error="away", work=WORK, suspect=suspect)
-    assert known(connection, A1).attempts == 0, "its wait was not over"
+    assert fails(A1) == [0], "its wait was not over"
     connection.execute("UPDATE question_file SET retry_at = now()")
-    claimed_by_run(connection, A1)
-    bookkeeping.put_off(connection, "run", [A1], error="away", work=WORK, suspect=suspect)
-    assert known(connection, A1).attempts == (1 if suspect else 0)
+    assert fails(A1) == [1 if charged else 0]
     assert known(connection, B1).attempts == 0
+
+
+def test_a_file_whose_workers_always_call_it_innocent_is_parked_in_the_end(connection: psycopg.Connection, tmp_path: Path) -> None:
+    statuses = []
+    for _ in range(WORK.max_attempts):
+        for _ in range(2):
+            claimed_by_run(connection, A1)
+            bookkeeping.put_off(connection, "run", [A1], error="disk full", work=WORK, suspect_after=WORK.retry_most_seconds)
+            statuses.append(known(connection, A1).status)
+            connection.execute("UPDATE question_file SET retry_at = now(), put_off_since = put_off_since - interval '1 hour'")
+            load(connection, tmp_path / str(len(statuses)), FileVersion(f"{len(statuses)}.csv", 1))
+    assert statuses == [FileStatus.PENDING] * 5 + [FileStatus.FAILED]
 
 
 def test_what_a_run_leaves_behind_an_outage_is_put_off_with_its_batch(connection: psycopg.Connection) -> None:
@@ -377,13 +394,37 @@ def test_what_is_being_worked_on_is_not_up_for_archiving_by_others(connection: p
 
 def test_an_unchanged_upload_shows_the_figures_of_the_answers_that_stand_for_it(connection: psycopg.Connection, tmp_path: Path) -> None:
     load(connection, tmp_path, A1)
-    bookkeeping.claim(connection, [A2], owner="run", lease_seconds=HELD)
+    same = replace(A2, size=SIZE, crc32c=CRC32C)
+    bookkeeping.claim(connection, [same], owner="run", lease_seconds=HELD)
     connection.execute("UPDATE question_file SET pachyderm_commit = 'commit' WHERE generation = 1")
-    bookkeeping.mark_unchanged(connection, A2)
-    found = known(connection, A2)
+    assert bookkeeping.mark_unchanged(connection, same)
+    found = known(connection, same)
     assert (found.status, found.rows, found.answered, found.model, found.pachyderm_commit) == (
         *(FileStatus.UNCHANGED, 2, 2, "minilm-squad", "commit"),
     )
+
+
+def test_an_upload_is_not_unchanged_any_more_when_a_late_job_has_loaded_another_content(
+    connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    upload = FileVersion("a.csv", 3, SIZE, CRC32C)
+    load(connection, tmp_path, A1)
+    # Recorded when it was seen, which is where a load takes its size and checksum from.
+    bookkeeping.claim(connection, [A2], owner="lost", lease_seconds=EXPIRED)
+    load(connection, tmp_path, A2)
+    assert not bookkeeping.mark_unchanged(connection, upload), "the table holds what was uploaded in between"
+    assert known(connection, upload).status is FileStatus.PENDING
+
+
+def test_an_upload_is_not_recorded_as_unchanged_while_its_file_is_being_loaded(
+    migrated: PostgresSettings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    upload = FileVersion("a.csv", 3, SIZE, CRC32C)
+    load(connection, tmp_path, A1)
+    with connect(migrated) as other, other.transaction():
+        load(other, tmp_path, A2)
+        assert not bookkeeping.mark_unchanged(connection, upload), "whatever the load is of"
+    assert bookkeeping.mark_unchanged(connection, upload)
 
 
 @pytest.mark.parametrize("end", [bookkeeping.mark_superseded, bookkeeping.mark_unchanged])

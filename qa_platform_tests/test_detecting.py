@@ -17,7 +17,7 @@ from qa_platform import bookkeeping
 from qa_platform.assets.answers import answer_files
 from qa_platform.batch import Services, split_file
 from qa_platform.bookkeeping import FileRecord, PutOff
-from qa_platform.bucket import archive, is_there, open_version, upload, why_ignored
+from qa_platform.bucket import archive, archived_name, is_there, open_version, upload, why_ignored
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
 from qa_platform.database import connect
 from qa_platform.definitions import defs
@@ -241,19 +241,19 @@ def test_a_started_run_without_claims_that_says_nothing_has_vanished(instance: d
     by_hand = instance.create_run_for_job(defs.resolve_job_def("answer_questions"))
     for run in (silent, at_work, by_hand):
         instance.report_engine_event("begun", run)
-        instance.handle_new_event(started(run))
+        instance.handle_new_event(event_of(run, "PIPELINE_START"))
     time.sleep(1.1)
-    instance.handle_new_event(started(talking))
+    instance.handle_new_event(event_of(talking, "PIPELINE_START"))
     found = vanished_runs(instance, {at_work.run_id}, silent_seconds=1)
     assert [run.run_id for run in found] == [silent.run_id]
     instance.report_run_failed(found[0])
     assert vanished_runs(instance, {at_work.run_id}, silent_seconds=1) == []
 
 
-def started(run: dg.DagsterRun) -> dg.EventLogEntry:
-    from dagster._core.events import DagsterEvent, DagsterEventType
+def event_of(run: dg.DagsterRun, kind: str) -> dg.EventLogEntry:
+    from dagster._core.events import DagsterEvent
 
-    event = DagsterEvent(event_type_value=DagsterEventType.RUN_START.value, job_name=run.job_name)
+    event = DagsterEvent(event_type_value=kind, job_name=run.job_name)
     return dg.EventLogEntry(
         error_info=None, level="info", user_message="", run_id=run.run_id, timestamp=time.time(), job_name=run.job_name, dagster_event=event
     )
@@ -307,6 +307,18 @@ def test_a_copy_that_is_refused_for_no_reason_deletes_nothing(services: Services
     assert is_there(services.bucket, version, INCOMING + "a.csv")
     place = archive(bucket, version, mode="move")
     assert services.bucket.blob(place).download_as_bytes() == CONTENT
+
+
+def test_an_object_that_lies_where_the_copy_goes_is_not_taken_for_it(services: Services) -> None:
+    version = put(services, "a.csv")
+    place = services.bucket.blob(archived_name(version, rejected=False))
+    place.upload_from_string(b"something else")
+    with pytest.raises(TransientError, match="something else lies"):
+        archive(services.bucket, version, mode="move")
+    assert is_there(services.bucket, version, INCOMING + "a.csv")
+    place.upload_from_string(CONTENT)
+    assert archive(services.bucket, version, mode="move") == place.name, "that is its copy, of an archiving that was cut off"
+    assert not is_there(services.bucket, version, INCOMING + "a.csv")
 
 
 @pytest.mark.slow
@@ -387,12 +399,23 @@ def test_a_queued_run_that_is_cancelled_gives_its_files_back(services: Services,
     batch = look(services).plan.batches[0]
     assert claim(services, batch, token="key")
     run = run_of(instance, batch.id, run_key="key")
-    assert _queued_run_keys(instance) == ["key"]
+    assert _queued_run_keys(instance, starting_seconds=0) == ["key"]
     instance.report_run_canceled(run)
-    assert _queued_run_keys(instance) == [], "nobody renews the claim any more"
+    assert _queued_run_keys(instance, starting_seconds=60) == [], "nobody renews the claim any more"
     with connect(services.postgres) as connection:
         connection.execute("UPDATE question_file SET claim_until = now()")
     assert look(services).plan.batches == (batch,)
+
+
+def test_a_run_whose_pod_starts_slowly_keeps_its_claims_for_a_while(instance: dg.DagsterInstance) -> None:
+    run = run_of(instance, "batch", run_key="key")
+    instance.report_engine_event("starting", run)
+    instance.handle_new_event(event_of(run, "PIPELINE_STARTING"))
+    assert _queued_run_keys(instance, starting_seconds=60) == ["key"]
+    time.sleep(0.2)
+    assert _queued_run_keys(instance, starting_seconds=0.1) == [], "what started it is gone"
+    instance.handle_new_event(event_of(run, "PIPELINE_START"))
+    assert _queued_run_keys(instance, starting_seconds=60) == [], "it renews its claims itself"
 
 
 def logger() -> dg.DagsterLogManager:

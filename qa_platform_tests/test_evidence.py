@@ -14,6 +14,7 @@ from qa_platform.contract import FileVersion, Rejection, RowReason
 from qa_platform.evidence import BUCKETS, SHOWN_ROWS, FileFacts, gather
 from qa_platform.loading import migrate
 from qa_platform.loading.load import load_file
+from qa_platform.markdown import Passage, cell
 from qa_platform.settings import CheckSettings, PostgresSettings
 from qa_platform_tests.conftest import Database
 from qa_platform_tests.loading_helpers import AnsweredRow, AnsweredUpload
@@ -77,7 +78,19 @@ def test_the_first_and_the_lowest_answers_are_shown_and_no_more(files: Files) ->
     assert [row.number for row in facts.lowest] == [20, 19, 18, 17, 16]
     assert len(facts.lowest) == SHOWN_ROWS
     assert facts.lowest[0].answer == "word20"
-    assert facts.lowest[0].place.startswith("word20 and more")
+    assert facts.lowest[0].place == Passage("", "word20", " and more of the context")
+
+
+def test_what_stands_around_an_answer_is_shown_with_it(files: Files) -> None:
+    record = files.load("a.csv", [0.5] * 3)
+    context = "before " * 100 + "the answer" + " after" * 100
+    files.connection.execute("UPDATE question_answer SET context = %s, answer_start = 700, answer_end = 710", [context])
+    files.connection.execute("UPDATE question_answer SET answer_start = NULL, answer_end = NULL WHERE row_number = 2")
+    files.connection.execute("UPDATE question_answer SET answer_start = -5, answer_end = -9 WHERE row_number = 3")
+    within, without, wrong = files.facts(record).first
+    assert cell(within.place, characters=45) == "…before before the answer after after after…"
+    assert cell(without.place, characters=20) == "before before…"
+    assert wrong.place.piece == ""
 
 
 def test_a_good_file_passes_every_check(files: Files) -> None:

@@ -187,8 +187,9 @@ def test_a_newer_generation_that_is_rejected_is_what_is_reported(postgres: Postg
 
 def test_an_unchanged_upload_has_the_report_of_the_rows_that_are_in_the_table(postgres: PostgresSettings, tmp_path: Path) -> None:
     with connect(postgres) as connection:
-        load_file(connection, ingested(HEADER + b",c\n", tmp_path / "file"))
-        bookkeeping.mark_unchanged(connection, FileVersion(NAME, 2))
+        data = HEADER + b",c\n"
+        load_file(connection, ingested(data, tmp_path / "file"))
+        assert bookkeeping.mark_unchanged(connection, FileVersion(NAME, 2, len(data)))
         assert places(connection) == [("2", "1", "question", "empty_question")]
 
 

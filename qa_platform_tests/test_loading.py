@@ -44,6 +44,8 @@ from qa_platform.settings import IngestSettings, PostgresSettings
 from qa_platform_tests.conftest import Database
 from qa_platform_tests.loading_helpers import (
     ANSWERED_BY,
+    CRC32C,
+    SIZE,
     AnsweredRow,
     AnsweredUpload,
     answered_rows,
@@ -360,7 +362,7 @@ def test_answers_of_an_unchanged_upload_may_be_loaded_again_but_nothing_older_th
 ) -> None:
     loaded = MIXED.write(tmp_path / "loaded")
     load_file(connection, loaded)
-    bookkeeping.mark_unchanged(connection, FileVersion(MIXED.name, 3))
+    bookkeeping.mark_unchanged(connection, FileVersion(MIXED.name, 3, SIZE, CRC32C))
 
     assert load_file(connection, loaded).status is FileStatus.LOADED
     between = AnsweredUpload(answered_rows(2), generation=2)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from qa_platform.markdown import INLINE_LIMIT, cell, histogram, table
+from qa_platform.markdown import INLINE_LIMIT, Passage, cell, histogram, table
 
 HOSTILE = [
     "a | b || c \\| d \\",
@@ -53,6 +53,36 @@ def test_a_cell_reads_as_the_text_it_was(text: str) -> None:
     (shown,) = re.findall("<td>(.*?)</td>", html) or [""]
     plain = shown.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&").replace("\u200b", "")
     assert plain == " ".join(re.sub("[\x00\u202e\u2028]", " ", text).split())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no longer than it may", "no longer than it may"),
+        ("no longer than it may be", "no longer than it may…"),
+        ("no longer than it mayhap", "no longer than it…"),
+        ("a name-" + "x" * 60, "a name-xxxxxxxxxxxxxx…"),
+        ("x" * 60, "x" * 21 + "…"),
+    ],
+)
+def test_a_cell_is_cut_between_words_where_there_are_any(text: str, shown: str) -> None:
+    assert cell(text, characters=22) == shown
+
+
+def test_a_passage_is_cut_around_its_piece() -> None:
+    passage = Passage("An engraver and showman, ", "Henry Winstanley", ", built the first tower on the reef.")
+    assert cell(passage) == "An engraver and showman, Henry Winstanley, built the first tower on the reef."
+    assert cell(passage, characters=60) == "…and showman, Henry Winstanley, built the first tower on…"
+    assert cell(passage, characters=30) == "…Henry Winstanley, built…"
+    assert cell(passage, characters=14) == "Henry…"
+
+
+@given(texts, texts, texts, st.integers(20, 120))
+def test_the_piece_of_a_passage_stays_in_sight(before: str, piece: str, after: str, characters: int) -> None:
+    shown = Passage(before, piece, after).shown(characters)
+    assert len(shown) <= characters
+    whole = Passage("", piece, "").shown(len(piece))
+    assert whole in shown or len(whole) > characters - 4
 
 
 def test_addresses_in_cells_do_not_become_links() -> None:

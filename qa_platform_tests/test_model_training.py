@@ -3,16 +3,18 @@
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
 from qa_platform.answering import train as training
 from qa_platform.answering.squad import GoldAnswer, GoldQuestion
-from qa_platform.answering.train import Recipe, features, loss_of, masked, negatives, tensors, train
+from qa_platform.answering.train import Recipe, features, loss_of, masked, negatives, tensors, train, train_averaged
 from qa_platform_tests.answering_models import make_model
 
 pytestmark = pytest.mark.slow
@@ -91,6 +93,20 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_weights(
     train(start, questions, tmp_path / "resumed", RECIPE)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
     assert weights[0] == weights[1]
+
+
+def test_each_round_starts_from_the_average_of_the_members_before(start: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    train_averaged(start, gold(64), tmp_path / "model", recipe, members=2, rounds=2)
+    folders = [tmp_path / f"model{name}" for name in ("", ".round-2.member-1", ".round-2.member-2")]
+    mean, *members = (load_file(folder / "model.safetensors") for folder in folders)
+    name = "qa_outputs.weight"
+    assert not torch.equal(members[0][name], members[1][name]), "the members differ in their seeds"
+    assert torch.allclose(mean[name].float(), (members[0][name].float() + members[1][name].float()) / 2, atol=1e-3)
+    AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")
+    again = tmp_path / "again"
+    train(tmp_path / "model.round-1", gold(64), again, replace(recipe, seed=RECIPE.seed + 2))
+    assert (again / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
 
 
 def test_every_annotators_answer_is_right(start: Path) -> None:

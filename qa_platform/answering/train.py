@@ -13,27 +13,33 @@ Start is a BERT-like encoder (the bundled model starts from all-MiniLM-L6-v2). W
 * The learning rate stays at its peak and falls to nothing over the last steps (`DECAY`): until then a run does not depend on how
   long it will be.
 * The weights that are kept are an exponential moving average over the last steps.
+* Several runs that differ in their seeds alone are averaged, weight by weight (`--members`; the uniform soup of Wortsman et al.,
+  2022). They start from the same weights, so their average lies in the same valley, and answers better than each. With `--rounds`
+  the average is what the next runs start from.
 
 The model computes in bfloat16 throughout, with float32 master weights for the optimizer: on a CPU with AMX that takes two
 thirds of the time of automatic mixed precision. Attention is the plain one: the backward pass of PyTorch's fused attention
 takes half of a step there.
 
 One paragraph in six (`squad.held_out`) is never trained on. Resumable: run the same command again after a kill. Figures go
-to standard output and to ``train_log.jsonl`` in the checkpoint folder.
+to standard output and to ``train_log.jsonl`` in each run's checkpoint folder.
 """
 
 import argparse
 import copy
 import json
 import random
+import shutil
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForQuestionAnswering, PreTrainedTokenizerFast
 
 from qa_platform.answering.squad import GoldQuestion, held_out, read_gold
@@ -48,6 +54,7 @@ HIDDEN_DROPOUT = 0.1
 WARM_UP_STEPS = 250
 DECAY = 0.4
 CHECKPOINT_STEPS = 200
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,27 @@ class Checkpoint:
         return torch.load(self._path, weights_only=True) if self._path.exists() else None
 
 
+def train_averaged(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe, *, members: int, rounds: int) -> None:
+    """Train ``members`` models ``rounds`` times, each round from the average of the one before, and write the last average to ``out``.
+
+    The members lie in ``<out>.round-R.member-M``, with their checkpoints: what is finished is not trained again.
+    """
+    for number in range(rounds):
+        folders = [out.with_name(f"{out.name}.round-{number + 1}.member-{member + 1}") for member in range(members)]
+        for member, folder in enumerate(folders):
+            train(start, questions, folder, replace(recipe, seed=recipe.seed + number * members + member))
+        start = out if number + 1 == rounds else out.with_name(f"{out.name}.round-{number + 1}")
+        average(folders, start)
+
+
+def average(folders: Sequence[Path], out: Path) -> None:
+    """Write the model whose weights are the mean of those of ``folders``, which have the same architecture and tokenizer."""
+    tensors = [load_file(folder / WEIGHTS) for folder in folders]
+    mean = {name: torch.stack([of[name].float() for of in tensors]).mean(0).half() for name in tensors[0]}
+    shutil.copytree(folders[0], out, dirs_exist_ok=True)
+    save_file(mean, out / WEIGHTS, metadata={"format": "pt"})
+
+
 def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe) -> None:
     """Train on ``questions`` and write the model folder ``out``; checkpoints and the log lie in ``<out>.work``."""
     torch.manual_seed(recipe.seed)
@@ -226,7 +254,7 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
     master = BertForQuestionAnswering.from_pretrained(
         start, dtype=torch.float32, attention_probs_dropout_prob=0.0, attn_implementation="eager"
     ).train()
-    average = copy.deepcopy(master)
+    followed = copy.deepcopy(master)
     model = copy.deepcopy(master).to(torch.bfloat16)
     with_pooled_dropout(model, HIDDEN_DROPOUT)
     decayed = [p for p in master.parameters() if p.dim() > 1]
@@ -240,7 +268,7 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
     total, done = len(schedule), 0
     if state := checkpoint.load():
         master.load_state_dict(state["master"])
-        average.load_state_dict(state["average"])
+        followed.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         done = state["step"]
@@ -259,7 +287,7 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
                 theirs.grad = None
             torch.nn.utils.clip_grad_norm_(master.parameters(), 1.0)
             optimizer.step()
-            _follow(average, master, EMA_DECAY if step > total // 2 else 0.9)
+            _follow(followed, master, EMA_DECAY if step > total // 2 else 0.9)
             running.append(loss.item())
             if (step + 1) % 50 == 0 or step + 1 == total:
                 entry = {
@@ -274,12 +302,12 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
             if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == total:
                 checkpoint.save(
                     master=master.state_dict(),
-                    average=average.state_dict(),
+                    average=followed.state_dict(),
                     optimizer=optimizer.state_dict(),
                     rng=torch.get_rng_state(),
                     step=step + 1,
                 )
-    average.half().save_pretrained(out)
+    followed.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
@@ -301,11 +329,13 @@ def main() -> None:
     parser.add_argument("--negatives", type=float, default=0.05)
     parser.add_argument("--masked", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--members", type=int, default=2, help="runs that are averaged")
+    parser.add_argument("--rounds", type=int, default=1, help="how often that is done, each time from the last average")
     args = parser.parse_args()
     questions = [q for path in [*args.data, *args.repeat] for q in read_gold(path) if not held_out(q)]
     recipe = Recipe(args.epochs, args.learning_rate, args.tokens_per_batch, 0.01, args.negatives, args.masked, args.seed)
     print(recipe, len(questions), "questions", flush=True)
-    train(args.start, questions, args.out, recipe)
+    train_averaged(args.start, questions, args.out, recipe, members=args.members, rounds=args.rounds)
 
 
 if __name__ == "__main__":

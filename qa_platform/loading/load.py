@@ -23,8 +23,9 @@ from qa_platform.database import only_row, transaction
 from qa_platform.errors import InputError
 from qa_platform.loading.answered import AnsweredFile, AnsweredShard, read_answered, read_rows
 
-# First half of the advisory lock's key; the second is a hash of the file's name. Two names with one hash only wait for each other.
-_LOCK = 0x71616C64
+# First half of the advisory lock's key that a load holds; the second is a hash of the file's name. Two names with one hash only wait for
+# each other.
+LOAD_LOCK = 0x71616C64
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "",
     file = read_answered(folder)
     manifest = file.manifest
     with transaction(connection, about=f"{manifest.name!r} is not loaded: ") as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, manifest.name])
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [LOAD_LOCK, manifest.name])
         if newer := _newer(cursor, manifest):
             _record_superseded(cursor, manifest, newer)
             status, written = FileStatus.SUPERSEDED, (0, 0, 0)

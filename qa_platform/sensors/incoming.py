@@ -3,6 +3,8 @@
 It is a thin wrapper: what is to be done is decided by `planning.plan`. It keeps no cursor.
 """
 
+from datetime import UTC, datetime, timedelta
+
 import dagster as dg
 
 from qa_platform.assets.answers import BatchConfig
@@ -20,8 +22,10 @@ from qa_platform.waiting import claim, keep_claims, look, tidy
 
 # Dagster's own tag for the key of the request that a run comes from.
 _RUN_KEY_TAG = "dagster/run_key"
-# Not those that are starting: where the daemon was lost while it started one, the lease is to run out.
 _NOT_BEGUN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+# For how many leases more the claims of a run that is starting are renewed. With one lease alone a pod that starts slowly would find
+# its files claimed for the next request, and that one's for the one after it. Not for ever: the daemon may be lost while it starts one.
+_STARTING_LEASES = 2
 
 
 @dg.sensor(
@@ -33,7 +37,7 @@ _NOT_BEGUN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 )
 def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
     services = platform.services()
-    keep_claims(services, _queued_run_keys(context.instance))
+    keep_claims(services, _queued_run_keys(context.instance, starting_seconds=_STARTING_LEASES * services.work.lease_seconds))
     found = look(services)
     requests: list[dg.RunRequest] = []
     partitions: list[dg.AddDynamicPartitionsRequest] = []
@@ -58,9 +62,12 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions, asset_events=events, skip_reason=reason)
 
 
-def _queued_run_keys(instance: dg.DagsterInstance) -> list[str]:
-    """The run keys, which are what the files are claimed with, of the runs that have not begun."""
-    runs = instance.get_runs(dg.RunsFilter(job_name=answer_questions.name, statuses=list(_NOT_BEGUN)))
+def _queued_run_keys(instance: dg.DagsterInstance, *, starting_seconds: float) -> list[str]:
+    """The run keys, which are what the files are claimed with, of the runs that have not begun, or have been starting no longer than that."""
+    starting_since = datetime.now(UTC) - timedelta(seconds=starting_seconds)
+    waiting = dg.RunsFilter(job_name=answer_questions.name, statuses=list(_NOT_BEGUN))
+    starting = dg.RunsFilter(job_name=answer_questions.name, statuses=[dg.DagsterRunStatus.STARTING], updated_after=starting_since)
+    runs = [*instance.get_runs(waiting), *instance.get_runs(starting)]
     return [run.tags[_RUN_KEY_TAG] for run in runs if _RUN_KEY_TAG in run.tags]
 
 

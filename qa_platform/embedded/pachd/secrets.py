@@ -74,8 +74,12 @@ def _key(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         key = Fernet.generate_key()
-        path.touch(0o600, exist_ok=False)
-        path.write_bytes(key)
+        # Whole or not there: half a key would be the end of everything that it opens.
+        temporary = path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        temporary.touch(0o600, exist_ok=False)
+        temporary.write_bytes(key)
+        temporary.replace(path)
         return key
 
 

@@ -183,6 +183,9 @@ def _input_defaults(node: dict[str, Any], pipeline: dict[str, Any], now: float) 
             raise PachError("input must specify a repo")
         if not pfs.get("glob"):
             raise PachError("input must specify a glob")
+        for feature in ("s3", "trigger"):
+            if pfs.get(feature):
+                raise Unimplemented(f"pipeline {pipeline['name']!r} has an input with {feature}, which the embedded server does not do")
         glob = pfs["glob"]
         pfs["glob"] = glob.rstrip("/") or "/"
         defaults = {"project": project, "name": pfs["repo"], "branch": "master", "repoType": "user"}

@@ -58,7 +58,9 @@ class UserProcess:
         return self._process.pid
 
     def kill(self) -> None:
-        """Kills the process and all that it has started."""
+        """Kills the process and all that it has started; nothing once it has ended, when its number may be somebody else's."""
+        if self._process.returncode is not None:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

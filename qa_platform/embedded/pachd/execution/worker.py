@@ -366,10 +366,11 @@ class _Session:
             result, self._offer, self._taken, self._result = self._result, None, False, None
             if result == "":
                 return
+            # Before its call is let go, which it must not see.
+            process.kill()
             self._process = None
             self._generation += 1
             self._changed.notify_all()
-        process.kill()
         if not done:
             raise DatumError(f"datum timed out after {timeout:g} s")
         if result is None:
@@ -393,12 +394,12 @@ class _Session:
 
     def kill(self) -> None:
         with self._changed:
+            # Before its call is let go: the last NextDatum never returns.
+            if self._process is not None:
+                self._process.kill()
             self._killed = True
             self._generation += 1
-            process = self._process
             self._changed.notify_all()
-        if process is not None:
-            process.kill()
 
 
 def _has_inputs(datum: Datum, filters: Sequence[str]) -> bool:

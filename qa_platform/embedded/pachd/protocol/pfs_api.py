@@ -9,7 +9,7 @@ import betterproto
 from betterproto.lib.google.protobuf import Empty
 from pachyderm_sdk.api import pfs as pb
 
-from qa_platform.embedded.pachd.errors import InvalidArgument, NotFound, PachError
+from qa_platform.embedded.pachd.errors import InvalidArgument, NotFound, PachError, Unimplemented
 from qa_platform.embedded.pachd.pfs import Commit, CommitRef, Pfs, Wait, check_path, tag_of
 from qa_platform.embedded.pachd.pps import Pps
 from qa_platform.embedded.pachd.protocol import convert
@@ -119,6 +119,8 @@ class PfsApi:
         return pb.DeleteReposResponse(repos=[convert.repo(key) for key in gone])
 
     def create_branch(self, request: pb.CreateBranchRequest, call: Call) -> Empty:
+        if convert.is_set(request.trigger):
+            raise Unimplemented(f"branch {request.branch.name!r} has a trigger, which the embedded server does not do")
         head = request.head
         ref = convert.commit_ref(head) if head.id or head.branch.name else None
         self._pfs.create_branch(convert.branch_key(request.branch), ref, [convert.branch_key(one) for one in request.provenance])
@@ -355,6 +357,8 @@ class PfsApi:
                 return
 
     def get_file(self, request: pb.GetFileRequest, call: Call) -> Iterator[bytes]:
+        if request.url:
+            raise Unimplemented("GetFile to a url is something that the embedded server does not do")
         commit, root = self._readable(request.file.commit, call)
         path = request.file.path
         matched = [found for found in self._matching(root, path) if not request.file.datum or _has_tag(found, request.file.datum)]

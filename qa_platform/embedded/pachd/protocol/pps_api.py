@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from betterproto.lib.google.protobuf import Empty
 from pachyderm_sdk.api import logs as pl
 from pachyderm_sdk.api import pps as pp
 
-from qa_platform.embedded.pachd.errors import InvalidArgument, NotFound, PachError
+from qa_platform.embedded.pachd.errors import InvalidArgument, NotFound, PachError, Unimplemented
 from qa_platform.embedded.pachd.execution.datums import enumerate_datums
 from qa_platform.embedded.pachd.pps import DatumState, Job, Pipeline, PipelineKey, Pps
 from qa_platform.embedded.pachd.protocol import convert, protojson
@@ -91,6 +92,7 @@ class PpsApi:
         return self._pipeline_info(self._pps.pipeline(convert.pipeline_key(request.pipeline)), details=request.details)
 
     def list_pipeline(self, request: pp.ListPipelineRequest, call: Call) -> Iterator[pp.PipelineInfo]:
+        _no_jq(request.jq_filter)
         key = convert.pipeline_key(request.pipeline) if request.pipeline.name else None
         found = self._pps.pipelines(key=key, history=request.history, projects=[project.name for project in request.projects])
         return (self._pipeline_info(pipeline, details=True) for pipeline in found)
@@ -138,6 +140,7 @@ class PpsApi:
         return self._job_info(job, details=request.details)
 
     def list_job(self, request: pp.ListJobRequest, call: Call) -> Iterator[pp.JobInfo]:
+        _no_jq(request.jq_filter)
         key = convert.pipeline_key(request.pipeline) if request.pipeline.name else None
         if key is not None:
             self._pps.pipeline(key)
@@ -273,12 +276,23 @@ class PpsApi:
         user_only = True if limits.user_logs_only else None
         found = LogQuery(since=max(0.0, since), until=max(0.0, until), user=user_only, **_user_query(query))
         lines = self._pps.store.logs.read(found, follow=request.tail, alive=call.alive)
+        if limits.regex.pattern:
+            try:
+                pattern = re.compile(limits.regex.pattern)
+            except re.error as error:
+                raise InvalidArgument(f"validate request: invalid RegexLogFilter: {error}") from error
+            lines = (line for line in lines if bool(pattern.search(line.message)) != limits.regex.negate)
         for line in itertools.islice(lines, limits.limit or None):
             message = pl.LogMessage(
                 verbatim=pl.VerbatimLogMessage(line=line.message.encode(), timestamp=convert.when(line.time)),
                 pps_log_message=convert.log_message(line),
             )
             yield pl.GetLogsResponse(log=message)
+
+
+def _no_jq(text: str) -> None:
+    if text:
+        raise Unimplemented("jq_filter is something that the embedded server does not do")
 
 
 def _user_query(query: pl.UserLogQuery) -> dict[str, Any]:
