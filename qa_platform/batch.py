@@ -400,6 +400,9 @@ def set_aside(services: Services, record: FileRecord, error: Exception, log: Log
     """Record why a file is not read: it is rejected, or superseded."""
     version = record.version
     if not isinstance(error, FileRejected):
+        (now,) = _records(services, [version])
+        if now.place != record.place:
+            raise TransientError(f"{record.place} was archived to {now.place} while it was to be read") from error
         with bucket.bucket_errors(f"looking for {version.name}"):
             there = bucket.is_there(services.bucket, version, record.place)
         # Believed only if a second look says the same: a file that is superseded is not looked at again.

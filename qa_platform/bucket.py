@@ -191,6 +191,13 @@ def archived_name(version: FileVersion, *, rejected: bool) -> str:
     return place if len(longest.encode()) <= _OBJECT_NAME_BYTES else f"{folder}{file_id(version.name)}/{file}"
 
 
+def place_when_done(version: FileVersion, *, mode: str, rejected: bool = False) -> str:
+    """The place where `archive` leaves a source; "" if it is deleted."""
+    if mode == "keep":
+        return INCOMING + version.name
+    return archived_name(version, rejected=rejected) if mode == "move" or rejected else ""
+
+
 def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected: bool = False) -> str:
     """Take one generation out of ``incoming/`` (``move`` or ``delete``), or ``keep`` it there.
 
@@ -201,12 +208,13 @@ def archive(bucket: storage.Bucket, version: FileVersion, *, mode: str, rejected
     under the same name stays.
 
     Raises:
-        TransientError: another object lies where the copy goes, or the bucket refuses it for no reason that can be seen; nothing is deleted.
+        TransientError: another object lies where the copy goes, or the bucket refuses it for no reason that can be seen; nothing is
+            deleted.
     """
     source = bucket.blob(INCOMING + version.name)
-    if mode == "keep":
-        return source.name
-    place = archived_name(version, rejected=rejected) if mode == "move" or rejected else ""
+    place = place_when_done(version, mode=mode, rejected=rejected)
+    if place == source.name:
+        return place
     if place and not _copied(bucket, source, place, version):
         return ""
     with suppress(*SOURCE_CHANGED_ERRORS):

@@ -220,4 +220,7 @@ def _shown(cursor: psycopg.Cursor, record: FileRecord, *, order: str, where: str
     """  # noqa: S608  # both are constants of this file
     values = {"name": record.version.name, "generation": record.version.generation, "sent": _SENT_CHARACTERS}
     cursor.execute(query, {**values, "shown": SHOWN_ROWS})
-    return tuple(AnsweredRow(*row, Passage(before or "", piece or "", after or "")) for *row, before, piece, after in cursor)
+    return tuple(
+        AnsweredRow(number, question, answer, score, Passage(before or "", piece or "", after or ""))
+        for number, question, answer, score, before, piece, after in cursor
+    )

@@ -11,11 +11,8 @@ from qa_platform.bookkeeping import FileRecord
 from qa_platform.contract import FileStatus
 from qa_platform.errors import InputError, TransientError
 from qa_platform.following import JobFailed
-from qa_platform.settings import wrong_settings
+from qa_platform.settings import ExecutionSettings, wrong_settings
 
-# For a service that is away a little longer than its client tries by itself. Beyond that the sensor's next run takes over.
-STEP_RETRIES = 2
-STEP_RETRY_SECONDS = 10
 # Files that a message names.
 _NAMED = 10
 
@@ -38,8 +35,9 @@ def failures_for_people(context: dg.OpExecutionContext | dg.AssetExecutionContex
     except InputError as error:
         raise _failure(f"mend what is said here, then {by_itself}, or start this run again.", error) from error
     except (TransientError, TransportError) as error:
-        if context.retry_number < STEP_RETRIES:
-            raise dg.RetryRequested(max_retries=STEP_RETRIES, seconds_to_wait=STEP_RETRY_SECONDS) from error
+        settings = ExecutionSettings()
+        if context.retry_number < settings.step_retries:
+            raise dg.RetryRequested(max_retries=settings.step_retries, seconds_to_wait=settings.step_retry_seconds) from error
         raise _failure(f"see that the service named here is up (`qa-platform doctor` looks at all of them); {by_itself}.", error) from error
     except GoogleAuthError as error:
         raise _failure(

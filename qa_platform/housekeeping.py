@@ -63,5 +63,9 @@ def housekeeping() -> None:
 
 
 housekeeping_schedule = dg.ScheduleDefinition(
-    job=housekeeping, cron_schedule="17 3 * * *", default_status=dg.DefaultScheduleStatus.RUNNING, execution_timezone="UTC"
+    job=housekeeping,
+    cron_schedule="17 3 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night: deletes partitions beyond QA_PARTITIONS_KEPT, and Pachyderm's commits older than QA_COMMITS_KEPT_DAYS.",
 )

@@ -78,7 +78,7 @@ def _answer_everything(context: dg.OpExecutionContext, platform: PlatformResourc
                 continue
             context.instance.add_dynamic_partitions(PARTITIONS, [partition_key(v.name) for v in planned.versions])
             for version in planned.versions:
-                context.log_event(uploaded(services.bucket, version))
+                context.log_event(uploaded(services.bucket, version, archive=services.work.archive))
             run_id = context.run.run_id
             outcome = answer_batch(services, planned, token=token, run_id=run_id, log=context.log, follow=follow, report=report)
             blameless = blameless + 1 if outcome.failure and not outcome.failure.guilty else 0

@@ -67,11 +67,11 @@ def _shortened(text: str, characters: int) -> str:
     """The beginning of a text, of at most so many characters, cut between words."""
     if len(text) <= characters:
         return text
-    kept = text[: characters - 1]
-    end = kept.rfind(" ")
-    if text[characters - 1] != " " and end >= 0 and len(kept) - end <= _WORD_CHARACTERS:
-        kept = kept[:end]
-    return f"{kept.rstrip()}…"
+    kept, rest = text[: characters - 1], text[characters - 1 :]
+    words, space, begun = kept.rpartition(" ")
+    if space and rest[0] != " " and len(begun) + len(rest.partition(" ")[0]) <= _WORD_CHARACTERS:
+        kept = words
+    return f"{kept.rstrip(' .,;:')}…"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from qa_platform import bucket
 from qa_platform.assets.catalog import (
     ANSWERED_QUESTIONS,
     QUESTION_ANSWER,
@@ -19,11 +20,12 @@ from qa_platform.assets.raw import object_link
 from qa_platform.batch import Services
 from qa_platform.bookkeeping import FileRecord
 from qa_platform.checks import file_evaluations, reasons_table, rows_table
-from qa_platform.contract import ANSWER_PIPELINE, ModelChoice, partition_key
+from qa_platform.contract import ANSWER_PIPELINE, INCOMING, FileStatus, ModelChoice, partition_key
 from qa_platform.database import connect
 from qa_platform.errors import QaPlatformError
 from qa_platform.evidence import IN_THE_TABLE, FileFacts, gather
 from qa_platform.markdown import histogram
+from qa_platform.planning import ARCHIVABLE
 from qa_platform.quality import is_gold
 from qa_platform.resources.pachyderm import job_url
 from qa_platform.settings import CheckSettings
@@ -120,7 +122,7 @@ def _metadata(services: Services, facts: FileFacts, settings: CheckSettings, lin
         f"scores below {settings.low_score:g}": scores.low,
         "first answers": dg.MetadataValue.md(rows_table(facts.first)),
         "lowest scores": dg.MetadataValue.md(rows_table(facts.lowest)),
-        "source": object_link(services.bucket, record.place),
+        "source": _source_link(services, record),
         "generation": str(record.version.generation),
         "Pachyderm commit": record.pachyderm_commit,
         "Pachyderm job": _job_link(record, links),
@@ -146,6 +148,14 @@ def _job_link(record: FileRecord, links: dict[str, str]) -> dg.MetadataValue:
     return dg.MetadataValue.url(links[job]) if job in links else dg.MetadataValue.text(f"{ANSWER_PIPELINE}@{job}" if job else "")
 
 
+def _source_link(services: Services, record: FileRecord) -> dg.MetadataValue:
+    """Where the upload lies. What is done is reported before it is archived: then where it is going to lie."""
+    place, is_rejected = record.place, record.status is FileStatus.REJECTED
+    if record.status in ARCHIVABLE and record.archived_at is None and place == INCOMING + record.version.name:
+        place = bucket.place_when_done(record.version, mode=services.work.archive, rejected=is_rejected)
+    return object_link(services.bucket, place)
+
+
 def _observation(services: Services, record: FileRecord) -> dg.AssetObservation:
     """A file that is not in the table: its upload is observed, with what became of it."""
     return dg.AssetObservation(
@@ -154,7 +164,7 @@ def _observation(services: Services, record: FileRecord) -> dg.AssetObservation:
         metadata={
             "status": str(record.status),
             "why": record.error or "",
-            "source": object_link(services.bucket, record.place),
+            "source": _source_link(services, record),
             "attempts": record.attempts,
         },
     )

@@ -53,7 +53,7 @@ class ModelSettings(BaseSettings):
 
     model: str = Field(default="bundled", description="`bundled`, a local folder, or a Hugging Face model id.")
     model_revision: str = Field(default="", description="Commit, tag or branch of a Hugging Face model.")
-    precision: Literal["fp32", "bf16", "auto"] = Field(default="fp32", description="Arithmetic of the model.")
+    precision: Literal["fp32", "bf16", "int8", "auto"] = Field(default="fp32", description="Arithmetic of the model.")
 
     @property
     def choice(self) -> ModelChoice:
@@ -126,11 +126,17 @@ class WorkSettings(BaseSettings):
         ge=1,
         description="Least time between two looks for what the fast sensor cannot see: lost runs, objects that came back.",
     )
+    heartbeat_seconds: int = Field(
+        default=300,
+        ge=1,
+        description="Least time between two materialisations of the heartbeat `incoming_listing`: one for every look would bury Dagster's "
+        "event log. It is not fresh after three times as long, which a busy machine or a service that restarts may take.",
+    )
     archive: Literal["move", "keep", "delete"] = Field(
         default="move", description="What becomes of an input once its answers are in Postgres."
     )
     partitions_kept: int = Field(
-        default=10_000, ge=1, description="Newest partitions that Dagster keeps; history stays in `question_file`."
+        default=10_000, ge=1, description="Newest partitions that Dagster keeps: its pages show them all. History stays in `question_file`."
     )
     commits_kept_days: int = Field(
         default=30,
@@ -195,7 +201,7 @@ class NotificationSettings(BaseSettings):
 
 
 class ExecutionSettings(BaseSettings):
-    """Where the steps of Dagster's runs work."""
+    """Where the steps of Dagster's runs work, and how often they are tried. What is Dagster's own is in ``dagster.yaml``, with reasons."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
@@ -207,12 +213,18 @@ class ExecutionSettings(BaseSettings):
         default={},
         description="Size of a step's own pod: a JSON object with Kubernetes' `requests` and `limits`; without it, the run's.",
     )
+    step_retries: int = Field(
+        default=2,
+        ge=0,
+        description="Further tries of a step while a service is away for longer than its client waits. After them the sensor takes over.",
+    )
+    step_retry_seconds: float = Field(default=10, ge=0, description="Pause before each of them: services that restart take about as long.")
 
 
 class DagsterSettings(BaseSettings):
     """Where Dagster keeps what is its own. Dagster reads these itself; `dagster.yaml` names ``DAGSTER_PG_URL``."""
 
-    dagster_home: Path = Field(default=Path(".qa/dagster"), description="Folder with `dagster.yaml`.")
+    dagster_home: Path = Field(default=Path(".qa/dagster"), description="Folder with `dagster.yaml`. Dagster itself has no default.")
     dagster_pg_url: SecretStr = Field(default=SecretStr(""), description="PostgreSQL URL of Dagster's own storage.")
 
 

@@ -187,6 +187,9 @@ def test_the_fastest_precision_within_half_a_point_of_f1_is_chosen() -> None:
     assert choose([exact, Trial("bf16", 79.6, 200.0)]).chosen == "bf16"
     assert choose([exact, Trial("bf16", 79.4, 200.0)]).chosen == "fp32"
     assert choose([exact, Trial("bf16", 81.0, 90.0)]).chosen == "fp32"
+    assert choose([exact, Trial("bf16", 79.6, 200.0), Trial("int8", 79.5, 250.0)]).chosen == "int8"
+    assert choose([exact, Trial("bf16", 79.6, 200.0), Trial("int8", 79.4, 250.0)]).chosen == "bf16"
+    assert choose([exact, Trial("bf16", 79.6, 200.0), Trial("int8", 79.6, 190.0)]).chosen == "bf16"
 
 
 def test_auto_is_float32_until_tune_has_found_better(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +197,7 @@ def test_auto_is_float32_until_tune_has_found_better(folder: Path, tmp_path: Pat
     wanted = ModelChoice(str(folder), precision="auto")
     assert Answerer(wanted, threads=1).identity.precision == "fp32"
     found = tune(wanted, gold(4, CONTEXT, "Marta Olsen"), threads=1)
-    assert [trial.precision for trial in found.trials] == ["fp32", "bf16"]
+    assert [trial.precision for trial in found.trials] == ["fp32", "bf16", "int8"]
     assert Answerer(wanted, threads=1).identity.precision == found.chosen
     # What was found holds for this model alone.
     assert Answerer(ModelChoice(str(make_bert(tmp_path / "other", seed=4)), precision="auto"), threads=1).identity.precision == "fp32"

@@ -134,8 +134,9 @@ def test_a_precision_that_a_model_does_not_run_in_is_refused_and_not_tuned(
 ) -> None:
     monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path))
     model = str(folders["deberta"])
-    with pytest.raises(InputError, match="bf16"):
-        Answerer(ModelChoice(model, precision="bf16"), threads=1).warm_up()
+    for precision in ("bf16", "int8"):
+        with pytest.raises(InputError, match=precision):
+            Answerer(ModelChoice(model, precision=precision), threads=1).warm_up()
     gold = GoldQuestion("1", "g", "Who keeps it?", "Marta Olsen keeps it.", (GoldAnswer("Marta Olsen", None),))
     found = tune(ModelChoice(model), [gold], threads=1)
     assert (found.chosen, [trial.precision for trial in found.trials]) == ("fp32", ["fp32"])

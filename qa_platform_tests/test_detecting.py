@@ -15,9 +15,9 @@ from google.cloud import storage
 
 from qa_platform import bookkeeping
 from qa_platform.assets.answers import answer_files
-from qa_platform.batch import Services, split_file
+from qa_platform.batch import Services, archive_file, set_aside, split_file
 from qa_platform.bookkeeping import FileRecord, PutOff
-from qa_platform.bucket import archive, archived_name, is_there, open_version, upload, why_ignored
+from qa_platform.bucket import SourceChanged, archive, archived_name, is_there, open_version, upload, why_ignored
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
 from qa_platform.database import connect
 from qa_platform.definitions import defs
@@ -373,6 +373,21 @@ def test_a_download_that_went_wrong_is_not_taken_for_a_file_that_is_wrong(servic
         bookkeeping.claim(connection, [version], owner="run", lease_seconds=10)
     with pytest.raises(TransientError, match="checksum"):
         split_file(services, record(services, version), lambda path, chunks: None, run_id="run")
+
+
+def test_a_file_that_is_archived_while_it_is_to_be_answered_again_is_not_superseded(services: Services) -> None:
+    version = put(services, "a.csv")
+    set_status(services, version, FileStatus.LOADED)
+    loaded = record(services, version)
+    with connect(services.postgres) as connection:
+        before = bookkeeping.request_retry(connection, "a.csv")
+    archive_file(services, loaded, log=logger())
+    with pytest.raises(SourceChanged) as gone:
+        split_file(services, before, lambda path, chunks: None, run_id="run")
+    with pytest.raises(TransientError, match="archived to processed/"):
+        set_aside(services, before, gone.value, logger())
+    assert record(services, version).status is FileStatus.PENDING
+    assert planned(look(services)) == [version]
 
 
 @pytest.mark.parametrize("mode", ["move", "delete"])

@@ -11,7 +11,7 @@ from qa_platform.batch import Outcome
 from qa_platform.bookkeeping import FileRecord
 from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.errors import InputError, TransientError
-from qa_platform.failures import STEP_RETRIES, batch_failure, failures_for_people
+from qa_platform.failures import batch_failure, failures_for_people
 from qa_platform.following import JobFailed
 from qa_platform.housekeeping import housekeeping
 from qa_platform.resources import platform_resource
@@ -73,7 +73,8 @@ def fails(context: dg.OpExecutionContext) -> None:
     ],
 )
 def test_each_kind_of_error_ends_the_run_with_its_advice(error: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qa_platform.failures.STEP_RETRY_SECONDS", 0)
+    monkeypatch.setenv("QA_STEP_RETRIES", "3")
+    monkeypatch.setenv("QA_STEP_RETRY_SECONDS", "0")
     monkeypatch.setenv("PG_PORT", "not-shown")
 
     @dg.job(tags={"error": error})
@@ -88,7 +89,7 @@ def test_each_kind_of_error_ends_the_run_with_its_advice(error: str, advice: str
     assert advice in data.user_failure_data.description.splitlines()[0]
     assert "not-shown" not in str(data), "values of settings may be secrets"
     tries = sum(e.event_type is dg.DagsterEventType.STEP_UP_FOR_RETRY for e in result.all_events)
-    assert tries == (STEP_RETRIES if error == "away" else 0), "only a service that is away is worth another try"
+    assert tries == (3 if error == "away" else 0), "only a service that is away is worth another try"
 
 
 def test_housekeeping_that_fails_says_what_to_do_and_what_happens_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

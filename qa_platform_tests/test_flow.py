@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -277,7 +279,8 @@ def test_the_checks_fail_when_the_table_does_not_hold_what_was_answered(flow: Fl
 
 
 def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow) -> None:
-    version = flow.upload("shown.csv", csv_of(bridge("Ulm <b>|</b>"), bridge("Graz", 1900), ("", "nothing is asked")))
+    content = csv_of(bridge("Ulm <b>|</b>"), bridge("Graz", 1900), ("", "nothing is asked"))
+    version = flow.upload("shown.csv", content)
     assert [r.success for r in flow.tick_and_run()] == [True]
     record = flow.record(version)
     for asset in (ANSWERED_QUESTIONS, QUESTION_ANSWER):
@@ -299,7 +302,10 @@ def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow)
         assert shown["rows per second"] > 0
         assert shown["Pachyderm commit"] == record.pachyderm_commit
         assert record.pachyderm_job in shown["Pachyderm job"]
-        assert "/o/incoming%2Fshown.csv" in shown["source"]
+        place, address = re.fullmatch(r"\[(.*)\]\(<(.*)>\)", shown["source"]).groups()  # type: ignore[union-attr]
+        assert place.startswith("processed/shown.csv/")
+        with urllib.request.urlopen(address, timeout=10) as source:
+            assert source.read() == content
         assert {"dagster/column_schema", "dagster/column_lineage", "documentation"} <= shown.keys()
         assert (materialization.tags or {})["dagster/code_version"] == current_code_version()
 

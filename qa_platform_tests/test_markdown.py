@@ -1,14 +1,17 @@
 """Tables and pictures for Dagster's pages: whatever a cell holds, it is text, and all of it is small enough to be shown in place."""
 
 import re
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
 import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from qa_platform.assets.raw import object_link
 from qa_platform.markdown import INLINE_LIMIT, Passage, cell, histogram, table
 
 HOSTILE = [
@@ -73,7 +76,7 @@ def test_a_passage_is_cut_around_its_piece() -> None:
     passage = Passage("An engraver and showman, ", "Henry Winstanley", ", built the first tower on the reef.")
     assert cell(passage) == "An engraver and showman, Henry Winstanley, built the first tower on the reef."
     assert cell(passage, characters=60) == "…and showman, Henry Winstanley, built the first tower on…"
-    assert cell(passage, characters=30) == "…Henry Winstanley, built…"
+    assert cell(passage, characters=30) == "…Henry Winstanley, built the…"
     assert cell(passage, characters=14) == "Henry…"
 
 
@@ -89,6 +92,15 @@ def test_addresses_in_cells_do_not_become_links() -> None:
     assert "://" not in cell("http://example.org")
     assert "www." not in cell("see www.example.org")
     assert "a@" not in cell("a@example.org")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_link_to_an_object_is_one_link_whatever_the_object_is_called(name: str) -> None:
+    bucket = storage.Client("test", AnonymousCredentials()).bucket("b")
+    html = rendered(str(object_link(bucket, f"incoming/{name}").value))
+    assert tags(html) == {"p", "a"}
+    [address] = re.findall('href="(.*?)"', html)
+    assert address == f"https://console.cloud.google.com/storage/browser/_details/b/{quote(f'incoming/{name}')}"
 
 
 def test_a_table_of_long_cells_cuts_them_and_counts_the_rows_that_do_not_fit() -> None:

@@ -86,6 +86,23 @@ class TestRepos:
         with refused(UNKNOWN, "only alphanumeric characters, underscores, and dashes are allowed"):
             pachd.client.pfs.create_repo(repo=pfs.Repo(name="no spaces"))
 
+    def test_projects_keep_repos_of_the_same_name_apart(self, pachd: Pachd) -> None:
+        project = pfs.Project(name=pachd.name("project"))
+        pachd.client.pfs.create_project(project=project, description="mine")
+        assert pachd.client.pfs.inspect_project(project=project).description == "mine"
+        assert project.name in [info.project.name for info in pachd.client.pfs.list_project()]
+        repo = pachd.repo()
+        same = pfs.Repo(name=repo.name, project=project)
+        pachd.client.pfs.create_repo(repo=same)
+        assert [info.repo.name for info in pachd.client.pfs.list_repo(projects=[project])] == [repo.name]
+        with refused(UNKNOWN, "repos"):
+            pachd.client.pfs.delete_project(project=project)
+        pachd.client.pfs.delete_repo(repo=same)
+        pachd.client.pfs.delete_project(project=project)
+        assert pachd.client.pfs.repo_exists(repo)
+        with refused(NOT_FOUND, project.name):
+            pachd.client.pfs.inspect_project(project=project)
+
     def test_a_request_without_a_repo_is_invalid(self, pachd: Pachd) -> None:
         with refused(INVALID, "validate request"):
             pachd.client.pfs.inspect_repo(repo=pfs.Repo())
@@ -456,11 +473,12 @@ class TestFiles:
         repo = pachd.repo()
         commit = pachd.put(repo, {"/a": b"1"})
         file = pfs.File(commit=pachd.commit(repo, commit), path="/none")
-        with refused(NOT_FOUND, "file /none not found in repo"):
+        missing = f"file /none not found in repo default/{repo.name} at commit {commit}"
+        with refused(NOT_FOUND, missing):
             list(pachd.client.pfs.get_file(file=file))
-        with refused(NOT_FOUND, "file /none not found in repo"):
+        with refused(NOT_FOUND, missing):
             list(pachd.client.pfs.get_file_tar(file=file))
-        with refused(NOT_FOUND, "file /none not found in repo"):
+        with refused(NOT_FOUND, missing):
             pachd.client.pfs.inspect_file(file=file)
         with refused(NOT_FOUND, "does not contain item"):
             list(pachd.client.pfs.walk_file(file=file))
@@ -500,6 +518,22 @@ class TestFiles:
         with refused(UNKNOWN, "matched multiple files"):
             list(pachd.client.pfs.get_file(file=pfs.File(commit=commit, path="/d/**")))
         assert pachd.read(repo, commit.id, "/d/e/?") == b"22"
+
+    def test_lists_of_files_come_in_pages(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        commit = pachd.commit(repo, pachd.put(repo, {f"/{name}": b"" for name in "abcd"}))
+        root = pfs.File(commit=commit, path="/")
+        after = pfs.File(commit=commit, path="/b")
+
+        def listed(**more: object) -> list[str]:
+            return [info.file.path for info in pachd.client.pfs.list_file(file=root, **more)]
+
+        assert listed(number=2) == ["/a", "/b"]
+        assert listed(number=1, pagination_marker=after) == ["/c"]
+        assert listed(reverse=True) == ["/d", "/c", "/b", "/a"]
+        assert listed(reverse=True, pagination_marker=after) == ["/a"]
+        walked = pachd.client.pfs.walk_file(file=root, pagination_marker=after)
+        assert [info.file.path for info in walked] == ["/c", "/d"]
 
     def test_equal_content_has_equal_hashes_however_it_came(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -598,6 +632,22 @@ class TestFileSets:
         pachd.client.pfs.finish_commit(commit=commit)
         assert pachd.paths(repo, commit.id) == ["/a", "/b"]
         assert pachd.read(repo, commit.id, "/b") == b"/b"
+
+    def test_file_sets_are_made_of_commits_and_of_each_other(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        before = pachd.commit(repo, pachd.put(repo, {"/a": b"1", "/b": b"2"}))
+        request = pfs.ModifyFileRequest(add_file=pfs.AddFile(path="/c", raw=b"3"))
+        made = pachd.client.pfs.create_file_set(iter([request])).file_set_id
+        whole = pachd.client.pfs.get_file_set(commit=before).file_set_id
+        both = pachd.client.pfs.compose_file_set(file_set_ids=[whole, made], ttl_seconds=60).file_set_id
+        commit = open_commit(pachd, pachd.repo("other"))
+        pachd.client.pfs.add_file_set(commit=commit, file_set_id=both)
+        pachd.client.pfs.finish_commit(commit=commit)
+        assert {path: pachd.read(commit.repo, commit.id, path) for path in pachd.paths(commit.repo, commit.id)} == {
+            "/a": b"1",
+            "/b": b"2",
+            "/c": b"3",
+        }
 
     def test_a_file_set_that_is_unknown_is_refused(self, pachd: Pachd) -> None:
         commit = open_commit(pachd, pachd.repo())

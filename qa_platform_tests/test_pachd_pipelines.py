@@ -418,6 +418,49 @@ class TestJobs:
         assert after.state == UNRUNNABLE
         assert f"unrunnable because the following upstream pipelines failed: {name}" in after.reason
 
+    def test_a_job_goes_through_its_states_in_order_and_ends_with_a_finished_commit(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "echo begun\nsleep 1", repo)
+        commit = pachd.client.pfs.start_commit(branch=pachd.branch(repo))
+        pachd.client.pfs.put_file_from_bytes(commit=commit, path="/a", data=b"1")
+        job, state = pachd.job(name, commit.id), pps.JobState
+        output = pachd.commit(name, commit.id)
+        assert pachd.client.pps.inspect_job(job=job).state in (state.JOB_CREATED, state.JOB_STARTING)
+        pachd.client.pfs.finish_commit(commit=commit)
+        eventually(lambda: pachd.lines(name, commit.id))
+        assert pachd.client.pps.inspect_job(job=job).state == state.JOB_RUNNING
+        assert pachd.client.pfs.inspect_commit(commit=output).finished.year == 1970
+        info = pachd.wait(name, commit.id)
+        assert info.state == SUCCESS
+        assert info.created <= info.started <= info.finished
+        assert pachd.client.pfs.inspect_commit(commit=output).finished.year > 2000
+
+    def test_a_deleted_job_is_gone(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", COPY, repo)
+        commit = pachd.put(repo, {"/a": b"1"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        pachd.client.pps.delete_job(job=pachd.job(name, commit))
+        with refused(NOT_FOUND, f"jobs default/{name}@{commit} not found"):
+            pachd.client.pps.inspect_job(job=pachd.job(name, commit))
+
+    def test_lists_of_jobs_and_datums_come_in_pages(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = pachd.pipeline("p", "true", repo)
+        made = [pachd.put(repo, {f"/{number}": b""}) for number in range(2)]
+        pachd.wait(name, made[1])
+        jobs = pachd.jobs(name)
+
+        def listed(**more: object) -> list[str]:
+            return [info.job.id for info in pachd.client.pps.list_job(pipeline=named(name), **more)]
+
+        assert listed(number=1) == [made[1]]
+        assert listed(number=1, pagination_marker=jobs[0].created) == [made[0]]
+        assert listed(reverse=True)[-1] == made[1]
+        ids = [info.datum.id for info in pachd.client.pps.list_datum(job=pachd.job(name, made[1]))]
+        page = pachd.client.pps.list_datum(job=pachd.job(name, made[1]), pagination_marker=ids[0], number=5)
+        assert [info.datum.id for info in page] == ids[1:]
+
     def test_the_same_output_path_from_two_datums_fails_the_job(self, pachd: Pachd) -> None:
         repo = pachd.repo()
         name = pachd.pipeline("p", "cat $source > $pfs/out/same", repo)
@@ -618,6 +661,12 @@ class TestDatums:
         assert len(list(pachd.client.pps.list_datum(input=pps.Input(union=inputs)))) == 4
         joined = [pps.Input(pfs=pps.PfsInput(repo=repo.name, glob="/(*)", join_on="$1")) for repo in repos]
         assert len(list(pachd.client.pps.list_datum(input=pps.Input(join=joined)))) == 2
+        pachd.put(repos[0], {"/c": b"3"})
+        assert len(list(pachd.client.pps.list_datum(input=pps.Input(join=joined)))) == 2
+        joined[0].pfs.outer_join = True
+        assert len(list(pachd.client.pps.list_datum(input=pps.Input(join=joined)))) == 3
+        grouped = [pps.Input(pfs=pps.PfsInput(repo=repo.name, glob="/(*)", group_by="$1")) for repo in repos]
+        assert sorted(len(info.data) for info in pachd.client.pps.list_datum(input=pps.Input(group=grouped))) == [1, 2, 2]
 
 
 @needs_workers
@@ -676,6 +725,9 @@ class TestLogs:
         query = logs.LogQuery(user=logs.UserLogQuery(pipeline_job=of_job))
         replies = pachd.client.logs.get_logs(query=query, filter=logs.LogFilter(user_logs_only=True))
         assert [reply.log.pps_log_message.message for reply in replies] == ["here"]
+        for pattern, found in (("^he", ["here"]), ("there", [])):
+            wanted = logs.LogFilter(user_logs_only=True, regex=logs.RegexLogFilter(pattern=pattern))
+            assert [one.log.pps_log_message.message for one in pachd.client.logs.get_logs(query=query, filter=wanted)] == found
         following = pachd.client.logs.get_logs(query=query, filter=logs.LogFilter(user_logs_only=True), tail=True)
         assert next(following).log.verbatim.line == b"here"
 
@@ -807,6 +859,13 @@ class TestCron:
         assert [(job.data_total, job.data_processed) for job in jobs] == [(1, 1), (1, 1)]
         assert len(pachd.paths(name, jobs[-1].job.id)) == 1
 
+    def test_deletion_takes_the_ticks_along(self, pachd: Pachd) -> None:
+        name = self.cron(pachd, spec="@never")
+        ticks = pfs.Repo(name=f"{name}_tick")
+        assert pachd.client.pfs.repo_exists(ticks)
+        pachd.client.pps.delete_pipeline(pipeline=named(name))
+        assert not pachd.client.pfs.repo_exists(ticks)
+
     def test_a_pipeline_without_a_cron_input_cannot_be_ticked(self, pachd: Pachd) -> None:
         name = pachd.pipeline("p", COPY, pachd.repo())
         with refused(UNKNOWN, "doesn't have a cron input"):
@@ -887,7 +946,8 @@ class TestBatching:
         assert states(pachd, name, commit)["bad"] == DatumState.FAILED
 
     def batch(self, pachd: Pachd, repo: pfs.Repo, **more: object) -> str:
-        return pachd.pipeline("p", ["python", "-c", BATCH], repo, transform={"datumBatching": True}, datumSetSpec={"perWorker": 1}, **more)
+        more = {"datumSetSpec": {"perWorker": 1}, **more}
+        return pachd.pipeline("p", ["python", "-c", BATCH], repo, transform={"datumBatching": True}, **more)
 
     def test_one_process_does_all_datums_of_a_set(self, pachd: Pachd) -> None:
         repo = pachd.repo()
@@ -898,6 +958,13 @@ class TestBatching:
         assert info.data_processed == 3
         assert pachd.lines(name, commit) == ["started", "did a", "did b", "did c"]
         assert pachd.read(name, commit, "/b") == b"b" + pachd.datums(name, commit)["/b"].datum.id.encode()
+
+    def test_a_set_ends_when_it_is_big_enough(self, pachd: Pachd) -> None:
+        repo = pachd.repo()
+        name = self.batch(pachd, repo, datumSetSpec={"sizeBytes": 15})
+        commit = pachd.put(repo, {f"/{letter}": b"x" * 10 for letter in "abc"})
+        assert pachd.wait(name, commit).state == SUCCESS
+        assert pachd.lines(name, commit) == ["started", "did a", "did b", "started", "did c"]
 
     def test_a_reported_error_fails_the_datum_and_restarts_the_process(self, pachd: Pachd) -> None:
         repo = pachd.repo()

@@ -192,4 +192,7 @@ def test_log_lines_are_found_by_what_they_belong_to(tmp_path: Path) -> None:
     assert messages(LogQuery(since=2498)) == ["2498", "2499"]
     assert messages(LogQuery(data=("/b",))) == []
     assert messages(LogQuery(data=("/a", "ab"), until=1)) == ["0", "1"]
+    logs.append(LogLine("default", "p", "j2", "w", "", (), user=False, master=True, time=1, message="of the master"))
+    assert messages(LogQuery(job="j2", master=False)) == []
+    assert messages(LogQuery(master=True)) == ["of the master"]
     logs.close()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qa_platform import bookkeeping
+from qa_platform.checks import CHECK_SPECS
 from qa_platform.contract import ANSWER_PIPELINE, FileStatus
 from qa_platform.database import connect
 from qa_platform.pachd import session
@@ -64,6 +65,7 @@ def test_the_file_of_a_bad_shard_is_retried_alone_and_parked_and_the_others_are_
     with dying_workers():
         (first,) = flow.tick_and_run()
         assert not first.success
+        assert [check.passed for check in first.get_asset_check_evaluations()] == [True] * len(CHECK_SPECS), "no file is wrong in the table"
         event = first.get_step_failure_events()[0]
         shown = str(event.step_failure_data.error)
         assert f"this shard is {POISON}" in shown, "the error shows the failed datum's own log lines"

@@ -13,7 +13,7 @@ from pachyderm_sdk.api import pfs, pps
 from qa_platform import bookkeeping, pachd
 from qa_platform.batch import answer_batch, reload_files
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_COLUMNS, INCOMING, FileStatus, FileVersion, partition_key
+from qa_platform.contract import ANSWER_COLUMNS, INCOMING, FileStatus, FileVersion, file_id, partition_key
 from qa_platform.database import connect
 from qa_platform.embedded.stack import Stack
 from qa_platform.errors import InputError
@@ -128,6 +128,18 @@ def test_jobs_that_load_nothing_here_fail_the_run_and_charge_no_file(flow: Flow)
     assert "dbaccess" in outcome.failure.cause
     assert [(record.status, record.attempts, record.due) for record in outcome.records] == [(FileStatus.PENDING, 0, False)]
     assert [r.status for r in answer(flow, version, run="later")] == [FileStatus.FINISHED]
+
+
+def test_a_file_that_turns_out_to_be_damaged_after_its_first_shards_leaves_none_of_them(flow: Flow) -> None:
+    rows = [("q", "c")] * (2 * flow.services.ingest.shard_rows + 1)
+    damaged = flow.upload("damaged-late.csv", csv_of(*rows) + b'q,"c\n')
+    good = flow.upload("beside-it.csv", csv_of(bridge("Ulm")))
+    found = {record.version: record for record in answer(flow, damaged, good, run="r")}
+    assert (found[damaged].status, found[good].status) == (FileStatus.REJECTED, FileStatus.FINISHED)
+    assert found[damaged].error.startswith(f"unbalanced_quote at line {len(rows) + 2}: ")
+    with pachd.session(PachydermSettings(), "testing") as client:
+        files = client.pfs.list_file(file=pfs.File.from_uri(f"questions@{found[good].pachyderm_commit}:/"))
+        assert [info.file.path.strip("/") for info in files] == [file_id(good.name)]
 
 
 def test_a_file_that_is_overwritten_before_it_is_read_is_superseded_and_its_successor_answered(flow: Flow) -> None:

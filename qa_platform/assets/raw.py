@@ -7,11 +7,15 @@ import dagster as dg
 from google.cloud import storage
 
 from qa_platform.assets.catalog import GROUP, OWNERS, RAW_QUESTIONS, RAW_SCHEMA, REPORTED_TAGS, REPORTED_VERSION, documentation
+from qa_platform.bucket import place_when_done
 from qa_platform.contract import INCOMING, FileVersion, partition_key
+from qa_platform.markdown import cell
 from qa_platform.partitions import question_files
 from qa_platform.settings import CatalogSettings
 
 _EXPECTED_HOURS = CatalogSettings().expected_hours
+# Of an object's name, in a link to it.
+_PLACE_CHARACTERS = 80
 
 raw_questions = dg.AssetSpec(
     RAW_QUESTIONS,
@@ -28,8 +32,8 @@ raw_questions = dg.AssetSpec(
 )
 
 
-def uploaded(bucket: storage.Bucket, version: FileVersion) -> dg.AssetMaterialization:
-    """The event that reports one upload."""
+def uploaded(bucket: storage.Bucket, version: FileVersion, *, archive: str) -> dg.AssetMaterialization:
+    """The event that reports one upload. ``archive``: QA_ARCHIVE, for where it is found once it is answered."""
     return dg.AssetMaterialization(
         asset_key=RAW_QUESTIONS,
         partition=partition_key(version.name),
@@ -37,6 +41,7 @@ def uploaded(bucket: storage.Bucket, version: FileVersion) -> dg.AssetMaterializ
         metadata={
             "name": version.name,
             "object": object_link(bucket, INCOMING + version.name),
+            "once answered": object_link(bucket, place_when_done(version, mode=archive)),
             "generation": str(version.generation),
             "bytes": version.size,
             "crc32c": version.crc32c,
@@ -47,8 +52,10 @@ def uploaded(bucket: storage.Bucket, version: FileVersion) -> dg.AssetMaterializ
 def object_link(bucket: storage.Bucket, place: str) -> dg.MetadataValue:
     """Where a browser shows an object: Google's console, or, at another endpoint, which has no console, the object itself."""
     if not place:
-        return dg.MetadataValue.text("deleted once it was answered")
+        return dg.MetadataValue.text("deleted once it is answered")
     endpoint, name = bucket.client.api_endpoint, quote(place, safe="")
+    address = f"{endpoint}/download/storage/v1/b/{bucket.name}/o/{name}?alt=media"
     if endpoint.endswith("googleapis.com"):
-        return dg.MetadataValue.url(f"https://console.cloud.google.com/storage/browser/_details/{bucket.name}/{quote(place)}")
-    return dg.MetadataValue.url(f"{endpoint}/download/storage/v1/b/{bucket.name}/o/{name}?alt=media")
+        address = f"https://console.cloud.google.com/storage/browser/_details/{bucket.name}/{quote(place)}"
+    # Not a bare address: browsers do not break it into lines, and it makes Dagster's pages wider than their windows.
+    return dg.MetadataValue.md(f"[{cell(place, characters=_PLACE_CHARACTERS)}](<{address}>)")

@@ -12,10 +12,8 @@ from qa_platform.waiting import Look
 
 HEARTBEAT = dg.AssetKey("incoming_listing")
 
-# A materialisation with every look would bury Dagster's event log.
-BEAT_SECONDS = 300
-# Three beats may be late, on a machine that is busy or behind a service that restarts.
-_FAIL_AFTER = timedelta(seconds=3 * max(BEAT_SECONDS, WorkSettings().sensor_seconds))
+_BEAT_SECONDS = WorkSettings().heartbeat_seconds
+_FAIL_AFTER = timedelta(seconds=3 * max(_BEAT_SECONDS, WorkSettings().sensor_seconds))
 
 # Of the reason why files are put off.
 _SHOWN_CHARACTERS = 500
@@ -36,7 +34,7 @@ incoming_listing = dg.AssetSpec(
 def beat(instance: dg.DagsterInstance, found: Look) -> list[dg.AssetMaterialization]:
     """The event of this look, if it is time for one."""
     last = instance.get_latest_materialization_event(HEARTBEAT)
-    if last and time.time() - last.timestamp < BEAT_SECONDS:
+    if last and time.time() - last.timestamp < _BEAT_SECONDS:
         return []
     ignored = {f"ignored: {why}": count for why, count in found.ignored.items()}
     off = found.put_off.files if found.put_off else 0

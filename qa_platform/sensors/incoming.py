@@ -25,7 +25,7 @@ _RUN_KEY_TAG = "dagster/run_key"
 _NOT_BEGUN = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 # For how many leases more the claims of a run that is starting are renewed. With one lease alone a pod that starts slowly would find
 # its files claimed for the next request, and that one's for the one after it. Not for ever: the daemon may be lost while it starts one.
-_STARTING_LEASES = 2
+_STARTING_LEASES = 1
 
 
 @dg.sensor(
@@ -56,14 +56,14 @@ def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResour
         for key in present.intersection(keys):
             context.instance.delete_dynamic_partition(PARTITIONS, key)
         partitions.append(question_files.build_add_request(keys))
-        events += [uploaded(services.bucket, version) for version in batch.versions]
+        events += [uploaded(services.bucket, version, archive=services.work.archive) for version in batch.versions]
         requests.append(_request(batch, run_key, keys))
     reason = None if requests else dg.SkipReason(summary(found))
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions, asset_events=events, skip_reason=reason)
 
 
 def _queued_run_keys(instance: dg.DagsterInstance, *, starting_seconds: float) -> list[str]:
-    """The run keys, which are what the files are claimed with, of the runs that have not begun, or have been starting no longer than that."""
+    """The run keys, which are what files are claimed with, of the runs that wait, or have been starting no longer than so many seconds."""
     starting_since = datetime.now(UTC) - timedelta(seconds=starting_seconds)
     waiting = dg.RunsFilter(job_name=answer_questions.name, statuses=list(_NOT_BEGUN))
     starting = dg.RunsFilter(job_name=answer_questions.name, statuses=[dg.DagsterRunStatus.STARTING], updated_after=starting_since)

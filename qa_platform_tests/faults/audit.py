@@ -172,7 +172,7 @@ def _audit_objects(world: World, account: Account, uploader: Uploader, records: 
         newest = uploader.newest[upload.version.name] is upload
         if record is None or (not newest and record.status not in SETTLED):
             continue
-        if not _lies_at(world, record, upload) and newest:
+        if (newest or (record.place and record.archived_at)) and not _lies_at(world, record, upload):
             account.wrong.append(f"{upload.version.name}: its source is not at {record.place!r}")
 
 

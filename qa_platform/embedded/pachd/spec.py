@@ -120,10 +120,10 @@ class PipelineSpec:
         return [leaf for leaf in self.leaves() if isinstance(leaf, CronInput)]
 
     def set_size(self, datums: int) -> int:
-        """How many datums one datum set gets."""
-        number, _, per_worker = self.datum_set
-        if number:
-            return number
+        """How many datums one datum set gets at most."""
+        number, size, per_worker = self.datum_set
+        if number or size:
+            return number or datums
         return max(1, math.ceil(datums / (self.parallelism * (per_worker or DEFAULT_SETS_PER_WORKER))))
 
 

@@ -322,8 +322,16 @@ class _JobRun:
 
     def _submit(self, context: JobContext, pool: _Pool, datums: Iterable[Datum]) -> list[_Task]:
         ordered = sorted(datums, key=lambda datum: datum.position)
-        size = context.spec.set_size(len(ordered))
-        return [pool.submit(context, ordered[start : start + size]) for start in range(0, len(ordered), size)]
+        most, (_, enough, _) = context.spec.set_size(len(ordered)), context.spec.datum_set
+        sets: list[list[Datum]] = []
+        held = 0
+        for datum in ordered:
+            if not sets or len(sets[-1]) == most or 0 < enough <= held:
+                sets.append([])
+                held = 0
+            sets[-1].append(datum)
+            held += sum(one.size for one in datum.inputs)
+        return [pool.submit(context, one) for one in sets]
 
     def _state(self, pk: int) -> JobState | None:
         try:
