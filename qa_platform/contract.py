@@ -126,7 +126,7 @@ class FileVersion:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model that is wanted: ``bundled``, a folder, or a Hugging Face id with a revision; precision fp32, bf16 or auto."""
+    """The model that is wanted: ``bundled``, a folder, or a Hugging Face id with a revision; precision fp32, bf16, int8 or auto."""
 
     id: str
     revision: str = ""

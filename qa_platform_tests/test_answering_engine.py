@@ -5,14 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino as ov
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openvino import opset13 as op
 
-from qa_platform.answering import Answer, Answerer
+from qa_platform.answering import Answer, Answerer, quantized
 from qa_platform.answering.engine import chunked
-from qa_platform.answering.runtime import Batch
+from qa_platform.answering.runtime import PRECISIONS, Batch, Precision
 from qa_platform.answering.spans import Span
+from qa_platform.answering.squad import GoldAnswer, GoldQuestion
+from qa_platform.answering.tuning import tune
 from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, RowReason
 from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert, pairs
@@ -85,11 +90,13 @@ def test_offsets_point_at_the_answer_in_every_script(tiny: Answerer) -> None:
         assert all(context[span.start : span.end] == span.text and 0 <= span.score <= 1 for span in spans)
 
 
-def test_a_row_has_the_same_answer_whatever_its_neighbours(tiny: Answerer) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_row_has_the_same_answer_whatever_its_neighbours(folder: Path, precision: Precision) -> None:
+    answerer = Answerer(ModelChoice(str(folder), precision=precision), threads=2)
     rows = pairs(120, seed=5, longest=300)
-    alone = [one(tiny, *row) for row in rows]
-    together = list(tiny.answer(rows))
-    backwards = list(tiny.answer(rows[::-1]))[::-1]
+    alone = [one(answerer, *row) for row in rows]
+    together = list(answerer.answer(rows))
+    backwards = list(answerer.answer(rows[::-1]))[::-1]
     assert all(close(a, b) for a, b in zip(alone, together, strict=True))
     assert all(close(a, b) for a, b in zip(alone, backwards, strict=True))
 
@@ -248,7 +255,42 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def test_bf16_answers_nearly_like_fp32(bundled: Answerer) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_a_faster_precision_answers_nearly_like_fp32(bundled: Answerer, precision: Precision) -> None:
     rows = [(QUESTION, CONTEXT), ("When did she take over?", CONTEXT), ("Where is the lighthouse?", CONTEXT)]
-    half = Answerer(ModelChoice("bundled", precision="bf16"), threads=1)
-    assert all(close(a, b, tolerance=0.1) for a, b in zip(half.answer(rows), bundled.answer(rows), strict=True))
+    fast = Answerer(ModelChoice("bundled", precision=precision), threads=1)
+    assert fast.identity.precision == precision
+    assert all(close(a, b, tolerance=0.1) for a, b in zip(fast.answer(rows), bundled.answer(rows), strict=True))
+
+
+def test_int8_offsets_point_at_the_answer(folder: Path) -> None:
+    rows = pairs(100, seed=13, longest=400)
+    for (_, context), answer in zip(rows, Answerer(ModelChoice(str(folder), precision="int8"), threads=1).answer(rows), strict=True):
+        assert context[answer.start : answer.end] == answer.answer
+
+
+def test_int8_answers_the_same_whenever_it_is_loaded() -> None:
+    rows = [(QUESTION, CONTEXT), ("When did she take over?", CONTEXT)]
+    loaded = [Answerer(ModelChoice("bundled", precision="int8"), threads=threads) for threads in (1, 2)]
+    assert list(loaded[0].answer(rows)) == list(loaded[1].answer(rows))
+
+
+def test_a_rounding_that_openvino_cannot_compile_is_named_so_that_tune_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_channel(value: ov.Node, *, low: float, high: float) -> ov.Node:
+        width = value.get_output_partial_shape(0)[-1].get_length()
+        bounds = [op.constant(np.full((1, 1, width), bound) * np.linspace(1, 2, width, dtype=np.float32)) for bound in (low, high)]
+        return op.fake_quantize(value, *bounds, *bounds, 256)
+
+    monkeypatch.setattr(quantized, "rounded", by_channel)
+    monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path))
+    with pytest.raises(InputError, match="cannot run it in int8"):
+        Answerer(ModelChoice(str(folder), precision="int8"), threads=1).warm_up()
+    gold = GoldQuestion("1", "g", QUESTION, CONTEXT, (GoldAnswer("Marta Olsen", None),))
+    assert [trial.precision for trial in tune(ModelChoice(str(folder)), [gold], threads=1).trials] == ["fp32", "bf16"]
+
+
+def test_an_unknown_precision_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(InputError, match="int4; take one of fp32, bf16, int8, or auto"):
+        Answerer(ModelChoice("bundled", precision="int4")).warm_up()

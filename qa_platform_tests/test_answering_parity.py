@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from qa_platform.answering import Answer, Answerer
+from qa_platform.answering.engine import pad
 from qa_platform.answering.model import BUNDLED_FOLDER, find_model, load_tokenizer
 from qa_platform.answering.openvino_runtime import OpenVinoRuntime, knows
 from qa_platform.answering.runtime import Batch
 from qa_platform.answering.squad import GoldAnswer, GoldQuestion, read_gold
 from qa_platform.answering.torch_runtime import TorchRuntime
 from qa_platform.answering.tuning import tune
-from qa_platform.answering.windows import Layout
+from qa_platform.answering.windows import Layout, WindowSize, tokenize
 from qa_platform.bench.reference import ORACLE_FOLDER, ReferenceAnswer, ReferenceRequest, run_reference
 from qa_platform.contract import ModelChoice, RowReason
 from qa_platform.errors import InputError
@@ -108,6 +109,21 @@ def test_logits_equal_those_of_transformers(folders: dict[str, Path], family: st
     for left, right in zip(ours, theirs, strict=True):
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(left[row, :length], right[row, :length], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ON_OPENVINO)
+def test_int8_logits_stay_near_float32_in_every_family(folders: dict[str, Path], family: str) -> None:
+    files = find_model(ModelChoice(str(folders[family])))
+    tokenizer = load_tokenizer(files)
+    layout = Layout.of(tokenizer)
+    tokenized = tokenize(tokenizer, layout, pairs(6), WindowSize.of(384, None))
+    batch = pad([window for row in tokenized for window in row.windows], layout)
+    real = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+    exact = OpenVinoRuntime(files, precision="fp32", threads=1).run(batch)
+    rounded = OpenVinoRuntime(files, precision="int8", threads=1).run(batch)
+    for left, right in zip(rounded, exact, strict=True):
+        assert 0 < np.abs(left - right)[real].mean() < 0.2 * right[real].std()
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])

@@ -7,7 +7,7 @@ Devlin et al., 2018; the numbers equal those of transformers' implementations, w
 
 import math
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,9 @@ _ACTIVATIONS: dict[str, Callable[[ov.Node], ov.Node]] = {
 }
 
 
+ACTIVATION_TYPES = ("Gelu", "Relu")
+
+
 @dataclass(frozen=True)
 class _Shape:
     """The dimensions of a model, whatever its family calls them."""
@@ -144,11 +147,15 @@ class _Weights:
         return np.ascontiguousarray(file.get_tensor(stored).astype(np.float32))
 
 
-class _Builder:
+class Builder:
     """Builds the graph: ids, types, positions (windows, tokens) and mask (windows, 1, 1, tokens) in, logits (windows * tokens, 2) out.
 
     Between the embeddings and the logits all tokens of a batch are rows of one matrix, which the CPU's products like best.
+    `_product`, `_residual` and ``_rows`` are for subclasses that compute the same in another precision.
     """
+
+    # The shape of all tokens of a batch, before their width.
+    _rows: tuple[int, ...] = (-1,)
 
     def __init__(self, files: ModelFiles) -> None:
         self._weights = _Weights(files)
@@ -159,10 +166,10 @@ class _Builder:
         ids, types, positions = (op.parameter([-1, -1], np.int32, name=name) for name in ("ids", "types", "positions"))
         mask = op.parameter([-1, 1, 1, -1], np.float32, name="mask")
         windows = op.shape_of(ids)
-        hidden = self._embed(*(op.reshape(part, op.constant([-1]), False) for part in (ids, types, positions)))
+        hidden = self._embed(*(op.reshape(part, op.constant(list(self._rows)), False) for part in (ids, types, positions)))
         for number in range(self._shape.layers):
             hidden = self._layer(hidden, mask, windows, self._names.prefix + self._names.layer.format(i=number))
-        return ov.Model([op.result(self._dense(hidden, "qa_outputs"))], [ids, types, positions, mask], "extractive")
+        return ov.Model([op.result(self._dense(hidden, "qa_outputs")), *self._seen()], [ids, types, positions, mask], "extractive")
 
     def _embed(self, ids: ov.Node, types: ov.Node, positions: ov.Node) -> ov.Node:
         folder = self._names.prefix + "embeddings."
@@ -177,30 +184,42 @@ class _Builder:
 
     def _layer(self, hidden: ov.Node, mask: ov.Node, windows: ov.Node, folder: str) -> ov.Node:
         names = self._names
-        attended = self._dense(self._attend(hidden, mask, windows, folder), folder + names.attention_out)
-        hidden = self._norm(op.add(attended, hidden), folder + names.attention_norm)
-        inner = _ACTIVATIONS[self._shape.activation](self._dense(hidden, folder + names.ffn_in))
-        return self._norm(op.add(self._dense(inner, folder + names.ffn_out), hidden), folder + names.ffn_norm)
+        attended = self._product(self._attend(hidden, mask, windows, folder), folder + names.attention_out)
+        hidden = self._norm(self._residual(attended, hidden), folder + names.attention_norm)
+        inner = _ACTIVATIONS[self._shape.activation](self._product(hidden, folder + names.ffn_in))
+        return self._norm(self._residual(self._product(inner, folder + names.ffn_out), hidden), folder + names.ffn_norm)
 
     def _attend(self, hidden: ov.Node, mask: ov.Node, windows: ov.Node, folder: str) -> ov.Node:
-        parts = [folder + name for name in (self._names.query, self._names.key, self._names.value)]
-        weight = np.concatenate([self._weights[part + ".weight"] for part in parts])
-        bias = np.concatenate([self._weights[part + ".bias"] for part in parts])
-        width, heads = weight.shape[1], self._shape.heads
+        width, heads = int(hidden.get_output_partial_shape(0)[-1].get_length()), self._shape.heads
         size = width // heads
         # (windows * tokens, 3 * width), then query, key and value of shape (windows, heads, tokens, size)
-        joined = op.add(op.matmul(hidden, op.constant(weight), False, True), op.constant(bias))
+        joined = self._product(hidden, *(folder + name for name in (self._names.query, self._names.key, self._names.value)))
         by_head = op.concat([windows, op.constant(np.array([heads, size], np.int64))], 0)
         query, key, value = (
             op.transpose(op.reshape(part, by_head, False), op.constant([0, 2, 1, 3]))
-            for part in op.split(joined, op.constant(1), 3).outputs()
+            for part in op.split(joined, op.constant(-1), 3).outputs()
         )
         attended = op.scaled_dot_product_attention(query, key, value, mask, op.constant(np.float32(1 / math.sqrt(size))))
-        return op.reshape(op.transpose(attended, op.constant([0, 2, 1, 3])), op.constant([-1, width]), False)
+        return op.reshape(op.transpose(attended, op.constant([0, 2, 1, 3])), op.constant([*self._rows, width]), False)
 
-    def _dense(self, value: ov.Node, name: str) -> ov.Node:
-        product = op.matmul(value, op.constant(self._weights[name + ".weight"]), False, True)
-        return op.add(product, op.constant(self._weights[name + ".bias"]))
+    def _product(self, value: ov.Node, *names: str) -> ov.Node:
+        """One of a layer's four products; those of several ``names`` have one input, and are computed in one go."""
+        return self._dense(value, *names)
+
+    def _residual(self, value: ov.Node, hidden: ov.Node) -> ov.Node:
+        """``hidden`` is a norm's result that a product has had as its input already."""
+        return op.add(value, hidden)
+
+    def _seen(self) -> list[ov.Node]:
+        """What a subclass wants to see of the graph: more results."""
+        return []
+
+    def _dense(self, value: ov.Node, *names: str) -> ov.Node:
+        weight, bias = self._stacked(names, "weight"), self._stacked(names, "bias")
+        return op.add(op.matmul(value, op.constant(weight), False, True), op.constant(bias))
+
+    def _stacked(self, names: Sequence[str], part: str) -> NDArray[np.float32]:
+        return np.concatenate([self._weights[f"{name}.{part}"] for name in names])
 
     def _gather(self, name: str, indices: ov.Node) -> ov.Node:
         return op.gather(op.constant(self._weights[name + ".weight"]), indices, op.constant(0))
@@ -212,7 +231,25 @@ class _Builder:
 
 # Tokens of a batch. Small enough that a layer's intermediate values stay in a core's second-level cache, large enough to keep
 # its multipliers busy; half the width, twice the tokens.
-_TOKENS: dict[Precision, int] = {"fp32": 1024, "bf16": 2048}
+_TOKENS: dict[Precision, int] = {"fp32": 1024, "bf16": 2048, "int8": 2048}
+
+
+def compiled(model: ov.Model, *, precision: Precision, threads: int) -> ov.CompiledModel:
+    """A graph compiled for this CPU, for ``threads`` single-threaded requests at once."""
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": threads,
+    }
+    return ov.Core().compile_model(model, "CPU", options)
+
+
+def inputs_of(batch: Batch, position_offset: int) -> list[NDArray[Any]]:
+    """What the graph of a `Builder` takes, in order."""
+    columns = np.arange(batch.ids.shape[1], dtype=np.int32)
+    mask = np.where(columns < batch.lengths[:, None], np.float32(0), np.float32(_MASKED))[:, None, None, :]
+    positions = np.broadcast_to(columns + np.int32(position_offset), batch.ids.shape)
+    return [batch.ids, batch.types, np.ascontiguousarray(positions), mask]
 
 
 class OpenVinoRuntime:
@@ -222,26 +259,29 @@ class OpenVinoRuntime:
         self.requests = threads
         self.tokens = _TOKENS[precision]
         self._offset = files.position_offset
-        options = {
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": self.requests,
-        }
-        compiled = ov.Core().compile_model(_Builder(files).build(), "CPU", options)
+        model = _load(files, precision=precision, threads=threads)
         self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         for _ in range(self.requests):
-            self._idle.put(compiled.create_infer_request())
+            self._idle.put(model.create_infer_request())
 
     def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Runtime.run`."""
-        length = batch.ids.shape[1]
-        columns = np.arange(length, dtype=np.int32)
-        mask = np.where(columns < batch.lengths[:, None], np.float32(0), np.float32(_MASKED))[:, None, None, :]
-        positions = np.broadcast_to(columns + np.int32(self._offset), batch.ids.shape)
         request = self._idle.get()
         try:
-            flat = request.infer([batch.ids, batch.types, np.ascontiguousarray(positions), mask])[0].copy()
+            flat = request.infer(inputs_of(batch, self._offset))[0].copy()
         finally:
             self._idle.put(request)
         logits = flat.reshape(*batch.ids.shape, 2)
         return logits[:, :, 0], logits[:, :, 1]
+
+
+def _load(files: ModelFiles, *, precision: Precision, threads: int) -> ov.CompiledModel:
+    if precision != "int8":
+        return compiled(Builder(files).build(), precision=precision, threads=threads)
+    from qa_platform.answering.quantized import quantized
+
+    try:
+        return compiled(quantized(files), precision=precision, threads=threads)
+    except RuntimeError as error:
+        # Rounding depends on what OpenVINO can merge it with, which is not the same on every processor.
+        raise InputError(f"model {files.id}: this OpenVINO ({ov.__version__}) cannot run it in int8 here; take bf16 or fp32") from error

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qa_platform.answering.model import ModelFiles
+from qa_platform.errors import InputError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -47,6 +48,11 @@ def load_runtime(files: ModelFiles, *, precision: Precision, threads: int, devic
 
     if device == "cpu" and openvino_runtime.knows(files):
         return openvino_runtime.OpenVinoRuntime(files, precision=precision, threads=threads)
+    if precision == "int8":
+        raise InputError(
+            f"model {files.id}: int8 is there for the BERT line of models on CPUs, not for {files.family or 'this family'} on {device}; "
+            "take bf16 or fp32"
+        )
     from qa_platform.answering import torch_runtime
 
     return torch_runtime.TorchRuntime(files, precision=precision, threads=threads, device=device)
