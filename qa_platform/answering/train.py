@@ -323,7 +323,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="SQuAD JSON files")
     parser.add_argument("--repeat", type=Path, nargs="*", default=[], help="files among --data whose questions count twice")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--tokens-per-batch", type=int, default=6144)
     parser.add_argument("--negatives", type=float, default=0.05)
