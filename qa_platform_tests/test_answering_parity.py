@@ -83,6 +83,7 @@ def test_options_mean_what_they_mean_in_the_reference(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_oracle
 @pytest.mark.skipif("QA_PARITY_DATA" not in os.environ, reason="QA_PARITY_DATA names no folder of SQuAD JSON")
+@pytest.mark.timeout(1800)
 def test_the_bundled_model_answers_as_the_reference_does_on_a_large_set() -> None:
     gold = [question for path in sorted(Path(os.environ["QA_PARITY_DATA"]).rglob("*.json")) for question in read_gold(path)]
     rows = [(question.question, question.context) for question in gold[:: max(1, len(gold) // 2000)]]
