@@ -20,7 +20,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from qa_platform.errors import InputError
 
@@ -122,6 +122,11 @@ class FileVersion:
     generation: int
     size: int = 0
     crc32c: str = ""
+
+
+# The arithmetic of a model; ``auto``, where it may be asked for, means one of these.
+Precision = Literal["fp32", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)

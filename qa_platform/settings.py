@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice
+from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, Precision
 
 
 class PostgresSettings(BaseSettings):
@@ -53,7 +53,7 @@ class ModelSettings(BaseSettings):
 
     model: str = Field(default="bundled", description="`bundled`, a local folder, or a Hugging Face model id.")
     model_revision: str = Field(default="", description="Commit, tag or branch of a Hugging Face model.")
-    precision: Literal["fp32", "bf16", "int8", "auto"] = Field(default="fp32", description="Arithmetic of the model.")
+    precision: Literal[Precision, "auto"] = Field(default="fp32", description="Arithmetic of the model.")
 
     @property
     def choice(self) -> ModelChoice:

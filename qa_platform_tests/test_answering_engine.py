@@ -14,11 +14,11 @@ from openvino import opset13 as op
 
 from qa_platform.answering import Answer, Answerer, quantized
 from qa_platform.answering.engine import chunked
-from qa_platform.answering.runtime import PRECISIONS, Batch, Precision
+from qa_platform.answering.runtime import Batch
 from qa_platform.answering.spans import Span
 from qa_platform.answering.squad import GoldAnswer, GoldQuestion
 from qa_platform.answering.tuning import tune
-from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, RowReason
+from qa_platform.contract import CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, ModelChoice, Precision, RowReason
 from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert, pairs
 

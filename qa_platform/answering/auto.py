@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from qa_platform.answering.model import ModelFiles
-from qa_platform.answering.runtime import PRECISIONS, Precision
+from qa_platform.contract import PRECISIONS, Precision
 from qa_platform.settings import TuningSettings
 
 _PACKAGES = ("qa-platform", "openvino", "torch")

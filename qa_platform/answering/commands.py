@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qa_platform.contract import ModelChoice
+from qa_platform.contract import PRECISIONS, ModelChoice
 from qa_platform.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--model", help="`bundled`, a folder, or a Hugging Face id  [QA_MODEL, or bundled]"),
         click.option("--revision", help="Commit, tag or branch of a Hugging Face model  [QA_MODEL_REVISION]"),
-        click.option(
-            "--precision", type=click.Choice(["fp32", "bf16", "int8", "auto"]), help="auto: what `tune` found  [QA_PRECISION, or fp32]"
-        ),
+        click.option("--precision", type=click.Choice([*PRECISIONS, "auto"]), help="auto: what `tune` found  [QA_PRECISION, or fp32]"),
         click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 takes every core."),
         click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU as torch names it: cuda."),
     )

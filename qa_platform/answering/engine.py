@@ -14,10 +14,10 @@ import numpy as np
 
 from qa_platform.answering import auto
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
-from qa_platform.answering.runtime import PRECISIONS, Batch, Precision, Runtime, available_cores, load_runtime
+from qa_platform.answering.runtime import Batch, Runtime, available_cores, load_runtime
 from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, best_spans, merge
 from qa_platform.answering.windows import Layout, Tokenized, Window, WindowSize, tokenize
-from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, RowReason
+from qa_platform.contract import CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, ModelChoice, Precision, RowReason
 from qa_platform.errors import InputError
 
 if TYPE_CHECKING:

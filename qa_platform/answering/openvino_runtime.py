@@ -18,7 +18,8 @@ from openvino import opset13 as op
 from safetensors import safe_open
 
 from qa_platform.answering.model import ModelFiles
-from qa_platform.answering.runtime import Batch, Precision
+from qa_platform.answering.runtime import Batch
+from qa_platform.contract import Precision
 from qa_platform.errors import InputError
 
 # Padded positions get this added to their attention scores: far below any score, far above bfloat16's lowest number.
@@ -91,6 +92,7 @@ _ACTIVATIONS: dict[str, Callable[[ov.Node], ov.Node]] = {
 }
 
 
+# What OpenVINO calls the nodes that these make.
 ACTIVATION_TYPES = ("Gelu", "Relu")
 
 

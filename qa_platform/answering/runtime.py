@@ -6,16 +6,14 @@ Measured on CPUs with AVX-512 and AMX; see the README for the table.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qa_platform.answering.model import ModelFiles
+from qa_platform.contract import Precision
 from qa_platform.errors import InputError
-
-Precision = Literal["fp32", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForQuestionAnswering
 
 from qa_platform.answering.model import ModelFiles
-from qa_platform.answering.runtime import Batch, Precision
+from qa_platform.answering.runtime import Batch
+from qa_platform.contract import Precision
 from qa_platform.errors import InputError
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -124,12 +124,21 @@ def negatives(questions: list[GoldQuestion], share: float, rng: random.Random) -
     return chosen
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion], recipe: Recipe, epoch: int) -> list[list[Feature]]:
-    """One epoch's batches, the same for the same recipe and epoch: windows of like length together, in random order."""
-    rng = random.Random(f"{recipe.seed}-{epoch}")
-    asked = questions + negatives(questions, recipe.negatives, rng)
+def schedule_of(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion], recipe: Recipe) -> list[list[Feature]]:
+    """The batches of all epochs, in order."""
+    windows = features(tokenizer, questions)
+    schedule = []
+    for epoch in range(recipe.epochs):
+        rng = random.Random(f"{recipe.seed}-{epoch}")
+        added = features(tokenizer, chosen) if (chosen := negatives(questions, recipe.negatives, rng)) else []
+        schedule += batches(windows + added, recipe, rng)
+    return schedule
+
+
+def batches(asked: list[list[Feature]], recipe: Recipe, rng: random.Random) -> list[list[Feature]]:
+    """One epoch's batches of the windows of all that is asked: windows of like length together, in random order."""
     by_length: dict[int, list[Feature]] = defaultdict(list)
-    for windows in features(tokenizer, asked):
+    for windows in asked:
         for feature in windows:
             by_length[min(length for length in LENGTHS if length >= len(feature.ids))].append(feature)
     grouped = []
@@ -264,7 +273,7 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
 
     work = out.with_name(out.name + ".work")
     checkpoint = Checkpoint(work)
-    schedule = [batch for epoch in range(recipe.epochs) for batch in batches(tokenizer, questions, recipe, epoch)]
+    schedule = schedule_of(tokenizer, questions, recipe)
     total, done = len(schedule), 0
     if state := checkpoint.load():
         master.load_state_dict(state["master"])

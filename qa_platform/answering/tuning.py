@@ -3,6 +3,7 @@
 A precision passes the gate where its F1 on the gate's questions is at most GATE below that of float32.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +11,13 @@ from dataclasses import asdict, dataclass
 from qa_platform.answering import auto
 from qa_platform.answering.engine import Answerer
 from qa_platform.answering.model import find_model
-from qa_platform.answering.runtime import PRECISIONS, Precision
 from qa_platform.answering.squad import GoldQuestion, f1
-from qa_platform.contract import ModelChoice
+from qa_platform.contract import PRECISIONS, ModelChoice, Precision
 from qa_platform.errors import InputError
 
 # Percent of F1 that a faster precision may cost.
 GATE = 0.5
+_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ def _try(answerer: Answerer, gold: Sequence[GoldQuestion]) -> Trial:
     pairs = [(question.question, question.context) for question in gold]
     # The first answers pay for code that is generated on demand.
     list(answerer.answer(pairs))
-    begun = time.perf_counter()
-    answers = list(answerer.answer(pairs))
-    seconds = time.perf_counter() - begun
+    seconds = math.inf
+    # The best of a few: what else the machine does can only make one slower, and precisions may be near each other.
+    for _ in range(_PASSES):
+        begun = time.perf_counter()
+        answers = list(answerer.answer(pairs))
+        seconds = min(seconds, time.perf_counter() - begun)
     scores = [f1(answer.answer, [a.text for a in question.answers]) for answer, question in zip(answers, gold, strict=True)]
     return Trial(answerer.identity.precision, 100 * sum(scores) / len(scores), len(gold) / seconds)  # type: ignore[arg-type]

@@ -24,11 +24,11 @@ from typing import Any
 from qa_platform.answering import Answerer, AnswerOptions
 from qa_platform.answering.csvfile import answer_file
 from qa_platform.answering.model import BUNDLED_FOLDER, find_model, load_tokenizer
-from qa_platform.answering.runtime import PRECISIONS, Precision, available_cores
+from qa_platform.answering.runtime import available_cores
 from qa_platform.answering.squad import GoldQuestion, f1, held_out, read_gold
 from qa_platform.answering.windows import Layout, WindowSize, tokenize
 from qa_platform.bench.reference import ORACLE_FOLDER, ReferenceRequest, run_reference
-from qa_platform.contract import ModelChoice
+from qa_platform.contract import PRECISIONS, ModelChoice, Precision
 
 _SAMPLES = Path(__file__).parents[2] / "samples" / "gold.csv"
 _BATCH_SIZES = (8, 16)
