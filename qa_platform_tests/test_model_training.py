@@ -9,17 +9,19 @@ from typing import cast
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
 from qa_platform.answering import train as training
 from qa_platform.answering.squad import GoldAnswer, GoldQuestion
-from qa_platform.answering.train import Recipe, features, loss_of, masked, negatives, tensors, train, train_averaged
+from qa_platform.answering.train import Recipe, features, loss_of, masked, negatives, shortened, tensors, train, train_averaged
 from qa_platform_tests.answering_models import make_model
 
 pytestmark = pytest.mark.slow
 
-RECIPE = Recipe(epochs=2, learning_rate=2e-3, tokens_per_batch=1600, weight_decay=0.01, negatives=0.1, masked=0.1, seed=3)
+RECIPE = Recipe(epochs=2, learning_rate=2e-3, tokens_per_batch=1600, weight_decay=0.01, negatives=0.1, masked=0.1, left_out=0.5, seed=3)
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +82,10 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_weights(
 
     calls = iter(range(5))
 
-    def dying(batch: dict[str, torch.Tensor], share: float, mask: int) -> dict[str, torch.Tensor]:
+    def dying(batch: dict[str, torch.Tensor], share: float, mask: int, special: list[int]) -> dict[str, torch.Tensor]:
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return masked(batch, share, mask)
+        return masked(batch, share, mask, special)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "masked", dying)
@@ -105,7 +107,8 @@ def test_each_round_starts_from_the_average_of_the_members_before(start: Path, t
     assert torch.allclose(mean[name].float(), (members[0][name].float() + members[1][name].float()) / 2, atol=1e-3)
     AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")
     again = tmp_path / "again"
-    train(tmp_path / "model.round-1", gold(64), again, replace(recipe, seed=RECIPE.seed + 2))
+    later = replace(recipe, seed=RECIPE.seed + 2, learning_rate=RECIPE.learning_rate / 2)
+    train(tmp_path / "model.round-1", gold(64), again, later)
     assert (again / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
 
 
@@ -122,18 +125,63 @@ def test_every_annotators_answer_is_right(start: Path) -> None:
         out = model(**{name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")})
         starts, ends = (logits[0, : len(window.ids)].softmax(-1) for logits in (out.start_logits, out.end_logits))
         right = sum(share * starts[first] * ends[last] for first, last, share in window.spans)
-        assert loss_of(model, batch).item() == pytest.approx(-torch.log(torch.as_tensor(right)).item(), rel=1e-4)
+        right_f1 = expected_f1_by_hand(starts, ends, [(first, last) for first, last, _ in window.spans])
+        assert loss_of(model, batch).item() == pytest.approx(-torch.log(torch.as_tensor(right)).item() + 1 - right_f1, rel=1e-4)
 
 
-def test_masking_spares_the_question_and_the_answer(start: Path) -> None:
+def expected_f1_by_hand(starts: torch.Tensor, ends: torch.Tensor, right: list[tuple[int, int]]) -> float:
+    spans = [(i, j) for i in range(len(starts)) for j in range(i, min(len(ends), i + training.LONGEST_ANSWER))]
+    weights = [float(starts[i] * ends[j]) for i, j in spans]
+    best = [max(2 * len({*range(i, j + 1)} & {*range(a, b + 1)}) / (j - i + b - a + 2) for a, b in right) for i, j in spans]
+    return sum(weight * f1 for weight, f1 in zip(weights, best, strict=True)) / sum(weights)
+
+
+def test_answers_that_are_too_long_to_be_given_are_learnt_by_their_beginning(start: Path) -> None:
+    tokenizer = tokenizer_of(start)
+    context = "kettle " * 40
+    long, short = GoldAnswer("kettle " * 29 + "kettle", 7), GoldAnswer("kettle", 14)
+    ((both,), (only,)) = features(tokenizer, [GoldQuestion("1", "a", "museum", context, answers) for answers in ((long, short), (long,))])
+    assert both.spans == ((5, 5, 1.0),)
+    assert only.spans == ((4, 4 + training.LONGEST_ANSWER - 1, 1.0),)
+
+
+@given(st.lists(st.sampled_from(["Dr. Who", "the U.S. Senate", "a river ran", "by night!", "(so.)", "in 1987."]), min_size=1), st.randoms())
+def test_what_is_left_of_a_context_holds_every_answer(sentences: list[str], rng: random.Random) -> None:
+    context = " ".join(sentences)
+    starts = rng.choices(range(len(context)), k=3)
+    answers = [GoldAnswer(context[at : at + rng.randrange(1, 20)].rstrip(), at) for at in starts if not context[at].isspace()]
+    left = shortened(GoldQuestion("1", "a", "who", context, tuple(answers)), 1.0, rng)
+    assert [answer.text for answer in left.answers] == [answer.text for answer in answers]
+    for answer in left.answers:
+        assert answer.start is not None
+        assert left.context[answer.start :].startswith(answer.text)
+
+
+def test_sentences_without_an_answer_are_left_out() -> None:
+    question = GoldQuestion("1", "a", "who", "A kettle sang. The keeper slept. Rain fell.", (GoldAnswer("keeper", 19),))
+    rng = random.Random(1)
+    contexts = {shortened(question, 1.0, rng).context.strip() for _ in range(200)}
+    assert contexts == {
+        "The keeper slept.",
+        "A kettle sang. The keeper slept.",
+        "The keeper slept. Rain fell.",
+        "A kettle sang. The keeper slept. Rain fell.",
+    }
+    assert shortened(question, 0.0, rng) == question
+
+
+def test_masking_spares_the_answer_and_what_frames_the_texts(start: Path) -> None:
     tokenizer = tokenizer_of(start)
     (window,) = features(tokenizer, gold(1))[0]
-    batch = tensors([window], tokenizer.pad_token_id)
-    hidden = masked(batch, 1.0, tokenizer.mask_token_id)["input_ids"][0]
+    batch = tensors([window] * 50, tokenizer.pad_token_id)
+    torch.manual_seed(1)
+    hidden = masked(batch, 1.0, tokenizer.mask_token_id, tokenizer.all_special_ids)["input_ids"]
     ((first, last, _),) = window.spans
-    kept = [i for i in range(len(window.ids)) if window.types[i] == 0 or first <= i <= last]
-    assert hidden[kept].tolist() == window.ids[kept].tolist()
-    assert {int(hidden[i]) for i in range(len(window.ids)) if i not in kept} == {tokenizer.mask_token_id}
+    changed = (hidden != batch["input_ids"]).any(0).nonzero().ravel().tolist()
+    assert (hidden[:, changed] == batch["input_ids"][:, changed]).any(0).all(), "how much is masked differs between windows"
+    spared = [i for i, token in enumerate(window.ids) if token in tokenizer.all_special_ids or first <= i <= last]
+    assert changed == [i for i in range(len(window.ids)) if i not in spared]
+    assert set(hidden[hidden != batch["input_ids"]].tolist()) == {tokenizer.mask_token_id}
 
 
 def test_a_window_without_the_answer_has_its_target_on_the_first_token(start: Path) -> None:

@@ -7,7 +7,11 @@ Start is a BERT-like encoder (the bundled model starts from all-MiniLM-L6-v2). W
 * Every annotator's answer is right: the loss is the negative logarithm of the probability of all of them together, as the
   metric takes the best of them (the marginal likelihood of Clark and Gardner, 2018, with the annotators' shares as weights).
   The model need not hedge between a short and a long answer to the same question.
-* Some context tokens are masked, anew in every epoch, so that several epochs over few questions are not learnt by heart.
+* An answer is never longer than `LONGEST_ANSWER`, so the model learns what it can give: of an annotator's longer answer only the
+  beginning, and that only where no annotator has a shorter one.
+* The F1 that is expected of the model's answers is part of the loss: what counts is the span, not the start and the end each for itself.
+* No epoch sees a question as the one before did, so that few questions are not learnt by heart: sentences without an answer
+  are left out (`shortened`), and tokens of the context and of the question are masked.
 * Negative contexts: some questions are asked of another paragraph of the same article, with the target on [CLS], so that the
   model learns to find nothing in a window that has no answer.
 * The learning rate stays at its peak and falls to nothing over the last steps (`DECAY`): until then a run does not depend on how
@@ -15,7 +19,7 @@ Start is a BERT-like encoder (the bundled model starts from all-MiniLM-L6-v2). W
 * The weights that are kept are an exponential moving average over the last steps.
 * Several runs that differ in their seeds alone are averaged, weight by weight (`--members`; the uniform soup of Wortsman et al.,
   2022). They start from the same weights, so their average lies in the same valley, and answers better than each. With `--rounds`
-  the average is what the next runs start from.
+  the average is what the next runs start from, for one epoch at half the rate.
 
 The model computes in bfloat16 throughout, with float32 master weights for the optimizer: on a CPU with AMX that takes two
 thirds of the time of automatic mixed precision. Attention is the plain one: the backward pass of PyTorch's fused attention
@@ -29,10 +33,11 @@ import argparse
 import copy
 import json
 import random
+import re
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -47,6 +52,7 @@ from qa_platform.errors import InputError
 
 MAX_LENGTH = 384
 STRIDE = 128
+LONGEST_ANSWER = 15
 # A few fixed lengths: ever-changing shapes make the allocator and the kernel caches grow without bound.
 LENGTHS = (96, 128, 160, 192, 224, 256, 320, 384)
 EMA_DECAY = 0.998
@@ -67,6 +73,7 @@ class Recipe:
     weight_decay: float
     negatives: float
     masked: float
+    left_out: float
     seed: int
 
 
@@ -99,7 +106,7 @@ def features(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion]) 
 
 
 def _spans(question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids: list[int | None]) -> tuple[tuple[int, int, float], ...]:
-    shares: dict[tuple[int, int], float] = defaultdict(float)
+    spans = []
     context_tokens = [i for i, s in enumerate(sequence_ids) if s == 1]
     for answer in question.answers:
         if answer.start is None:
@@ -107,8 +114,9 @@ def _spans(question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids:
         begin, end = answer.start, answer.start + len(answer.text.rstrip())
         covered = [i for i in context_tokens if offsets[i][1] > begin and offsets[i][0] < end]
         if covered and offsets[covered[0]][0] <= begin and offsets[covered[-1]][1] >= end:
-            shares[covered[0], covered[-1]] += 1 / len(question.answers)
-    return tuple((first, last, share) for (first, last), share in shares.items()) or ((0, 0, 1.0),)
+            spans.append((covered[0], covered[-1]))
+    given = [span for span in spans if span[1] - span[0] < LONGEST_ANSWER] or [(first, first + LONGEST_ANSWER - 1) for first, _ in spans]
+    return tuple((first, last, count / len(given)) for (first, last), count in Counter(given).items()) or ((0, 0, 1.0),)
 
 
 def negatives(questions: list[GoldQuestion], share: float, rng: random.Random) -> list[GoldQuestion]:
@@ -124,14 +132,34 @@ def negatives(questions: list[GoldQuestion], share: float, rng: random.Random) -
     return chosen
 
 
+def shortened(question: GoldQuestion, share: float, rng: random.Random) -> GoldQuestion:
+    """The question with up to ``share`` of the sentences without an answer left out of its context, how many drawn at random."""
+    share *= rng.random()
+    context, moved = "", [0] * len(question.answers)
+    places = [(answer.start or 0, (answer.start or 0) + len(answer.text)) for answer in question.answers]
+    for start, end in _sentences(question.context):
+        if any(begin < end and stop > start for begin, stop in places) or rng.random() >= share:
+            moved = [len(context) - start + begin if start <= begin < end else m for m, (begin, _) in zip(moved, places, strict=True)]
+            context += question.context[start:end]
+    return replace(question, context=context, answers=tuple(replace(a, start=m) for a, m in zip(question.answers, moved, strict=True)))
+
+
+def _sentences(context: str) -> Iterator[tuple[int, int]]:
+    """Spans of characters that cover the context: its sentences, as far as full stops tell."""
+    start = 0
+    for end in [match.end() for match in re.finditer(r"[.!?][\"')\]]*\s+", context)]:
+        yield start, end
+        start = end
+    yield start, len(context)
+
+
 def schedule_of(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion], recipe: Recipe) -> list[list[Feature]]:
     """The batches of all epochs, in order."""
-    windows = features(tokenizer, questions)
     schedule = []
     for epoch in range(recipe.epochs):
         rng = random.Random(f"{recipe.seed}-{epoch}")
-        added = features(tokenizer, chosen) if (chosen := negatives(questions, recipe.negatives, rng)) else []
-        schedule += batches(windows + added, recipe, rng)
+        asked = [shortened(q, recipe.left_out, rng) for q in questions] + negatives(questions, recipe.negatives, rng)
+        schedule += batches(features(tokenizer, asked), recipe, rng)
     return schedule
 
 
@@ -167,23 +195,47 @@ def tensors(batch: list[Feature], pad: int) -> dict[str, torch.Tensor]:
     return inputs | {"first": first, "last": last, "share": share}
 
 
-def masked(batch: dict[str, torch.Tensor], share: float, mask: int) -> dict[str, torch.Tensor]:
-    """The batch with a share of its context tokens replaced by [MASK]; tokens of the right answers are spared."""
+def masked(batch: dict[str, torch.Tensor], share: float, mask: int, special: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The batch with up to ``share`` of a window's tokens, how many drawn at random, replaced by [MASK].
+
+    Tokens of the right answers and the ``special`` ones, [CLS], [SEP] and [PAD], are spared.
+    """
     places = torch.arange(batch["input_ids"].shape[1])
-    answer = ((places >= batch["first"][..., None]) & (places <= batch["last"][..., None])).any(1)
-    chosen = (torch.rand(batch["input_ids"].shape) < share) & (batch["token_type_ids"] == 1) & ~answer
-    return batch | {"input_ids": batch["input_ids"].masked_fill(chosen, mask)}
+    spared = ((places >= batch["first"][..., None]) & (places <= batch["last"][..., None])).any(1)
+    spared |= torch.isin(batch["input_ids"], torch.tensor(special))
+    chosen = torch.rand(batch["input_ids"].shape) < share * torch.rand(len(spared), 1)
+    return batch | {"input_ids": batch["input_ids"].masked_fill(chosen & ~spared, mask)}
 
 
 def loss_of(model: BertForQuestionAnswering, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean negative log likelihood, in nats, of all right answers together; an answer's is that of its start and its end."""
+    """Mean over the windows of two terms: the negative log likelihood, in nats, of all right answers together (an answer's is that
+    of its start and its end), and 1 less the F1 that is expected of an answer drawn as the engine weighs them."""
     out = model(**{name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")})
     padded = batch["attention_mask"] == 0
-    total = batch["share"].log()
-    for logits, place in ((out.start_logits, batch["first"]), (out.end_logits, batch["last"])):
-        log_p = torch.log_softmax(logits.float().masked_fill(padded, -1e4), dim=-1)
-        total = total + log_p.gather(1, place)
-    return -total.logsumexp(-1).mean()
+    start, end = (torch.log_softmax(logits.float().masked_fill(padded, -1e4), dim=-1) for logits in (out.start_logits, out.end_logits))
+    likely = batch["share"].log() + start.gather(1, batch["first"]) + end.gather(1, batch["last"])
+    return (-likely.logsumexp(-1) + 1 - expected_f1(start, end, batch["first"], batch["last"], batch["share"] > 0)).mean()
+
+
+def expected_f1(start: torch.Tensor, end: torch.Tensor, first: torch.Tensor, last: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The expected F1, in tokens, against the best of the right answers, of spans of up to `LONGEST_ANSWER` tokens.
+
+    ``start`` and ``end`` are log probabilities of shape (windows, tokens), ``first``, ``last`` and ``right`` (whether it is an answer,
+    not padding) have shape (windows, answers). The result has shape (windows,).
+    """
+    tokens = start.shape[1]
+    begin = torch.arange(tokens)[:, None]
+    stop = begin + torch.arange(LONGEST_ANSWER)
+    # (windows, tokens, lengths)
+    score = start[:, :, None] + end[:, stop.clamp(max=tokens - 1)]
+    weight = score.masked_fill(stop >= tokens, -1e4).flatten(1).softmax(-1).view(score.shape)
+    best = torch.zeros(score.shape)
+    for column in range(first.shape[1]):
+        left, till = first[:, column, None, None], last[:, column, None, None]
+        common = (torch.minimum(stop, till) - torch.maximum(begin, left) + 1).clamp(min=0)
+        f1 = 2 * common / (stop - begin + 1 + till - left + 1)
+        best = torch.maximum(best, f1 * right[:, column, None, None])
+    return (weight * best).flatten(1).sum(-1)
 
 
 class PooledDropout(torch.nn.Module):
@@ -234,12 +286,15 @@ class Checkpoint:
 def train_averaged(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe, *, members: int, rounds: int) -> None:
     """Train ``members`` models ``rounds`` times, each round from the average of the one before, and write the last average to ``out``.
 
-    The members lie in ``<out>.round-R.member-M``, with their checkpoints: what is finished is not trained again.
+    Rounds after the first have one epoch, at half the rate. The members lie in ``<out>.round-R.member-M``, with their checkpoints:
+    what is finished is not trained again.
     """
     for number in range(rounds):
         folders = [out.with_name(f"{out.name}.round-{number + 1}.member-{member + 1}") for member in range(members)]
         for member, folder in enumerate(folders):
             train(start, questions, folder, replace(recipe, seed=recipe.seed + number * members + member))
+        if number == 0:
+            recipe = replace(recipe, epochs=1, learning_rate=recipe.learning_rate / 2)
         start = out if number + 1 == rounds else out.with_name(f"{out.name}.round-{number + 1}")
         average(folders, start)
 
@@ -288,7 +343,9 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * scale
             model.load_state_dict(master.state_dict())
-            batch = masked(tensors(schedule[step], tokenizer.pad_token_id), recipe.masked, tokenizer.mask_token_id)
+            batch = masked(
+                tensors(schedule[step], tokenizer.pad_token_id), recipe.masked, tokenizer.mask_token_id, tokenizer.all_special_ids
+            )
             loss = loss_of(model, batch)
             loss.backward()
             for ours, theirs in zip(master.parameters(), model.parameters(), strict=True):
@@ -336,13 +393,14 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--tokens-per-batch", type=int, default=6144)
     parser.add_argument("--negatives", type=float, default=0.05)
-    parser.add_argument("--masked", type=float, default=0.05)
+    parser.add_argument("--masked", type=float, default=0.4, help="share of a window's tokens that is masked, at most")
+    parser.add_argument("--left-out", type=float, default=0.6, help="share of the sentences without an answer that is left out, at most")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--members", type=int, default=2, help="runs that are averaged")
     parser.add_argument("--rounds", type=int, default=1, help="how often that is done, each time from the last average")
     args = parser.parse_args()
     questions = [q for path in [*args.data, *args.repeat] for q in read_gold(path) if not held_out(q)]
-    recipe = Recipe(args.epochs, args.learning_rate, args.tokens_per_batch, 0.01, args.negatives, args.masked, args.seed)
+    recipe = Recipe(args.epochs, args.learning_rate, args.tokens_per_batch, 0.01, args.negatives, args.masked, args.left_out, args.seed)
     print(recipe, len(questions), "questions", flush=True)
     train_averaged(args.start, questions, args.out, recipe, members=args.members, rounds=args.rounds)
 
