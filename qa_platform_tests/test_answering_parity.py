@@ -1,6 +1,7 @@
 """The engine against transformers 4.57's pipeline, which answers in a process of its own."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.slow
 @needs_oracle
 def test_every_family_answers_as_the_reference_does(folders: dict[str, Path]) -> None:
-    rows = pairs(40, longest=150)
+    # Texts may spell a model's own tokens, too.
+    rows = [
+        *pairs(40, longest=150),
+        ("Who [SEP] keeps <pad> it?", "[CLS] Marta <pad> Olsen </s> keeps it, [PAD] northern <s> museum <mask> x"),
+    ]
     runs = run_reference([ReferenceRequest(str(folders[family]), tuple(rows), threads=1) for family in FAMILIES])
     for family, run in zip(FAMILIES, runs, strict=True):
         answers = Answerer(str(folders[family]), threads=1).answer(rows)
@@ -84,12 +89,19 @@ def test_options_mean_what_they_mean_in_the_reference(tmp_path: Path) -> None:
 @needs_oracle
 @pytest.mark.skipif("QA_PARITY_DATA" not in os.environ, reason="QA_PARITY_DATA names no folder of SQuAD JSON")
 @pytest.mark.timeout(1800)
-def test_the_bundled_model_answers_as_the_reference_does_on_a_large_set() -> None:
+def test_the_bundled_model_answers_as_the_reference_does_on_a_large_set(record_property: Callable[[str, object], None]) -> None:
     gold = [question for path in sorted(Path(os.environ["QA_PARITY_DATA"]).rglob("*.json")) for question in read_gold(path)]
     rows = [(question.question, question.context) for question in gold[:: max(1, len(gold) // 2000)]]
     (run,) = run_reference([ReferenceRequest(str(BUNDLED_FOLDER), tuple(rows))])
-    differences = [both for both in zip(Answerer("bundled").answer(rows), run.best, strict=True) if not same(*both)]
+    answerer = Answerer("bundled")
+    differences = [row for row in zip(rows, answerer.answer(rows), run.best, strict=True) if not same(*row[1:])]
+    # In the report also where they are few enough.
+    record_property("differences", [(pair[0], ours.answer, theirs.answer) for pair, ours, theirs in differences])
     assert len(differences) <= 0.003 * len(rows), differences
+    for pair, _, theirs in differences:
+        (best,) = answerer.answer([pair], top_k=20)
+        scores = {text.lower(): score for text, score in ((best.answer, best.score), *((s.text, s.score) for s in best.alternatives))}
+        assert scores[theirs.answer.lower()] == pytest.approx(best.score, rel=1e-3), "the two are as good as each other, but for rounding"
 
 
 @pytest.mark.slow

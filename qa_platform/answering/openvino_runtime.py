@@ -5,10 +5,13 @@ transformers, and can lay out the computation as the CPU likes it (query, key an
 Devlin et al., 2018; the numbers equal those of transformers' implementations, which the tests compare.
 """
 
+import io
+import json
 import math
 import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,12 +109,12 @@ class _Shape:
     activation: str
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> "_Shape":
+    def of(cls, files: ModelFiles) -> "_Shape":
         return cls(
-            int(config.get("num_hidden_layers") or config["n_layers"]),
-            int(config.get("num_attention_heads") or config["n_heads"]),
-            float(config.get("layer_norm_eps", 1e-12)),
-            str(config.get("hidden_act") or config.get("activation") or "gelu"),
+            int(files.number("num_hidden_layers", "n_layers")),
+            int(files.number("num_attention_heads", "n_heads")),
+            float(files.number("layer_norm_eps", default=1e-12)),
+            str(files.config.get("hidden_act") or files.config.get("activation") or "gelu"),
         )
 
 
@@ -121,10 +124,13 @@ def knows(files: ModelFiles) -> bool:
     return (
         files.family in _NAMES
         and config.get("position_embedding_type", "absolute") == "absolute"
-        and _Shape.of(config).activation in _ACTIVATIONS
-        and int(config.get("num_hidden_groups", 1)) == 1
-        and int(config.get("inner_group_num", 1)) == 1
+        and _Shape.of(files).activation in _ACTIVATIONS
+        and files.number("num_hidden_groups", default=1) == 1
+        and files.number("inner_group_num", default=1) == 1
     )
+
+
+_FLOATS = ("F16", "F32", "F64")
 
 
 class _Weights:
@@ -137,7 +143,7 @@ class _Weights:
             file = safe_open(path, framework="numpy")
             for name in file.keys():  # noqa: SIM118  # not a mapping
                 # TensorFlow's names for scale and shift survive in old checkpoints.
-                self._tensors[name.replace(".gamma", ".weight").replace(".beta", ".bias")] = (file, name)
+                self._tensors[name.replace(".gamma", ".weight").replace(".beta", ".bias")] = (path, file, name)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -145,8 +151,23 @@ class _Weights:
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         if name not in self._tensors:
             raise InputError(f"model {self._model}: its weights lack {name}")
-        file, stored = self._tensors[name]
+        path, file, stored = self._tensors[name]
+        kind = file.get_slice(stored).get_dtype()
+        if kind == "BF16":
+            return _bfloat16(path, stored)
+        if kind not in _FLOATS:
+            raise InputError(f"model {self._model}: {path} has {name} in {kind}; take weights in one of {', '.join(_FLOATS)}, BF16")
         return np.ascontiguousarray(file.get_tensor(stored).astype(np.float32))
+
+
+def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
+    """A tensor in a type that NumPy has not: the upper halves of float32."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        begin, end = header[name]["data_offsets"]
+        file.seek(begin, io.SEEK_CUR)
+        halves = np.frombuffer(file.read(end - begin), "<u2")
+    return (halves.astype(np.uint32) << 16).view(np.float32).reshape(header[name]["shape"])
 
 
 class Builder:
@@ -160,9 +181,10 @@ class Builder:
     _rows: tuple[int, ...] = (-1,)
 
     def __init__(self, files: ModelFiles) -> None:
+        self._model = files.id
         self._weights = _Weights(files)
         self._names = _NAMES[files.family]
-        self._shape = _Shape.of(files.config)
+        self._shape = _Shape.of(files)
 
     def build(self) -> ov.Model:
         ids, types, positions = (op.parameter([-1, -1], np.int32, name=name) for name in ("ids", "types", "positions"))
@@ -193,6 +215,10 @@ class Builder:
 
     def _attend(self, hidden: ov.Node, mask: ov.Node, windows: ov.Node, folder: str) -> ov.Node:
         width, heads = int(hidden.get_output_partial_shape(0)[-1].get_length()), self._shape.heads
+        if heads < 1 or width % heads:
+            raise InputError(
+                f"model {self._model}: a width of {width}, which its weights have, is not for the {heads} heads in its config.json"
+            )
         size = width // heads
         # (windows * tokens, 3 * width), then query, key and value of shape (windows, heads, tokens, size)
         joined = self._product(hidden, *(folder + name for name in (self._names.query, self._names.key, self._names.value)))
@@ -250,7 +276,11 @@ def inputs_of(batch: Batch, position_offset: int) -> list[NDArray[Any]]:
     """What the graph of a `Builder` takes, in order."""
     columns = np.arange(batch.ids.shape[1], dtype=np.int32)
     mask = np.where(columns < batch.lengths[:, None], np.float32(0), np.float32(_MASKED))[:, None, None, :]
-    positions = np.broadcast_to(columns + np.int32(position_offset), batch.ids.shape)
+    positions = np.broadcast_to(columns, batch.ids.shape)
+    if position_offset:
+        # The RoBERTa line leaves padding tokens out of its count, also where a text spells one.
+        real = batch.ids != position_offset - 1
+        positions = real.cumsum(axis=1, dtype=np.int32) * real + np.int32(position_offset - 1)
     return [batch.ids, batch.types, np.ascontiguousarray(positions), mask]
 
 
@@ -258,6 +288,7 @@ class OpenVinoRuntime:
     """A model compiled for this CPU, with one single-threaded request per core."""
 
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int) -> None:
+        self.name = f"openvino {ov.__version__}"
         self.requests = threads
         self.tokens = _TOKENS[precision]
         self._offset = files.position_offset
@@ -279,7 +310,11 @@ class OpenVinoRuntime:
 
 def _load(files: ModelFiles, *, precision: Precision, threads: int) -> ov.CompiledModel:
     if precision != "int8":
-        return compiled(Builder(files).build(), precision=precision, threads=threads)
+        try:
+            return compiled(Builder(files).build(), precision=precision, threads=threads)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"model {files.id}: the weights in {files.folder} do not fit its config.json: {reason}") from error
     from qa_platform.answering.quantized import quantized
 
     try:

@@ -1,9 +1,13 @@
 """Any extractive model that transformers knows, on torch: every family on CPUs, and all of them on GPUs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForQuestionAnswering
+from transformers.utils import logging
 
 from qa_platform.answering.model import ModelFiles
 from qa_platform.answering.runtime import Batch
@@ -19,6 +23,7 @@ class TorchRuntime:
 
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
         self._device = _device(device)
+        self.name = f"torch {torch.__version__} on {self._device}"
         self.requests = 2 if self._device.type == "cuda" else 1
         self.tokens = _TOKENS.get(self._device.type, _TOKENS["cpu"])
         self._takes_types = files.takes_token_types
@@ -29,11 +34,21 @@ class TorchRuntime:
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
         try:
-            model = AutoModelForQuestionAnswering.from_pretrained(
-                files.folder, dtype=_DTYPES[precision], use_safetensors=True, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
+            with _no_progress_bar():
+                model, report = AutoModelForQuestionAnswering.from_pretrained(
+                    files.folder,
+                    dtype=_DTYPES[precision],
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+        # What a damaged config.json brings about is of many kinds.
+        except Exception as error:
             raise InputError(f"model {files.id}: transformers cannot load {files.folder}: {error}") from error
+        # They are at random now. A pooler has no part in extractive answers.
+        if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
+            raise InputError(f"model {files.id}: its weights lack {', '.join(missing[:3])}, and {len(missing)} in all")
         self._model = model.to(self._device).eval()
 
     @torch.inference_mode()
@@ -66,6 +81,18 @@ class TorchRuntime:
         copied.record()
         copied.synchronize()
         return host.numpy()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers shows one also where its output is a file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(name: str) -> torch.device:
