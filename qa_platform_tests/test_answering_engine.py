@@ -10,9 +10,10 @@ import openvino as ov
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from openvino import opset13 as op
 
-from qa_platform.answering import Answer, Answerer, quantized
+from qa_platform.answering import Answer, Answerer, AnswerOptions, engine, quantized
 from qa_platform.answering.engine import chunked
 from qa_platform.answering.runtime import Batch
 from qa_platform.answering.spans import Span
@@ -138,19 +139,76 @@ def test_a_word_that_no_answer_column_holds_is_no_answer(tiny: Answerer) -> None
     assert one(tiny, QUESTION, "x" * 50_000).error is RowReason.NO_ANSWER
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"max_answer_len": 0}, {"max_seq_len": 513}, {"max_seq_len": 100, "doc_stride": 101}])
-def test_options_out_of_range_are_refused_at_once(tiny: Answerer, options: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"top_k": "3"}, "top_k"),
+        ({"max_answer_len": 0}, "max_answer_len"),
+        ({"max_seq_len": 0}, "max_seq_len"),
+        ({"max_seq_len": 513}, "max_seq_len"),
+        ({"doc_stride": -1}, "doc_stride"),
+        ({"max_seq_len": 100, "doc_stride": 101}, "doc_stride"),
+        ({"min_score": -0.1}, "min_score"),
+        ({"min_score": 7}, "min_score"),
+        ({"min_score": float("nan")}, "min_score"),
+    ],
+)
+def test_options_out_of_range_are_refused_at_once_and_by_name(tiny: Answerer, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         tiny.answer([], **options)
 
 
-def test_no_answer_wins_where_it_is_allowed_and_likelier(bundled: Answerer) -> None:
-    context = "Copper kettles are polished with salt and lemon."
-    allowed = one(bundled, QUESTION, context, handle_impossible_answer=True)
-    assert one(bundled, QUESTION, context).error is None
-    if allowed.error is RowReason.NO_ANSWER:
-        assert (allowed.answer, allowed.start, allowed.end) == ("", 0, 0)
+def test_options_are_given_in_one_way_only(tiny: Answerer) -> None:
+    with pytest.raises(TypeError, match="top_k"):
+        tiny.answer([], AnswerOptions(), top_k=5)
+
+
+def test_a_negative_number_of_threads_is_refused() -> None:
+    with pytest.raises(InputError, match="threads"):
+        Answerer("bundled", threads=-1)
+
+
+def certain(monkeypatch: pytest.MonkeyPatch, answerer: Answerer, *places: int) -> None:
+    """Have the model say that an answer begins and ends at one of the windows' ``places``, each as likely; with none, anywhere."""
+
+    def run(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits = np.zeros(batch.ids.shape, np.float32)
+        logits[:, places] = 50
+        return logits, logits.copy()
+
+    monkeypatch.setattr(answerer._warm().runtime, "run", run)
+
+
+def test_no_answer_wins_where_it_is_allowed_and_likelier(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    certain(monkeypatch, tiny, 0)
+    assert one(tiny, QUESTION, CONTEXT, handle_impossible_answer=True) == Answer("", 1.0, 0, 0, RowReason.NO_ANSWER)
+    assert one(tiny, QUESTION, CONTEXT).answer
+
+
+def test_no_answer_loses_where_the_model_knows_one(bundled: Answerer) -> None:
     assert one(bundled, QUESTION, CONTEXT, handle_impossible_answer=True).answer == "Marta Olsen"
+
+
+def test_ties_go_to_the_earlier_place(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(tiny._warm().tokenizer.encode("?").ids)  # special tokens around it, too: [CLS] ? [SEP]
+    certain(monkeypatch, tiny, before + 1, before + 3)
+    answer = one(tiny, "?", ". ; , ! ?", top_k=2, max_answer_len=1)
+    assert [answer.answer, *(span.text for span in answer.alternatives)] == [";", "!"]
+
+
+def test_ties_go_to_the_earlier_window(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    certain(monkeypatch, tiny)
+    answer = one(tiny, "?", ". ; , ! ? ( ) - :", top_k=9, max_answer_len=1, max_seq_len=7, doc_stride=0)
+    assert [answer.answer, *(span.text for span in answer.alternatives)] == [".", ";", ",", "!", "?", "(", ")", "-", ":"]
+
+
+@pytest.mark.parametrize("context", ["[CLS] [SEP] Olsen [MASK]", "kept[SEP]by Marta[PAD]Olsen"])
+def test_special_tokens_in_a_text_are_words_like_others(tiny: Answerer, context: str) -> None:
+    answer = one(tiny, "[SEP]?", context, top_k=5)
+    assert all(context[span.start : span.end] == span.text for span in answer.alternatives)
+    assert answer.answer
 
 
 def test_low_scores_are_flagged_and_kept(bundled: Answerer) -> None:
@@ -189,8 +247,28 @@ def test_an_error_of_the_source_reaches_the_caller(tiny: Answerer) -> None:
         list(tiny.answer(broken()))
 
 
+def test_rows_read_before_an_error_of_the_source_are_answered_first(tiny: Answerer) -> None:
+    def broken() -> Iterator[tuple[str, str]]:
+        yield from ((f"Who keeps {number}?", CONTEXT) for number in range(200))
+        raise OSError("the disk is gone")
+
+    answers = tiny.answer(broken())
+    assert len([next(answers) for _ in range(200)]) == 200
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(answers)
+
+
 def test_equal_pairs_are_asked_once(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = tiny._warm().runtime
+    windows = counted_windows(monkeypatch, tiny)
+    answers = list(tiny.answer([(QUESTION, CONTEXT), ("Where?", CONTEXT)] * 3000))
+    assert sum(windows) == 2
+    assert len(answers) == 6000
+    assert len(set(answers)) == 2
+
+
+def counted_windows(monkeypatch: pytest.MonkeyPatch, answerer: Answerer) -> list[int]:
+    """Grows by the windows of every batch that the model is asked about."""
+    runtime = answerer._warm().runtime
     windows: list[int] = []
     run = runtime.run
 
@@ -199,17 +277,72 @@ def test_equal_pairs_are_asked_once(tiny: Answerer, monkeypatch: pytest.MonkeyPa
         return run(batch)
 
     monkeypatch.setattr(runtime, "run", counted)
-    answers = list(tiny.answer([(QUESTION, CONTEXT), ("Where?", CONTEXT)] * 3000))
-    assert sum(windows) == 2
-    assert len(answers) == 6000
-    assert len(set(answers)) == 2
+    return windows
 
 
-def test_chunks_are_bounded_in_rows_and_characters() -> None:
-    chunks = list(chunked([("q", "c" * 300_000)] * 10 + [("q", "c")] * 3000))
-    assert sum(map(len, chunks)) == 3010
-    assert max(map(len, chunks)) <= 256
-    assert max(sum(len(context) for _, context in chunk) for chunk in chunks) < 2_000_000
+@pytest.mark.parametrize(("top_k", "asked"), [(1, 1100), (100, 1101)])
+def test_fewer_rows_are_remembered_the_more_answers_each_has(
+    tiny: Answerer, monkeypatch: pytest.MonkeyPatch, top_k: int, asked: int
+) -> None:
+    windows = counted_windows(monkeypatch, tiny)
+    rows = [("Who?", f"Marta {number}") for number in range(1100)]
+    assert len(list(tiny.answer([*rows, rows[0]], top_k=top_k))) == 1101
+    assert sum(windows) == asked
+
+
+def test_pairs_that_are_alike_only_when_joined_are_different_pairs(tiny: Answerer) -> None:
+    errors = [answer.error for answer in tiny.answer([("", "x\0y"), ("\0x", "y"), ("ab", "c"), ("a", "bc")])]
+    assert errors == [RowReason.EMPTY_QUESTION, RowReason.NUL_CHARACTER, None, None]
+
+
+def test_chunks_are_bounded_in_rows_characters_and_what_is_kept() -> None:
+    limit = engine._CHUNK_CHARACTERS
+    rows = [("q", "c")] * 300 + [("q", "c" * (limit // 2))] * 5 + [("q", "c" * CONTEXT_LIMIT)] * 3 + [("q", "c")] * 300
+    chunks = list(chunked(rows))
+    assert [row for chunk in chunks for row in chunk] == rows
+    assert [len(chunk) for chunk in chunks] == [32, 256, 13, 1, 1, 1, 1, 1, 1, 1, 256, 44]
+    heavy = chunked([("q", "c")] * 40, lambda: engine._CHUNK_KEPT // 8)
+    assert [len(chunk) for chunk in heavy] == [8] * 5
+
+
+LARGEST_ROWS = """
+import io, sys
+from qa_platform.answering import Answerer, AnswerOptions
+from qa_platform.answering.csvfile import answer_stream
+
+class Source:
+    def __init__(self):
+        # Contexts at the limit, of which every character is a token; then a column so wide that a row is at its limit, which one
+        # character makes four times as large in memory, in rows that are asked and in rows that are rejected.
+        lines = ["question,context,note"]
+        lines += [f"Who {n}?,{chr(0x4e00 + n) * 500_000}," for n in range(4)]
+        lines += [f"{'' if n % 2 else 'Who?'},Marta {n},WIDE" for n in range(60)]
+        self.lines = iter(lines)
+        self.rest = b""
+
+    def read(self, size):
+        if not self.rest:
+            line = next(self.lines, "")
+            self.rest = (line.replace("WIDE", "🚀" + "x" * 4_000_000) + "\\n").encode() if line else b""
+        block, self.rest = self.rest[:size], self.rest[size:]
+        return block
+
+class Nowhere(io.RawIOBase):
+    def write(self, line):
+        return len(line)
+
+counts = answer_stream(Answerer(sys.argv[1], threads=2), Source(), Nowhere(), AnswerOptions())
+assert (counts.rows, counts.rejected) == (64, 30), counts
+# The high-water mark of this process alone: getrusage's begins with that of the one it was forked from.
+[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(peak) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded_over_the_largest_rows(folder: Path) -> None:
+    peak = subprocess.run([sys.executable, "-c", LARGEST_ROWS, str(folder)], check=True, capture_output=True, text=True).stdout
+    assert int(peak) < 600
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
 from qa_platform.answering.runtime import Batch, Runtime, available_cores, load_runtime
 from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, best_spans, merge
 from qa_platform.answering.windows import Layout, Tokenized, Window, WindowSize, tokenize
-from qa_platform.contract import CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, ModelChoice, Precision, RowReason
+from qa_platform.contract import ANSWER_LIMIT, CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, ModelChoice, Precision, RowReason
 from qa_platform.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Rows and characters that are tokenised together. The first chunk is small, so that the first answers come at once; the
-# later ones are large enough to sort windows by length, and small enough to bound the memory and to show progress.
+# later ones are large enough to sort windows by length, and small enough to bound the memory and to show progress: a
+# character that is a token of its own takes hundreds of bytes while it is tokenised.
 _FIRST_ROWS = 32
 _CHUNK_ROWS = 256
-_CHUNK_CHARACTERS = 2**20
-# Distinct pairs whose answers are remembered, for rows that ask the same again.
-_REMEMBERED = 20_000
+_CHUNK_CHARACTERS = 2**18
+# What a caller keeps for the pairs of one chunk, in bytes.
+_CHUNK_KEPT = 2**24
+# Answers that are remembered, for rows that ask the same again: about their bytes, were each as long as its context.
+_REMEMBERED = 2**25
+_ANSWER_BYTES = 300
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,26 @@ class AnswerOptions:
     min_score: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.top_k < 1 or self.max_answer_len < 1:
-            raise InputError(f"top_k and max_answer_len must be 1 or more, and are {self.top_k} and {self.max_answer_len}")
+        for name, value, least in (
+            ("top_k", self.top_k, 1),
+            ("max_answer_len", self.max_answer_len, 1),
+            ("max_seq_len", self.max_seq_len, 1),
+            ("doc_stride", self.doc_stride, 0),
+        ):
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise InputError(f"{name} must be a whole number, {least} or more, and is {value}")
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"min_score must be from 0 to 1, and is {self.min_score}")
 
 
 class _Slot:
-    """Where the answer of one distinct pair will be; equal pairs share it."""
+    """Where the answer of one distinct pair will be; equal pairs share it. ``weight``: about its bytes, at most."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "weight")
 
-    def __init__(self, answer: Answer | None = None) -> None:
+    def __init__(self, answer: Answer | None, weight: int) -> None:
         self.answer = answer
+        self.weight = weight
 
 
 @dataclass(frozen=True)
@@ -114,9 +127,14 @@ class Answerer:
         model: `bundled`, a folder, or a Hugging Face id, or a ModelChoice with revision and precision.
         threads: of this process; 0 takes every core that it may use.
         device: `cpu`, or a GPU as torch names it, `cuda`.
+
+    Raises:
+        InputError: ``threads`` is negative.
     """
 
     def __init__(self, model: ModelChoice | str = "bundled", *, threads: int = 0, device: str = "cpu") -> None:
+        if threads < 0:
+            raise InputError(f"threads must be 0 or more, and is {threads}")
         self._choice = ModelChoice(model) if isinstance(model, str) else model
         self._threads = threads
         self._device = device
@@ -128,6 +146,11 @@ class Answerer:
         """What really answers: the id, the resolved revision (of a folder: its weights' hash), and the precision in use."""
         return self._warm().identity
 
+    @property
+    def runtime(self) -> str:
+        """What runs the model, with its version."""
+        return self._warm().runtime.name
+
     def warm_up(self) -> None:
         """Find the model and load it, unless that is done.
 
@@ -137,17 +160,29 @@ class Answerer:
         """
         self._warm()
 
-    def answer(self, pairs: Iterable[tuple[str, str]], options: AnswerOptions | None = None, **values: Any) -> Iterator[Answer]:
+    def answer(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        options: AnswerOptions | None = None,
+        *,
+        kept: Callable[[], int] = lambda: 0,
+        **values: Any,
+    ) -> Iterator[Answer]:
         """One answer for every (question, context), in order, as they become known. Consumes ``pairs`` lazily, from another thread.
 
-        What is wrong with a row is its answer's ``error``; nothing in a row raises.
+        What is wrong with a row is its answer's ``error``; nothing in a row raises. What ``pairs`` raises is raised after the
+        answers to all that it gave before. Closing the iterator waits for ``pairs`` where that is about to give the next pair.
 
         Args:
             options: or, instead, the fields of `AnswerOptions` as keywords.
+            kept: bytes that the caller keeps until the answer to the pair that ``pairs`` gave last; asked in that other thread,
+                after every pair. Where they are many, fewer pairs are read ahead.
 
         Raises:
             InputError: an option is out of range; at once, not at the first answer.
         """
+        if options is not None and values:
+            raise TypeError(f"options are given, and {', '.join(values)} besides: give either")
         options = options or AnswerOptions(**values)
         loaded = self._warm()
         longest = loaded.files.longest_window
@@ -157,7 +192,7 @@ class Answerer:
                 f"doc_stride {size.stride} <= max_seq_len {size.length} <= {longest} does not hold for model {loaded.files.id}"
             )
         spans = SpanOptions(options.top_k, options.max_answer_len, options.handle_impossible_answer)
-        return _Run(loaded, size, spans, options.min_score).answers(pairs)
+        return _Run(loaded, size, spans, options.min_score).answers(chunked(pairs, kept))
 
     def _warm(self) -> "_Loaded":
         with self._lock:
@@ -202,13 +237,13 @@ class _Run:
         self._min_score = min_score
         # Touched by the tokenising thread alone.
         self._slots: collections.OrderedDict[bytes, _Slot] = collections.OrderedDict()
+        self._weight = 0
 
-    def answers(self, pairs: Iterable[tuple[str, str]]) -> Iterator[Answer]:
+    def answers(self, chunks: Iterator[list[tuple[str, str]]]) -> Iterator[Answer]:
         """Two chunks are under way: while one's batches run and are decoded, the next one is read and tokenised."""
         reading = ThreadPoolExecutor(1, "qa-tokenize")
         running = ThreadPoolExecutor(self._loaded.runtime.requests, "qa-infer")
         try:
-            chunks = chunked(pairs)
             coming = reading.submit(self._prepare, chunks, running)
             while (chunk := coming.result()) is not None:
                 coming = reading.submit(self._prepare, chunks, running)
@@ -234,17 +269,23 @@ class _Run:
         return _Chunk(rows, asked, results)
 
     def _slot(self, pair: tuple[str, str], new: list[tuple[_Slot, tuple[str, str]]]) -> _Slot:
-        digest = hashlib.blake2b("\0".join(pair).encode(errors="surrogatepass"), digest_size=16).digest()
+        question, context = pair
+        digest = hashlib.blake2b(f"{len(question)} {question}{context}".encode(errors="surrogatepass"), digest_size=16).digest()
         slot = self._slots.get(digest)
         if slot is None:
-            reason = unanswerable(*pair)
-            slot = _Slot(_unanswered(reason) if reason else None)
-            self._slots[digest] = slot
+            reason = unanswerable(question, context)
+            weight = self._options.top_k * (_ANSWER_BYTES + min(len(context), ANSWER_LIMIT))
+            slot = _Slot(_unanswered(reason) if reason else None, weight)
             if not reason:
                 new.append((slot, pair))
-            if len(self._slots) > _REMEMBERED:
-                self._slots.popitem(last=False)
+            self._remember(digest, slot)
         return slot
+
+    def _remember(self, digest: bytes, slot: _Slot) -> None:
+        self._slots[digest] = slot
+        self._weight += slot.weight
+        while self._weight > _REMEMBERED:
+            self._weight -= self._slots.popitem(last=False)[1].weight
 
     def _infer(self, windows: Sequence[Window]) -> _Results:
         start, end = self._loaded.runtime.run(pad(windows, self._loaded.layout))
@@ -302,16 +343,28 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def chunked(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Consecutive pairs in lists that are bounded in rows and characters; the first one is small."""
+def chunked(pairs: Iterable[tuple[str, str]], kept: Callable[[], int] = lambda: 0) -> Iterator[list[tuple[str, str]]]:
+    """Consecutive pairs in lists that are bounded in rows, characters and bytes ``kept``, or have one pair; the first one is small.
+
+    What ``pairs`` raises is raised after the pairs that came before.
+    """
     chunk: list[tuple[str, str]] = []
-    characters, rows = 0, _FIRST_ROWS
-    for pair in pairs:
-        chunk.append(pair)
-        characters += len(pair[0]) + len(pair[1])
-        if len(chunk) >= rows or characters >= _CHUNK_CHARACTERS:
+    rows, characters, held = _FIRST_ROWS, 0, 0
+    try:
+        for pair in pairs:
+            more, more_held = len(pair[0]) + len(pair[1]), kept()
+            if chunk and (characters + more > _CHUNK_CHARACTERS or held + more_held > _CHUNK_KEPT):
+                yield chunk
+                chunk, rows, characters, held = [], _CHUNK_ROWS, 0, 0
+            chunk.append(pair)
+            characters, held = characters + more, held + more_held
+            if len(chunk) >= rows:
+                yield chunk
+                chunk, rows, characters, held = [], _CHUNK_ROWS, 0, 0
+    except Exception:
+        if chunk:
             yield chunk
-            chunk, characters, rows = [], 0, _CHUNK_ROWS
+        raise
     if chunk:
         yield chunk
 

@@ -1,6 +1,7 @@
 """Rows of a CSV and their answers: asking row by row in bounded memory, our cells, and the counts."""
 
 import collections
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,7 +47,7 @@ class AskedRow:
 
 def answered_rows(answerer: Answerer, rows: Iterable[AskedRow], options: AnswerOptions) -> Iterator[tuple[AskedRow, Answer]]:
     """Every row with its answer, in order. A row with a reason is not asked, and its answer has that reason."""
-    # The engine reads ahead of what it yields, from another thread, by a bounded number of rows: they wait here.
+    # The engine reads ahead of what it yields, from another thread, by a bounded number of rows and of bytes: they wait here.
     waiting: collections.deque[AskedRow] = collections.deque()
 
     def pairs() -> Iterator[tuple[str, str]]:
@@ -54,7 +55,10 @@ def answered_rows(answerer: Answerer, rows: Iterable[AskedRow], options: AnswerO
             waiting.append(row)
             yield ("", "") if row.reason else (row.question, row.context)
 
-    for answer in answerer.answer(pairs(), options):
+    def kept() -> int:
+        return sum(map(sys.getsizeof, waiting[-1].cells))
+
+    for answer in answerer.answer(pairs(), options, kept=kept):
         row = waiting.popleft()
         yield row, replace(answer, error=row.reason) if row.reason else answer
 

@@ -26,8 +26,12 @@ class Batch:
 
 
 class Runtime(Protocol):
-    """A loaded model. ``run`` may be called by ``requests`` threads at once, with at most ``tokens`` tokens a batch."""
+    """A loaded model. ``run`` may be called by ``requests`` threads at once, with at most ``tokens`` tokens a batch.
 
+    ``name`` says what runs it, with its version.
+    """
+
+    name: str
     requests: int
     tokens: int
 

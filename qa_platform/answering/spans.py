@@ -11,16 +11,12 @@ exclude each other, so their sum is one; over windows it is 1 - prod(1 - p), the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qa_platform.answering.windows import Tokenized, Window
+from qa_platform.answering.windows import Characters, Tokenized, Window
 from qa_platform.contract import ANSWER_LIMIT
-
-if TYPE_CHECKING:
-    import tokenizers
 
 
 @dataclass(frozen=True)
@@ -39,14 +35,14 @@ class SpanOptions:
 
 @dataclass(frozen=True)
 class WindowSpans:
-    """The best spans of one window, best first: first and last token (counted in the context), and probability.
+    """The best spans of one window, best first: first and last token (counted in the context), and probability; shape (spans,).
 
     ``null`` is the probability that the window holds no answer.
     """
 
-    starts: list[int]
-    ends: list[int]
-    scores: list[float]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    scores: NDArray[np.float64]
     null: float
 
 
@@ -87,7 +83,7 @@ def best_spans(
     for row, window in enumerate(windows):
         part = slice(bounds[row], bounds[row + 1])
         begin = starts[part] + window.first
-        result.append(WindowSpans(begin.tolist(), (begin + lengths[part]).tolist(), chances[part].tolist(), null[row]))
+        result.append(WindowSpans(begin, begin + lengths[part], chances[part], null[row]))
     return result
 
 
@@ -127,11 +123,11 @@ def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], opti
 
     With ``options.null`` "no answer" competes with the lowest probability that any window gives it.
     """
-    assert tokenized.encoding is not None
+    assert tokenized.characters is not None
     texts: dict[str, _Merged] = {}
     for number, (window, found) in enumerate(zip(tokenized.windows, spans, strict=True)):
-        for first, last, score in zip(found.starts, found.ends, found.scores, strict=True):
-            start, end = _characters(tokenized.encoding, window, first, last)
+        starts, ends = _widened(tokenized.characters, window, found)
+        for start, end, score in zip(starts, ends, found.scores.tolist(), strict=True):
             if end - start > ANSWER_LIMIT:
                 continue
             merged = texts.setdefault(context[start:end].lower(), _Merged(start, end))
@@ -171,16 +167,9 @@ class _Merged:
         return 1.0 - self._none * (1.0 - self._sum)
 
 
-def _characters(encoding: "tokenizers.Encoding", window: Window, first: int, last: int) -> tuple[int, int]:
-    """Character offsets of the whole words that the tokens ``first`` to ``last`` touch, as far as they lie in the window."""
-    start_word, end_word = encoding.token_to_word(first), encoding.token_to_word(last)
-    if start_word is not None and end_word is not None:
-        while first > window.first and encoding.token_to_word(first - 1) == start_word:
-            first -= 1
-        final = window.first + window.length - 1
-        while last < final and encoding.token_to_word(last + 1) == end_word:
-            last += 1
-    start, end = encoding.token_to_chars(first), encoding.token_to_chars(last)
-    assert start is not None
-    assert end is not None
-    return start[0], end[1]
+def _widened(characters: Characters, window: Window, found: WindowSpans) -> tuple[list[int], list[int]]:
+    """Where the whole words that the spans touch begin and end in the context, as far as they lie in the window."""
+    words = characters.words[window.first : window.first + window.length]
+    first = np.searchsorted(words, characters.words[found.starts], "left") + window.first
+    last = np.searchsorted(words, characters.words[found.ends], "right") + window.first - 1
+    return characters.offsets[first, 0].tolist(), characters.offsets[last, 1].tolist()
