@@ -1,5 +1,6 @@
 """The command line, ``qa-platform``. Whatever a command needs is imported when it runs: help comes at once."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from qa_platform.errors import QaPlatformError, TransientError
 
 # What shells report of a command that Ctrl-C ended.
 _INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Group(click.Group):
@@ -30,6 +32,10 @@ class _Group(click.Group):
                 raise click.ClickException(_harmless(message)) from error
             raise
         except OSError as error:
+            if error.filename is None and error.errno in _NO_ROOM:
+                _give_up_output()
+                message = f"what was to be written found no room ({error.strerror}); make room, and give the command again"
+                raise click.ClickException(message) from error
             # A file that the command line names. Any other is nothing that a person could mend.
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise
@@ -44,6 +50,14 @@ def _harmless(message: str) -> str:
     from qa_platform.terminal import escaped
 
     return "\n".join(escaped(line) for line in message.split("\n"))
+
+
+def _give_up_output() -> None:
+    """Drop what standard output still holds and cannot get rid of: Python would try once more at its end, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Away(click.ClickException):

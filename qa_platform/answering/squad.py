@@ -48,7 +48,11 @@ def read_gold(path: Path) -> list[GoldQuestion]:
     Raises:
         InputError: the file is neither, naming what is missing.
     """
-    questions = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_squad(path))
+    try:
+        questions = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_squad(path))
+    except UnicodeDecodeError as error:
+        # Its position is one in the block that was read, not in the file.
+        raise InputError(f"{path}: not in UTF-8 ({error.reason}); save it as UTF-8") from error
     if not questions:
         raise InputError(f"{path}: no questions in this gold set")
     return questions
