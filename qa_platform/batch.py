@@ -22,14 +22,24 @@ from pachyderm_sdk.api import pps
 
 from qa_platform import bookkeeping, bucket, following, pachd
 from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import ANSWER_PIPELINE, BLAMELESS, INCOMING, QUESTIONS_REPO, FileStatus, FileVersion, Manifest, file_id
+from qa_platform.contract import (
+    ANSWER_PIPELINE,
+    BLAMELESS,
+    INCOMING,
+    QUESTIONS_REPO,
+    FileStatus,
+    FileVersion,
+    Manifest,
+    ModelChoice,
+    file_id,
+)
 from qa_platform.database import connect
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.following import JobFailed
 from qa_platform.ingest import FileRejected, Write, report_on_file, split
 from qa_platform.loading.load import load_file
 from qa_platform.planning import ARCHIVABLE, DONE, Batch
-from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
+from qa_platform.settings import IngestSettings, PachydermSettings, PostgresSettings, WorkSettings
 
 Log = logging.Logger | logging.LoggerAdapter
 
@@ -46,7 +56,7 @@ class Services:
     bucket: storage.Bucket
     pachyderm: PachydermSettings
     postgres: PostgresSettings
-    model: ModelSettings
+    model: ModelChoice
     ingest: IngestSettings
     work: WorkSettings
 
@@ -385,7 +395,7 @@ def split_file(services: Services, record: FileRecord, write: Write, *, run_id: 
                 source,
                 version=record.version,
                 load_id=record.load_id,
-                model=services.model.choice,
+                model=services.model,
                 settings=services.ingest,
                 write=write,
                 run_id=run_id,

@@ -188,6 +188,8 @@ class ShardInfo(_Document):
 
     # What really answered: the id, the resolved revision, and the precision that was used.
     answered_by: ModelChoice | None = None
+    # What ran the model, with its version: ``openvino 2026.0`` …
+    runtime: str = ""
     answered: int = 0
     no_answer: int = 0
     rejected: int = 0

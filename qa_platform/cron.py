@@ -75,7 +75,7 @@ def _services() -> Services:
     else:
         client = storage.Client(project=project)
     opened = bucket.open_bucket(client, settings.storage_bucket)
-    return Services(opened, PachydermSettings(), PostgresSettings(), ModelSettings(), IngestSettings(), WorkSettings())
+    return Services(opened, PachydermSettings(), PostgresSettings(), ModelSettings().pinned, IngestSettings(), WorkSettings())
 
 
 def tick(services: Services, out: Path, *, job_id: str, threads: int = 0) -> list[FileVersion]:
@@ -94,7 +94,7 @@ def tick(services: Services, out: Path, *, job_id: str, threads: int = 0) -> lis
     _log.info("%d files wait", found.waiting)
     if not found.batches:
         return []
-    answerer = Answerer(services.model.choice, threads=threads)
+    answerer = Answerer(services.model, threads=threads)
     answerer.warm_up()
     answered = []
     with lease(services, job_id, _log), _given_back_after_an_error(services, job_id):

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, Precision
+from qa_platform.errors import InputError
 
 
 class PostgresSettings(BaseSettings):
@@ -53,11 +54,27 @@ class ModelSettings(BaseSettings):
 
     model: str = Field(default="bundled", description="`bundled`, a local folder, or a Hugging Face model id.")
     model_revision: str = Field(default="", description="Commit, tag or branch of a Hugging Face model.")
-    precision: Literal[Precision, "auto"] = Field(default="fp32", description="Arithmetic of the model.")
+    precision: Literal[Precision, "auto"] = Field(
+        default="fp32", description="Arithmetic of the model; `auto` is for commands only, what workers answer in is pinned."
+    )
 
     @property
     def choice(self) -> ModelChoice:
         return ModelChoice(self.model, self.model_revision, self.precision)
+
+    @property
+    def pinned(self) -> ModelChoice:
+        """The choice as it is handed to workers.
+
+        Raises:
+            InputError: the precision is ``auto``. Each worker would ask its own machine what that means, and one job mix what they say.
+        """
+        if self.precision == "auto":
+            raise InputError(
+                "QA_PRECISION is auto, which every worker would resolve by itself; set it to the precision that `qa-platform tune` "
+                "finds on a machine like the workers'"
+            )
+        return self.choice
 
 
 class TuningSettings(BaseSettings):

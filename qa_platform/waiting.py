@@ -68,7 +68,7 @@ def look(services: Services) -> Look:
             objects += len(page)
             beyond += max(0, len(new) - limits.files * limits.batches)
             new = nsmallest(limits.files * limits.batches, new, key=lambda version: version.generation)
-        answered = bookkeeping.latest_answered(connection, [version.name for version in new], model=services.model.choice)
+        answered = bookkeeping.latest_answered(connection, [version.name for version in new], model=services.model)
         claimed = frozenset(bookkeeping.claimed(connection))
         put_off = bookkeeping.files_put_off(connection)
     found = plan([*unfinished.values(), *new], states, claimed, limits, answered=answered)

@@ -11,6 +11,7 @@ from concurrent import futures
 from pathlib import Path
 
 import grpc
+import openvino
 import pytest
 from pachyderm_sdk.api.worker import NextDatumRequest, NextDatumResponse
 
@@ -94,6 +95,7 @@ def test_the_shard_says_what_answered_it(answerer: Answerer, tmp_path: Path) -> 
     assert ShardInfo.from_json((tmp_path / "out" / SHARD_INFO).read_bytes()) == info
     assert info.answered_by == answerer.identity
     assert info.answered_by.revision
+    assert info.runtime == f"openvino {openvino.__version__}"
     assert (info.first_row, info.rows, info.rejections) == (101, 6, (REJECTED,))
 
 

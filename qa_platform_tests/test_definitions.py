@@ -9,6 +9,7 @@ import psycopg
 import pytest
 import yaml  # type: ignore[import-untyped]  # Dagster brings it, without types
 
+from qa_platform import cron
 from qa_platform.answering.model import BUNDLED, BUNDLED_FOLDER, BUNDLED_REVISION_FILE, bundled_revision, find_model
 from qa_platform.assets.catalog import (
     ANSWERED_QUESTIONS,
@@ -26,9 +27,12 @@ from qa_platform.assets.catalog import (
 from qa_platform.contract import ANSWER_COLUMNS, ModelChoice
 from qa_platform.definitions import defs
 from qa_platform.embedded.stack import Stack
+from qa_platform.errors import InputError
 from qa_platform.partitions import POOL
 from qa_platform.project_files import project_file
+from qa_platform.resources import platform_resource
 from qa_platform.sensors.heartbeat import HEARTBEAT
+from qa_platform.settings import ModelSettings
 
 LOAD_SECONDS = 3.0
 
@@ -122,6 +126,18 @@ def test_the_code_version_names_the_model_and_its_revision(specs: dict[dg.AssetK
     of_hub = code_version(ModelChoice("a/b", "main", "bf16"), revision_of_bundled="unused")
     assert of_hub == "1-a/b@main-bf16"
     assert all(spec.code_version for spec in specs.values())
+
+
+def test_a_precision_that_workers_would_resolve_by_themselves_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.setenv("QA_PRECISION", "bf16")
+    assert platform_resource.services().model == ModelChoice("bundled", "", "bf16")
+    monkeypatch.setenv("QA_PRECISION", "auto")
+    for services in (platform_resource.services, cron._services):
+        with pytest.raises(InputError, match=r"QA_PRECISION is auto.*qa-platform tune"):
+            services()
+    # What the commands on this machine do with it is their own affair.
+    assert ModelSettings().choice.precision == "auto"
 
 
 def test_the_recorded_revision_is_that_of_the_bundled_weights_and_is_there_without_them(monkeypatch: pytest.MonkeyPatch) -> None:

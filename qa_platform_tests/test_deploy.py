@@ -35,7 +35,7 @@ from qa_platform.cli import main as qa_platform_command
 from qa_platform.definitions import defs as platform_definitions
 from qa_platform.embedded.stack import Stack
 from qa_platform.jobs import answer_questions
-from qa_platform.settings import PostgresSettings
+from qa_platform.settings import ModelSettings, PostgresSettings
 from qa_platform_tests.kubernetes_types import problems
 from qa_platform_tests.test_documentation import _parse_click
 
@@ -390,7 +390,13 @@ def test_the_compose_file_sets_what_the_embedded_stack_sets() -> None:
 
 
 def test_a_run_in_kubernetes_is_given_what_the_embedded_stack_sets(run_container: dict[str, Any]) -> None:
-    given = {entry["name"] for entry in run_container["env"]} - {"DAGSTER_RUN_JOB_NAME", "DAGSTER_PG_PASSWORD", "QA_EXECUTOR", *LINKS}
+    given = {entry["name"] for entry in run_container["env"]} - {
+        "DAGSTER_RUN_JOB_NAME",
+        "DAGSTER_PG_PASSWORD",
+        "QA_EXECUTOR",
+        "QA_PRECISION",
+        *LINKS,
+    }
     # The secret has no place for a port; PG_PORT is added where it is not the usual one.
     assert PostgresSettings.model_fields["port"].default == 5432
     expected = (embedded_variables() - BY_THE_CHART - {"PG_PORT"}) | ONLY_DEPLOYED | WITH_CERTIFICATES | {"DAGSTER_HOME"}
@@ -520,6 +526,24 @@ def test_the_code_locations_image_is_what_deployments_use() -> None:
     pushed = {entry["image"]: entry["dockerfile"] for entry in WORKFLOWS["images.yaml"]["jobs"]["image"]["strategy"]["matrix"]["include"]}
     assert pushed[name] == "deploy/Dockerfile"
     assert set(pushed.values()) == {str(path.relative_to(PROJECT)) for path in DOCKERFILES}
+
+
+def test_the_platform_asks_for_the_model_that_the_workers_image_holds() -> None:
+    def model(path: Path) -> set[str]:
+        return set(re.findall(r"^ARG MODEL.*|QA_MODEL\w*=\S+", path.read_text(), re.MULTILINE))
+
+    worker = PROJECT / "pachyderm" / "question_answer" / "Dockerfile"
+    default = "distilbert/distilbert-base-uncased-distilled-squad"
+    assert model(worker) == model(PROJECT / "deploy" / "Dockerfile")
+    assert f"ARG MODEL={default}" in model(worker)
+    assert {"QA_MODEL=${MODEL}", "QA_MODEL_REVISION=${MODEL_REVISION}"} < model(worker)
+    # All images are built with the same arguments, and at run time nothing is fetched.
+    [build] = [step for _, step in steps() if step.get("uses", "").startswith("docker/build-push-action@")]
+    assert f"MODEL=${{{{ vars.MODEL || '{default}' }}}}" in build["with"]["build-args"]
+    text = worker.read_text()
+    assert text.index("find_model(") < text.index("ENV HF_HUB_OFFLINE=1") < text.index("CMD ")
+    # On a laptop it is the bundled one, as ever.
+    assert ModelSettings.model_fields["model"].default == "bundled"
 
 
 # --- Workflows ---

@@ -41,7 +41,7 @@ def services(bucket: storage.Bucket, database: Database) -> Services:
     settings = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
     migrate.upgrade(settings)
     work = WorkSettings(batch_files=3, lease_seconds=10)
-    return Services(bucket, PachydermSettings(), settings, ModelSettings(), IngestSettings(), work)
+    return Services(bucket, PachydermSettings(), settings, ModelSettings().pinned, IngestSettings(), work)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_a_report_on_rows_has_a_record_for_each_whatever_columns_are_called(reje
     "name", ["my file.csv", '../../it\'s "100%".csv', "😀.csv", "x" * 1011 + ".csv"], ids=["plain", "hostile", "emoji", "long"]
 )
 def test_beside_a_rejected_file_lies_a_report_on_it(bucket_: storage.Bucket, postgres: PostgresSettings, name: str) -> None:
-    services = Services(bucket_, PachydermSettings(), postgres, ModelSettings(), IngestSettings(), WorkSettings())
+    services = Services(bucket_, PachydermSettings(), postgres, ModelSettings().pinned, IngestSettings(), WorkSettings())
     version = bucket.upload(bucket_, name, io.BytesIO(HEADER + b"q,c\nq,caf\xe9\n"))
     log = logging.getLogger("test")
 

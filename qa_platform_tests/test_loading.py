@@ -473,6 +473,16 @@ def _move_second_shard(folder: Path) -> None:
     _edit_info(folder, first_row=40)
 
 
+def test_a_file_whose_shards_are_of_two_revisions_is_recorded_with_both(connection: psycopg.Connection, tmp_path: Path) -> None:
+    folder = MIXED.write(tmp_path / "file")
+    _edit_info(folder, answered_by=replace(ANSWERED_BY, revision="ffff"))
+
+    load_file(connection, folder)
+
+    assert record(connection, MIXED).model_revision == f"{ANSWERED_BY.revision}, ffff"
+    assert table(connection, "row_number, model_revision") == [(1, ANSWERED_BY.revision), (4, "ffff"), (5, "ffff")]
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "manifest.json is missing"),
     "no JSON": (lambda folder: (folder / MANIFEST).write_text("{"), "not a Manifest document"),
@@ -484,6 +494,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other rows": (lambda folder: _edit_info(folder, rows=2, answered=2), "rows: 2 instead of 3"),
     "other questions": (lambda folder: _edit_info(folder, sha256="0" * 64), "sha256"),
     "other model": (lambda folder: _edit_info(folder, model=ModelChoice("another")), "wanted model"),
+    "other precision": (
+        lambda folder: _edit_info(folder, answered_by=replace(ANSWERED_BY, precision="bf16")),
+        "part-00000 by minilm-squad in fp32, part-00001 by minilm-squad in bf16",
+    ),
     "not answered": (lambda folder: _edit_info(folder, answered_by=None, answered_at=""), "has not been answered"),
     "no time": (lambda folder: _edit_info(folder, answered_at="yesterday"), "answered_at"),
     "sums do not add up": (lambda folder: _edit_info(folder, answered=1), "part-00001: 3 rows, but 1 answered"),

@@ -37,7 +37,7 @@ class Here:
         postgres = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
         migrate.upgrade(postgres)
         work = WorkSettings(lease_seconds=10, max_attempts=2)
-        self.services = Services(opened, PachydermSettings(), postgres, ModelSettings(), IngestSettings(shard_rows=2), work)
+        self.services = Services(opened, PachydermSettings(), postgres, ModelSettings().pinned, IngestSettings(shard_rows=2), work)
         self.folder = folder
 
     def upload(self, name: str, content: bytes) -> FileVersion:

@@ -1,4 +1,4 @@
-"""The precision ``auto``: what `tune` found for a model, these versions and this kind of CPU, on disk; float32 before that."""
+"""The precision ``auto``: what `tune` found for a model, these versions and this kind of CPU and GPU, on disk; float32 before that."""
 
 import functools
 import importlib.metadata
@@ -11,7 +11,7 @@ from qa_platform.answering.model import ModelFiles
 from qa_platform.contract import PRECISIONS, Precision
 from qa_platform.settings import TuningSettings
 
-_PACKAGES = ("qa-platform", "openvino", "torch")
+_PACKAGES = ("qa-platform", "openvino", "torch", "transformers")
 # What makes one CPU's arithmetic another's.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
@@ -33,7 +33,7 @@ def remember(files: ModelFiles, device: str, document: dict[str, object]) -> Non
 
 
 def _place(files: ModelFiles, device: str) -> Path:
-    key = json.dumps([files.id, files.revision, device, _versions(), _cpu()])
+    key = json.dumps([files.id, files.revision, device, _gpu(device), _versions(), _cpu()])
     return TuningSettings().cache_dir.expanduser() / "tuned" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
 
 
@@ -45,6 +45,18 @@ def _versions() -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             found.append(f"{package} absent")
     return found
+
+
+def _gpu(device: str) -> str:
+    if device == "cpu":
+        return ""
+    import torch
+
+    try:
+        return torch.cuda.get_device_name(device)
+    except (AssertionError, RuntimeError, ValueError):
+        # There is no such GPU: loading the model says so.
+        return ""
 
 
 @functools.cache

@@ -1,12 +1,15 @@
 """The commands that need a model and nothing else: ``answer``, ``evaluate`` and ``tune``."""
 
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -23,13 +26,14 @@ if TYPE_CHECKING:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # What shells report of a command that Ctrl-C ended.
 _INTERRUPTED = 130
+# A line of 80 columns has room for the rest beside it.
+_BAR_WIDTH = 30
 
 
 def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--model", help="`bundled`, a folder, or a Hugging Face id  [QA_MODEL, or bundled]"),
         click.option("--revision", help="Commit, tag or branch of a Hugging Face model  [QA_MODEL_REVISION]"),
-        click.option("--precision", type=click.Choice([*PRECISIONS, "auto"]), help="auto: what `tune` found  [QA_PRECISION, or fp32]"),
         click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 takes every core."),
         click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU as torch names it: cuda."),
     )
@@ -38,7 +42,12 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _choice(*, model: str | None, revision: str | None, precision: str | None, **_: Any) -> ModelChoice:
+_precision_option = click.option(
+    "--precision", type=click.Choice([*PRECISIONS, "auto"]), help="auto: what `tune` found  [QA_PRECISION, or fp32]"
+)
+
+
+def _choice(*, model: str | None, revision: str | None, precision: str | None = None, **_: Any) -> ModelChoice:
     from qa_platform.settings import ModelSettings
 
     default = ModelSettings().choice
@@ -51,6 +60,7 @@ def _choice(*, model: str | None, revision: str | None, precision: str | None, *
 @click.argument("file", type=_FILE)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here, instead of to standard output.")
 @_model_options
+@_precision_option
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers per row; the others go into `alternatives`.")
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Flag answers below this probability as low_score.")
 @click.option("--impossible", is_flag=True, help="Let the model say that a context has no answer.")
@@ -72,8 +82,11 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
             def report(row: "AskedRow") -> None:
                 bar(row.size)
 
+            def skipped(row: "AskedRow") -> None:
+                bar(row.size, skipped=True)
+
             if output:
-                counts = answer_file(answerer, file, output, options, report)
+                counts = answer_file(answerer, file, output, options, report, skipped=skipped)
             else:
                 with file.open("rb") as source:
                     counts = answer_stream(answerer, source, sys.stdout.buffer, options, report)
@@ -98,40 +111,53 @@ def _summarize(counts: "Counts") -> None:
     click.echo(", ".join(parts), err=True)
 
 
+class _Advance(Protocol):
+    """What is called after each row or question, with what it adds to the total; ``skipped``: it was answered by an earlier run."""
+
+    def __call__(self, size: int, *, skipped: bool = False) -> None: ...
+
+
 @contextmanager
-def _progress(total: int, *, unit: str, shown: bool) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, *, unit: str, shown: bool) -> Iterator[_Advance]:
     """A bar on standard error, with what is done per second and the time that is left. Nothing where standard error is no terminal.
 
-    What is yielded is called after each row or question (``unit``), with what it adds to ``total``.
+    What is skipped counts as done, but not for the speed: it comes before all else, and at once.
     """
     if not shown or not sys.stderr.isatty():
-        yield lambda size: None
+        yield lambda size, *, skipped=False: None
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     from qa_platform.terminal import console
 
-    text = TextColumn(f"{{task.fields[count]}} {unit}, {{task.fields[rate]:.0f}}/s")
+    text = TextColumn(f"{{task.fields[count]}} {unit}, {{task.fields[rate]:.0f}}/s, {{task.fields[left]}} left")
     # Standard output is not for the bar's console to take over: it may be a file.
-    with Progress(
-        BarColumn(), TaskProgressColumn(), text, TimeRemainingColumn(), console=console(stderr=True), redirect_stdout=False
-    ) as bar:
-        task = bar.add_task("", total=total, count=0, rate=0.0)
-        count = 0
+    with Progress(BarColumn(_BAR_WIDTH), TaskProgressColumn(), text, console=console(stderr=True), redirect_stdout=False) as bar:
+        task = bar.add_task("", total=total, count=0, rate=0.0, left="-:--:--")
+        begun = time.monotonic()
+        count = done = count_before = done_before = 0
 
-        def report(size: int) -> None:
-            nonlocal count
+        def advance(size: int, *, skipped: bool = False) -> None:
+            nonlocal begun, count, done, count_before, done_before
             count += 1
-            elapsed = bar.tasks[0].elapsed or 0.0
-            bar.update(task, advance=size, count=count, rate=count / elapsed if elapsed else 0.0)
+            done += size
+            if skipped:
+                begun, count_before, done_before = time.monotonic(), count, done
+                bar.update(task, completed=done, count=count)
+                return
+            # Over the whole run: answers come in bursts, whose own speed says little about the time that is left.
+            seconds = max(time.monotonic() - begun, 1e-6)
+            left = timedelta(seconds=math.ceil(max(total - done, 0) * seconds / (done - done_before)))
+            bar.update(task, completed=done, count=count, rate=(count - count_before) / seconds, left=left)
 
-        yield report
+        yield advance
         bar.update(task, completed=total)
 
 
 @click.command()
 @click.argument("gold", type=_FILE)
 @_model_options
+@_precision_option
 @click.option("--held-out", is_flag=True, help="Only the sixth of the paragraphs that the bundled model was not trained on.")
 @click.option("--impossible/--no-impossible", default=None, help="Whether the model may say that there is no answer [by the gold set].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")

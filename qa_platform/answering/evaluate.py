@@ -54,7 +54,7 @@ def evaluate(
     ``report`` is called after each question.
     """
     if handle_impossible_answer is None:
-        handle_impossible_answer = any(not question.answers for question in gold)
+        handle_impossible_answer = has_unanswerable(gold)
     pairs = [(question.question, question.context) for question in gold]
     answers = answerer.answer(pairs, handle_impossible_answer=handle_impossible_answer)
     judged = []
@@ -64,6 +64,11 @@ def evaluate(
     by_score = _deciles(judged)
     calibration = sum(group.questions * abs(group.score - group.exact_match / 100) for group in by_score) / len(judged)
     return Evaluation(answerer.identity, _figures("all", judged), _by_context(judged), by_score, calibration)
+
+
+def has_unanswerable(gold: Sequence[GoldQuestion]) -> bool:
+    """Whether there are questions whose right answer is none."""
+    return any(not question.answers for question in gold)
 
 
 def _judge(question: GoldQuestion, answer: Answer) -> _Judged:

@@ -36,6 +36,7 @@ def answer_shard(answerer: Answerer, folder_in: Path, folder_out: Path) -> Shard
     done = replace(
         info,
         answered_by=answerer.identity,
+        runtime=answerer.runtime,
         answered=counts.answered,
         no_answer=counts.no_answer,
         rejected=counts.rejected,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from qa_platform.answering import auto
-from qa_platform.answering.engine import Answerer
+from qa_platform.answering.engine import Answerer, AnswerOptions
+from qa_platform.answering.evaluate import has_unanswerable
 from qa_platform.answering.model import find_model
 from qa_platform.answering.squad import GoldQuestion, f1
 from qa_platform.contract import PRECISIONS, ModelChoice, Precision
@@ -64,13 +65,14 @@ def choose(trials: Sequence[Trial]) -> Tuning:
 
 def _try(answerer: Answerer, gold: Sequence[GoldQuestion]) -> Trial:
     pairs = [(question.question, question.context) for question in gold]
+    options = AnswerOptions(handle_impossible_answer=has_unanswerable(gold))
     # The first answers pay for code that is generated on demand.
-    list(answerer.answer(pairs))
+    list(answerer.answer(pairs, options))
     seconds = math.inf
     # The best of a few: what else the machine does can only make one slower, and precisions may be near each other.
     for _ in range(_PASSES):
         begun = time.perf_counter()
-        answers = list(answerer.answer(pairs))
+        answers = list(answerer.answer(pairs, options))
         seconds = min(seconds, time.perf_counter() - begun)
     scores = [f1(answer.answer, [a.text for a in question.answers]) for answer, question in zip(answers, gold, strict=True)]
     return Trial(answerer.identity.precision, 100 * sum(scores) / len(scores), len(gold) / seconds)  # type: ignore[arg-type]

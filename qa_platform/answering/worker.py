@@ -72,7 +72,8 @@ class Worker:
             except Exception as error:
                 raise TransientError(f"the model {wanted.id!r} cannot be loaded; check QA_MODEL and QA_MODEL_REVISION: {error}") from error
             self._wanted, self._answerer = wanted, answerer
-            _log.info("model %s, revision %s, %s", *(answerer.identity.id, answerer.identity.revision, answerer.identity.precision))
+            found = answerer.identity
+            _log.info("model %s, revision %s, %s, by %s", found.id, found.revision, found.precision, answerer.runtime)
         return self._answerer
 
 

@@ -3,8 +3,8 @@
 import csv
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -76,7 +76,11 @@ class AnsweredFile:
 
     @property
     def answered_by(self) -> ModelChoice:
-        return self.shards[0].answered_by if self.shards else self.manifest.model
+        """What answered. Shards that an earlier upload shares may be of an earlier revision: then all are named, in order."""
+        if not self.shards:
+            return self.manifest.model
+        first = self.shards[0].answered_by
+        return replace(first, revision=", ".join(dict.fromkeys(shard.answered_by.revision for shard in self.shards)))
 
 
 def read_answered(folder: Path) -> AnsweredFile:
@@ -101,6 +105,7 @@ def read_answered(folder: Path) -> AnsweredFile:
         except InputError as error:
             faults.append(f"{entry.name}: {error}")
     faults += _sums(manifest)
+    faults += _mixture(shards)
     if faults:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise InputError(f"{manifest.name!r} (generation {manifest.generation}) is not loaded, because {shown}; answer it again")
@@ -184,6 +189,17 @@ def _sums(manifest: Manifest) -> list[str]:
             return [f"{entry.name} begins with row {entry.first_row} instead of {following}"]
         following += entry.rows
     return [] if following - 1 == manifest.rows else [f"the shards have {following - 1} rows, the file {manifest.rows}"]
+
+
+def _mixture(shards: Sequence[AnsweredShard]) -> list[str]:
+    """A file has answers of one model in one precision, so that its scores can be compared."""
+    found: dict[str, str] = {}
+    for shard in shards:
+        found.setdefault(f"{shard.answered_by.id} in {shard.answered_by.precision}", shard.entry.name)
+    if len(found) < 2:
+        return []
+    shown = ", ".join(f"{name} by {by}" for by, name in found.items())
+    return [f"its shards were not answered alike ({shown}): set QA_PRECISION to one precision"]
 
 
 def _shard_info(folder: Path) -> ShardInfo:

@@ -25,7 +25,7 @@ class PlatformResource(dg.ConfigurableResource):
             bucket=open_bucket(self.gcs.get_client(), BucketSettings().storage_bucket),
             pachyderm=PachydermSettings(),
             postgres=PostgresSettings(),
-            model=ModelSettings(),
+            model=ModelSettings().pinned,
             ingest=IngestSettings(),
             work=WorkSettings(),
         )
