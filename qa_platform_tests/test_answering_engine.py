@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from qa_platform.answering import Answer, Answerer, AnswerOptions, engine, quantized
-from qa_platform.answering.engine import chunked
+from qa_platform.answering.engine import chunked, pad
+from qa_platform.answering.model import find_model, load_tokenizer
+from qa_platform.answering.openvino_runtime import Builder, compiled, inputs_of
 from qa_platform.answering.runtime import Batch
 from qa_platform.answering.spans import Span
 from qa_platform.answering.squad import GoldAnswer, GoldQuestion
 from qa_platform.answering.tuning import tune
+from qa_platform.answering.windows import Layout, WindowSize, tokenize
 from qa_platform.contract import CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, ModelChoice, Precision, RowReason
 from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert, pairs
@@ -406,6 +409,28 @@ def test_int8_answers_the_same_whenever_it_is_loaded() -> None:
     rows = [(QUESTION, CONTEXT), ("When did she take over?", CONTEXT)]
     loaded = [Answerer(ModelChoice("bundled", precision="int8"), threads=threads) for threads in (1, 2)]
     assert list(loaded[0].answer(rows)) == list(loaded[1].answer(rows))
+
+
+def test_products_that_rounding_would_spoil_stay_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = find_model(ModelChoice("bundled"))
+    layout = Layout.of(tokenizer := load_tokenizer(files))
+    (row,) = tokenize(tokenizer, layout, [(QUESTION, CONTEXT)], WindowSize.of(384, None))
+    batch = pad(row.windows, layout)
+
+    def logits(model: ov.Model, precision: Precision) -> NDArray[np.float32]:
+        return next(iter(compiled(model, precision=precision, threads=1)(inputs_of(batch, files.position_offset)).values()))
+
+    exact = logits(Builder(files).build(), "fp32")
+    usual, rounded, errors = quantized._NOISE, [], []
+    for noise in (0.0, usual, np.inf):
+        monkeypatch.setattr(quantized, "_NOISE", noise)
+        model = quantized.quantized(files)
+        rounded.append(sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops()))
+        errors.append(np.square(logits(model, "int8") - exact).mean())
+    assert rounded[0] == 0
+    assert rounded[2] == 4 * 6
+    assert 12 <= rounded[1] < rounded[2]
+    assert errors[0] < errors[1] < errors[2] / 2
 
 
 def test_a_rounding_that_openvino_cannot_compile_is_named_so_that_tune_goes_on(
