@@ -2,7 +2,8 @@
 
     python -m qa_platform.answering.train --start FOLDER --data A.json B.json --out FOLDER
 
-Start is a BERT-like encoder (the bundled model starts from all-MiniLM-L6-v2). What this recipe does beyond plain fine-tuning:
+Start is an encoder with WordPiece tokens, of the families BERT or MPNet (the bundled model starts from all-MiniLM-L6-v2, its teacher
+from all-mpnet-base-v2). What this recipe does beyond plain fine-tuning:
 
 * Every annotator's answer is right: the loss is the negative logarithm of the probability of all of them together, as the
   metric takes the best of them (the marginal likelihood of Clark and Gardner, 2018, with the annotators' shares as weights).
@@ -14,6 +15,9 @@ Start is a BERT-like encoder (the bundled model starts from all-MiniLM-L6-v2). W
   are left out (`shortened`), and tokens of the context and of the question are masked.
 * Negative contexts: some questions are asked of another paragraph of the same article, with the target on [CLS], so that the
   model learns to find nothing in a window that has no answer.
+* With `--teacher`, a larger model that this script trained before, its probabilities are learnt beside the annotators' answers
+  (distillation, Hinton et al., 2015). It is asked once, about whole contexts, and its word is taken to hold also where sentences are
+  left out; it is not asked about the negative contexts.
 * The learning rate stays at its peak and falls to nothing over the last steps (`DECAY`): until then a run does not depend on how
   long it will be.
 * The weights that are kept are an exponential moving average over the last steps.
@@ -31,6 +35,7 @@ to standard output and to ``train_log.jsonl`` in each run's checkpoint folder.
 
 import argparse
 import copy
+import hashlib
 import json
 import random
 import re
@@ -45,7 +50,7 @@ from typing import cast
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertForQuestionAnswering, PreTrainedTokenizerFast
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from qa_platform.answering.squad import GoldQuestion, held_out, read_gold
 from qa_platform.errors import InputError
@@ -60,7 +65,13 @@ HIDDEN_DROPOUT = 0.1
 WARM_UP_STEPS = 250
 DECAY = 0.4
 CHECKPOINT_STEPS = 200
+TEMPERATURE = 2.0
+# The least that a teacher's guess says of a token, against "no answer", in nats.
+UNLIKELY = -20.0
+GUESSED_TOGETHER = 2048
+WINDOWS_TOGETHER = 32
 WEIGHTS = "model.safetensors"
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -78,16 +89,44 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Guess:
+    """What a teacher thinks of a question: for every character of the context, by how much (in nats) a token that begins or ends
+    with it is likelier to begin or end the answer than there is to be none; shape (characters, 2). `UNLIKELY` where no token does."""
+
+    odds: np.ndarray
+
+    def of_tokens(self, offsets: np.ndarray) -> np.ndarray:
+        """The same of a window's tokens, which lie at ``offsets`` (see `Feature`); shape (tokens, 2), -inf for those that are not the
+        context's."""
+        first, after = offsets[:, 0], offsets[:, 1]
+        found = np.stack([self.odds[first, 0], self.odds[after - 1, 1]], axis=1)
+        return np.where((after > first)[:, None], found, np.float16(-np.inf))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question that is trained on, and what the teacher, if there is one, thinks of it."""
+
+    gold: GoldQuestion
+    guess: Guess | None = None
+
+
+@dataclass(frozen=True)
 class Feature:
-    """One window: token ids, and the right answers as (first token, last token, annotators' share)."""
+    """One window: token ids; the right answers as (first token, last token, annotators' share); ``offsets`` of the tokens in the
+    context's characters, shape (tokens, 2), (0, 0) for those of anything else; and what the teacher guesses of them (`Guess.of_tokens`).
+    """
 
     ids: np.ndarray
     types: np.ndarray
     spans: tuple[tuple[int, int, float], ...]
+    offsets: np.ndarray
+    odds: np.ndarray | None = None
 
 
-def features(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion]) -> list[list[Feature]]:
+def features(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[list[Feature]]:
     """The windows of every question, in order. A window without the answer has its target on token 0, [CLS]."""
+    questions = [example.gold for example in examples]
     encoded = tokenizer(
         [q.question.strip() for q in questions],
         [q.context for q in questions],
@@ -101,7 +140,11 @@ def features(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion]) 
     for index, owner in enumerate(encoded["overflow_to_sample_mapping"]):
         encoding = encoded.encodings[index]
         spans = _spans(questions[owner], encoding.offsets, encoding.sequence_ids)
-        windows[owner].append(Feature(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int8), spans))
+        of_context = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+        offsets = np.array(encoding.offsets, np.int32) * of_context[:, None]
+        guess = examples[owner].guess
+        odds = guess.of_tokens(offsets) if guess else None
+        windows[owner].append(Feature(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int8), spans, offsets, odds))
     return windows
 
 
@@ -132,16 +175,20 @@ def negatives(questions: list[GoldQuestion], share: float, rng: random.Random) -
     return chosen
 
 
-def shortened(question: GoldQuestion, share: float, rng: random.Random) -> GoldQuestion:
+def shortened(example: Example, share: float, rng: random.Random) -> Example:
     """The question with up to ``share`` of the sentences without an answer left out of its context, how many drawn at random."""
     share *= rng.random()
-    context, moved = "", [0] * len(question.answers)
+    question = example.gold
+    context, kept, moved = "", [], [0] * len(question.answers)
     places = [(answer.start or 0, (answer.start or 0) + len(answer.text)) for answer in question.answers]
     for start, end in _sentences(question.context):
         if any(begin < end and stop > start for begin, stop in places) or rng.random() >= share:
             moved = [len(context) - start + begin if start <= begin < end else m for m, (begin, _) in zip(moved, places, strict=True)]
             context += question.context[start:end]
-    return replace(question, context=context, answers=tuple(replace(a, start=m) for a, m in zip(question.answers, moved, strict=True)))
+            kept.append(slice(start, end))
+    answers = tuple(replace(a, start=m) for a, m in zip(question.answers, moved, strict=True))
+    guess = Guess(np.concatenate([example.guess.odds[part] for part in kept])) if example.guess and context else None
+    return Example(replace(question, context=context, answers=answers), guess)
 
 
 def _sentences(context: str) -> Iterator[tuple[int, int]]:
@@ -153,12 +200,13 @@ def _sentences(context: str) -> Iterator[tuple[int, int]]:
     yield start, len(context)
 
 
-def schedule_of(tokenizer: PreTrainedTokenizerFast, questions: list[GoldQuestion], recipe: Recipe) -> list[list[Feature]]:
+def schedule_of(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], recipe: Recipe) -> list[list[Feature]]:
     """The batches of all epochs, in order."""
     schedule = []
     for epoch in range(recipe.epochs):
         rng = random.Random(f"{recipe.seed}-{epoch}")
-        asked = [shortened(q, recipe.left_out, rng) for q in questions] + negatives(questions, recipe.negatives, rng)
+        asked = [shortened(example, recipe.left_out, rng) for example in examples]
+        asked += map(Example, negatives([example.gold for example in examples], recipe.negatives, rng))
         schedule += batches(features(tokenizer, asked), recipe, rng)
     return schedule
 
@@ -178,21 +226,30 @@ def batches(asked: list[list[Feature]], recipe: Recipe, rng: random.Random) -> l
     return grouped
 
 
-def tensors(batch: list[Feature], pad: int) -> dict[str, torch.Tensor]:
-    """input_ids, token_type_ids and attention_mask, each of shape (windows, length); first, last and share of the right
-    answers, each of shape (windows, most answers)."""
+def tensors(batch: list[Feature], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
+    """What the tokenizer's model takes of `_INPUTS`, each of shape (windows, length); first, last and share of the right
+    answers, each of shape (windows, most answers); the teacher's odds, shape (windows, length, 2), and for which windows it has
+    any, shape (windows,)."""
+    pad = tokenizer.pad_token_id
     length = min(n for n in LENGTHS if n >= max(len(f.ids) for f in batch))
     shape = (len(batch), length)
     ids, types = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
     answers = (len(batch), max(len(f.spans) for f in batch))
     first, last, share = torch.zeros(answers, dtype=torch.long), torch.zeros(answers, dtype=torch.long), torch.zeros(answers)
+    odds = torch.full((*shape, 2), -torch.inf)
     for row, feature in enumerate(batch):
+        if feature.odds is not None:
+            odds[row, : len(feature.odds)] = torch.from_numpy(feature.odds)
         ids[row, : len(feature.ids)] = torch.from_numpy(feature.ids)
         types[row, : len(feature.types)] = torch.from_numpy(feature.types)
         for column, span in enumerate(feature.spans):
             first[row, column], last[row, column], share[row, column] = span
     inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": (ids != pad).long()}
-    return inputs | {"first": first, "last": last, "share": share}
+    inputs = {name: inputs[name] for name in _INPUTS if name in tokenizer.model_input_names}
+    # "No answer" stands on the first token, and the odds are against it.
+    odds[:, 0] = 0
+    taught = torch.tensor([feature.odds is not None for feature in batch])
+    return inputs | {"first": first, "last": last, "share": share, "odds": odds, "taught": taught}
 
 
 def masked(batch: dict[str, torch.Tensor], share: float, mask: int, special: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -207,14 +264,24 @@ def masked(batch: dict[str, torch.Tensor], share: float, mask: int, special: Seq
     return batch | {"input_ids": batch["input_ids"].masked_fill(chosen & ~spared, mask)}
 
 
-def loss_of(model: BertForQuestionAnswering, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean over the windows of two terms: the negative log likelihood, in nats, of all right answers together (an answer's is that
-    of its start and its end), and 1 less the F1 that is expected of an answer drawn as the engine weighs them."""
-    out = model(**{name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")})
-    padded = batch["attention_mask"] == 0
-    start, end = (torch.log_softmax(logits.float().masked_fill(padded, -1e4), dim=-1) for logits in (out.start_logits, out.end_logits))
+def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean over the windows of three terms: the negative log likelihood, in nats, of all right answers together (an answer's is that
+    of its start and its end); 1 less the F1 that is expected of an answer drawn as the engine weighs them; and `divergence`, where
+    there is a teacher's guess."""
+    out = model(**{name: batch[name] for name in _INPUTS if name in batch})
+    padded = (batch["attention_mask"] == 0)[..., None]
+    logits = torch.stack([out.start_logits, out.end_logits], -1).float().masked_fill(padded, -1e4)
+    start, end = torch.log_softmax(logits, dim=1).unbind(-1)
     likely = batch["share"].log() + start.gather(1, batch["first"]) + end.gather(1, batch["last"])
-    return (-likely.logsumexp(-1) + 1 - expected_f1(start, end, batch["first"], batch["last"], batch["share"] > 0)).mean()
+    loss = -likely.logsumexp(-1) + 1 - expected_f1(start, end, batch["first"], batch["last"], batch["share"] > 0)
+    return (loss + batch["taught"] * divergence(logits, batch["odds"])).mean()
+
+
+def divergence(logits: torch.Tensor, odds: torch.Tensor) -> torch.Tensor:
+    """How far the model is from its teacher, start and end together: the Kullback-Leibler divergence in nats, both made softer by
+    `TEMPERATURE`, times its square (Hinton et al., 2015). Both arguments have shape (windows, tokens, 2), the result (windows,)."""
+    ours, theirs = ((values / TEMPERATURE).log_softmax(1) for values in (logits, odds))
+    return TEMPERATURE**2 * torch.where(theirs.isfinite(), theirs.exp() * (theirs - ours), 0.0).sum((1, 2))
 
 
 def expected_f1(start: torch.Tensor, end: torch.Tensor, first: torch.Tensor, last: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -258,7 +325,7 @@ class PooledDropout(torch.nn.Module):
         return hidden * self._pool[offset : offset + hidden.numel()].view_as(hidden)
 
 
-def with_pooled_dropout(model: BertForQuestionAnswering, probability: float) -> None:
+def with_pooled_dropout(model: PreTrainedModel, probability: float) -> None:
     """Replace the dropout of hidden states; that of attention is off."""
     shared = PooledDropout(probability)
     for module in list(model.modules()):
@@ -283,7 +350,61 @@ class Checkpoint:
         return torch.load(self._path, weights_only=True) if self._path.exists() else None
 
 
-def train_averaged(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe, *, members: int, rounds: int) -> None:
+def taught(teacher: Path, questions: Sequence[GoldQuestion]) -> list[Example]:
+    """The questions with the guesses of ``teacher``, a model folder. They are kept in ``<teacher>.guesses``: what these weights have
+    guessed before is not guessed again."""
+    tokenizer = _tokenizer(teacher)
+    model = AutoModelForQuestionAnswering.from_pretrained(teacher, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    kept = teacher.with_name(teacher.name + ".guesses")
+    kept.mkdir(exist_ok=True)
+    weights = hashlib.sha256((teacher / WEIGHTS).read_bytes())
+    examples: list[Example] = []
+    for first in range(0, len(questions), GUESSED_TOGETHER):
+        part = questions[first : first + GUESSED_TOGETHER]
+        digest = weights.copy()
+        digest.update(repr([(question.question, question.context) for question in part]).encode())
+        path = kept / f"{digest.hexdigest()}.npz"
+        if not path.exists():
+            with path.with_suffix(".partial").open("wb") as file:
+                np.savez_compressed(file, *_guesses(model, tokenizer, part))
+            path.with_suffix(".partial").replace(path)
+            print({"guessed": first + len(part), "of": len(questions)}, flush=True)
+        with np.load(path) as arrays:
+            guesses = [Guess(odds) if len(odds) else None for odds in arrays.values()]
+        examples += map(Example, part, guesses)
+    return examples
+
+
+@torch.inference_mode()
+def _guesses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[GoldQuestion]) -> list[np.ndarray]:
+    """The odds of a `Guess` for every question: where windows overlap, the highest."""
+    guesses = [np.full((len(question.context), 2), UNLIKELY, np.float16) for question in questions]
+    windows = [(row, window) for row, of in enumerate(features(tokenizer, [Example(question) for question in questions])) for window in of]
+    windows.sort(key=lambda entry: len(entry[1].ids))
+    for first in range(0, len(windows), WINDOWS_TOGETHER):
+        batch = windows[first : first + WINDOWS_TOGETHER]
+        inputs = tensors([window for _, window in batch], tokenizer)
+        out = model(**{name: inputs[name] for name in _INPUTS if name in inputs})
+        logits = torch.stack([out.start_logits, out.end_logits], -1).float()
+        odds = (logits - logits[:, :1]).clamp(min=UNLIKELY).numpy()
+        for (row, window), found in zip(batch, odds, strict=True):
+            tokens = (window.offsets[:, 1] > window.offsets[:, 0]).nonzero()[0]
+            begins, ends = window.offsets[tokens, 0], window.offsets[tokens, 1] - 1
+            np.maximum.at(guesses[row][:, 0], begins, found[tokens, 0].astype(np.float16))
+            np.maximum.at(guesses[row][:, 1], ends, found[tokens, 1].astype(np.float16))
+    return guesses
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(folder))
+    # all-MiniLM-L6-v2 bakes in truncation and padding to 128 tokens, fit for sentences only.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.model_max_length = 512
+    return tokenizer
+
+
+def train_averaged(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *, members: int, rounds: int) -> None:
     """Train ``members`` models ``rounds`` times, each round from the average of the one before, and write the last average to ``out``.
 
     Rounds after the first have one epoch, at half the rate. The members lie in ``<out>.round-R.member-M``, with their checkpoints:
@@ -292,7 +413,7 @@ def train_averaged(start: Path, questions: list[GoldQuestion], out: Path, recipe
     for number in range(rounds):
         folders = [out.with_name(f"{out.name}.round-{number + 1}.member-{member + 1}") for member in range(members)]
         for member, folder in enumerate(folders):
-            train(start, questions, folder, replace(recipe, seed=recipe.seed + number * members + member))
+            train(start, examples, folder, replace(recipe, seed=recipe.seed + number * members + member))
         if number == 0:
             recipe = replace(recipe, epochs=1, learning_rate=recipe.learning_rate / 2)
         start = out if number + 1 == rounds else out.with_name(f"{out.name}.round-{number + 1}")
@@ -307,15 +428,11 @@ def average(folders: Sequence[Path], out: Path) -> None:
     save_file(mean, out / WEIGHTS, metadata={"format": "pt"})
 
 
-def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe) -> None:
-    """Train on ``questions`` and write the model folder ``out``; checkpoints and the log lie in ``<out>.work``."""
+def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe) -> None:
+    """Train on ``examples`` and write the model folder ``out``; checkpoints and the log lie in ``<out>.work``."""
     torch.manual_seed(recipe.seed)
-    tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(start))
-    # all-MiniLM-L6-v2 bakes in truncation and padding to 128 tokens, fit for sentences only.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.model_max_length = 512
-    master = BertForQuestionAnswering.from_pretrained(
+    tokenizer = _tokenizer(start)
+    master = AutoModelForQuestionAnswering.from_pretrained(
         start, dtype=torch.float32, attention_probs_dropout_prob=0.0, attn_implementation="eager"
     ).train()
     followed = copy.deepcopy(master)
@@ -328,7 +445,7 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
 
     work = out.with_name(out.name + ".work")
     checkpoint = Checkpoint(work)
-    schedule = schedule_of(tokenizer, questions, recipe)
+    schedule = schedule_of(tokenizer, examples, recipe)
     total, done = len(schedule), 0
     if state := checkpoint.load():
         master.load_state_dict(state["master"])
@@ -343,9 +460,7 @@ def train(start: Path, questions: list[GoldQuestion], out: Path, recipe: Recipe)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * scale
             model.load_state_dict(master.state_dict())
-            batch = masked(
-                tensors(schedule[step], tokenizer.pad_token_id), recipe.masked, tokenizer.mask_token_id, tokenizer.all_special_ids
-            )
+            batch = masked(tensors(schedule[step], tokenizer), recipe.masked, tokenizer.mask_token_id, tokenizer.all_special_ids)
             loss = loss_of(model, batch)
             loss.backward()
             for ours, theirs in zip(master.parameters(), model.parameters(), strict=True):
@@ -389,6 +504,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="SQuAD JSON files")
     parser.add_argument("--repeat", type=Path, nargs="*", default=[], help="files among --data whose questions count twice")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, help="folder of a larger model, trained on the same, whose guesses are learnt too")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--tokens-per-batch", type=int, default=6144)
@@ -399,10 +515,16 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=2, help="runs that are averaged")
     parser.add_argument("--rounds", type=int, default=1, help="how often that is done, each time from the last average")
     args = parser.parse_args()
-    questions = [q for path in [*args.data, *args.repeat] for q in read_gold(path) if not held_out(q)]
+    if strange := set(args.repeat) - set(args.data):
+        parser.error(f"--repeat is for files among --data, and these are not: {', '.join(sorted(map(str, strange)))}")
     recipe = Recipe(args.epochs, args.learning_rate, args.tokens_per_batch, 0.01, args.negatives, args.masked, args.left_out, args.seed)
-    print(recipe, len(questions), "questions", flush=True)
-    train_averaged(args.start, questions, args.out, recipe, members=args.members, rounds=args.rounds)
+    of_path: dict[Path, list[Example]] = {}
+    for path in args.data:
+        questions = [question for question in read_gold(path) if not held_out(question)]
+        of_path[path] = taught(args.teacher, questions) if args.teacher else [Example(question) for question in questions]
+    examples = [example for path in [*args.data, *args.repeat] for example in of_path[path]]
+    print(recipe, len(examples), "questions", flush=True)
+    train_averaged(args.start, examples, args.out, recipe, members=args.members, rounds=args.rounds)
 
 
 if __name__ == "__main__":
