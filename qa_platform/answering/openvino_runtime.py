@@ -258,8 +258,7 @@ class Builder:
         return op.add(op.multiply(normal, op.constant(self._weights[name + ".weight"])), op.constant(self._weights[name + ".bias"]))
 
 
-# Tokens of a batch. Small enough that a layer's intermediate values stay in a core's second-level cache, large enough to keep
-# its multipliers busy.
+# Tokens of a batch: more push a layer's intermediate values further out of the caches, fewer leave the multipliers idle.
 _TOKENS = 1024
 
 
@@ -269,8 +268,8 @@ def compiled(model: ov.Model, *, precision: Precision, threads: int) -> ov.Compi
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
-        # Attention as products and a softmax of their own: the kernel that OpenVINO would make of them all takes a quarter more time
-        # on processors with AVX-512.
+        # Attention as products and a softmax of their own. The one kernel that OpenVINO would make of them was slower on processors with
+        # AVX-512 and no AMX, where this was measured.
         "SNIPPETS_MODE": "DISABLE",
     }
     return ov.Core().compile_model(model, "CPU", options)

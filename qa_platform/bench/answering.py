@@ -150,8 +150,8 @@ class Product:
 def _products(precision: Precision, threads: int) -> tuple[Product, ...]:
     """Torch's and OpenVINO's: which of them is faster depends on the processor. Torch's in int8 are slower than its own in bf16."""
     work = 2 * _ROWS * _DEPTH * _COLUMNS
-    ours = Product(_openvino_products(precision, threads), 2 * work)
-    return (ours,) if precision == "int8" else (ours, Product(_torch_product(precision, threads), work))
+    openvino = Product(_openvino_products(precision, threads), 2 * work)
+    return (openvino,) if precision == "int8" else (openvino, Product(_torch_product(precision, threads), work))
 
 
 def _torch_product(precision: Precision, threads: int) -> Callable[[], object]:
@@ -315,10 +315,10 @@ def _bars(model: str, lines: Sequence[Line]) -> Iterator[str]:
     fastest = min(line.seconds for line in lines[: 1 + len(_BATCH_SIZES)])
     for line, (precision, bar) in zip(lines[1 + len(_BATCH_SIZES) :], _BARS[model].items(), strict=True):
         ratio = fastest / line.seconds
-        lost = lines[0].f1 - line.f1
+        gained = line.f1 - lines[0].f1
         yield (
             f"{precision}: {ratio:.2f} x the fastest of the reference{_verdict(ratio >= bar, f'at least {bar}')}, "
-            f"F1 {-lost:+.2f}{_verdict(lost <= GATE, f'at most {GATE} less')}"
+            f"F1 {gained:+.2f}{_verdict(gained >= -GATE, f'at most {GATE} less')}"
         )
 
 
