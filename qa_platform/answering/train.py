@@ -20,7 +20,7 @@ from all-mpnet-base-v2). What this recipe does beyond plain fine-tuning:
   left out; it is not asked about the negative contexts.
 * The learning rate stays at its peak and falls to nothing over the last steps (`DECAY`): until then a run does not depend on how
   long it will be.
-* The weights that are kept are an exponential moving average over the last steps.
+* The weights that are kept are an exponential moving average over the last steps (`AVERAGED`).
 * Several runs that differ in their seeds alone are averaged, weight by weight (`--members`; the uniform soup of Wortsman et al.,
   2022). They start from the same weights, so their average lies in the same valley, and answers better than each. With `--rounds`
   the average is what the next runs start from, for one epoch at half the rate.
@@ -29,8 +29,8 @@ The model computes in bfloat16 throughout, with float32 master weights for the o
 thirds of the time of automatic mixed precision. Attention is the plain one: the backward pass of PyTorch's fused attention
 takes half of a step there.
 
-One paragraph in six (`squad.held_out`) is never trained on. Resumable: run the same command again after a kill. Figures go
-to standard output and to ``train_log.jsonl`` in each run's checkpoint folder.
+One paragraph in six (`squad.held_out`) is never trained on, unless `--whole` names its file. Resumable: run the same command again
+after a kill. Figures go to standard output and to ``train_log.jsonl`` in each run's checkpoint folder.
 """
 
 import argparse
@@ -60,7 +60,8 @@ STRIDE = 128
 LONGEST_ANSWER = 15
 # A few fixed lengths: ever-changing shapes make the allocator and the kernel caches grow without bound.
 LENGTHS = (96, 128, 160, 192, 224, 256, 320, 384)
-EMA_DECAY = 0.998
+# The steps over whose weights those that are kept are averaged, as a share of all steps.
+AVERAGED = 0.25
 HIDDEN_DROPOUT = 0.1
 WARM_UP_STEPS = 250
 DECAY = 0.4
@@ -468,7 +469,7 @@ def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe) -
                 theirs.grad = None
             torch.nn.utils.clip_grad_norm_(master.parameters(), 1.0)
             optimizer.step()
-            _follow(followed, master, EMA_DECAY if step > total // 2 else 0.9)
+            _follow(followed, master, max(0.9, 1 - 1 / (AVERAGED * total)) if step > total // 2 else 0.9)
             running.append(loss.item())
             if (step + 1) % 50 == 0 or step + 1 == total:
                 entry = {
@@ -503,6 +504,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, required=True, help="folder of the encoder to start from")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="SQuAD JSON files")
     parser.add_argument("--repeat", type=Path, nargs="*", default=[], help="files among --data whose questions count twice")
+    parser.add_argument("--whole", type=Path, nargs="*", default=[], help="files among --data of which nothing is held out")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="folder of a larger model, trained on the same, whose guesses are learnt too")
     parser.add_argument("--epochs", type=int, default=2)
@@ -515,12 +517,12 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=2, help="runs that are averaged")
     parser.add_argument("--rounds", type=int, default=1, help="how often that is done, each time from the last average")
     args = parser.parse_args()
-    if strange := set(args.repeat) - set(args.data):
-        parser.error(f"--repeat is for files among --data, and these are not: {', '.join(sorted(map(str, strange)))}")
+    if strange := {*args.repeat, *args.whole} - {*args.data}:
+        parser.error(f"--repeat and --whole are for files among --data, and these are not: {', '.join(sorted(map(str, strange)))}")
     recipe = Recipe(args.epochs, args.learning_rate, args.tokens_per_batch, 0.01, args.negatives, args.masked, args.left_out, args.seed)
     of_path: dict[Path, list[Example]] = {}
     for path in args.data:
-        questions = [question for question in read_gold(path) if not held_out(question)]
+        questions = [question for question in read_gold(path) if path in args.whole or not held_out(question)]
         of_path[path] = taught(args.teacher, questions) if args.teacher else [Example(question) for question in questions]
     examples = [example for path in [*args.data, *args.repeat] for example in of_path[path]]
     print(recipe, len(examples), "questions", flush=True)
