@@ -29,7 +29,7 @@ The model computes in bfloat16 throughout, with float32 master weights for the o
 thirds of the time of automatic mixed precision. Attention is the plain one: the backward pass of PyTorch's fused attention
 takes half of a step there.
 
-One paragraph in six (`squad.held_out`) is never trained on, unless `--whole` names its file. Resumable: run the same command again
+One paragraph in six (`squad.held_out`) is never trained on. Resumable: run the same command again
 after a kill. Figures go to standard output and to ``train_log.jsonl`` in each run's checkpoint folder.
 """
 
@@ -64,7 +64,7 @@ LENGTHS = (96, 128, 160, 192, 224, 256, 320, 384)
 AVERAGED = 0.25
 HIDDEN_DROPOUT = 0.1
 WARM_UP_STEPS = 250
-DECAY = 0.4
+DECAY = 0.2
 CHECKPOINT_STEPS = 200
 TEMPERATURE = 2.0
 # The least that a teacher's guess says of a token, against "no answer", in nats.
@@ -354,26 +354,33 @@ class Checkpoint:
 def taught(teacher: Path, questions: Sequence[GoldQuestion]) -> list[Example]:
     """The questions with the guesses of ``teacher``, a model folder. They are kept in ``<teacher>.guesses``: what these weights have
     guessed before is not guessed again."""
-    tokenizer = _tokenizer(teacher)
-    model = AutoModelForQuestionAnswering.from_pretrained(teacher, dtype=torch.bfloat16, attn_implementation="eager").eval()
-    kept = teacher.with_name(teacher.name + ".guesses")
-    kept.mkdir(exist_ok=True)
-    weights = hashlib.sha256((teacher / WEIGHTS).read_bytes())
-    examples: list[Example] = []
-    for first in range(0, len(questions), GUESSED_TOGETHER):
-        part = questions[first : first + GUESSED_TOGETHER]
-        digest = weights.copy()
-        digest.update(repr([(question.question, question.context) for question in part]).encode())
-        path = kept / f"{digest.hexdigest()}.npz"
-        if not path.exists():
-            with path.with_suffix(".partial").open("wb") as file:
-                np.savez_compressed(file, *_guesses(model, tokenizer, part))
-            path.with_suffix(".partial").replace(path)
-            print({"guessed": first + len(part), "of": len(questions)}, flush=True)
+    weights = hashlib.sha256((teacher / WEIGHTS).read_bytes()).hexdigest()
+    kept = teacher.with_name(teacher.name + ".guesses") / weights
+    kept.mkdir(parents=True, exist_ok=True)
+    known: dict[str, np.ndarray] = {}
+    for path in kept.glob("*.npz"):
         with np.load(path) as arrays:
-            guesses = [Guess(odds) if len(odds) else None for odds in arrays.values()]
-        examples += map(Example, part, guesses)
-    return examples
+            known.update(arrays)
+    asked = {_key(question): question for question in questions}
+    missing = [key for key in asked if key not in known]
+    if missing:
+        tokenizer = _tokenizer(teacher)
+        model = AutoModelForQuestionAnswering.from_pretrained(teacher, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    for first in range(0, len(missing), GUESSED_TOGETHER):
+        part = missing[first : first + GUESSED_TOGETHER]
+        new = dict(zip(part, _guesses(model, tokenizer, [asked[key] for key in part]), strict=True))
+        partial = kept / "partial"
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **new)
+        partial.replace(kept / f"{part[0]}.npz")
+        known.update(new)
+        print({"guessed": first + len(part), "of": len(missing)}, flush=True)
+    guesses = [known[_key(question)] for question in questions]
+    return [Example(question, Guess(odds) if len(odds) else None) for question, odds in zip(questions, guesses, strict=True)]
+
+
+def _key(question: GoldQuestion) -> str:
+    return hashlib.sha256(repr((question.question, question.context)).encode()).hexdigest()
 
 
 @torch.inference_mode()
@@ -504,7 +511,6 @@ def main() -> None:
     parser.add_argument("--start", type=Path, required=True, help="folder of the encoder to start from")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="SQuAD JSON files")
     parser.add_argument("--repeat", type=Path, nargs="*", default=[], help="files among --data whose questions count twice")
-    parser.add_argument("--whole", type=Path, nargs="*", default=[], help="files among --data of which nothing is held out")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="folder of a larger model, trained on the same, whose guesses are learnt too")
     parser.add_argument("--epochs", type=int, default=2)
@@ -517,12 +523,12 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=2, help="runs that are averaged")
     parser.add_argument("--rounds", type=int, default=1, help="how often that is done, each time from the last average")
     args = parser.parse_args()
-    if strange := {*args.repeat, *args.whole} - {*args.data}:
-        parser.error(f"--repeat and --whole are for files among --data, and these are not: {', '.join(sorted(map(str, strange)))}")
+    if strange := {*args.repeat} - {*args.data}:
+        parser.error(f"--repeat is for files among --data, and these are not: {', '.join(sorted(map(str, strange)))}")
     recipe = Recipe(args.epochs, args.learning_rate, args.tokens_per_batch, 0.01, args.negatives, args.masked, args.left_out, args.seed)
     of_path: dict[Path, list[Example]] = {}
     for path in args.data:
-        questions = [question for question in read_gold(path) if path in args.whole or not held_out(question)]
+        questions = [question for question in read_gold(path) if not held_out(question)]
         of_path[path] = taught(args.teacher, questions) if args.teacher else [Example(question) for question in questions]
     examples = [example for path in [*args.data, *args.repeat] for example in of_path[path]]
     print(recipe, len(examples), "questions", flush=True)
