@@ -283,13 +283,16 @@ def test_where_windows_overlap_the_higher_guess_counts(start: Path, tmp_path: Pa
 def test_only_windows_with_a_guess_are_taught(start: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(start)
     model = BertForQuestionAnswering(BertConfig.from_pretrained(start)).eval()
+    model.save_pretrained(tmp_path / "student")
     guessed = taught(shutil.copytree(start, tmp_path / "teacher"), gold(1))
     examples = [*guessed, *untaught(1)]
     windows = [window for of in features(tokenizer, examples) for window in of]
     with torch.no_grad():
-        mixed = loss_of(model, tensors(windows, tokenizer)).item()
+        mixed = loss_of(model, batch := tensors(windows, tokenizer)).item()
         with_guess, without = (loss_of(model, tensors([window], tokenizer)).item() for window in windows)
-    assert with_guess > without
+    far = divergence(logits_of(tmp_path / "student", batch), batch["odds"])[0].item()
+    assert far > 0.1
+    assert with_guess == pytest.approx(without + far, rel=1e-3)
     assert mixed == pytest.approx((with_guess + without) / 2, rel=1e-5)
 
 

@@ -64,7 +64,7 @@ LENGTHS = (96, 128, 160, 192, 224, 256, 320, 384)
 AVERAGED = 0.25
 HIDDEN_DROPOUT = 0.1
 WARM_UP_STEPS = 250
-DECAY = 0.2
+DECAY = 0.4
 CHECKPOINT_STEPS = 200
 TEMPERATURE = 2.0
 # The least that a teacher's guess says of a token, against "no answer", in nats.
