@@ -223,11 +223,11 @@ def test_negative_contexts_hold_no_answer() -> None:
     assert not any(question.question == "who" and "keeper" in question.context for question in chosen)
 
 
-def logits_of(folder: Path, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+def logits_of(folder: Path, batch: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     with torch.no_grad():
         out = model(**{name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")})
-    return torch.stack([out.start_logits, out.end_logits], -1).masked_fill((batch["attention_mask"] == 0)[..., None], -1e4)
+    return torch.stack([out.start_logits, out.end_logits], -1).float().masked_fill((batch["attention_mask"] == 0)[..., None], -1e4)
 
 
 def test_a_teachers_guess_is_what_it_answers_itself(start: Path, tmp_path: Path) -> None:
@@ -268,7 +268,8 @@ def test_where_windows_overlap_the_higher_guess_counts(start: Path, tmp_path: Pa
     tokenizer = tokenizer_of(start)
     windows = features(tokenizer, [example])[0]
     batch = tensors(windows, tokenizer)
-    of_window = (logits := logits_of(start, batch)) - logits[:, :1]
+    # As teachers compute.
+    of_window = (logits := logits_of(start, batch, torch.bfloat16)) - logits[:, :1]
     found: dict[int, list[float]] = {}
     for window, odds in zip(windows, of_window[:, :, 0].tolist(), strict=True):
         for (first, after), value in zip(window.offsets.tolist(), odds, strict=False):
@@ -276,7 +277,7 @@ def test_where_windows_overlap_the_higher_guess_counts(start: Path, tmp_path: Pa
                 found.setdefault(first, []).append(value)
     assert max(max(values) - min(values) for values in found.values()) > 1, "windows differ"
     for first, values in found.items():
-        assert example.guess.odds[first, 0] == pytest.approx(max(values), abs=0.2)
+        assert example.guess.odds[first, 0] == pytest.approx(max(values), abs=0.15)
     assert (example.guess.odds[[i for i in range(len(question.context)) if i not in found], 0] == training.UNLIKELY).all()
 
 
