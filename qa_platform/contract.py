@@ -3,10 +3,10 @@
 The way of a file:
 
 1. ``incoming/<name>`` in the bucket, an input CSV.
-2. ``/<file id>/`` in the repo ``questions``: ``manifest.json`` and one folder per shard, ``part-00000/`` …, with
-   ``questions.csv`` (the header and that shard's rows) and ``shard.json`` (all that a worker must know beyond the rows, the
-   model included, so that a shard is done again exactly when its rows or its model change).
-3. ``/<file id>/`` in the repo ``question_answer``: the manifest as it was, and per shard ``answers.csv`` and the worker's
+2. ``/<file id>/`` in the repo ``questions``: one folder per shard, ``part-00000/`` …, with ``questions.csv`` (the header and
+   that shard's rows) and ``shard.json`` (all that a worker must know beyond the rows, the model included, so that a shard is
+   done again exactly when its rows or its model change). The first shard carries the file's ``manifest.json`` to the loader.
+3. ``/<file id>/`` in the repo ``question_answer``: ``manifest.json`` as it was, and per shard ``answers.csv`` and the worker's
    ``shard.json`` (the same document, filled in).
 4. Rows in Postgres, and ``/<file id>.csv``, the whole answered file, in the repo ``push-answers-to-sql``.
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from qa_platform.errors import InputError
+from qa_platform.text import escaped
 
 INCOMING = "incoming/"
 PROCESSED = "processed/"
@@ -31,6 +32,9 @@ REJECTED = "rejected/"
 QUESTIONS_REPO = "questions"
 ANSWER_PIPELINE = "question_answer"
 LOAD_PIPELINE = "push-answers-to-sql"
+
+# The asset that Dagster's sensor materialises as long as it can list the bucket and its requests become runs.
+HEARTBEAT_ASSET = "incoming_listing"
 
 MANIFEST = "manifest.json"
 SHARD_INFO = "shard.json"
@@ -52,8 +56,15 @@ ROW_LIMIT = 4 * 2**20
 HEADER_LIMIT = 2**20
 COLUMN_LIMIT = 1_000
 
-# What follows this in a worker's log, up to the end of the line, made its datum fail, and is no fault of the datum's file.
-BLAMELESS = "No file is to blame: "
+# A file with more rejected rows than this, and with more rejected than good ones, is rejected as a whole: it is no table of questions,
+# and its rejects would fill every store.
+REJECT_LIMIT = 100_000
+
+# A file in gzip may unpack to so many bytes, and beyond the first ones to so many times those that were read: text compresses ten or
+# twenty times, a bomb a thousand times.
+GZIP_LIMIT = 16 * 2**30
+GZIP_FREE = 64 * 2**20
+GZIP_RATIO = 200
 
 ANSWER_COLUMNS = ("answer", "score", "answer_start", "answer_end", "model", "error")
 
@@ -70,11 +81,14 @@ class FileReason(enum.StrEnum):
     UTF16 = "utf16"
     BINARY = "binary"
     ARCHIVE = "archive"
+    DAMAGED_GZIP = "damaged_gzip"
+    GZIP_BOMB = "gzip_bomb"
     UNBALANCED_QUOTE = "unbalanced_quote"
     TOO_MANY_COLUMNS = "too_many_columns"
     BAD_HEADER = "bad_header"
     HEADER_TOO_LARGE = "header_too_large"
     CR_LINE_ENDS = "cr_line_ends"
+    TOO_MANY_BAD_ROWS = "too_many_bad_rows"
 
 
 class FileStatus(enum.StrEnum):
@@ -93,6 +107,8 @@ class FileStatus(enum.StrEnum):
     SUPERSEDED = "superseded"
     # Parked after too many failures, until somebody asks for a retry.
     FAILED = "failed"
+    # Somebody asked for its removal. The record has no content, and keeps this generation from being answered or loaded again.
+    FORGOTTEN = "forgotten"
 
 
 class RowReason(enum.StrEnum):
@@ -110,18 +126,28 @@ class RowReason(enum.StrEnum):
     NUL_CHARACTER = "nul_character"
     LONE_SURROGATE = "lone_surrogate"
     QUESTION_EXCEEDS_WINDOW = "question_exceeds_window"
+    UNUSABLE_ANSWER = "unusable_answer"
+    # Only a DataFrame can have this: every cell of a CSV is text.
+    NOT_TEXT = "not_text"
     NO_ANSWER = "no_answer"
     LOW_SCORE = "low_score"
 
 
 @dataclass(frozen=True, order=True)
 class FileVersion:
-    """One generation of one object: ``name`` is the object's name below ``incoming/``."""
+    """One generation of one object: ``name`` is the object's name below ``incoming/``. Composed objects have no ``md5``."""
 
     name: str
     generation: int
     size: int = 0
     crc32c: str = ""
+    # Some records and archived copies lack it, so it does not decide whether two versions are equal.
+    md5: str = field(default="", compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The name for people to read: unprintable characters are escaped."""
+        return escaped(self.name)
 
 
 # The arithmetic of a model; ``auto``, where it may be asked for, means one of these.
@@ -185,6 +211,10 @@ class ShardInfo(_Document):
     sha256: str
     model: ModelChoice
     rejections: tuple[Rejection, ...] = ()
+    # Whether answers are widened to whole words.
+    align_to_words: bool = True
+    # Makes a new datum of a shard whose output was lost: Pachyderm would skip the old one, which counts as done.
+    launch: str = ""
 
     # What really answered: the id, the resolved revision, and the precision that was used.
     answered_by: ModelChoice | None = None
@@ -222,7 +252,8 @@ class Manifest(_Document):
     """``manifest.json``: what is to be loaded, so that nothing is loaded unless all of it is there.
 
     ``load_id`` counts the times that this generation was asked to be answered, from 1. It makes the manifest, and so the
-    loading datum, a new one when a file is answered again, even where no shard has changed.
+    loading datum, a new one when a file is answered again, even where no shard has changed. Two runs of the same load write
+    the same manifest, so that a file whose loading failed is not answered again.
     """
 
     name: str
@@ -235,7 +266,8 @@ class Manifest(_Document):
     rows: int
     rejected: int
     shards: tuple[ShardEntry, ...] = field(default=())
-    run_id: str = ""
+    # As in `ShardInfo`: set where the first shard is answered again, so that the file is loaded again as well.
+    launch: str = ""
 
     @classmethod
     def _of(cls, values: dict[str, Any]) -> Self:
@@ -243,6 +275,33 @@ class Manifest(_Document):
         values["columns"] = tuple(values["columns"])
         values["shards"] = tuple(ShardEntry(**entry) for entry in values["shards"])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class DatumFault(_Document):
+    """Why a datum failed, as the programs of the two pipelines report it to Pachyderm, which keeps it as the datum's reason.
+
+    ``blameless`` says that the datum's file is not to blame; ``advice`` what to do. ``v`` is the version of this form.
+    """
+
+    blameless: bool
+    cause: str
+    advice: str = ""
+    v: int = 1
+
+    @classmethod
+    def of_reason(cls, reason: str) -> Self | None:
+        """The fault that a datum's reason holds, or None: no program wrote it, as where a process was killed."""
+        try:
+            values = json.loads(reason)
+            if values["v"] != 1:
+                return None
+            return cls(blameless=bool(values["blameless"]), cause=str(values["cause"]), advice=str(values.get("advice", "")))
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {self.advice}" if self.advice else self.cause
 
 
 def file_id(name: str) -> str:
@@ -256,6 +315,8 @@ def file_id(name: str) -> str:
 # Dagster forbids these in partition keys, or gives them a meaning: ranges ("..."), lists (","), lines; "%" is our escape.
 _KEY_ESCAPES = {"%": "%25", "...": "%2E%2E%2E", ",": "%2C", "\n": "%0A", "\r": "%0D"}
 _KEY_LIMIT = 900
+# As the worker's log says that a shard is answered; it is read for the progress that is shown, and for nothing else.
+_SHARD_LINE = re.compile(rf"/pfs/{QUESTIONS_REPO}/(\S+/part-\d+): \d+ rows in ")
 
 
 def partition_key(name: str) -> str:
@@ -270,6 +331,12 @@ def partition_key(name: str) -> str:
 def shard_name(index: int) -> str:
     """The folder of a shard: ``part-00000`` and so on."""
     return f"part-{index:05d}"
+
+
+def shard_in(line: str) -> str:
+    """The path in `questions` of the shard that is answered by this line of the answering worker's log; "" for any other line."""
+    found = _SHARD_LINE.search(line)
+    return found.group(1) if found else ""
 
 
 def find_columns(header: Sequence[str]) -> tuple[int, int]:

@@ -10,40 +10,32 @@ and that nobody has a claim on any more is one that its worker died of, or that 
 in the end.
 """
 
-import json
 import logging
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from google.cloud import storage
-
-from qa_platform import bookkeeping, bucket
 from qa_platform.answering.engine import Answerer
 from qa_platform.answering.shard import answer_shard
-from qa_platform.batch import Services, lease, set_aside, split_file
-from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import BLAMELESS, MANIFEST, FileStatus, FileVersion, file_id, partition_key
-from qa_platform.database import connect
+from qa_platform.batches.holding import lease
+from qa_platform.batches.intake import set_aside, split_file
+from qa_platform.batches.pending import look, tidy
+from qa_platform.clients import bucket
+from qa_platform.clients.refusals import bucket_errors
+from qa_platform.clients.services import Services
+from qa_platform.clients.source import SourceChanged
+from qa_platform.contract import MANIFEST, FileStatus, FileVersion, file_id, partition_key, shard_name
 from qa_platform.errors import QaPlatformError
 from qa_platform.ingest import FileRejected
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.states import ARCHIVABLE
 from qa_platform.loading import migrate
-from qa_platform.pachyderm_secrets import service_account
-from qa_platform.planning import ARCHIVABLE
-from qa_platform.settings import (
-    BucketSettings,
-    DatumSettings,
-    IngestSettings,
-    ModelSettings,
-    PachydermSettings,
-    PostgresSettings,
-    WorkerSettings,
-    WorkSettings,
-)
-from qa_platform.waiting import look, tidy
+from qa_platform.settings import BucketSettings, DatumSettings, PostgresSettings, WorkerSettings
+from qa_platform.text import escaped_lines
 
 _log = logging.getLogger("question_answer")
 
@@ -58,24 +50,13 @@ def main() -> int:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     worker = WorkerSettings()
     try:
-        migrate.upgrade(PostgresSettings())
-        tick(_services(), worker.pfs_root / "out", job_id=DatumSettings().pach_job_id, threads=worker.threads)
+        migrate.upgrade(PostgresSettings(), accept_newer=True)
+        services = Services.from_environment(bucket.account_client(BucketSettings()))
+        tick(services, worker.pfs_root / "out", job_id=DatumSettings().pach_job_id, threads=worker.threads)
     except QaPlatformError as error:
         _log.error("%s", error)
         return 1
     return 0
-
-
-def _services() -> Services:
-    settings = BucketSettings()
-    project = settings.google_cloud_project
-    if settings.gcs_access.get_secret_value().strip():
-        # From memory: no credential is written to a file.
-        client = storage.Client.from_service_account_info(json.loads(service_account(settings.gcs_access)), project=project)
-    else:
-        client = storage.Client(project=project)
-    opened = bucket.open_bucket(client, settings.storage_bucket)
-    return Services(opened, PachydermSettings(), PostgresSettings(), ModelSettings().pinned, IngestSettings(), WorkSettings())
 
 
 def tick(services: Services, out: Path, *, job_id: str, threads: int = 0) -> list[FileVersion]:
@@ -85,141 +66,139 @@ def tick(services: Services, out: Path, *, job_id: str, threads: int = 0) -> lis
         job_id: Pachyderm's job, which owns the claims meanwhile and is recorded with the files.
 
     Raises:
-        TransientError: the bucket or PostgreSQL is away. The next tick, or this datum's next try, does it again.
+        TransientError: the bucket or PostgreSQL is unavailable. The next tick, or this datum's next try, does it again.
     """
-    _let_go(services, job_id)
-    with bucket.bucket_errors("looking at the bucket"):
-        found = look(services).plan
-        tidy(services, found, _log)
-    _log.info("%d files wait", found.waiting)
-    if not found.batches:
-        return []
-    answerer = Answerer(services.model, threads=threads)
-    answerer.warm_up()
-    answered = []
-    with lease(services, job_id, _log), _given_back_after_an_error(services, job_id):
-        for version in _first(services, [version for batch in found.batches for version in batch.versions]):
-            record = _claimed(services, version, job_id)
-            if record is not None and _answer_file(services, answerer, record, out, job_id):
-                answered.append(version)
-        return _hand_over(services, answered, out, job_id)
+    with Ledger(services.postgres) as ledger:
+        return Tick(services, ledger, out, job_id).answer(threads)
 
 
-@contextmanager
-def _given_back_after_an_error(services: Services, job_id: str) -> Iterator[None]:
-    """An error that ends the tick is nobody's fault; a death, which ends it without one, is that of the running file."""
-    try:
-        yield
-    except Exception:
-        with connect(services.postgres) as connection:
-            bookkeeping.release(connection, job_id)
-        raise
+@dataclass(frozen=True)
+class Tick:
+    """One tick. Its methods are the steps, in the order in which they happen."""
 
+    services: Services
+    ledger: Ledger
+    out: Path
+    job_id: str
 
-def _let_go(services: Services, job_id: str) -> None:
-    """Give up claims that are over: of files that are loaded, and of an earlier try of this same datum, which died."""
-    with connect(services.postgres) as connection:
-        held = bookkeeping.claimed(connection)
-        recorded = bookkeeping.newest_by_partition(connection, [partition_key(n) for n, o in held.items() if o in (LOADING, job_id)])
+    def answer(self, threads: int) -> list[FileVersion]:
+        """Do all steps. See `tick`."""
+        self._give_up_old_claims()
+        with bucket_errors("looking at the bucket"):
+            plan = look(self.services).plan
+            tidy(self.services, plan, _log)
+        _log.info("%d files wait", plan.waiting)
+        if not plan.batches:
+            return []
+        answerer = Answerer(self.services.model, threads=threads)
+        answerer.warm_up()
+        answered = []
+        with lease(self.ledger, self.job_id, self.services.work.lease_seconds, _log), self._released_after_an_error():
+            for version in self._first([version for batch in plan.batches for version in batch.versions]):
+                record = self._claim(version)
+                if record is not None and self._answer_file(answerer, record):
+                    answered.append(version)
+            return self._hand_over(answered)
+
+    def _give_up_old_claims(self) -> None:
+        """Give up claims that are over: of files that are loaded, and of an earlier try of this same datum, which died."""
+        held = self.ledger.claimed()
+        recorded = self.ledger.newest_by_partition([partition_key(n) for n, o in held.items() if o in (LOADING, self.job_id)])
         for record in recorded.values():
-            owner, name = held[record.version.name], record.version.name
-            if owner == job_id and record.status is FileStatus.RUNNING:
-                _charge(services, record.version, job_id, _DIED)
-            elif owner == job_id or record.status in ARCHIVABLE:
-                bookkeeping.release(connection, owner, [name])
+            name = record.version.name
+            owner = held[name]
+            if owner == self.job_id and record.status is FileStatus.RUNNING:
+                self._charge(record, _DIED)
+            elif owner == self.job_id or record.status in ARCHIVABLE:
+                self.ledger.release(owner, [name])
 
+    @contextmanager
+    def _released_after_an_error(self) -> Iterator[None]:
+        """If the tick raises, no file is charged. If it dies, the file in progress is."""
+        try:
+            yield
+        except Exception:
+            self.ledger.release(self.job_id)
+            raise
 
-def _first(services: Services, versions: Iterable[FileVersion]) -> list[FileVersion]:
-    """As many files as one batch may have: what a tick has answered is safe only when it ends."""
-    chosen: list[FileVersion] = []
-    size = 0
-    for version in versions:
-        size += version.size
-        if chosen and (len(chosen) == services.work.batch_files or size > services.work.batch_bytes):
-            break
-        chosen.append(version)
-    return chosen
+    def _first(self, versions: Iterable[FileVersion]) -> list[FileVersion]:
+        """As many files as one batch may have: what a tick has answered is safe only when it ends."""
+        chosen: list[FileVersion] = []
+        size, work = 0, self.services.work
+        for version in versions:
+            size += version.size
+            if chosen and (len(chosen) == work.batch_files or size > work.batch_bytes):
+                break
+            chosen.append(version)
+        return chosen
 
-
-def _claimed(services: Services, version: FileVersion, job_id: str) -> FileRecord | None:
-    """Claim a file and mark it as being worked on. None where somebody was faster, or where it has to be charged."""
-    with connect(services.postgres) as connection:
-        if not bookkeeping.claim(connection, [version], owner=job_id, lease_seconds=services.work.lease_seconds):
+    def _claim(self, version: FileVersion) -> FileRecord | None:
+        """Claim a file and mark it as being worked on. None where somebody was faster, or where it has to be charged."""
+        if not self.ledger.claim([version], owner=self.job_id, lease_seconds=self.services.work.lease_seconds):
             return None
-        record = bookkeeping.records(connection, [version])[version.name, version.generation]
+        record = self.ledger.records([version])[version.name, version.generation]
         if record.status is FileStatus.RUNNING:
-            _charge(services, version, job_id, _DIED)
+            self._charge(record, _DIED)
             return None
-        bookkeeping.start(connection, job_id, [version], run_id="", batch_id="")
-    return record
+        return next(iter(self.ledger.start(self.job_id, [version], run_id="", batch_id="")), None)
 
-
-def _answer_file(services: Services, answerer: Answerer, record: FileRecord, out: Path, job_id: str) -> bool:
-    """Answer one file into its folder in ``out``; whether that was done. Else nothing of it is left there."""
-    target = out / file_id(record.version.name)
-    try:
-        with tempfile.TemporaryDirectory(prefix="qa-cron-") as folder:
-            _answer_shards(services, answerer, record, Path(folder), target, job_id)
-    except (FileRejected, bucket.SourceChanged) as error:
-        shutil.rmtree(target, ignore_errors=True)
-        set_aside(services, record, error, _log)
-        return False
-    except QaPlatformError as error:
-        shutil.rmtree(target, ignore_errors=True)
-        with connect(services.postgres) as connection:
-            bookkeeping.put_off(connection, job_id, [record.version], error=f"{BLAMELESS}{error}", work=services.work, suspect_after=0)
-        _log.exception("%s: something it needs is away; it will be tried again", record.version.name)
-        return False
-    except Exception as error:
-        # Whatever else one file brings up must not hold the others.
-        shutil.rmtree(target, ignore_errors=True)
-        _log.exception("%s could not be answered", record.version.name)
-        _charge(services, record.version, job_id, f"{type(error).__name__}: {error}")
-        return False
-    with connect(services.postgres) as connection:
+    def _answer_file(self, answerer: Answerer, record: FileRecord) -> bool:
+        """Answer one file into its folder in ``out``; whether that was done. Otherwise nothing of it is left there."""
+        version, target = record.version, self.out / file_id(record.version.name)
+        try:
+            with tempfile.TemporaryDirectory(prefix="qa-cron-") as folder:
+                self._answer_shards(answerer, record, Path(folder), target)
+        except Exception as error:
+            shutil.rmtree(target, ignore_errors=True)
+            self._settle(record, error)
+            return False
         # No longer worked on, but still claimed: should the worker die of another file, this one is not to blame.
-        bookkeeping.requeue(connection, job_id, [record.version])
-        kept = bookkeeping.claim(connection, [record.version], owner=job_id, lease_seconds=services.work.lease_seconds)
-    if not kept:
-        shutil.rmtree(target)
-    return bool(kept)
+        self.ledger.requeue(self.job_id, [version])
+        kept = self.ledger.claim([version], owner=self.job_id, lease_seconds=self.services.work.lease_seconds)
+        if not kept:
+            shutil.rmtree(target)
+        return bool(kept)
 
-
-def _answer_shards(services: Services, answerer: Answerer, record: FileRecord, source: Path, target: Path, job_id: str) -> None:
-    def write(path: str, chunks: Iterable[bytes]) -> None:
-        place = source / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("ab") as file:
-            file.writelines(chunks)
-
-    manifest = split_file(services, record, write, run_id=job_id)
-    for shard in manifest.shards:
-        done = answer_shard(answerer, source / shard.name, target / shard.name)
-        _log.info("%s, %s: %d rows in %.1f s", record.version.name, shard.name, done.rows, done.seconds)
-    shutil.copyfile(source / MANIFEST, target / MANIFEST)
-
-
-def _hand_over(services: Services, answered: Sequence[FileVersion], out: Path, job_id: str) -> list[FileVersion]:
-    """Let what is answered wait to be loaded, claimed for as long as that may take; the files that are left in ``out``."""
-    handed = []
-    with connect(services.postgres) as connection:
-        bookkeeping.start(connection, job_id, answered, run_id="", batch_id="")
-        bookkeeping.record_commit(connection, job_id, answered, commit=job_id, job=job_id)
-        taken = bookkeeping.take_over(connection, answered, token=job_id, owner=LOADING, lease_seconds=LOADING_SECONDS)
-        bookkeeping.release(connection, job_id)
-    mine = {record.version for record in taken}
-    for version in answered:
-        if version in mine:
-            handed.append(version)
+    def _settle(self, record: FileRecord, error: Exception) -> None:
+        """Record why a file could not be answered. Whatever one file brings up must not hold the others."""
+        version = record.version
+        if isinstance(error, (FileRejected, SourceChanged)):
+            set_aside(self.services, self.ledger, record, error, _log)
+        elif isinstance(error, QaPlatformError):
+            self.ledger.defer(self.job_id, [version], error=str(error), work=self.services.work, suspect_after=0)
+            _log.error("%s: a service that it needs is unavailable; it is retried later: %s", version.shown, error)
         else:
-            shutil.rmtree(out / file_id(version.name))
-    return handed
+            _log.error("%s could not be answered", version.shown, exc_info=error)
+            self._charge(record, f"{type(error).__name__}: {error}")
 
+    def _answer_shards(self, answerer: Answerer, record: FileRecord, source: Path, target: Path) -> None:
+        def write(path: str, chunks: Iterable[bytes]) -> None:
+            place = source / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("ab") as file:
+                file.writelines(chunks)
 
-def _charge(services: Services, version: FileVersion, job_id: str, error: str) -> None:
-    with connect(services.postgres) as connection:
-        status = bookkeeping.charge(connection, job_id, version, error=error, work=services.work)
-    _log.error("%s failed and is now %s: %s", version.name, status, error)
+        manifest = split_file(self.services, record, write, _log)
+        for shard in manifest.shards:
+            done = answer_shard(answerer, source / shard.name, target / shard.name)
+            _log.info("%s, %s: %d rows in %.1f s", record.version.shown, shard.name, done.rows, done.seconds)
+        shutil.copyfile(source / shard_name(0) / MANIFEST, target / MANIFEST)
+
+    def _hand_over(self, answered: Sequence[FileVersion]) -> list[FileVersion]:
+        """Let what is answered wait to be loaded, claimed for as long as that may take; the files that are left in ``out``."""
+        self.ledger.start(self.job_id, answered, run_id="", batch_id="")
+        self.ledger.record_commit(self.job_id, answered, commit=self.job_id, job=self.job_id)
+        taken = self.ledger.take_over(answered, token=self.job_id, owner=LOADING, lease_seconds=LOADING_SECONDS)
+        self.ledger.release(self.job_id)
+        mine = {record.version for record in taken}
+        for version in answered:
+            if version not in mine:
+                shutil.rmtree(self.out / file_id(version.name))
+        return [version for version in answered if version in mine]
+
+    def _charge(self, record: FileRecord, error: str) -> None:
+        status = self.ledger.charge(self.job_id, record.version, error=error, work=self.services.work, load_id=record.load_id)
+        _log.error("%s failed and is now %s: %s", record.version.shown, status, escaped_lines(error))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,54 @@
-"""Everything that Dagster knows of this code location."""
+"""The code location: everything that Dagster loads."""
 
 import dagster as dg
 
-from qa_platform.assets.answers import answer_files
-from qa_platform.assets.quality import gold_sets_are_answered_well, model_quality
-from qa_platform.assets.raw import raw_questions
-from qa_platform.housekeeping import housekeeping_schedule
-from qa_platform.jobs import answer_pending_files, answer_questions
-from qa_platform.notifying import notification_sensors
-from qa_platform.resources import platform_resource
-from qa_platform.sensors.heartbeat import incoming_listing
-from qa_platform.sensors.incoming import incoming_files
-from qa_platform.sensors.reconcile import reconcile
-from qa_platform.settings import NotificationSettings
-
-defs = dg.Definitions(
-    assets=[raw_questions, answer_files, model_quality, incoming_listing],
-    asset_checks=[gold_sets_are_answered_well],
-    jobs=[answer_questions, answer_pending_files],
-    schedules=[housekeeping_schedule],
-    sensors=[incoming_files, reconcile, *notification_sensors(NotificationSettings())],
-    resources={"platform": platform_resource},
+from qa_platform.orchestration.assets.answers import answer_files_asset
+from qa_platform.orchestration.assets.archive import archive_check
+from qa_platform.orchestration.assets.model_quality import gold_check, model_quality
+from qa_platform.orchestration.assets.raw import raw_questions
+from qa_platform.orchestration.catalog import AssetFactory
+from qa_platform.orchestration.housekeeping import housekeeping_schedule
+from qa_platform.orchestration.jobs import answer_pending_files_job, answer_questions_job
+from qa_platform.orchestration.notifications import notification_sensors
+from qa_platform.orchestration.resources import platform_resource
+from qa_platform.orchestration.sensors.done import done_files_sensor
+from qa_platform.orchestration.sensors.heartbeat import incoming_listing
+from qa_platform.orchestration.sensors.incoming import incoming_files_sensor
+from qa_platform.orchestration.sensors.reconcile import reconcile_sensor
+from qa_platform.settings import (
+    BucketSettings,
+    CatalogSettings,
+    ExecutionSettings,
+    ModelSettings,
+    NotificationSettings,
+    WorkSettings,
 )
+
+
+def build_definitions() -> dg.Definitions:
+    """Build the definitions, with the settings of the environment."""
+    catalog, work = CatalogSettings(), WorkSettings()
+    execution, notifications = ExecutionSettings(), NotificationSettings()
+    factory = AssetFactory(catalog)
+    answer_questions = answer_questions_job(execution)
+    return dg.Definitions(
+        assets=[
+            raw_questions(factory, expected_hours=catalog.expected_hours),
+            answer_files_asset(factory, ModelSettings().choice, execution),
+            model_quality(factory),
+            incoming_listing(factory, work),
+        ],
+        asset_checks=[gold_check(execution), archive_check(execution)],
+        jobs=[answer_questions, answer_pending_files_job(execution)],
+        schedules=[housekeeping_schedule(execution)],
+        sensors=[
+            incoming_files_sensor(answer_questions, work),
+            done_files_sensor(work, notifications),
+            reconcile_sensor(work),
+            *notification_sensors(notifications),
+        ],
+        resources={"platform": platform_resource(BucketSettings())},
+    )
+
+
+defs = build_definitions()

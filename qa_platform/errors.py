@@ -1,11 +1,40 @@
-"""The two kinds of failure that callers tell apart: wrong input, which no retry mends, and trouble that passes.
+"""The two kinds of failure that callers tell apart: wrong input, which no retry fixes, and trouble that passes.
 
-Every message says what is wrong, where (object, row, column, address), and what to do about it.
+An error carries fields: what is wrong, where, and what to do about it. The text is made of them where people read it; nothing parses it.
 """
+
+from typing import ClassVar
+
+from qa_platform.text import escaped, escaped_lines
 
 
 class QaPlatformError(Exception):
-    """Base of the platform's own errors."""
+    """Base of the platform's own errors.
+
+    ``blameless``: if such an error ends the work on a file, the file is not to blame.
+
+    Args:
+        what: what is wrong.
+        where: the object, row, column or address that is concerned.
+        advice: what to do about it.
+    """
+
+    blameless: ClassVar[bool] = False
+
+    def __init__(self, what: str, *, where: str = "", advice: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.advice = advice
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {escaped_lines(self.advice)}" if self.advice else self.cause
+
+    @property
+    def cause(self) -> str:
+        """What is wrong, and where, as people may read it: names in it are escaped."""
+        what = escaped_lines(self.what)
+        return f"{escaped(self.where)}: {what}" if self.where else what
 
 
 class InputError(QaPlatformError):
@@ -13,4 +42,6 @@ class InputError(QaPlatformError):
 
 
 class TransientError(QaPlatformError):
-    """Something the platform depends on is away for a while. Trying again may succeed."""
+    """Something the platform depends on is unavailable for a while. Trying again may succeed."""
+
+    blameless = True

@@ -1,22 +1,105 @@
-"""Every environment variable that the platform reads, named and described once. No other file reads the environment.
+"""Every environment variable that the platform reads, with its description. No other file reads the environment.
 
-Each class reads its own variables when it is made, so that a process needs only those of the parts it uses.
+Each class reads its own variables when it is made. A process therefore needs only the variables of the parts it uses.
 """
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, ModelChoice, Precision
+from qa_platform.contract import CONTEXT_LIMIT, INCOMING, PROCESSED, QUESTION_LIMIT, REJECTED, ModelChoice, Precision
 from qa_platform.errors import InputError
 
 
-class PostgresSettings(BaseSettings):
-    """Where the answers are. The names are those of deployments' ``dbaccess`` secret."""
+def _listed(value: object) -> object:
+    """The items of a text: a JSON list, or separated by commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+# A variable with several values. NoDecode: pydantic's own decoding takes JSON only, and does not name the variable.
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+
+
+class SecretsSettings(BaseSettings):
+    """Where the pipelines' programs find their secrets. A variable that is set takes precedence."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_")
+
+    secrets_root: Path = Field(
+        default=Path("/secrets"),
+        description="Folder of the mounted secrets `dbaccess` and `gcsaccess`: each is a folder with a file per key. The pipelines mount "
+        "them there and do not put them into the environment, since Pachyderm stores the environment of every datum in clear text.",
+    )
+
+
+class _MountedSecret(PydanticBaseSettingsSource):
+    """The values of a secret that is mounted as a folder; none where it is not mounted."""
+
+    def __init__(self, settings: type["_SecretSettings"]) -> None:
+        super().__init__(settings)
+        self._folder = SecretsSettings().secrets_root / settings.secret_name
+        self._keys = settings.secret_keys
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        try:
+            # A file that was written by hand ends with a newline, which is not part of the value.
+            value = (self._folder / self._keys[field_name]).read_text().rstrip("\r\n")
+        except (KeyError, FileNotFoundError, NotADirectoryError):
+            value = None
+        except OSError as error:
+            raise InputError(
+                f"the secret {self._folder} cannot be read: {error.strerror}", advice="let the program's user read it"
+            ) from error
+        return value, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class _SecretSettings(BaseSettings):
+    """Settings whose values come from the environment, or from a mounted secret.
+
+    ``secret_keys`` are the secret's keys by the name of the setting.
+    """
+
+    secret_name: ClassVar[str]
+    secret_keys: ClassVar[dict[str, str]]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _MountedSecret(cls)
+
+
+class PostgresSettings(_SecretSettings):
+    """The database of the answers. The names are those of the secret ``dbaccess`` in deployments."""
 
     model_config = SettingsConfigDict(env_prefix="PG_")
+    secret_name = "dbaccess"
+    secret_keys: ClassVar[dict[str, str]] = {
+        "host": "host",
+        "user": "user",
+        "password": "password",
+        "dbname": "dbname",
+        "sslrootcert": "sslrootcert",
+        "sslclient_cert": "sslcert",
+        "ssl_client_key": "sslkey",
+    }
 
     host: str = Field(default="localhost", description="Host name, or the folder of a Unix socket.")
     port: int = Field(default=5432, description="Port.")
@@ -29,33 +112,71 @@ class PostgresSettings(BaseSettings):
     ssl_client_key: SecretStr = Field(default=SecretStr(""), description="Client key: a file, or a PEM in base64.")
 
 
-class BucketSettings(BaseSettings):
-    """Where CSVs are uploaded. ``STORAGE_EMULATOR_HOST`` and ``GOOGLE_APPLICATION_CREDENTIALS`` are read by Google's client itself."""
+class BucketSettings(_SecretSettings):
+    """The bucket of the uploads. Google's client itself reads ``GOOGLE_APPLICATION_CREDENTIALS``, and ``API_ENDPOINT_OVERRIDE`` for a
+    bucket that is not Google's.
+    """
+
+    secret_name = "gcsaccess"
+    secret_keys: ClassVar[dict[str, str]] = {"storage_bucket": "storage_bucket", "gcs_access": "creds"}
 
     storage_bucket: str = Field(default="questions", description="Name of the bucket.")
     gcs_access: SecretStr = Field(
         default=SecretStr(""), description="Service account of the pipelines, JSON in base64, for the secret `gcsaccess`."
     )
-    google_cloud_project: str = Field(default="qa-platform", description="Project that the bucket's client bills.")
+    google_cloud_project: str = Field(
+        default="qa-platform", description="Project of the bucket's client. Nothing is billed to it; see `QA_BILLING_PROJECT`."
+    )
+    billing_project: str = Field(
+        default="",
+        validation_alias="QA_BILLING_PROJECT",
+        description="Project that pays for the requests to the bucket, if the bucket is a requester-pays bucket. It is sent as "
+        "`userProject`, and the account needs `roles/serviceusage.serviceUsageConsumer` on it.",
+    )
 
 
 class PachydermSettings(BaseSettings):
-    """Where Pachyderm is."""
+    """How to reach Pachyderm, and how long to wait for it."""
 
     pachd_address: str = Field(default="grpc://localhost:30650", description="pachd: grpc:// or grpcs://host:port.")
-    pach_token: SecretStr = Field(default=SecretStr(""), description="Authentication token of pachd, where it asks for one.")
-    pach_ca_bundle: Path | None = Field(default=None, description="PEM file of the CAs that grpcs:// trusts; else the usual public ones.")
+    pach_token: SecretStr = Field(default=SecretStr(""), description="Authentication token of pachd, if it has authentication.")
+    pach_ca_bundle: Path | None = Field(default=None, description="PEM file of the CAs that grpcs:// trusts, instead of the public ones.")
+    start_seconds: float = Field(
+        default=900,
+        gt=0,
+        validation_alias="QA_START_SECONDS",
+        description="Seconds that a job may be unable to start, because its image, a secret or room on the nodes is missing, before it is "
+        "stopped. The image of a large model takes minutes to pull.",
+    )
+
+
+class PipelinesSettings(BaseSettings):
+    """How the pipelines' workers are sized and placed. `qa-platform pachyderm apply` and `qa-platform doctor` read them."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_PIPELINES_")
+
+    workers: int | None = Field(
+        default=None, ge=1, description="Workers of the pipeline `question_answer`; without it, as its specification and the patch say."
+    )
+    patch: Path | None = Field(
+        default=None,
+        description="JSON file with a merge patch (RFC 7386) for the specification of each pipeline: an object by the pipelines' names.",
+    )
 
 
 class ModelSettings(BaseSettings):
-    """What answers."""
+    """The model that answers."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
     model: str = Field(default="bundled", description="`bundled`, a local folder, or a Hugging Face model id.")
     model_revision: str = Field(default="", description="Commit, tag or branch of a Hugging Face model.")
     precision: Literal[Precision, "auto"] = Field(
-        default="fp32", description="Arithmetic of the model; `auto` is for commands only, what workers answer in is pinned."
+        default="fp32", description="Arithmetic of the model. `auto` is for commands only: that of workers is pinned."
+    )
+
+    align_to_words: bool = Field(
+        default=True, description="Widen answers to whole words. Set it to `false` for languages without spaces between words."
     )
 
     @property
@@ -64,45 +185,45 @@ class ModelSettings(BaseSettings):
 
     @property
     def pinned(self) -> ModelChoice:
-        """The choice as it is handed to workers.
+        """The choice for workers.
 
         Raises:
-            InputError: the precision is ``auto``. Each worker would ask its own machine what that means, and one job mix what they say.
+            InputError: the precision is ``auto``. Each worker would resolve it for its own machine, and one job would mix precisions.
         """
         if self.precision == "auto":
             raise InputError(
-                "QA_PRECISION is auto, which every worker would resolve by itself; set it to the precision that `qa-platform tune` "
-                "finds on a machine like the workers'"
+                "QA_PRECISION is auto, which every worker would resolve for itself",
+                advice="set it to the precision that `qa-platform tune` finds on a machine like the workers'",
             )
         return self.choice
 
 
 class TuningSettings(BaseSettings):
-    """Where the engine remembers what it found out about this machine."""
+    """Where the engine stores what it measured on this machine."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
-    cache_dir: Path = Field(default=Path("~/.cache/qa-platform"), description="Folder in which `qa-platform tune` keeps what it found.")
+    cache_dir: Path = Field(default=Path("~/.cache/qa-platform"), description="Folder in which `qa-platform tune` stores its results.")
 
 
 class WorkerSettings(BaseSettings):
-    """What pipeline workers read."""
+    """The settings of the pipelines' workers."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
     pfs_root: Path = Field(default=Path("/pfs"), description="Folder in which a pipeline worker finds its inputs and `out`.")
-    threads: int = Field(default=0, ge=0, description="Threads of one answering process; 0 takes every core it may use.")
+    threads: int = Field(default=0, ge=0, description="Threads of one answering process; 0 uses every available core.")
     grpc_port: int = Field(
-        default=1080, validation_alias="PPS_WORKER_GRPC_PORT", description="Port of Pachyderm's worker, which hands out datums."
+        default=1080, validation_alias="PPS_WORKER_GRPC_PORT", description="Port of Pachyderm's worker, which assigns datums."
     )
 
 
 class DatumSettings(BaseSettings):
-    """What Pachyderm says to the program of a pipeline that does not batch its datums."""
+    """What Pachyderm tells a pipeline's program about a datum: with it, or in the program's environment if datums are not batched."""
 
     question_answer: str = Field(default="", description="Path of the answered file to load: the datum of `push-answers-to-sql`.")
-    pach_job_id: str = Field(default="", description="Job, which is also the id of the commits that it works on.")
-    pach_output_commit_id: str = Field(default="", description="Commit that the program's output goes into.")
+    pach_job_id: str = Field(default="", description="Id of the job, which is also that of the commits that it works on.")
+    pach_output_commit_id: str = Field(default="", description="Id of the commit of the program's output.")
 
 
 class IngestSettings(BaseSettings):
@@ -110,148 +231,221 @@ class IngestSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
-    shard_rows: int = Field(default=2000, ge=1, description="Rows of a shard, at most.")
-    shard_bytes: int = Field(default=8 * 2**20, ge=1, description="Bytes of a shard, beyond which no further row is added.")
+    shard_rows: int = Field(default=2000, ge=1, description="Rows of a shard, at most. Shards with a very long header have more.")
+    shard_bytes: int = Field(default=8 * 2**20, ge=1, description="Bytes of a shard, beyond which no row is added.")
     question_limit: int = Field(default=QUESTION_LIMIT, ge=1, le=QUESTION_LIMIT, description="Characters of a question, at most.")
     context_limit: int = Field(default=CONTEXT_LIMIT, ge=1, le=CONTEXT_LIMIT, description="Characters of a context, at most.")
 
 
 class WorkSettings(BaseSettings):
-    """How waiting files become runs, and what becomes of them afterwards."""
+    """How waiting files become runs, and what happens to them afterwards."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
-    suffixes: tuple[str, ...] = Field(default=(".csv",), description="Endings of the objects that are files of questions (a JSON list).")
-    batch_files: int = Field(default=50, ge=1, description="Files of one run, at most.")
-    batch_bytes: int = Field(default=256 * 2**20, ge=1, description="Bytes of one run, beyond which no further file is added.")
+    suffixes: Texts = Field(
+        default=(".csv", ".csv.gz"),
+        min_length=1,
+        description="Suffixes of the names of objects that are files of questions, separated by commas.",
+    )
+    empty_seconds: float = Field(
+        default=60,
+        ge=0,
+        description="Seconds that an empty upload waits for its content, as a new generation, before it is rejected as empty.",
+    )
+    batch_files: int = Field(
+        default=300, ge=1, description="Files of one run, at most. A run costs the start of Dagster and of two Pachyderm jobs."
+    )
+    batch_bytes: int = Field(default=256 * 2**20, ge=1, description="Bytes of one run, beyond which no file is added.")
     max_attempts: int = Field(default=3, ge=1, description="Failures after which a file is parked as `failed`.")
     retry_first_seconds: float = Field(
         default=30,
         gt=0,
-        description="How long a file waits for its next attempt: this, doubled with every attempt, of which a random half is taken off.",
+        description="Seconds that a file waits for its second attempt, doubled with every attempt. Up to half is subtracted at random.",
     )
     retry_most_seconds: float = Field(
         default=900,
         gt=0,
-        description="What that is doubled up to. What is away, or configured wrongly, is tried again this often, and charges no file "
-        "as long as no other is loaded.",
+        description="Seconds up to which that doubles. While a service is unavailable or wrongly configured, files are retried this often, "
+        "and none is charged as long as no other file is loaded.",
     )
-    lease_seconds: int = Field(default=120, ge=10, description="How long a claim holds without being renewed.")
-    sensor_seconds: int = Field(default=30, ge=1, description="Least time between two looks at the bucket.")
+    lease_seconds: int = Field(default=120, ge=10, description="Seconds that a claim lasts without being renewed.")
+    sensor_seconds: int = Field(default=30, ge=1, description="Least seconds between two listings of the bucket.")
     reconcile_seconds: int = Field(
         default=600,
         ge=1,
-        description="Least time between two looks for what the fast sensor cannot see: lost runs, objects that came back.",
+        description="Least seconds between two searches for what the fast sensor cannot see: lost runs, objects that came back.",
     )
     heartbeat_seconds: int = Field(
         default=300,
         ge=1,
-        description="Least time between two materialisations of the heartbeat `incoming_listing`: one for every look would bury Dagster's "
-        "event log. It is not fresh after three times as long, which a busy machine or a service that restarts may take.",
+        description="Least seconds between two materialisations of the heartbeat `incoming_listing`: one per listing would fill Dagster's "
+        "event log. The asset is not fresh after three times as long, which leaves time for a busy machine or a restart.",
     )
     archive: Literal["move", "keep", "delete"] = Field(
-        default="move", description="What becomes of an input once its answers are in Postgres."
+        default="move", description="What happens to an upload once its answers are in Postgres."
+    )
+    answered_prefix: str = Field(
+        default="",
+        description="Where the bucket gets the answered CSV of each file that is finished from now on, such as `answered/`: then "
+        "`answered/NAME` is that of NAME. Empty: nowhere. That is the default, because it is another copy of every upload, which only you "
+        "can remove.",
     )
     partitions_kept: int = Field(
-        default=10_000, ge=1, description="Newest partitions that Dagster keeps: its pages show them all. History stays in `question_file`."
+        default=10_000,
+        ge=1,
+        description="Newest partitions that Dagster keeps: its pages show all of them. The history stays in `question_file`.",
     )
     commits_kept_days: int = Field(
         default=30,
         ge=1,
-        description="Days that Pachyderm keeps the commits of batches that are done. They hold every upload and its answers once more; "
-        "after that `qa-platform answers` rebuilds them from Postgres.",
+        description="Days that Pachyderm keeps the commits of finished batches. They hold a copy of every upload and its answers. After "
+        "that `qa-platform answers` rebuilds answers from Postgres.",
     )
+
+    @property
+    def heartbeat_fails_after(self) -> float:
+        """Seconds after which the heartbeat is not fresh: a busy machine, or a service that restarts, may miss a beat."""
+        return 3.0 * max(self.heartbeat_seconds, self.sensor_seconds)
+
+    @field_validator("answered_prefix")
+    @classmethod
+    def _apart(cls, prefix: str) -> str:
+        # An answered CSV under `incoming/` would be answered, and one in the archive be taken for a source.
+        if prefix and (not prefix.endswith("/") or prefix.startswith((INCOMING, PROCESSED, REJECTED))):
+            raise ValueError(f"it ends with a slash, and is not below {INCOMING}, {PROCESSED} or {REJECTED}")
+        return prefix
 
     @field_validator("suffixes")
     @classmethod
     def _lower(cls, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(suffix.startswith(".") for suffix in suffixes):
+            raise ValueError("each suffix begins with a dot; several are separated by commas, as in .csv,.csv.gz")
         # Names are compared in lower case.
         return tuple(suffix.lower() for suffix in suffixes)
 
 
 class CatalogSettings(BaseSettings):
-    """What Dagster's pages say of the assets beyond what they are."""
+    """What Dagster's pages show with the assets."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
-    owners: tuple[str, ...] = Field(
-        default=("team:question-answering",), description="Owners of the assets: team:name or e-mail addresses (a JSON list)."
+    owners: Texts = Field(
+        default=("team:question-answering",),
+        description="Owners of the assets: team:name or e-mail addresses, separated by commas.",
     )
-    docs_url: str = Field(default="", description="Address of the folder docs/, for links to it; without one its path is shown.")
+    docs_url: str = Field(default="", description="Address of the folder docs/, for links to its pages; without it their paths are shown.")
     expected_hours: int = Field(
-        default=0, ge=0, description="Hours within which a new upload is expected; the uploads count as not fresh beyond. 0: none is."
+        default=0,
+        ge=0,
+        description="Hours within which a new upload is expected, after which the uploads are not fresh. 0: none is expected.",
     )
 
 
 class CheckSettings(BaseSettings):
-    """When the checks of a loaded file warn. They never hold it back."""
+    """The limits at which the checks of a loaded file warn. A check never holds a file back."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
-    low_score: float = Field(default=0.1, ge=0, le=1, description="Answers with a score below this deserve a look.")
+    low_score: float = Field(default=0.1, ge=0, le=1, description="Score below which an answer should be looked at.")
     review_share: float = Field(
         default=0.25, ge=0, le=1, description="Share of a file's rows without an answer or with a low score, above which its check warns."
     )
-    drift_files: int = Field(default=20, ge=5, description="Earlier files with whose scores those of a new one are compared.")
-    drift_deviations: float = Field(default=3.0, gt=0, description="Standard deviations from their mean beyond which the check warns.")
+    drift_files: int = Field(default=20, ge=5, description="Earlier files whose scores are compared with those of a new file.")
+    drift_deviations: float = Field(default=3.0, gt=0, description="Standard deviations from their mean, beyond which the check warns.")
     gold_prefix: str = Field(
-        default="gold/", min_length=1, description="Files below incoming/ whose names begin so, and have a column `answers`, are gold sets."
+        default="gold/",
+        min_length=1,
+        description="Files below incoming/ whose names begin with this, and that have a column `answers`, are gold sets.",
     )
     gold_exact_match: float = Field(default=50.0, ge=0, le=100, description="Exact match on gold sets, in percent, below which it warns.")
     gold_f1: float = Field(default=60.0, ge=0, le=100, description="F1 on gold sets, in percent, below which it warns.")
 
 
 class NotificationSettings(BaseSettings):
-    """Who is told of failed runs and failed checks. Nobody, unless a webhook or a receiver is set."""
+    """Who is notified of failed runs and failed checks: nobody, unless a webhook, a receiver or a service is set."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
-    slack_webhook: SecretStr = Field(default=SecretStr(""), description="Address of a Slack webhook. It is a secret: who has it can post.")
-    email_to: tuple[str, ...] = Field(default=(), description="Receivers of e-mail (a JSON list).")
+    slack_webhook: SecretStr = Field(
+        default=SecretStr(""), description="Address of a Slack webhook. It is a secret: whoever has it can post."
+    )
+    email_to: Texts = Field(default=(), description="Receivers of e-mail, separated by commas.")
     email_from: str = Field(default="qa-platform@localhost", description="Sender of e-mail.")
     smtp_host: str = Field(default="localhost", description="Mail server.")
     smtp_port: int = Field(default=587, ge=1, le=65535, description="Its port.")
     smtp_tls: Literal["starttls", "ssl", "none"] = Field(default="starttls", description="How the connection to it is encrypted.")
-    smtp_user: str = Field(default="", description="User at the mail server; without one there is no log-in.")
+    smtp_user: str = Field(default="", description="User at the mail server; without it there is no log-in.")
     smtp_password: SecretStr = Field(default=SecretStr(""), description="Password at the mail server.")
+    notify_urls: tuple[SecretStr, ...] = Field(
+        default=(), description="Addresses of other services, as apprise writes them (a JSON list): `msteams://…`, `pagerduty://…`."
+    )
     dagster_url: str = Field(default="", description="Address of Dagster's UI, for links to runs.")
 
 
 class ExecutionSettings(BaseSettings):
-    """Where the steps of Dagster's runs work, and how often they are tried. What is Dagster's own is in ``dagster.yaml``, with reasons."""
+    """Where the steps of Dagster's runs are executed, and how often they are retried. Dagster's own settings are in ``dagster.yaml``."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
     executor: Literal["in_process", "kubernetes"] = Field(
         default="in_process",
-        description="Where a step works: in the run's own process, or in a pod of its own.",
+        description="Where a step is executed: in the run's process, or in a pod of its own.",
     )
     step_resources: dict[Literal["requests", "limits"], dict[str, str]] = Field(
         default={},
-        description="Size of a step's own pod: a JSON object with Kubernetes' `requests` and `limits`; without it, the run's.",
+        description="Size of a step's pod: a JSON object with Kubernetes' `requests` and `limits`; without it, that of the run's pod.",
     )
     step_retries: int = Field(
         default=2,
         ge=0,
-        description="Further tries of a step while a service is away for longer than its client waits. After them the sensor takes over.",
+        description="Retries of a step while a service is unavailable for longer than its client waits. After them the sensor takes over.",
     )
-    step_retry_seconds: float = Field(default=10, ge=0, description="Pause before each of them: services that restart take about as long.")
+    step_retry_seconds: float = Field(
+        default=10, ge=0, description="Seconds before each retry: about as long as a service takes to restart."
+    )
 
 
 class DagsterSettings(BaseSettings):
-    """Where Dagster keeps what is its own. Dagster reads these itself; `dagster.yaml` names ``DAGSTER_PG_URL``."""
+    """Dagster's own storage. Dagster reads these variables itself; `dagster.yaml` names ``DAGSTER_PG_URL``."""
 
     dagster_home: Path = Field(default=Path(".qa/dagster"), description="Folder with `dagster.yaml`. Dagster itself has no default.")
     dagster_pg_url: SecretStr = Field(default=SecretStr(""), description="PostgreSQL URL of Dagster's own storage.")
 
 
+class EmbeddedPachdSettings(BaseSettings):
+    """How the embedded pachd behaves where clusters differ. The defaults are quick; tests make it as slow and strict as a cluster."""
+
+    model_config = SettingsConfigDict(env_prefix="QA_PACHD_", frozen=True)
+
+    file_set_seconds: float = Field(default=600, gt=0, description="Seconds that a new file set lives.")
+    file_set_most_seconds: int = Field(default=1800, ge=1, description="Seconds that a file set may live at most after it was renewed.")
+    finish_seconds: float = Field(default=0, ge=0, description="Seconds that a commit stays in the state FINISHING.")
+    tokens: Path | None = Field(
+        default=None,
+        description="JSON file that turns authentication on: by token, an object with the name of a `robot` and a list of its `roles` "
+        "(`projectWriter`, `secretAdmin`, `repoWriter`).",
+    )
+    loki: bool = Field(
+        default=True,
+        description="Whether all log lines are kept. If not, only those of the workers that a pipeline has now can be read, and an idle "
+        "pipeline with autoscaling has none.",
+    )
+    log_seconds: float = Field(default=0, ge=0, description="Seconds until a log line can be read.")
+    pod_seconds: float = Field(default=0, ge=0, description="Seconds that a pipeline's workers take to start.")
+    no_start: str = Field(default="", description="Pipelines whose program does not start: names, separated by commas.")
+    no_restart: str = Field(
+        default="",
+        description="Pipelines with datum batching whose program starts once, but not again after it failed: names, separated by commas.",
+    )
+
+
 def wrong_settings(error: Exception) -> str:
-    """What is wrong with which variables, where an error comes of making one of these classes, else "". Values are not in it."""
+    """The variables that are wrong, if an error comes from making one of these classes, and why; else "". It shows no values."""
     if isinstance(error, SettingsError):
         return f"the environment cannot be used: {error}"
     owner = globals().get(error.title) if isinstance(error, ValidationError) else None
     if owner is None or not isinstance(error, ValidationError):
         return ""
     prefix = owner.model_config.get("env_prefix", "")
-    wrong = [f"{prefix}{found['loc'][0]}".upper() + f": {found['msg']}" for found in error.errors()]
+    wrong = [f"{prefix}{problem['loc'][0]}".upper() + f": {problem['msg']}" for problem in error.errors()]
     return f"the environment cannot be used: {'; '.join(wrong)}"

@@ -15,17 +15,29 @@ from google.cloud import storage
 from psycopg import sql
 
 import qa_platform.answering  # noqa: F401  # keeps OpenVINO from reporting to its makers, also where a test is first to import it
-from qa_platform.embedded import postgres
-from qa_platform.embedded.process import ServerSpec, running
+from qa_platform.clients.pachyderm import session
+from qa_platform.clients.postgres import connect
+from qa_platform.embedded import postgres_access
 from qa_platform.embedded.stack import Stack, open_stack
+from qa_platform.embedded.supervise import ServerSpec, running
+from qa_platform.settings import PachydermSettings, PostgresSettings
+from qa_platform_tests.loading_helpers import empty_tables, migrated_database
+from qa_platform_tests.pachd_helpers import CLUSTER, LIMIT_SECONDS, pachd_address, remove_platform
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and so would be all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test takes longer where its pachd does: it has a few waits."""
+    for item in items if CLUSTER else ():
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(max(300, 10 * LIMIT_SECONDS)))
+
+
 @contextmanager
 def server_folder() -> Iterator[Path]:
-    """A folder for servers that run as another user. Not pytest's own: each test session shuts that to all others."""
+    """A folder for servers. Its path is short, so that PostgreSQL's socket lies in it."""
     with tempfile.TemporaryDirectory(prefix="qa-tests-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -41,7 +53,7 @@ class Database:
 
     @property
     def url(self) -> str:
-        return postgres.database_url(self.host, self.dbname)
+        return postgres_access.database_url(self.host, self.dbname)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -67,13 +79,35 @@ def database(postgres_socket: str) -> Iterator[Database]:
 
 
 @contextmanager
-def new_database(postgres_socket: str) -> Iterator[Database]:
+def new_database(postgres_socket: str, *, encoding: str = "UTF8") -> Iterator[Database]:
     """An empty database, dropped at the end."""
+    other = "" if encoding == "UTF8" else f" encoding '{encoding}' locale_provider libc lc_collate 'C' lc_ctype 'C'"
     name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres.database_url(postgres_socket, "postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {} template template0").format(sql.Identifier(name)))
-        yield Database(postgres_socket, postgres.PORT, postgres.USER, name)
+    with psycopg.connect(postgres_access.database_url(postgres_socket, "postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {} template template0" + other).format(sql.Identifier(name)))
+        yield Database(postgres_socket, postgres_access.PORT, postgres_access.USER, name)
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def migrated(postgres_socket: str) -> PostgresSettings:
+    """A database with the platform's tables, which the tests of a module share."""
+    return migrated_database(postgres_socket)
+
+
+@pytest.fixture(name="postgres")
+def migrated_and_empty(migrated: PostgresSettings) -> PostgresSettings:
+    """The same, with empty tables."""
+    with connect(migrated) as connection:
+        empty_tables(connection)
+    return migrated
+
+
+@pytest.fixture
+def connection(postgres: PostgresSettings) -> Iterator[psycopg.Connection]:
+    """A connection to the same."""
+    with connect(postgres) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +117,22 @@ def stack() -> Iterator[Stack]:
     """
     with server_folder() as state, open_stack(state) as stack:
         yield stack
+
+
+@pytest.fixture(scope="module")
+def pachyderm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PachydermSettings]:
+    """The pachd that the tests of a module share: what ``QA_TEST_PACHD`` names, or an embedded server of theirs."""
+    with pachd_address(tmp_path_factory.mktemp("pachd")) as address:
+        yield PachydermSettings(pachd_address=address)
+
+
+@pytest.fixture
+def clean_pachyderm(pachyderm_cluster: PachydermSettings) -> Iterator[PachydermSettings]:
+    """The same without the platform's pipelines, repo and secrets; what the test makes of these is removed."""
+    with session(pachyderm_cluster, "cleaning") as client:
+        remove_platform(client)
+        yield pachyderm_cluster
+        remove_platform(client)
 
 
 @pytest.fixture(scope="session")

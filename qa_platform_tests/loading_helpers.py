@@ -28,7 +28,7 @@ from qa_platform.contract import (
     pass_through_columns,
     shard_name,
 )
-from qa_platform.embedded import postgres
+from qa_platform.embedded import postgres_access
 from qa_platform.ingest import split
 from qa_platform.loading import migrate
 from qa_platform.settings import IngestSettings, PostgresSettings
@@ -79,7 +79,6 @@ class AnsweredUpload:
     wanted: ModelChoice = BUNDLED
     answered_by: ModelChoice = ANSWERED_BY
     answered_at: str = "2026-03-01T10:00:00"
-    run_id: str = "run-1"
     rejections: dict[int, Rejection] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
@@ -98,7 +97,6 @@ class AnsweredUpload:
             rows=len(self.rows),
             rejected=len(self.rejections),
             shards=tuple(entries),
-            run_id=self.run_id,
         )
         (folder / MANIFEST).write_text(manifest.to_json())
         return folder
@@ -144,6 +142,7 @@ def ingested(data: bytes, folder: Path, *, name: str = "history.csv", limits: In
     manifest = split(io.BytesIO(data), version=version, load_id=1, model=BUNDLED, settings=limits or IngestSettings(), write=write)
     for entry in manifest.shards:
         _answer_shard(folder / entry.name)
+    (folder / shard_name(0) / MANIFEST).rename(folder / MANIFEST)
     return folder
 
 
@@ -167,9 +166,9 @@ def _answer_shard(folder: Path) -> None:
 def migrated_database(socket_folder: str) -> PostgresSettings:
     """A new database with the platform's tables, for as long as its server lives."""
     name = f"loading_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres.database_url(socket_folder, "postgres"), autocommit=True) as connection:
+    with psycopg.connect(postgres_access.database_url(socket_folder, "postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
-    settings = PostgresSettings(host=socket_folder, port=postgres.PORT, user=postgres.USER, dbname=name)
+    settings = PostgresSettings(host=socket_folder, port=postgres_access.PORT, user=postgres_access.USER, dbname=name)
     migrate.upgrade(settings)
     return settings
 

@@ -2,6 +2,11 @@
 
 ``QA_TEST_PACHD=grpc://host:port`` points them at a cluster; without it they start the embedded server. ``QA_TEST_PACHD_WORKERS=0``
 says that the cluster runs no workers, ``QA_TEST_PACHD_IMAGE`` names an image with a shell, Python and the SDK.
+``QA_TEST_PACHD_SECONDS`` limits every wait: a cluster that has to pull images and start pods needs minutes.
+
+The whole platform is tested on a cluster too (`batches/test_cluster.py`). ``QA_TEST_PACHD_REGISTRY`` and ``QA_TEST_PACHD_TAG`` name its
+images; ``QA_TEST_PACHD_DATABASE`` is the URL of an empty database that the cluster's workers and this machine reach. Without it, the
+embedded one is used, whose socket only workers on this machine reach; the tests are skipped where they do not.
 """
 
 import json
@@ -11,19 +16,25 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+import psutil
 import pytest
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
+
 T = TypeVar("T")
-LIMIT_SECONDS = 30.0
+CLUSTER = os.environ.get("QA_TEST_PACHD", "")
+LIMIT_SECONDS = float(os.environ.get("QA_TEST_PACHD_SECONDS", "30"))
 # A cluster needs an image that has Python and the SDK; the embedded server has no images.
 IMAGE = os.environ.get("QA_TEST_PACHD_IMAGE", "python:3.12-slim")
+REGISTRY, TAG = os.environ.get("QA_TEST_PACHD_REGISTRY", ""), os.environ.get("QA_TEST_PACHD_TAG", "")
+DATABASE = os.environ.get("QA_TEST_PACHD_DATABASE", "")
 SUCCESS, FAILURE, KILLED, UNRUNNABLE = (
     pps.JobState.JOB_SUCCESS,
     pps.JobState.JOB_FAILURE,
@@ -33,6 +44,7 @@ SUCCESS, FAILURE, KILLED, UNRUNNABLE = (
 
 # What only a cluster that runs workers can do.
 needs_workers = pytest.mark.skipif(os.environ.get("QA_TEST_PACHD_WORKERS") == "0", reason="this cluster runs no workers")
+_PLATFORM_SECRETS = ("dbaccess", "gcsaccess")
 
 
 class Server:
@@ -59,16 +71,34 @@ class Server:
 
 
 @contextmanager
-def pachd_address(folder: Path) -> Iterator[str]:
-    """The address to test, of the cluster that is configured or of a server of its own."""
-    if address := os.environ.get("QA_TEST_PACHD"):
-        yield address
+def pachd_address(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address to test, of the cluster that is configured or of a server of its own, with these variables (its options)."""
+    if CLUSTER:
+        yield CLUSTER
         return
-    server = Server(folder)
+    server = Server(folder, environment)
     try:
         yield server.address
     finally:
         assert server.stop() == 0
+
+
+def remove_platform(client: Client) -> None:
+    """Removes everything of the platform that has a fixed name: pipelines, repo and secrets."""
+    for name in (LOAD_PIPELINE, ANSWER_PIPELINE):
+        client.pps.delete_pipeline(pipeline=pps.Pipeline(name=name), force=True)
+    client.pfs.delete_repo(repo=pfs.Repo(name=QUESTIONS_REPO), force=True)
+    for name in _PLATFORM_SECRETS:
+        with suppress(grpc.RpcError):
+            client.pps.delete_secret(secret=pps.Secret(name=name))
+
+
+def make_by_kubectl(server: Server, name: str, values: Mapping[str, str]) -> None:
+    """Put a secret into the cluster that did not come through Pachyderm."""
+    folder = server.state / "kubernetes-secrets"
+    folder.mkdir(exist_ok=True)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": dict(values)}
+    (folder / f"{name}.json").write_text(json.dumps(secret))
 
 
 def eventually(look: Callable[[], T], problem: Callable[[], str] = lambda: "it did not happen", seconds: float = LIMIT_SECONDS) -> T:
@@ -79,6 +109,14 @@ def eventually(look: Callable[[], T], problem: Callable[[], str] = lambda: "it d
             return found
         time.sleep(0.01)
     raise AssertionError(problem())
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process is gone, or is only waited for by its parent."""
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @contextmanager
@@ -176,13 +214,47 @@ class Pachd:
         return list(self.client.pps.list_job(pipeline=pps.Pipeline(name=pipeline), history=history))
 
     def datums(self, pipeline: str, job_id: str) -> dict[str, pps.DatumInfo]:
-        """By the path of the first input."""
-        return {info.data[0].file.path: info for info in self.client.pps.list_datum(job=self.job(pipeline, job_id))}
+        """By the path of the first input; waits until the job before has closed."""
+        found: list[pps.DatumInfo] = []
+
+        def is_listed() -> bool:
+            try:
+                found[:] = self.client.pps.list_datum(job=self.job(pipeline, job_id))
+            except grpc.RpcError as error:
+                if "unfinished" not in str(error.details()):
+                    raise
+                return False
+            return True
+
+        eventually(is_listed, lambda: "the job before has not closed")
+        return {info.data[0].file.path: info for info in found}
 
     def lines(self, pipeline: str, job_id: str) -> list[str]:
-        """What user code printed."""
-        return [line.message for line in self.client.pps.get_logs(job=self.job(pipeline, job_id)) if line.user]
+        """What user code printed; nothing while there is no pod to ask."""
+        try:
+            return [line.message for line in self.client.pps.get_logs(job=self.job(pipeline, job_id)) if line.user]
+        except grpc.RpcError as error:
+            if "no pods belonging to the rc" not in str(error.details()):
+                raise
+            return []
+
+    def lines_once(self, pipeline: str, job_id: str, number: int) -> list[str]:
+        """The same as soon as there are so many, or at last fewer: a cluster with Loki has them late."""
+        with suppress(AssertionError):
+            eventually(lambda: len(self.lines(pipeline, job_id)) >= number)
+        return self.lines(pipeline, job_id)
 
     def clean_up(self) -> None:
-        for name in reversed(self._pipelines):
+        """Removes everything whose name begins with this object's prefix."""
+        listed = [info.pipeline.name for info in self.client.pps.list_pipeline()]
+        for name in dict.fromkeys([*reversed(self._pipelines), *(name for name in listed if name.startswith(self._prefix))]):
             self.client.pps.delete_pipeline(pipeline=pps.Pipeline(name=name), force=True)
+        for info in list(self.client.pfs.list_repo(type="user")):
+            if info.repo.name.startswith(self._prefix):
+                self.client.pfs.delete_repo(repo=info.repo, force=True)
+        for info in self.client.pps.list_secret().secret_info:
+            if info.secret.name.startswith(self._prefix):
+                self.client.pps.delete_secret(secret=info.secret)
+        for project in [info.project for info in self.client.pfs.list_project()]:
+            if project.name.startswith(self._prefix):
+                self.client.pfs.delete_project(project=project)

@@ -30,14 +30,13 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig
 from dagster_k8s.launcher import K8sRunLauncher
 
-from qa_platform import jobs
-from qa_platform.cli import main as qa_platform_command
+from qa_platform.cli.main import main as qa_platform_command
 from qa_platform.definitions import defs as platform_definitions
 from qa_platform.embedded.stack import Stack
-from qa_platform.jobs import answer_questions
-from qa_platform.settings import ModelSettings, PostgresSettings
+from qa_platform.orchestration.jobs import executor
+from qa_platform.settings import ExecutionSettings, ModelSettings
+from qa_platform_tests.command_lines import parse_click
 from qa_platform_tests.kubernetes_types import problems
-from qa_platform_tests.test_documentation import _parse_click
 
 PROJECT = Path(__file__).parents[1]
 VALUES_FILE = PROJECT / "deploy" / "kubernetes" / "values.yaml"
@@ -84,6 +83,8 @@ REQUIRED_BY_KUBERNETES: dict[str, dict[str, Any]] = {
 CHART = {
     *("global", "generatePostgresqlPasswordSecret", "generateCeleryConfigSecret", "postgresql", "dagster-user-deployments", "runLauncher"),
     *("dagsterWebserver", "dagsterDaemon", "concurrency", "retention", "telemetry", "computeLogManager", "additionalInstanceConfig"),
+    # Of the other chart that takes these values.
+    "rollout",
 }
 DEPLOYMENT = {**POD, **PROBE, "name": "str", "port": "int", "dagsterApiGrpcArgs": "list[str]"}
 
@@ -194,7 +195,7 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 entry_point=["dagster"],
                 container_context={},
             )
-            job_def = platform_definitions.resolve_job_def(answer_questions.name)
+            job_def = platform_definitions.resolve_job_def("answer_questions")
             run = instance.create_run_for_job(job_def, job_code_origin=JobPythonOrigin(job_def.name, repository))
             instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
     finally:
@@ -301,9 +302,10 @@ def test_values_and_dagster_yaml_say_the_same() -> None:
     for kind in rendered["retention"].values():
         # The chart wants a word on ticks that never ended; Dagster keeps them unless told.
         kind["purge_after_days"] = {state: days for state, days in kind["purge_after_days"].items() if (state, days) != ("started", -1)}
-    assert {key: value for key, value in rendered.items() if key in project and key != "storage"} == {
-        key: value for key, value in project.items() if key != "storage"
-    }
+    # What a deployment has of its own.
+    for key in ("storage", "run_launcher"):
+        del project[key]
+    assert {key: value for key, value in rendered.items() if key in project} == project
 
 
 def test_dagster_takes_the_instance_that_the_values_make(tmp_path: Path) -> None:
@@ -316,7 +318,7 @@ def test_dagster_takes_the_instance_that_the_values_make(tmp_path: Path) -> None
 
 def test_the_code_location_has_the_charts_instance() -> None:
     [deployment] = VALUES["dagster-user-deployments"]["deployments"]
-    [volume] = [volume for volume in deployment["volumes"] if "configMap" in volume]
+    [volume] = [volume for volume in deployment["volumes"] if volume["name"] == "dagster-instance"]
     assert volume["configMap"]["name"] == launcher_config()["instance_config_map"]
     [mount] = [mount for mount in deployment["volumeMounts"] if mount["name"] == volume["name"]]
     assert (mount["mountPath"], mount["subPath"]) == (f"{VALUES['global']['dagsterHome']}/dagster.yaml", "dagster.yaml")
@@ -358,9 +360,9 @@ def test_steps_pods_may_have_a_size_of_their_own(monkeypatch: pytest.MonkeyPatch
     size = {"requests": {"memory": "1Gi"}, "limits": {"memory": "4Gi"}}
     monkeypatch.setenv("QA_EXECUTOR", "kubernetes")
     monkeypatch.setenv("QA_STEP_RESOURCES", json.dumps(size))
-    executor = jobs._executor()
-    resolved = executor.apply_config_mapping({"config": {}})
-    assert executor.name == "k8s"
+    steps = executor(ExecutionSettings())
+    resolved = steps.apply_config_mapping({"config": {}})
+    assert steps.name == "k8s"
     assert resolved.success, resolved.errors
     assert resolved.value is not None
     context = K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig(container_config={"resources": {"limits": {"cpu": "2"}}}))
@@ -371,9 +373,9 @@ def test_steps_pods_may_have_a_size_of_their_own(monkeypatch: pytest.MonkeyPatch
 # --- One set of environment variables ---
 
 # Of what the embedded stack sets: what says that it is embedded, and what is for people's own `psql`.
-ONLY_EMBEDDED = {"STORAGE_EMULATOR_HOST", "QA_DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE"}
-# What a deployment has and the embedded stack has not: it has neither accounts nor passwords.
-ONLY_DEPLOYED = {"GOOGLE_APPLICATION_CREDENTIALS", "PACH_TOKEN", "PG_PASSWORD"}
+ONLY_EMBEDDED = {"API_ENDPOINT_OVERRIDE", "GOOGLE_CLOUD_PROJECT", "QA_DATABASE_URL"} | {
+    f"PG{name}" for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")
+}
 # What the chart says in its own way: Dagster's storage in dagster.yaml.
 BY_THE_CHART = {"DAGSTER_HOME", "DAGSTER_PG_URL"}
 # Addresses that only people know.
@@ -382,11 +384,13 @@ WITH_CERTIFICATES = {"PG_SSLROOTCERT", "PG_SSLCLIENT_CERT", "PG_SSL_CLIENT_KEY"}
 
 
 def embedded_variables() -> set[str]:
-    return set(Stack(Path("/nowhere"), {"postgres": "/socket", "gcs": "127.0.0.1:1", "pachd": "127.0.0.1:2"}).variables) - ONLY_EMBEDDED
+    addresses = {"postgres": "/socket", "gcs": "127.0.0.1:1", "pachd": "127.0.0.1:2"}
+    return set(Stack(Path("/nowhere"), addresses, dict.fromkeys(addresses, "token")).variables) - ONLY_EMBEDDED
 
 
 def test_the_compose_file_sets_what_the_embedded_stack_sets() -> None:
-    assert set(COMPOSE["x-platform"]["environment"]) == embedded_variables() | ONLY_DEPLOYED
+    for_dockers_init = {"TINI_KILL_PROCESS_GROUP"}
+    assert set(COMPOSE["x-platform"]["environment"]) - for_dockers_init == embedded_variables() | {"QA_PIPELINES_PATCH"}
 
 
 def test_a_run_in_kubernetes_is_given_what_the_embedded_stack_sets(run_container: dict[str, Any]) -> None:
@@ -394,18 +398,17 @@ def test_a_run_in_kubernetes_is_given_what_the_embedded_stack_sets(run_container
         "DAGSTER_RUN_JOB_NAME",
         "DAGSTER_PG_PASSWORD",
         "QA_EXECUTOR",
+        "QA_PIPELINES_PATCH",
         "QA_PRECISION",
         *LINKS,
     }
-    # The secret has no place for a port; PG_PORT is added where it is not the usual one.
-    assert PostgresSettings.model_fields["port"].default == 5432
-    expected = (embedded_variables() - BY_THE_CHART - {"PG_PORT"}) | ONLY_DEPLOYED | WITH_CERTIFICATES | {"DAGSTER_HOME"}
+    expected = (embedded_variables() - BY_THE_CHART) | WITH_CERTIFICATES | {"DAGSTER_HOME"}
     assert given == expected
 
 
 def test_the_page_lists_the_variables_that_make_a_deployment() -> None:
     page = (PROJECT / "docs" / "deploying.md").read_text()
-    listed = embedded_variables() | ONLY_DEPLOYED | WITH_CERTIFICATES | {"STORAGE_EMULATOR_HOST", "QA_EXECUTOR"}
+    listed = embedded_variables() | WITH_CERTIFICATES | {"API_ENDPOINT_OVERRIDE", "QA_EXECUTOR"}
     assert [name for name in sorted(listed) if f"`{name}`" not in page] == []
 
 
@@ -415,9 +418,11 @@ def test_only_what_starts_servers_knows_the_embedded_ones() -> None:
     for path in (PROJECT / "qa_platform").rglob("*.py"):
         folder = path.relative_to(PROJECT / "qa_platform").parts[0]
         text = path.read_text()
-        assert folder == "embedded" or '"STORAGE_EMULATOR_HOST"' not in text, path
-        starts_servers = folder in ("embedded", "bench", "documentation", "demo.py")
-        assert starts_servers or not re.search(r"\bos\.(environ|getenv)|\bfrom os import", text), f"{path} reads the environment"
+        assert folder == "embedded" or not any(f'"{name}"' in text for name in ("STORAGE_EMULATOR_HOST", "API_ENDPOINT_OVERRIDE")), path
+        starts_servers = folder in ("embedded", "tools")
+        # A default that is set for Dagster is no reading.
+        reads = re.search(r"\bos\.(environ(?!\.setdefault\(\"DAGSTER_)|getenv)|\bfrom os import", text)
+        assert starts_servers or not reads, f"{path} reads the environment"
 
 
 # --- Compose ---
@@ -451,7 +456,7 @@ COMPOSE_SERVICE_KEYS = {
 
 def test_the_compose_file_is_reached_from_its_own_machine_only() -> None:
     published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
-    assert sorted(published) == ["${PG_LISTEN:-127.0.0.1}:5432:5432", "127.0.0.1:${PORT:-3000}:3000"]
+    assert sorted(published) == ["${PG_LISTEN:-127.0.0.1}:5432:5432", "127.0.0.1:${PORT:-3000}:3000", "127.0.0.1:9464:9464"]
 
 
 def test_the_compose_file_hands_on_whatever_else_is_set() -> None:
@@ -475,13 +480,19 @@ def test_the_webserver_finds_the_code_location() -> None:
     server = place["grpc_server"]
     command = COMPOSE["services"][server["host"]]["command"]
     assert command[command.index("-p") + 1] == str(server["port"])
-    _parse_click(create_dagster_cli(), command[1:])
+    parse_click(create_dagster_cli(), command[1:])
 
 
 def test_the_tables_are_made_before_anything_needs_them() -> None:
-    services = COMPOSE["services"]
-    assert services["code-location"]["depends_on"] == {"tables": {"condition": "service_completed_successfully"}}
-    _parse_click(qa_platform_command, services["tables"]["command"][1:])
+    services, done = COMPOSE["services"], {"condition": "service_completed_successfully"}
+    assert services["code-location"]["depends_on"] == {"pipelines": done}
+    assert services["pipelines"]["depends_on"] == {"tables": done}
+    parse_click(qa_platform_command, services["tables"]["command"][1:])
+    parse_click(qa_platform_command, services["pipelines"]["command"][1:])
+    # Pachyderm's workers are elsewhere, and are given another address of the same database.
+    given = services["pipelines"]["environment"]
+    assert {name for name in given if given[name] != COMPOSE["x-platform"]["environment"][name]} == {"PG_HOST"}
+    assert services["tables"]["restart"] == services["pipelines"]["restart"] == "no"
 
 
 # --- Images ---
@@ -514,7 +525,7 @@ def test_an_image_is_built_from_what_is_there(path: Path) -> None:
     [command] = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
     words = json.loads(command)
     if words[0] == "dagster":
-        _parse_click(create_dagster_cli(), words[1:])
+        parse_click(create_dagster_cli(), words[1:])
     else:
         assert (PROJECT / (words[2].replace(".", "/") + ".py")).exists()
 

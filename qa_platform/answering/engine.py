@@ -10,40 +10,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from qa_platform.answering import auto
+from qa_platform.answering.chunks import batches, chunked
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
-from qa_platform.answering.runtime import Batch, Runtime, available_cores, load_runtime
+from qa_platform.answering.precision import tuned_precision
+from qa_platform.answering.runtimes.base import Runtime, pad
+from qa_platform.answering.runtimes.select import available_cores, load_runtime
 from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, best_spans, merge
 from qa_platform.answering.windows import Layout, Tokenized, Window, WindowSize, tokenize
-from qa_platform.contract import ANSWER_LIMIT, CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, ModelChoice, Precision, RowReason
+from qa_platform.contract import ANSWER_LIMIT, PRECISIONS, ModelChoice, Precision, RowReason
 from qa_platform.errors import InputError
+from qa_platform.ingest.rules import fault_of_pair
 
 if TYPE_CHECKING:
     import tokenizers
 
 _log = logging.getLogger(__name__)
 
-# Rows and characters that are tokenised together. The first chunk is small, so that the first answers come at once; the
-# later ones are large enough to sort windows by length, and small enough to bound the memory and to show progress: a
-# character that is a token of its own takes hundreds of bytes while it is tokenised.
-_FIRST_ROWS = 32
-_CHUNK_ROWS = 256
-_CHUNK_CHARACTERS = 2**18
-# What a caller keeps for the pairs of one chunk, in bytes.
-_CHUNK_KEPT = 2**24
-# Answers that are remembered, for rows that ask the same again: about their bytes, were each as long as its context.
+# The memory for answers that are remembered, for rows that ask the same again: bytes, as if each answer were as long as its context.
 _REMEMBERED = 2**25
 _ANSWER_BYTES = 300
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one row: ``context[start:end] == answer``; ``score`` is a probability in [0, 1].
+    """The answer to one row: ``context[start:end] == answer``, and ``score`` is a probability in [0, 1].
 
-    ``error`` is None for an answer; NO_ANSWER where the model says that there is none; LOW_SCORE for an answer below the
-    wanted score, which is kept; else why the row could not be answered. ``alternatives`` are the next best spans.
+    ``error`` is None for an answer; NO_ANSWER where the model finds none, as it was allowed to; LOW_SCORE for an answer below the wanted
+    score, which is kept; otherwise it says why the row could not be answered. ``alternatives`` are the next best spans.
     """
 
     answer: str
@@ -56,15 +49,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """What is asked of each row. All but ``min_score`` mean what they mean in the transformers 4.57 question-answering pipeline.
+    """How rows are answered. All options but the last two have their meaning in the transformers 4.57 question-answering pipeline.
 
     Args:
         top_k: spans per row; the best is the answer, the others its ``alternatives``.
-        handle_impossible_answer: whether the model may say that there is no answer.
+        handle_impossible_answer: whether the model may give no answer.
         max_answer_len: tokens of an answer, at most.
-        max_seq_len: tokens of a window; None takes 384, or less where the model holds less.
-        doc_stride: tokens that neighbouring windows share; None takes 128, or half the window if that is less.
+        max_seq_len: tokens of a window; None means 384, or the model's maximum if that is less.
+        doc_stride: tokens that neighbouring windows share; None means 128, or half the window if that is less. They share at most half
+            the room that the question leaves.
+        align_to_words: widen answers to whole words. Without it they end where the model says, for languages without spaces.
         min_score: below it an answer's ``error`` is LOW_SCORE.
+        best_mention: an answer that stands in several places gets the place of its best mention. False gives it, as the pipeline does,
+            the place in the first window that proposes it.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     top_k: int = 1
@@ -72,7 +72,9 @@ class AnswerOptions:
     max_answer_len: int = 15
     max_seq_len: int | None = None
     doc_stride: int | None = None
+    align_to_words: bool = True
     min_score: float = 0.0
+    best_mention: bool = True
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -82,13 +84,13 @@ class AnswerOptions:
             ("doc_stride", self.doc_stride, 0),
         ):
             if value is not None and not (isinstance(value, int) and value >= least):
-                raise InputError(f"{name} must be a whole number, {least} or more, and is {value}")
+                raise InputError(f"must be a whole number, {least} or more, and is {value}", where=name)
         if not 0 <= self.min_score <= 1:
-            raise InputError(f"min_score must be from 0 to 1, and is {self.min_score}")
+            raise InputError(f"must be from 0 to 1, and is {self.min_score}", where="min_score")
 
 
 class _Slot:
-    """Where the answer of one distinct pair will be; equal pairs share it. ``weight``: about its bytes, at most."""
+    """The place for the answer of one distinct pair, which equal pairs share. ``weight`` estimates its bytes, at most."""
 
     __slots__ = ("answer", "weight")
 
@@ -99,7 +101,7 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A distinct pair that the model is asked about."""
+    """A distinct pair that the model is asked."""
 
     slot: _Slot
     context: str
@@ -111,7 +113,7 @@ _Results = list[tuple[Window, WindowSpans]]
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows on their way: every row's slot, the pairs that are asked, and what the batches will bring."""
+    """Rows in progress: every row's slot, the distinct pairs that are asked, and the results of their batches."""
 
     rows: tuple[_Slot, ...]
     asked: tuple[_Asked, ...]
@@ -121,12 +123,12 @@ class _Chunk:
 class Answerer:
     """Answers questions from contexts with one extractive model.
 
-    Making one costs nothing; `warm_up` finds and loads the model, once, and is called by whatever needs it.
+    Making one is cheap. `warm_up` finds and loads the model, once; every method that needs the model calls it.
 
     Args:
-        model: `bundled`, a folder, or a Hugging Face id, or a ModelChoice with revision and precision.
-        threads: of this process; 0 takes every core that it may use.
-        device: `cpu`, or a GPU as torch names it, `cuda`.
+        model: ``bundled``, a folder, or a Hugging Face id; or a ModelChoice with revision and precision.
+        threads: threads that compute; 0 means one for every core that this process may use.
+        device: ``cpu``, or a GPU as torch names it: ``cuda``.
 
     Raises:
         InputError: ``threads`` is negative.
@@ -134,7 +136,7 @@ class Answerer:
 
     def __init__(self, model: ModelChoice | str = "bundled", *, threads: int = 0, device: str = "cpu") -> None:
         if threads < 0:
-            raise InputError(f"threads must be 0 or more, and is {threads}")
+            raise InputError(f"must be 0 or more, and is {threads}", where="threads")
         self._choice = ModelChoice(model) if isinstance(model, str) else model
         self._threads = threads
         self._device = device
@@ -143,20 +145,20 @@ class Answerer:
 
     @property
     def identity(self) -> ModelChoice:
-        """What really answers: the id, the resolved revision (of a folder: its weights' hash), and the precision in use."""
+        """The model in use: its id, its resolved revision (for a folder, its weights' hash), and its precision."""
         return self._warm().identity
 
     @property
     def runtime(self) -> str:
-        """What runs the model, with its version."""
+        """The library that runs the model, with its version."""
         return self._warm().runtime.name
 
     def warm_up(self) -> None:
-        """Find the model and load it, unless that is done.
+        """Find and load the model, unless it is loaded.
 
         Raises:
             InputError: there is no such model, or it cannot be used.
-            TransientError: the hub cannot be reached.
+            TransientError: the hub is unavailable.
         """
         self._warm()
 
@@ -168,30 +170,37 @@ class Answerer:
         kept: Callable[[], int] = lambda: 0,
         **values: Any,
     ) -> Iterator[Answer]:
-        """One answer for every (question, context), in order, as they become known. Consumes ``pairs`` lazily, from another thread.
+        """One answer for every (question, context), in order. Consumes ``pairs`` lazily, from another thread.
 
-        What is wrong with a row is its answer's ``error``; nothing in a row raises. What ``pairs`` raises is raised after the
-        answers to all that it gave before. Closing the iterator waits for ``pairs`` where that is about to give the next pair.
+        A row that cannot be answered has the reason in its answer's ``error``; no row raises. What ``pairs`` raises is raised after the
+        answers to all pairs that came before. Closing the iterator waits for ``pairs`` to give the pair that it is about to give.
 
         Args:
-            options: or, instead, the fields of `AnswerOptions` as keywords.
-            kept: bytes that the caller keeps until the answer to the pair that ``pairs`` gave last; asked in that other thread,
-                after every pair. Where they are many, fewer pairs are read ahead.
+            options: how to answer.
+            kept: the bytes that the caller keeps for the pair that ``pairs`` gave last, until its answer comes. Called in that other
+                thread, after every pair. The more bytes are kept, the fewer pairs are read ahead.
+            values: the fields of `AnswerOptions`, instead of ``options``.
 
         Raises:
-            InputError: an option is out of range; at once, not at the first answer.
+            InputError: an option is out of range. Raised by this call, not at the first answer.
         """
         if options is not None and values:
-            raise TypeError(f"options are given, and {', '.join(values)} besides: give either")
+            raise TypeError(f"both options and {', '.join(values)} are given; give either")
         options = options or AnswerOptions(**values)
         loaded = self._warm()
         longest = loaded.files.longest_window
         size = WindowSize.of(options.max_seq_len or loaded.files.default_window, options.doc_stride)
         if not 0 <= size.stride <= size.length <= longest:
             raise InputError(
-                f"doc_stride {size.stride} <= max_seq_len {size.length} <= {longest} does not hold for model {loaded.files.id}"
+                f"doc_stride {size.stride} <= max_seq_len {size.length} <= {longest} does not hold", where=f"model {loaded.files.id}"
             )
-        spans = SpanOptions(options.top_k, options.max_answer_len, options.handle_impossible_answer)
+        spans = SpanOptions(
+            top_k=options.top_k,
+            max_answer_len=options.max_answer_len,
+            null=options.handle_impossible_answer,
+            align_to_words=options.align_to_words,
+            best_mention=options.best_mention,
+        )
         return _Run(loaded, size, spans, options.min_score).answers(chunked(pairs, kept))
 
     def _warm(self) -> "_Loaded":
@@ -220,11 +229,11 @@ def _load(choice: ModelChoice, *, threads: int, device: str) -> _Loaded:
 
 def _precision(files: ModelFiles, wanted: str, device: str) -> Precision:
     if wanted == "auto":
-        return auto.resolve(files, device)
+        return tuned_precision(files, device)
     for precision in PRECISIONS:
         if precision == wanted:
             return precision
-    raise InputError(f"model {files.id}: there is no precision {wanted}; take one of {', '.join(PRECISIONS)}, or auto")
+    raise InputError(f"there is no precision {wanted}", where=f"model {files.id}", advice=f"use {', '.join(PRECISIONS)} or auto")
 
 
 class _Run:
@@ -235,12 +244,12 @@ class _Run:
         self._size = size
         self._options = options
         self._min_score = min_score
-        # Touched by the tokenising thread alone.
+        # Used by the tokenising thread alone.
         self._slots: collections.OrderedDict[bytes, _Slot] = collections.OrderedDict()
         self._weight = 0
 
     def answers(self, chunks: Iterator[list[tuple[str, str]]]) -> Iterator[Answer]:
-        """Two chunks are under way: while one's batches run and are decoded, the next one is read and tokenised."""
+        """Two chunks are in progress: while the batches of one run and are decoded, the next one is read and tokenised."""
         reading = ThreadPoolExecutor(1, "qa-tokenize")
         running = ThreadPoolExecutor(self._loaded.runtime.requests, "qa-infer")
         try:
@@ -256,7 +265,7 @@ class _Run:
             running.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, chunks: Iterator[list[tuple[str, str]]], running: ThreadPoolExecutor) -> _Chunk | None:
-        """Read a chunk, tokenise what must be asked, and hand its batches to the runtime."""
+        """Read a chunk, tokenise the pairs that must be asked, and give their batches to the runtime."""
         chunk = next(chunks, None)
         if chunk is None:
             return None
@@ -265,7 +274,10 @@ class _Run:
         tokenized = tokenize(self._loaded.tokenizer, self._loaded.layout, [pair for _, pair in new], self._size)
         asked = tuple(_Asked(slot, pair[1], entry) for (slot, pair), entry in zip(new, tokenized, strict=True))
         windows = [window for entry in tokenized for window in entry.windows]
-        results = tuple(running.submit(self._infer, batch) for batch in batches(windows, self._loaded.runtime.tokens))
+        runtime = self._loaded.runtime
+        # A few rows are spread over all threads.
+        share = -(-sum(len(window.ids) for window in windows) // runtime.requests)
+        results = tuple(running.submit(self._infer, batch) for batch in batches(windows, min(runtime.tokens, share)))
         return _Chunk(rows, asked, results)
 
     def _slot(self, pair: tuple[str, str], new: list[tuple[_Slot, tuple[str, str]]]) -> _Slot:
@@ -273,10 +285,10 @@ class _Run:
         digest = hashlib.blake2b(f"{len(question)} {question}{context}".encode(errors="surrogatepass"), digest_size=16).digest()
         slot = self._slots.get(digest)
         if slot is None:
-            reason = unanswerable(question, context)
+            fault = fault_of_pair(question, context)
             weight = self._options.top_k * (_ANSWER_BYTES + min(len(context), ANSWER_LIMIT))
-            slot = _Slot(_unanswered(reason) if reason else None, weight)
-            if not reason:
+            slot = _Slot(_unanswered(fault.reason) if fault else None, weight)
+            if not fault:
                 new.append((slot, pair))
             self._remember(digest, slot)
         return slot
@@ -292,11 +304,11 @@ class _Run:
         return list(zip(windows, best_spans(start, end, windows, self._options), strict=True))
 
     def _finish(self, chunk: _Chunk) -> None:
-        found: dict[int, list[tuple[int, WindowSpans]]] = collections.defaultdict(list)
+        of_row: dict[int, list[tuple[int, WindowSpans]]] = collections.defaultdict(list)
         for window, spans in itertools.chain.from_iterable(future.result() for future in chunk.results):
-            found[window.row].append((window.first, spans))
+            of_row[window.row].append((window.first, spans))
         for row, asked in enumerate(chunk.asked):
-            in_order = [spans for _, spans in sorted(found[row], key=lambda entry: entry[0])]
+            in_order = [spans for _, spans in sorted(of_row[row], key=lambda entry: entry[0])]
             asked.slot.answer = self._answer(asked, in_order)
 
     def _answer(self, asked: _Asked, spans: list[WindowSpans]) -> Answer:
@@ -304,7 +316,7 @@ class _Run:
             return _unanswered(asked.tokenized.reason)
         ranked = merge(asked.context, asked.tokenized, spans, self._options)
         if not ranked:
-            return _unanswered(RowReason.NO_ANSWER)
+            return _unanswered(RowReason.UNUSABLE_ANSWER)
         best = ranked[0]
         error = None
         if best.start == best.end:
@@ -316,77 +328,3 @@ class _Run:
 
 def _unanswered(reason: RowReason) -> Answer:
     return Answer("", 0.0, 0, 0, reason)
-
-
-def unanswerable(question: str, context: str) -> RowReason | None:
-    """Why a row is not asked at all, judged by its characters."""
-    if not question.strip():
-        return RowReason.EMPTY_QUESTION
-    if not context.strip():
-        return RowReason.EMPTY_CONTEXT
-    if len(question) > QUESTION_LIMIT:
-        return RowReason.QUESTION_TOO_LONG
-    if len(context) > CONTEXT_LIMIT:
-        return RowReason.CONTEXT_TOO_LONG
-    if "\0" in question or "\0" in context:
-        return RowReason.NUL_CHARACTER
-    if not (_encodable(question) and _encodable(context)):
-        return RowReason.LONE_SURROGATE
-    return None
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def chunked(pairs: Iterable[tuple[str, str]], kept: Callable[[], int] = lambda: 0) -> Iterator[list[tuple[str, str]]]:
-    """Consecutive pairs in lists that are bounded in rows, characters and bytes ``kept``, or have one pair; the first one is small.
-
-    What ``pairs`` raises is raised after the pairs that came before.
-    """
-    chunk: list[tuple[str, str]] = []
-    rows, characters, held = _FIRST_ROWS, 0, 0
-    try:
-        for pair in pairs:
-            more, more_held = len(pair[0]) + len(pair[1]), kept()
-            if chunk and (characters + more > _CHUNK_CHARACTERS or held + more_held > _CHUNK_KEPT):
-                yield chunk
-                chunk, rows, characters, held = [], _CHUNK_ROWS, 0, 0
-            chunk.append(pair)
-            characters, held = characters + more, held + more_held
-            if len(chunk) >= rows:
-                yield chunk
-                chunk, rows, characters, held = [], _CHUNK_ROWS, 0, 0
-    except Exception:
-        if chunk:
-            yield chunk
-        raise
-    if chunk:
-        yield chunk
-
-
-def batches(windows: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length together, the longest first, at most ``tokens`` tokens a batch, padding included."""
-    batch: list[Window] = []
-    for window in sorted(windows, key=lambda window: -len(window.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
-
-
-def pad(windows: Sequence[Window], layout: Layout) -> Batch:
-    """A batch from windows; padding has token 0, which is masked."""
-    lengths = np.array([len(window.ids) for window in windows], np.int32)
-    ids = np.zeros((len(windows), int(lengths.max())), np.int32)
-    types = np.full(ids.shape, layout.question_type, np.int32)
-    for row, window in enumerate(windows):
-        ids[row, : len(window.ids)] = window.ids
-        types[row, window.offset :] = layout.context_type
-    return Batch(ids, types, lengths)

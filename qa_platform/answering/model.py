@@ -1,6 +1,6 @@
-"""Finding a model: the bundled one, a folder, or one from the Hugging Face hub, as files on disk.
+"""Finding a model's files: the bundled model, a folder, or a model of the Hugging Face hub.
 
-Only safetensors weights and fast tokenizers are taken, and no code that came with a model is ever run.
+Only safetensors weights and fast tokenizers are accepted, and no code that came with a model is ever run.
 """
 
 import functools
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "models" / "bundled"
-# Beside the models, not among them: images that answer nothing leave those out, and tell which model answers all the same.
+# Beside the models, not among them: images that answer nothing leave the models out, and still have to name the one that answers.
 BUNDLED_REVISION_FILE = Path(__file__).parent / "bundled.revision"
 
-# What is fetched from the hub: never pickled weights, never Python.
+# The files that are fetched from the hub: no pickled weights, no Python.
 _HUB_FILES = (
     "config.json",
     "*.safetensors",
@@ -34,10 +34,11 @@ _HUB_FILES = (
     "added_tokens.json",
 )
 _REVISION_LENGTH = 12
+_OWN_FILE = "use the file that was saved with the weights"
 # transformers writes 1e30 where a tokenizer names no limit of its own.
 _NO_LIMIT = 10**9
 _MAX_SEQ_LEN = 384
-# What nearly every family calls the layer that makes the logits.
+# The layer that makes the logits, in nearly every family.
 _HEAD = "qa_outputs.weight"
 
 
@@ -58,26 +59,26 @@ class ModelFiles:
         return str(self.config.get("model_type", ""))
 
     def number(self, *names: str, default: float | None = None) -> float:
-        """The number in ``config.json`` that goes by one of ``names``.
+        """The number in ``config.json`` under the first of ``names`` that it has.
 
         Raises:
-            InputError: it is none, or it is not there and has no ``default``.
+            InputError: it is not a number, or it is missing and there is no ``default``.
         """
-        found = next((self.config[name] for name in names if self.config.get(name) is not None), default)
-        if isinstance(found, int | float):
-            return found
-        what = f"has no {names[0]}" if found is None else f"has {found!r} for {names[0]}, which is no number"
-        raise InputError(f"model {self.id}: {self.folder / 'config.json'} {what}; take the file that was saved with the weights")
+        value = next((self.config[name] for name in names if self.config.get(name) is not None), default)
+        if isinstance(value, int | float):
+            return value
+        what = f"has no {names[0]}" if value is None else f"has {value!r} for {names[0]}, which is not a number"
+        raise InputError(f"{self.folder / 'config.json'} {what}", where=f"model {self.id}", advice=_OWN_FILE)
 
     @property
     def position_offset(self) -> int:
-        """What the first token's position is: the RoBERTa line counts from the padding token's id plus one."""
+        """The position of the first token. The RoBERTa line counts from the padding token's id plus one, every other from 0."""
         roberta_like = self.family in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
         return int(self.number("pad_token_id", default=1)) + 1 if roberta_like else 0
 
     @property
     def longest_window(self) -> int:
-        """Tokens that a window may have at most: what the position embeddings hold and the tokenizer declares."""
+        """Tokens of a window, at most: as many as the position embeddings hold and the tokenizer allows."""
         positions = int(self.number("max_position_embeddings", default=_NO_LIMIT)) - self.position_offset
         if self.family in ("deberta", "deberta-v2") and self.config.get("relative_attention"):
             positions = _NO_LIMIT
@@ -85,12 +86,12 @@ class ModelFiles:
 
     @property
     def default_window(self) -> int:
-        """Tokens of a window where the caller names no number: 384, or less where the model holds less."""
+        """Tokens of a window by default: 384, or `longest_window` if that is less."""
         return min(self.longest_window, _MAX_SEQ_LEN)
 
     @property
     def takes_token_types(self) -> bool:
-        """Whether the model tells question from context by token types (BERT, ALBERT and ELECTRA do)."""
+        """Whether the model distinguishes question and context by token types, as BERT, ALBERT and ELECTRA do."""
         names = self.tokenizer_config.get("model_input_names")
         if names is not None:
             return "token_type_ids" in names and self.number("type_vocab_size", default=2) > 1
@@ -98,23 +99,23 @@ class ModelFiles:
 
 
 def bundled_revision() -> str:
-    """The revision of the bundled model as it is recorded, also in an installation without its weights."""
+    """The recorded revision of the bundled model. It is known even in an installation without the weights."""
     return BUNDLED_REVISION_FILE.read_text(encoding="ascii").strip()
 
 
 def find_model(choice: ModelChoice) -> ModelFiles:
-    """The files of a chosen model, fetched from the hub where it is neither bundled nor a folder.
+    """The files of a model. A model that is neither bundled nor a folder is fetched from the hub.
 
     Raises:
         InputError: there is no such model or revision, or it is not an extractive model in safetensors.
-        TransientError: the hub cannot be reached, and the model is not in the local cache.
+        TransientError: the hub is unavailable, and the model is not in the local cache.
     """
     if choice.id == BUNDLED:
         return _at_revision(_read_folder(BUNDLED, BUNDLED_FOLDER), choice.revision)
     if Path(choice.id).is_dir():
         return _at_revision(_read_folder(choice.id, Path(choice.id)), choice.revision)
     if choice.id.startswith((".", "/", "~")):
-        raise InputError(f"there is no model folder {choice.id}")
+        raise InputError("there is no such model folder", where=choice.id)
     folder = _from_hub(choice.id, choice.revision)
     return _read_folder(choice.id, folder, revision=folder.name)
 
@@ -122,8 +123,9 @@ def find_model(choice: ModelChoice) -> ModelFiles:
 def _at_revision(files: ModelFiles, wanted: str) -> ModelFiles:
     if wanted not in ("", files.revision):
         raise InputError(
-            f"model {files.id}: its weights have revision {files.revision}, and {wanted} is asked for; only a model of the hub has others, "
-            "so name that one, or no revision"
+            f"its weights have revision {files.revision}, but revision {wanted} was asked for",
+            where=f"model {files.id}",
+            advice="leave the revision out, or name a model of the hub: only those have several revisions",
         )
     return files
 
@@ -133,37 +135,42 @@ def _read_folder(model_id: str, folder: Path, *, revision: str = "") -> ModelFil
     tokenizer_config = folder / "tokenizer_config.json"
     weights = _weights(model_id, folder)
     if "QuestionAnswering" not in str(config.get("architectures")):
-        raise InputError(f"model {model_id}: {config.get('architectures')} is not an extractive question-answering model")
+        raise InputError(f"{config.get('architectures')} is not an extractive question-answering model", where=f"model {model_id}")
     _check_weights(model_id, weights)
     tokenizer = _read_json(tokenizer_config, needed_by=model_id) if tokenizer_config.exists() else {}
     if tokenizer.get("padding_side", "right") != "right":
-        raise InputError(f"model {model_id}: models whose windows are padded on the left are not supported")
+        raise InputError("models whose windows are padded on the left are not supported", where=f"model {model_id}")
     return ModelFiles(model_id, folder, revision or _content_hash(weights), config, tokenizer, weights)
 
 
 def _weights(model_id: str, folder: Path) -> tuple[Path, ...]:
-    """The files that transformers would load, in its order of preference; others in the folder are none of the model's business."""
-    found = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
+    """The files that transformers would load, in its order of preference. Other files in the folder are ignored."""
+    files = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
     index = folder / "model.safetensors.index.json"
-    if "model.safetensors" in found:
-        return (found["model.safetensors"],)
+    if "model.safetensors" in files:
+        return (files["model.safetensors"],)
     if index.exists():
-        of_tensor = _read_json(index, needed_by=model_id).get("weight_map")
-        names = sorted({str(name) for name in of_tensor.values()}) if isinstance(of_tensor, dict) else []
-        missing = [name for name in names if name not in found]
-        if missing or not names:
-            what = f"names {', '.join(missing)}, not there" if missing else "names no files"
-            raise InputError(f"model {model_id}: {index} {what}; fetch the whole model again")
-        return tuple(found[name] for name in names)
-    if not found:
-        raise InputError(f"model {model_id}: no *.safetensors in {folder}; pickled weights are not loaded, so convert them first")
-    if len(found) > 1:
-        raise InputError(f"model {model_id}: {folder} has {', '.join(found)}; call the one with the weights model.safetensors")
-    return tuple(found.values())
+        return _indexed_weights(model_id, index, files)
+    where = f"model {model_id}"
+    if not files:
+        raise InputError(f"no *.safetensors in {folder}", where=where, advice="convert pickled weights first: they are never loaded")
+    if len(files) > 1:
+        raise InputError(f"{folder} has {', '.join(files)}", where=where, advice="rename the file with the weights to model.safetensors")
+    return tuple(files.values())
+
+
+def _indexed_weights(model_id: str, index: Path, files: dict[str, Path]) -> tuple[Path, ...]:
+    of_tensor = _read_json(index, needed_by=model_id).get("weight_map")
+    names = sorted({str(name) for name in of_tensor.values()}) if isinstance(of_tensor, dict) else []
+    missing = [name for name in names if name not in files]
+    if missing or not names:
+        what = f"names {', '.join(missing)}, which is missing" if missing else "names no files"
+        raise InputError(f"{index} {what}", where=f"model {model_id}", advice="fetch the whole model again")
+    return tuple(files[name] for name in names)
 
 
 def _check_weights(model_id: str, weights: tuple[Path, ...]) -> None:
-    """Read the files' headers, which also say how long the files must be."""
+    """Read the files' headers, which also show whether a file was cut."""
     from safetensors import SafetensorError, safe_open
 
     for path in weights:
@@ -172,12 +179,15 @@ def _check_weights(model_id: str, weights: tuple[Path, ...]) -> None:
                 shape = file.get_slice(_HEAD).get_shape() if _HEAD in file.keys() else [2]  # noqa: SIM118  # not a mapping
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"model {model_id}: {path} is no complete safetensors file ({error}); fetch it again, with `git lfs pull` in a clone"
+                f"{path} is not a complete safetensors file ({error})",
+                where=f"model {model_id}",
+                advice="fetch it again, with `git lfs pull` in a clone",
             ) from error
         if shape[:1] != [2]:
             raise InputError(
-                f"model {model_id}: {_HEAD} in {path} has shape {shape}; an extractive model gives two numbers per token, "
-                "for an answer's start and for its end"
+                f"{_HEAD} in {path} has shape {shape}",
+                where=f"model {model_id}",
+                advice="use an extractive model: it gives two numbers per token, for an answer's start and for its end",
             )
 
 
@@ -185,11 +195,11 @@ def _read_json(path: Path, *, needed_by: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"model {needed_by}: {path} is missing") from None
+        raise InputError(f"{path} is missing", where=f"model {needed_by}") from None
     except ValueError as error:
-        raise InputError(f"model {needed_by}: {path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}", where=f"model {needed_by}") from error
     if not isinstance(value, dict):
-        raise InputError(f"model {needed_by}: {path} is no JSON object; take the file that was saved with the weights")
+        raise InputError(f"{path} is not a JSON object", where=f"model {needed_by}", advice=_OWN_FILE)
     return value
 
 
@@ -218,18 +228,19 @@ def _from_hub(model_id: str, revision: str) -> Path:
         # A snapshot's folder is named by the commit that the revision resolved to.
         return Path(snapshot_download(model_id, revision=revision or None, allow_patterns=list(_HUB_FILES)))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise InputError(f"model {model_id!r}, revision {revision or 'main'!r}: not on the hub (is it private, or misspelt?)") from error
+        where = f"model {model_id!r}, revision {revision or 'main'!r}"
+        raise InputError("not on the hub", where=where, advice="check the spelling, and whether the model is private") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise TransientError(f"model {model_id!r} cannot be fetched, and is not in the cache: {error}") from error
+        raise TransientError(f"it cannot be fetched, and is not in the cache: {error}", where=f"model {model_id!r}") from error
 
 
 def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
     """The model's fast tokenizer, without truncation and padding.
 
-    A folder without ``tokenizer.json`` is converted by transformers, which is imported only then.
+    Where there is no ``tokenizer.json``, transformers, which is imported only then, makes one of the tokenizer's other files.
 
     Raises:
-        InputError: the folder has none, or one that cannot be read.
+        InputError: the folder has no tokenizer, or one that cannot be read.
     """
     import tokenizers
 
@@ -237,9 +248,9 @@ def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
     if path.exists():
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        # It raises nothing more precise.
+        # The library raises nothing more precise.
         except Exception as error:
-            raise InputError(f"model {files.id}: {path} is no tokenizer ({error}); fetch it again") from error
+            raise InputError(f"{path} is not a tokenizer ({error})", where=f"model {files.id}", advice="fetch it again") from error
         _apply_bert_options(tokenizer, files.tokenizer_config)
     else:
         tokenizer = _converted_tokenizer(files)
@@ -249,7 +260,7 @@ def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
 
 
 def _apply_bert_options(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> None:
-    """Let ``tokenizer_config.json`` win over ``tokenizer.json`` where both say how BERT normalises, as transformers does."""
+    """Prefer ``tokenizer_config.json`` to ``tokenizer.json`` where both have BERT's options of normalisation, as transformers does."""
     import tokenizers
 
     if not isinstance(tokenizer.normalizer, tokenizers.normalizers.BertNormalizer):
@@ -265,18 +276,22 @@ def _converted_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, use_fast=True, trust_remote_code=False, local_files_only=True)
-    # The libraries that read vocabularies raise what they like.
+    # The libraries that read vocabularies raise errors of many types.
     except Exception as error:
         raise InputError(
-            f"model {files.id}: no tokenizer.json in {files.folder}, and none can be made of what is there ({error}); put one there, as "
-            "fast tokenizers of transformers save it, or install what is missing: *.model files take the package sentencepiece"
+            f"no tokenizer.json in {files.folder}, and none can be made of its other files ({error})",
+            where=f"model {files.id}",
+            advice="put one there, as fast tokenizers of transformers save it, or install what is missing: *.model files need the package "
+            "sentencepiece",
         ) from error
     if not tokenizer.is_fast:
-        raise InputError(f"model {files.id}: its tokenizer has no fast version, which character offsets need")
-    # Without its files transformers makes one that knows no word, and says nothing.
+        raise InputError("its tokenizer has no fast version, which character offsets need", where=f"model {files.id}")
+    # Without the files, transformers silently makes a tokenizer without a vocabulary.
     needed = [name for name in tokenizer.vocab_files_names.values() if name != "tokenizer.json"]
     missing = [name for name in needed if not (files.folder / name).exists()]
     if missing or not needed:
         instead = f", and no {' and no '.join(missing)} to make one from" if missing else ""
-        raise InputError(f"model {files.id}: {files.folder} has no tokenizer.json{instead}; put the tokenizer's files there")
+        raise InputError(
+            f"{files.folder} has no tokenizer.json{instead}", where=f"model {files.id}", advice="put the tokenizer's files there"
+        )
     return tokenizer.backend_tokenizer

@@ -1,20 +1,23 @@
-"""Rows of a CSV and their answers: asking row by row in bounded memory, our cells, and the counts."""
+"""Rows of a CSV and their answers: asking row by row in bounded memory, the cells that are added, and the counts."""
 
 import collections
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
 from qa_platform.contract import RowReason
 
 # A score needs no more digits than its precision has.
 _SCORE_DIGITS = 6
+# The column for all answers but the best, where several per row are asked for.
+ALTERNATIVES = "alternatives"
 
 
 @dataclass
 class Counts:
-    """What became of the rows; ``rows`` is always the sum of the three."""
+    """How many rows were answered, have no answer, or are rejected. ``rows`` is their sum."""
 
     answered: int = 0
     no_answer: int = 0
@@ -35,19 +38,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class AskedRow:
-    """A row's cells, its question and context, and why it is not to be asked, where ingestion found a reason."""
+    """A row's cells, its question and context. ``reason``, where ingestion found one, says why the row is not asked."""
 
     cells: Sequence[str]
     question: str
     context: str
     reason: RowReason | None = None
-    # Bytes of input, for whoever shows progress.
+    # Bytes of input, for showing progress.
     size: int = 0
 
 
 def answered_rows(answerer: Answerer, rows: Iterable[AskedRow], options: AnswerOptions) -> Iterator[tuple[AskedRow, Answer]]:
     """Every row with its answer, in order. A row with a reason is not asked, and its answer has that reason."""
-    # The engine reads ahead of what it yields, from another thread, by a bounded number of rows and of bytes: they wait here.
+    # Rows that the engine has read and not answered. It reads ahead, from another thread, by a bounded number of rows and bytes.
     waiting: collections.deque[AskedRow] = collections.deque()
 
     def pairs() -> Iterator[tuple[str, str]]:
@@ -64,9 +67,14 @@ def answered_rows(answerer: Answerer, rows: Iterable[AskedRow], options: AnswerO
 
 
 def answer_cells(answer: Answer, model: str) -> list[str]:
-    """The cells of ANSWER_COLUMNS. A rejected row has only model and error; one without an answer has its score too."""
+    """The cells of ANSWER_COLUMNS. A rejected row has only model and error; a row without an answer has its score too."""
     error = answer.error.value if answer.error else ""
     if answer.error in (None, RowReason.LOW_SCORE):
         return [answer.answer, f"{answer.score:.{_SCORE_DIGITS}f}", str(answer.start), str(answer.end), model, error]
     score = f"{answer.score:.{_SCORE_DIGITS}f}" if answer.error is RowReason.NO_ANSWER else ""
     return ["", score, "", "", model, error]
+
+
+def alternatives_cell(answer: Answer) -> str:
+    """The cell of ALTERNATIVES: a JSON list of the next best spans, each with text, score, start and end."""
+    return json.dumps([asdict(span) for span in answer.alternatives], ensure_ascii=False)

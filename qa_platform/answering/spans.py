@@ -1,12 +1,15 @@
 """From logits to answers, with the meaning of the transformers 4.57 question-answering pipeline.
 
-Per window: a softmax of the start logits and one of the end logits over the context's tokens and [CLS]; a span's probability
-is p(start) * p(end), with at most ``max_answer_len`` tokens; the best 2 * top_k + 10 spans are widened to whole words; equal
-texts, whatever their case, add up, over places and windows; the best sums win. Ties go to the earlier window, then the
+Per window, the start logits and the end logits each get a softmax over the context's tokens and [CLS]. A span's probability is
+p(start) * p(end); it has at most ``max_answer_len`` tokens. The best 2 * top_k + 10 spans are widened to whole words. The probabilities of
+equal texts, ignoring case, are added up over places and windows, and the highest sums win. Ties go to the earlier window, then to the
 earlier place.
 
-The pipeline reports that sum, which passes 1 where windows overlap. Here a score is a probability: within a window spans
-exclude each other, so their sum is one; over windows it is 1 - prod(1 - p), the probability that at least one window holds it.
+The place of a text, and so its spelling, is that of its best-scored mention. The pipeline gives the place of the first window that
+proposes the text at all, however unlikely it is there.
+
+The pipeline reports that sum, which may exceed 1 where windows overlap. Here a score is a probability: within a window spans exclude
+each other, so their sum is a probability; over windows it is 1 - prod(1 - p), the probability that at least one window holds the answer.
 """
 
 from collections.abc import Sequence
@@ -15,28 +18,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qa_platform.answering.windows import Characters, Tokenized, Window
+from qa_platform.answering.characters import Characters
+from qa_platform.answering.windows import Tokenized, Window
 from qa_platform.contract import ANSWER_LIMIT
 
 
 @dataclass(frozen=True)
 class SpanOptions:
-    """``top_k``: answers per row, at most; ``max_answer_len``: tokens of an answer, at most; ``null``: whether "none" may win."""
+    """``top_k``: answers per row, at most. ``max_answer_len``: tokens of an answer, at most. ``null``: whether "no answer" may win.
+
+    ``align_to_words``: spans are widened to whole words. ``best_mention``: a text gets the place of its best mention, not of its
+    first.
+    """
 
     top_k: int = 1
     max_answer_len: int = 15
     null: bool = False
+    align_to_words: bool = True
+    best_mention: bool = True
 
     @property
     def candidates(self) -> int:
-        """Spans taken from each window, before widening to words makes some of them equal."""
+        """Spans taken from each window. They are more than ``top_k``, as widening to words makes some of them equal."""
         return 2 * self.top_k + 10
 
 
 @dataclass(frozen=True)
 class WindowSpans:
-    """The best spans of one window, best first: first and last token (counted in the context), and probability; shape (spans,).
+    """The best spans of one window, best first.
 
+    ``starts`` and ``ends``: the first and last token, counted in the context. ``scores``: probabilities. All have shape (spans,).
     ``null`` is the probability that the window holds no answer.
     """
 
@@ -66,7 +77,7 @@ def best_spans(
     """
     first = np.array([window.offset for window in windows])[:, None]
     last = first + np.array([window.length for window in windows])[:, None]
-    # Only the tokens from the first context token on to the last one: (windows, width).
+    # The columns of the context's tokens alone: (windows, width).
     width = int((last - first).max())
     columns = first + np.arange(width)
     outside = columns >= last
@@ -121,55 +132,71 @@ def _best(scores: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], N
 def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], options: SpanOptions) -> list[Span]:
     """The best answers of one row from the spans of all its windows, best first; at most ``options.top_k``.
 
-    With ``options.null`` "no answer" competes with the lowest probability that any window gives it.
+    With ``options.null`` "no answer" competes with the lowest probability that any window gives it. A span of white space, or of more
+    characters than an answer may have, is none; so there may be no answer.
     """
     assert tokenized.characters is not None
     texts: dict[str, _Merged] = {}
-    for number, (window, found) in enumerate(zip(tokenized.windows, spans, strict=True)):
-        starts, ends = _widened(tokenized.characters, window, found)
-        for start, end, score in zip(starts, ends, found.scores.tolist(), strict=True):
-            if end - start > ANSWER_LIMIT:
+    for number, (window, best) in enumerate(zip(tokenized.windows, spans, strict=True)):
+        starts, ends = _widened(tokenized.characters, window, best) if options.align_to_words else _exact(tokenized.characters, best)
+        for start, end, score in zip(starts, ends, best.scores.tolist(), strict=True):
+            text = context[start:end].lower()
+            if end - start > ANSWER_LIMIT or not text or text.isspace():
                 continue
-            merged = texts.setdefault(context[start:end].lower(), _Merged(start, end))
+            merged = texts.setdefault(text, _Merged(start, end, score))
             merged.add(number, score)
+            if options.best_mention:
+                merged.move(start, end, score)
     ranked = list(texts.values())
     if options.null:
-        null = _Merged(0, 0)
-        null.add(0, min(found.null for found in spans))
+        score = min(best.null for best in spans)
+        null = _Merged(0, 0, score)
+        null.add(0, score)
         ranked.append(null)
     ranked.sort(key=lambda merged: -merged.total)
     return [Span(context[m.start : m.end], m.probability, m.start, m.end) for m in ranked[: options.top_k]]
 
 
 class _Merged:
-    """Equal texts from several spans: the first one's place, the sum that ranks, and the sums per window."""
+    """Equal texts from several spans: the place of one of them, the sum of their scores, which ranks texts, and the sums per window."""
 
-    __slots__ = ("_last", "_none", "_sum", "end", "start", "total")
+    __slots__ = ("_best", "_last", "_none", "_sum", "end", "start", "total")
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: int, end: int, score: float) -> None:
         self.start = start
         self.end = end
+        self._best = score
         self.total = 0.0
         self._last = -1
         self._sum = 0.0
         self._none = 1.0
 
     def add(self, window: int, score: float) -> None:
-        """Windows come in order."""
+        """Add a span's score. Windows come in order."""
         if window != self._last:
             self._none *= 1.0 - self._sum
             self._last, self._sum = window, 0.0
         self._sum = min(self._sum + score, 1.0)
         self.total += score
 
+    def move(self, start: int, end: int, score: float) -> None:
+        """Move to the place of another span, if that has a better score."""
+        if score > self._best:
+            self.start, self.end, self._best = start, end, score
+
     @property
     def probability(self) -> float:
         return 1.0 - self._none * (1.0 - self._sum)
 
 
-def _widened(characters: Characters, window: Window, found: WindowSpans) -> tuple[list[int], list[int]]:
-    """Where the whole words that the spans touch begin and end in the context, as far as they lie in the window."""
+def _widened(characters: Characters, window: Window, spans: WindowSpans) -> tuple[list[int], list[int]]:
+    """The beginnings and ends, in the context, of the whole words that the spans touch, as far as they lie in the window."""
     words = characters.words[window.first : window.first + window.length]
-    first = np.searchsorted(words, characters.words[found.starts], "left") + window.first
-    last = np.searchsorted(words, characters.words[found.ends], "right") + window.first - 1
+    first = np.searchsorted(words, characters.words[spans.starts], "left") + window.first
+    last = np.searchsorted(words, characters.words[spans.ends], "right") + window.first - 1
     return characters.offsets[first, 0].tolist(), characters.offsets[last, 1].tolist()
+
+
+def _exact(characters: Characters, spans: WindowSpans) -> tuple[list[int], list[int]]:
+    """The beginnings and ends of the spans' own tokens."""
+    return characters.offsets[spans.starts, 0].tolist(), characters.offsets[spans.ends, 1].tolist()

@@ -1,8 +1,12 @@
 """From questions and contexts to windows of tokens.
 
-The windows are those of the transformers 4.57 question-answering pipeline: question first, then as much of the context as
-fits, the next window beginning ``stride`` tokens before the end of the one before. They are cut here, not in the tokenizer:
-so a context is tokenised once however many questions it has, and no length can make the tokenizer fail.
+The windows are those of the transformers 4.57 question-answering pipeline: the question, then as much of the context as fits. Each
+window begins ``stride`` tokens before the end of the previous one. They are cut here, not in the tokenizer: so a context is tokenised
+once however many questions it has, and no length can make the tokenizer fail.
+
+The work is linear in the context, unlike the pipeline's: behind a long question its windows advance by a single token. Here windows
+advance by half their room for the context at least, and a context of several windows needs a useful room. So the windows of a row hold
+at most ``length + 16 * t`` tokens for a context of ``t`` tokens, whatever the question.
 """
 
 import itertools
@@ -13,13 +17,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from qa_platform.answering.characters import Characters, loses_letters
 from qa_platform.contract import RowReason
 
 if TYPE_CHECKING:
     import tokenizers
 
-# Characters of a text that is not tokenised beside others: every thread that tokenised such a one would keep its memory.
+# A text of more characters is tokenised alone: otherwise every thread would tokenise such texts, and keep the memory that takes.
 _LONG = 2**16
+# A question must leave this part of a window to a context of several windows: 48 of 384 tokens, two or three sentences. With less, a
+# short answer and its surroundings do not fit, and most of the work would go into reading the question again.
+_USEFUL_PART = 8
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,17 @@ class WindowSize:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokenizer puts its special tokens: ``before`` question ``between`` context ``after``."""
+    """A tokenizer's special tokens, ``before`` question ``between`` context ``after``, and its token types.
+
+    ``loses_letters``: its offsets leave out letters, see `characters`.
+    """
 
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
     question_type: int
     context_type: int
+    loses_letters: bool = False
 
     @property
     def special(self) -> int:
@@ -50,7 +62,7 @@ class Layout:
 
     @classmethod
     def of(cls, tokenizer: "tokenizers.Tokenizer") -> "Layout":
-        """Read off one encoded pair, so that it holds for every family."""
+        """The layout of one encoded pair, which holds for every family of tokenizers."""
         pair = tokenizer.encode("a", "b")
         sequences = pair.sequence_ids
         question = [i for i, sequence in enumerate(sequences) if sequence == 0]
@@ -62,6 +74,7 @@ class Layout:
             tuple(ids[context[-1] + 1 :]),
             types[question[0]],
             types[context[0]],
+            loses_letters(tokenizer),
         )
 
 
@@ -80,26 +93,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Characters:
-    """Where a context's tokens are: a tokenizer's own Encoding knows it too, and takes several times the memory.
-
-    ``offsets``: first character, and the one after the last, of every token; shape (tokens, 2). ``words``: the number of every
-    token's word, shape (tokens,); it never falls.
-    """
-
-    offsets: NDArray[np.int32]
-    words: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, encoding: "tokenizers.Encoding") -> "Characters":
-        # Several times as fast as an array made from the tuples.
-        flat = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int32, 2 * len(encoding))
-        return cls(flat.reshape(-1, 2), np.array(encoding.word_ids, np.int32))
-
-
-@dataclass(frozen=True)
 class Tokenized:
-    """One row: its windows (none where ``reason`` says why) and where the context's tokens are."""
+    """One tokenised row: its windows and the places of its context's tokens; or the reason why it has none."""
 
     windows: tuple[Window, ...]
     characters: Characters | None
@@ -107,17 +102,19 @@ class Tokenized:
 
 
 def tokenize(tokenizer: "tokenizers.Tokenizer", layout: Layout, pairs: Sequence[tuple[str, str]], size: WindowSize) -> list[Tokenized]:
-    """Windows of every (question, context), in order. Equal questions and equal contexts are tokenised once.
+    """The windows of every (question, context), in order. Equal questions and equal contexts are tokenised once.
 
-    A row whose question leaves no room for context gets the reason QUESTION_EXCEEDS_WINDOW; one whose context has no tokens,
-    EMPTY_CONTEXT. A stride that leaves no progress in the room after the question is lowered for that row to half the room.
+    A row without a token in its question or context gets EMPTY_QUESTION or EMPTY_CONTEXT. A row gets QUESTION_EXCEEDS_WINDOW if its
+    question leaves less room than the context needs, and less than an eighth of the window. A stride of more than half the room after
+    the question is lowered to half the room for that row.
     """
     texts = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     encodings = {text: tokenizer.encode(text, add_special_tokens=False) for text in texts if len(text) > _LONG}
     short = [text for text in texts if len(text) <= _LONG]
     encodings.update(zip(short, tokenizer.encode_batch(short, add_special_tokens=False), strict=True))
     ids: dict[str, NDArray[np.int32]] = {text: np.array(encoding.ids, np.int32) for text, encoding in encodings.items()}
-    characters = {context: Characters.of(encodings[context]) for context in dict.fromkeys(context for _, context in pairs)}
+    contexts = dict.fromkeys(context for _, context in pairs)
+    characters = {text: Characters.of(encodings[text], text, loses_letters=layout.loses_letters) for text in contexts}
     return [_windows(row, ids[question], ids[context], characters[context], layout, size) for row, (question, context) in enumerate(pairs)]
 
 
@@ -130,10 +127,8 @@ def _windows(
     size: WindowSize,
 ) -> Tokenized:
     room = size.length - layout.special - len(question)
-    if room < 1:
-        return Tokenized((), None, RowReason.QUESTION_EXCEEDS_WINDOW)
-    if not len(context):
-        return Tokenized((), None, RowReason.EMPTY_CONTEXT)
+    if reason := _fault(len(question), len(context), room, size):
+        return Tokenized((), None, reason)
     head = np.concatenate([np.array(layout.before, np.int32), question, np.array(layout.between, np.int32)])
     tail = np.array(layout.after, np.int32)
     windows = []
@@ -143,8 +138,17 @@ def _windows(
     return Tokenized(tuple(windows), characters)
 
 
+def _fault(question: int, context: int, room: int, size: WindowSize) -> RowReason | None:
+    """Why a row with these numbers of tokens has no windows; None if it has some."""
+    if not question:
+        return RowReason.EMPTY_QUESTION
+    if not context:
+        return RowReason.EMPTY_CONTEXT
+    return RowReason.QUESTION_EXCEEDS_WINDOW if room < min(context, -(-size.length // _USEFUL_PART)) else None
+
+
 def _cuts(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    step = room - stride if stride < room else max(1, room // 2)
+    step = max(room - stride, -(-room // 2))
     cuts = []
     for first in range(0, tokens, step):
         end = min(first + room, tokens)

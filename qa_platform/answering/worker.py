@@ -1,8 +1,6 @@
 """The pipeline's entry point, ``python -m qa_platform.answering.worker``: one process, one model, many datums.
 
-It speaks Pachyderm's datum batching: each NextDatum completes the datum before it and brings the next one's environment; a
-non-empty error fails it, and Pachyderm tries it again. Only broken infrastructure is such an error; what is wrong with a row
-is in that row's answer. The process ends by being killed while it waits.
+A datum is a shard. It fails only where something that the worker needs is broken: a bad row has its reason in its own answer.
 """
 
 import logging
@@ -10,23 +8,21 @@ import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
-import grpc
-from pachyderm_sdk.api.worker import WorkerStub
-
 from qa_platform.answering.engine import Answerer
 from qa_platform.answering.shard import answer_shard
-from qa_platform.contract import BLAMELESS, MANIFEST, QUESTIONS_REPO, SHARD_INFO, ModelChoice, ShardInfo
+from qa_platform.contract import MANIFEST, QUESTIONS_REPO, SHARD_INFO, ModelChoice, ShardInfo
+from qa_platform.datum_batching import serve
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
 
-# Where Pachyderm puts a datum's files; a server without containers puts them below QA_PFS_ROOT.
+# Pachyderm puts a datum's files here; a server without containers puts them below QA_PFS_ROOT.
 _PFS = PurePosixPath("/pfs")
 
 
 class Worker:
-    """Answers datums below ``root``: a shard's folder, or a manifest, which is copied through. Keeps one model loaded."""
+    """Answers shards below ``root``, and copies the manifest that a file's first shard carries. Keeps one model loaded."""
 
     def __init__(self, root: Path, *, threads: int = 0) -> None:
         self._root = root
@@ -35,20 +31,19 @@ class Worker:
         self._answerer: Answerer | None = None
 
     def do(self, datum: str) -> None:
-        """Work on one datum. ``datum`` is the path of the matched item, as Pachyderm's environment gives it.
+        """Answer one shard. ``datum`` is the path of its folder, as Pachyderm's environment gives it.
 
         Raises:
-            InputError, TransientError, OSError: the datum cannot be worked on.
+            InputError: the datum lies elsewhere, or does not match its ``shard.json``.
+            TransientError: the model cannot be loaded.
+            OSError: a file cannot be read or written.
         """
         source = self._source(datum)
         target = self._root / "out" / source.relative_to(self._root / QUESTIONS_REPO)
-        if source.name == MANIFEST:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            _log.info("%s: passed through", datum)
-            return
         wanted = ShardInfo.from_json((source / SHARD_INFO).read_bytes()).model
         done = answer_shard(self._answerer_for(wanted), source, target)
+        if (source / MANIFEST).exists():
+            shutil.copyfile(source / MANIFEST, target.parent / MANIFEST)
         rate = done.rows / max(done.seconds, 1e-3)
         _log.info(
             "%s: %d rows in %.1f s (%.1f rows/s): %d answered, %d without answer, %d rejected",
@@ -60,7 +55,7 @@ class Worker:
         if not path.is_relative_to(self._root) and path.is_relative_to(_PFS):
             path = self._root / path.relative_to(_PFS)
         if not path.is_relative_to(self._root / QUESTIONS_REPO):
-            raise InputError(f"datum {datum} does not lie in {self._root / QUESTIONS_REPO}")
+            raise InputError(f"it does not lie in {self._root / QUESTIONS_REPO}", where=f"datum {datum}")
         return path
 
     def _answerer_for(self, wanted: ModelChoice) -> Answerer:
@@ -70,40 +65,21 @@ class Worker:
                 answerer = Answerer(wanted, threads=self._threads)
                 answerer.warm_up()
             except Exception as error:
-                raise TransientError(f"the model {wanted.id!r} cannot be loaded; check QA_MODEL and QA_MODEL_REVISION: {error}") from error
+                raise TransientError(
+                    f"it cannot be loaded: {error}", where=f"model {wanted.id!r}", advice="check QA_MODEL and QA_MODEL_REVISION"
+                ) from error
             self._wanted, self._answerer = wanted, answerer
-            found = answerer.identity
-            _log.info("model %s, revision %s, %s, by %s", found.id, found.revision, found.precision, answerer.runtime)
+            model = answerer.identity
+            _log.info("model %s, revision %s, %s, by %s", model.id, model.revision, model.precision, answerer.runtime)
         return self._answerer
-
-
-def serve(worker: Worker, port: int) -> None:
-    """Work on datum after datum until the process is killed, or Pachyderm's worker goes away."""
-    with grpc.insecure_channel(f"localhost:{port}") as channel:
-        stub = WorkerStub(channel)
-        error = ""
-        while True:
-            environment = dict(entry.split("=", 1) for entry in stub.next_datum(error=error).env)
-            error = _attempt(worker, environment)
-
-
-def _attempt(worker: Worker, environment: dict[str, str]) -> str:
-    """The error that NextDatum reports, empty for success."""
-    try:
-        worker.do(environment[QUESTIONS_REPO])
-    except Exception as error:
-        _log.exception("datum failed")
-        if isinstance(error, (TransientError, OSError)):
-            _log.error("%s%s", BLAMELESS, " ".join(str(error).split()))
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def main() -> None:
     """Read the settings and serve. Logs go to standard output, which Pachyderm keeps."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = WorkerSettings()
-    serve(Worker(settings.pfs_root, threads=settings.threads), settings.grpc_port)
+    worker = Worker(settings.pfs_root, threads=settings.threads)
+    serve(lambda environment: worker.do(environment[QUESTIONS_REPO]), settings.grpc_port)
 
 
 if __name__ == "__main__":

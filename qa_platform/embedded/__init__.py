@@ -1,4 +1,4 @@
-"""The services that a deployment has, embedded: PostgreSQL, a GCS emulator and a pachd on loopback, for a laptop, tests and CI.
+"""The services of a deployment on one machine: PostgreSQL, a GCS emulator and a pachd on loopback, for laptops, tests and CI.
 
-Nothing outside this package knows that they are embedded.
+The rest of the platform cannot tell them from those of a deployment.
 """

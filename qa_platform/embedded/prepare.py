@@ -1,7 +1,7 @@
-"""Make an empty stack usable: the bucket, the tables, the repos and pipelines. May be repeated at will.
+"""Prepare an empty stack: the bucket, the tables, the repos and the pipelines. It can be repeated.
 
-``python -m qa_platform.embedded.prepare``: a process of its own, so that it sees the stack's environment and no other. It takes
-the stack's variables from standard input, as JSON, so that it can be started, and import what it needs, while the servers start.
+``python -m qa_platform.embedded.prepare`` is a separate process, so that it sees only the stack's environment. It reads the stack's
+variables from standard input, as JSON. So it can start, and import what it needs, while the servers start.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ import sys
 from google.api_core.exceptions import Conflict
 from google.cloud import storage
 
-from qa_platform import pachyderm_apply
 from qa_platform.loading import migrate
-from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
+from qa_platform.provisioning.pipelines import Options, apply
+from qa_platform.settings import BucketSettings, PachydermSettings, PipelinesSettings, PostgresSettings
 
 
 def prepare() -> None:
-    """Prepare what the environment points to."""
-    bucket, pachyderm, postgres = BucketSettings(), PachydermSettings(), PostgresSettings()
+    """Prepare the services that the environment names."""
+    bucket, pachyderm, postgres, sizes = BucketSettings(), PachydermSettings(), PostgresSettings(), PipelinesSettings()
     with contextlib.suppress(Conflict):
         storage.Client(project=bucket.google_cloud_project).create_bucket(bucket.storage_bucket)
     migrate.upgrade(postgres)
-    pachyderm_apply.apply(pachyderm, postgres, bucket)
+    apply(pachyderm, postgres, bucket, Options(workers=sizes.workers, patch=sizes.patch))
 
 
 if __name__ == "__main__":

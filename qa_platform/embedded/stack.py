@@ -1,7 +1,7 @@
-"""The embedded stack: PostgreSQL, the GCS emulator and pachd side by side, with one folder for the state of all.
+"""The embedded stack: PostgreSQL, the GCS emulator and pachd, with one folder for the state of all.
 
-A folder has one stack at a time. Whoever asks for it first starts it; whoever asks while it runs uses the same one, for as long
-as its starter keeps it.
+A folder has one stack at a time. The first process that opens it starts it. A process that opens it while it runs shares it, until the
+first process closes it.
 """
 
 import contextlib
@@ -12,88 +12,123 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
-from qa_platform.embedded import postgres
+from qa_platform.embedded import postgres_access
 from qa_platform.embedded.command import Signals, run_command
-from qa_platform.embedded.process import START_SECONDS, Check, ServerSpec, no_check, running, try_lock, write_atomically
+from qa_platform.embedded.private import google_credentials, own_folder, token_file
+from qa_platform.embedded.serving import write_atomically
+from qa_platform.embedded.supervise import START_SECONDS, Check, ServerSpec, no_check, running, try_lock
 from qa_platform.errors import TransientError
-from qa_platform.project_files import project_file
+from qa_platform.provisioning.project_files import project_file
 
 SERVERS = (
-    ServerSpec("postgres", "qa_platform.embedded.postgres"),
-    ServerSpec("gcs", "qa_platform.embedded.gcs"),
-    ServerSpec("pachd", "qa_platform.embedded.pachd"),
+    ServerSpec("postgres", "qa_platform.embedded.postgres", guarded=True),
+    ServerSpec("gcs", "qa_platform.embedded.gcs", guarded=True),
+    ServerSpec("pachd", "qa_platform.embedded.pachd", guarded=True),
 )
 BUCKET = "questions"
+PROJECT = "qa-platform"
 
-# Addresses and credentials of other services, which must not be mixed with the stack's. libpq's variables begin with PG, and so
-# do those of the platform's own settings.
+# Addresses and credentials of other services must not be mixed with the stack's. The variables of libpq and of the platform's own
+# settings begin with PG.
 _FOREIGN_PREFIXES = ("PG", "PACH_", "PACHD_")
-_FOREIGN = ("GOOGLE_APPLICATION_CREDENTIALS", "GCS_ACCESS")
+_FOREIGN = ("GOOGLE_APPLICATION_CREDENTIALS", "GCS_ACCESS", "STORAGE_EMULATOR_HOST", "API_ENDPOINT_OVERRIDE")
+_GOOGLE_CREDENTIALS = "google-credentials.json"
 _LOOPBACK = "127.0.0.1,localhost"
 _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack that serves. ``addresses``: by server, ``host:port``; for PostgreSQL the folder of its socket."""
+    """A running stack.
+
+    Attributes:
+        state: the folder of its state.
+        addresses: by the name of the server, ``host:port``; for PostgreSQL the folder of its socket.
+        tokens: the tokens that clients must send, by the name of the server; for PostgreSQL the password.
+    """
 
     state: Path
     addresses: Mapping[str, str]
+    tokens: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def at(cls, state: Path, addresses: Mapping[str, str]) -> Self:
+        """The stack whose servers run at these addresses. Reads its tokens, and writes a credentials file for Google's clients.
+
+        Raises:
+            FileNotFoundError: a server of this state was never started with a token.
+        """
+        tokens = {name: token_file(state, name).read_text() for name in addresses}
+        write_atomically(state / _GOOGLE_CREDENTIALS, google_credentials(tokens["gcs"]))
+        return cls(state, addresses, tokens)
 
     @property
     def variables(self) -> dict[str, str]:
-        """What tells a program where everything is: the variables that a deployment sets."""
-        socket_folder = self.addresses["postgres"]
+        """The environment variables with the addresses and tokens of the stack's servers: the same that a deployment sets."""
+        socket_folder, password = self.addresses["postgres"], self.tokens["postgres"]
         return {
             "STORAGE_BUCKET": BUCKET,
-            "STORAGE_EMULATOR_HOST": f"http://{self.addresses['gcs']}",
+            # Google's client sends no credentials to a STORAGE_EMULATOR_HOST.
+            "API_ENDPOINT_OVERRIDE": f"http://{self.addresses['gcs']}",
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self.state / _GOOGLE_CREDENTIALS),
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
             "PACHD_ADDRESS": f"grpc://{self.addresses['pachd']}",
+            "PACH_TOKEN": self.tokens["pachd"],
             "PG_HOST": socket_folder,
-            "PG_PORT": str(postgres.PORT),
-            "PG_USER": postgres.USER,
-            "PG_DBNAME": postgres.ANSWERS_DATABASE,
+            "PG_PORT": str(postgres_access.PORT),
+            "PG_USER": postgres_access.USER,
+            "PG_PASSWORD": password,
+            "PG_DBNAME": postgres_access.ANSWERS_DATABASE,
             # libpq's own: `psql -c …` needs nothing else.
             "PGHOST": socket_folder,
-            "PGPORT": str(postgres.PORT),
-            "PGUSER": postgres.USER,
-            "PGDATABASE": postgres.ANSWERS_DATABASE,
-            "QA_DATABASE_URL": postgres.database_url(socket_folder, postgres.ANSWERS_DATABASE),
+            "PGPORT": str(postgres_access.PORT),
+            "PGUSER": postgres_access.USER,
+            "PGPASSWORD": password,
+            "PGDATABASE": postgres_access.ANSWERS_DATABASE,
+            # Without the password, which PGPASSWORD holds: others can read the arguments of `psql "$QA_DATABASE_URL"`.
+            "QA_DATABASE_URL": postgres_access.database_url(socket_folder, postgres_access.ANSWERS_DATABASE),
             "DAGSTER_HOME": str(self.state / "dagster"),
-            "DAGSTER_PG_URL": postgres.database_url(socket_folder, postgres.DAGSTER_DATABASE),
+            "DAGSTER_PG_URL": postgres_access.database_url(socket_folder, postgres_access.DAGSTER_DATABASE, password),
         }
 
     @property
     def environment(self) -> dict[str, str]:
-        """The whole environment of a program in the stack: ours, without what points elsewhere, and the variables."""
+        """The whole environment of a program in the stack: this process's own without other services, and the variables."""
         return {**_own_environment(), **self.variables}
 
 
 @contextlib.contextmanager
 def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
-    """The stack of a folder: the one that runs, or else one that is started, prepared, and stopped at the end.
+    """The stack of a folder. If none runs, one is started, prepared, and stopped at the end.
+
+    Args:
+        state: the folder; it is created if it does not exist. Only its owner can read it from then on.
+        check: called repeatedly during each wait.
 
     Raises:
-        TransientError: it does not start, or another process has been starting it for too long.
+        InputError: the folder belongs to another user, or others can write to it.
+        TransientError: the stack does not start, or another process is still starting it after START_SECONDS.
     """
-    state = state.resolve()
-    state.mkdir(parents=True, exist_ok=True)
+    state = own_folder(state.resolve())
     description = state / "stack.json"
     deadline = time.monotonic() + START_SECONDS
     with (state / "stack.lock").open("ab") as lock:
         while not try_lock(lock):
             check()
-            if running_one := _described(state, description):
-                yield running_one
+            if shared := _described(state, description):
+                yield shared
                 return
             if time.monotonic() > deadline:
-                raise TransientError(f"another process has been starting the stack in {state} for {START_SECONDS:.0f} s; end it")
+                what = f"another process has been starting the stack for {START_SECONDS:.0f} s"
+                raise TransientError(what, where=str(state), advice="end that process")
             time.sleep(_POLL_SECONDS)
         description.unlink(missing_ok=True)
         with _preparer() as preparer, running(SERVERS, state, environment=_own_environment(), check=check) as addresses:
-            stack = Stack(state, addresses)
+            stack = Stack.at(state, addresses)
             _prepare(stack, preparer, check)
             write_atomically(description, json.dumps({"pid": os.getpid(), "addresses": stack.addresses}))
             try:
@@ -103,11 +138,14 @@ def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
 
 
 def local_run(state: Path, command: Sequence[str]) -> int:
-    """Run a command inside the stack of a folder; its exit status, or 128 + n where signal n ended it or this process.
+    """Run a command inside the stack of a folder.
+
+    Returns:
+        The command's exit status; 128 + n if signal n ended it or this process.
 
     Raises:
         TransientError: the stack does not start.
-        InputError: the command cannot be run.
+        InputError: the command does not exist, or cannot be executed.
     """
     with Signals() as signals, open_stack(state, check=signals.check) as stack:
         return run_command(command, stack.environment, signals)
@@ -115,7 +153,7 @@ def local_run(state: Path, command: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _preparer() -> Iterator["subprocess.Popen[str]"]:
-    """A process of `qa_platform.embedded.prepare`, which waits for the stack's variables."""
+    """A process of `qa_platform.embedded.prepare`. It waits for the stack's variables."""
     process = subprocess.Popen(
         [sys.executable, "-m", "qa_platform.embedded.prepare"],
         env=_own_environment(),
@@ -133,13 +171,12 @@ def _preparer() -> Iterator["subprocess.Popen[str]"]:
 
 
 def _prepare(stack: Stack, preparer: "subprocess.Popen[str]", check: Check) -> None:
-    """Give a stack all that a deployment has before its first file: Dagster's home, bucket, tables, repos and pipelines.
+    """Prepare what a deployment has before its first file: Dagster's home, the bucket, the tables, the repos and the pipelines.
 
     Raises:
-        TransientError: something of that failed; the message has the details.
+        TransientError: a part of that failed. The error contains the output of the preparing process.
     """
-    home = stack.state / "dagster"
-    home.mkdir(exist_ok=True)
+    home = own_folder(stack.state / "dagster")
     shutil.copyfile(project_file("dagster.yaml"), home / "dagster.yaml")
     messages, variables = "", json.dumps(stack.variables)
     while preparer.returncode is None:
@@ -147,14 +184,14 @@ def _prepare(stack: Stack, preparer: "subprocess.Popen[str]", check: Check) -> N
         try:
             _, messages = preparer.communicate(variables, timeout=_POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            # Its input is on its way; only the waiting is taken up again.
+            # Its input is being sent: the next call only waits.
             variables = ""
     if preparer.returncode:
-        raise TransientError(f"the embedded stack cannot be prepared:\n{messages.strip()}")
+        raise TransientError(f"the embedded stack cannot be prepared:\n{messages.strip()}", where=str(stack.state))
 
 
 def _described(state: Path, description: Path) -> Stack | None:
-    """The stack that a description tells of, if its starter is alive: the file of one that was killed stays for a moment."""
+    """The stack in a description file; None if the process that started it is dead, and so the file is out of date."""
     try:
         values = json.loads(description.read_text())
         os.kill(values["pid"], 0)
@@ -162,13 +199,13 @@ def _described(state: Path, description: Path) -> Stack | None:
         return None
     except PermissionError:
         pass
-    return Stack(state, values["addresses"])
+    return Stack.at(state, values["addresses"])
 
 
 def _own_environment() -> dict[str, str]:
-    """Our environment without what points to other services; with the tools of this installation and PostgreSQL's on the path."""
+    """This process's environment without other services. The path has the tools of this installation and of PostgreSQL."""
     kept = {name: value for name, value in os.environ.items() if name not in _FOREIGN and not name.startswith(_FOREIGN_PREFIXES)}
-    tools = [str(Path(sys.executable).parent), str(postgres.bin_folder()), kept.get("PATH", os.defpath)]
-    # A proxy must not be asked for what is on loopback.
+    tools = [str(Path(sys.executable).parent), str(postgres_access.bin_folder()), kept.get("PATH", os.defpath)]
+    # Requests to loopback must not go through a proxy.
     proxies = {name: ",".join(filter(None, [kept.get(name), _LOOPBACK])) for name in ("NO_PROXY", "no_proxy")}
     return {**kept, **proxies, "PATH": os.pathsep.join(tools)}

@@ -1,11 +1,13 @@
-"""Where one record of a CSV ends, also where the ``csv`` module refuses it."""
+"""Finding the end of a CSV record, even of one that the ``csv`` module refuses."""
 
 import enum
 import re
 
+from qa_platform.ingest.dialect import DELIMITERS
+
 
 class State(enum.Enum):
-    """What lies before the next byte."""
+    """The scanner's state before the next byte."""
 
     CELL_START = enum.auto()
     PLAIN = enum.auto()
@@ -13,20 +15,24 @@ class State(enum.Enum):
     QUOTE = enum.auto()  # a quote inside a quoted cell: it closes the cell, unless another one follows
 
 
-# From outside quotes, all text and cells that are there as a whole. Possessive, so that nothing is tried twice.
-_WHOLE_CELLS = re.compile(rb'(?:[^,\n]++|,(?=[^"])|,"(?:[^"]++|"")*+"(?=[^"]))*+')
+# From outside quotes: all text and complete cells, by delimiter. Possessive, so that it never backtracks.
+_WHOLE_CELLS = {
+    delimiter: re.compile(rb'(?:[^%s\n]++|%s(?=[^"])|%s"(?:[^"]++|"")*+"(?=[^"]))*+' % ((re.escape(delimiter.encode()),) * 3))
+    for delimiter in DELIMITERS
+}
 _QUOTES = re.compile(rb'"*')
 
 
 class RecordEnd:
-    """Finds the line feed that ends a record, over as many pieces as it takes.
+    """Finds the line feed that ends a record, over as many pieces as that takes.
 
-    The borders are those of ``csv.reader`` without ``strict`` over lines that end in LF: text after a closing quote goes on as an
-    unquoted cell. Unlike there, a carriage return outside quotes is a character like any other, so that it breaks one row, not two.
+    Records end where ``csv.reader`` without ``strict`` ends them, over lines that end in LF: text after a closing quote continues the cell,
+    unquoted. Unlike there, a carriage return outside quotes is an ordinary character, so that it damages one row, not two.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, delimiter: str = ",") -> None:
         self.state = State.CELL_START
+        self._whole_cells = _WHOLE_CELLS[delimiter]
 
     @property
     def in_quotes(self) -> bool:
@@ -43,10 +49,10 @@ class RecordEnd:
                 at = _end_of(_QUOTES, data, quote)
                 self.state = State.QUOTE if (at - quote) % 2 else State.QUOTED
             elif self.state is State.PLAIN:
-                at = _end_of(_WHOLE_CELLS, data, at)
+                at = _end_of(self._whole_cells, data, at)
                 if data[at : at + 1] == b"\n":
                     return at + 1
-                if at < len(data):  # a comma, and then the piece ends or begins a quoted cell that it does not end
+                if at < len(data):  # a delimiter, and then the piece ends or begins a quoted cell that it does not end
                     at += 1
                     self.state = State.CELL_START
             elif data[at : at + 1] == b'"':
@@ -58,14 +64,14 @@ class RecordEnd:
 
 
 def _end_of(pattern: re.Pattern[bytes], data: bytes, start: int) -> int:
-    """Where a match at ``start`` ends, of a pattern that matches everywhere."""
-    found = pattern.match(data, start)
-    assert found
-    return found.end()
+    """The end of the match at ``start``, of a pattern that matches everywhere."""
+    match = pattern.match(data, start)
+    assert match
+    return match.end()
 
 
 def whole_characters(data: bytes) -> int:
-    """How many of the bytes surely hold whole UTF-8 characters: all but a last one that may be cut."""
+    """The number of leading bytes that hold whole UTF-8 characters: all but those of a last character that may be cut."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] & 0xC0 != 0x80:
             return len(data) - back if data[-back] >= 0xC0 else len(data)

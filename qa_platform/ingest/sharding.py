@@ -1,8 +1,8 @@
-"""One input file in, its shards and manifest out."""
+"""Cutting an input file into shards and a manifest."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from qa_platform.contract import (
@@ -17,13 +17,18 @@ from qa_platform.contract import (
     ShardInfo,
     shard_name,
 )
-from qa_platform.ingest.reading import ByteSource, Row, csv_line, iter_rows
+from qa_platform.ingest.buffer import ByteSource
+from qa_platform.ingest.dialect import csv_line
+from qa_platform.ingest.reading import Row, iter_rows
+from qa_platform.ingest.rules import TextLimits
 from qa_platform.settings import IngestSettings
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-# What is handed over at once: small against the 20 MiB that a message to Pachyderm may have.
+# Bytes that are handed over at once: small compared with the 20 MiB of a message to Pachyderm.
 _CHUNK = 2**20
+# A shard's rows have at least this part of its header's bytes, unless the file ends: every shard repeats the header.
+_LEAST_PART_OF_HEADER = 16
 
 Write = Callable[[str, Iterable[bytes]], None]
 
@@ -36,30 +41,34 @@ def split(
     model: ModelChoice,
     settings: IngestSettings,
     write: Write,
-    run_id: str = "",
+    align_to_words: bool = True,
+    again: Collection[str] = (),
+    launch: str = "",
+    log: logging.Logger | logging.LoggerAdapter = _log,
 ) -> Manifest:
     """Cut a CSV into shards, reading it once, and hand each file to ``write(path, chunks)``, the manifest last.
 
-    Paths are relative to the file's folder: ``part-00000/questions.csv``, ``part-00000/shard.json``, …, ``manifest.json``. ``chunks``
-    are at most 1 MiB each. One shard is in memory at a time. When this raises, what was written so far must be thrown away.
+    Paths are relative to the file's folder: ``part-00000/questions.csv``, ``part-00000/shard.json``, …, ``part-00000/manifest.json``.
+    The first shard carries the manifest. ``chunks`` are at most 1 MiB each. One shard is in memory at a time. If this raises, the caller
+    must discard all that was written.
+
+    Args:
+        align_to_words: whether the workers widen answers to whole words.
+        again: names of shards that are answered again, although Pachyderm counts them as done.
+        launch: a text that differs with every launch, which makes new datums of the shards in ``again``. With the first shard, which
+            carries the manifest, the file is loaded again as well.
+        log: where the numbers of rows are told, those of the skipped ones too, which are counted nowhere else.
 
     Raises:
-        FileRejected: the file is damaged, which may turn out at its very end.
+        FileRejected: the file is damaged. That may be found only at its end.
         TransientError: the stream ended before ``version.size`` bytes.
     """
-    reader = iter_rows(source, settings=settings, size=version.size)
+    reader = iter_rows(source, limits=TextLimits.of(settings), size=version.size)
     header = csv_line(reader.columns)
     entries: list[ShardEntry] = []
-    for shard in _shards(reader, settings):
-        body = b"".join([header, *shard.records])
-        info = ShardInfo(
-            first_row=shard.first_row,
-            rows=len(shard.records),
-            sha256=hashlib.sha256(body).hexdigest(),
-            model=model,
-            rejections=tuple(shard.rejections),
-        )
-        name = shard_name(len(entries))
+    for shard in _shards(reader, settings, least=len(header) // _LEAST_PART_OF_HEADER):
+        name, body = shard_name(len(entries)), b"".join([header, *shard.records])
+        info = shard.info(body, model, align_to_words=align_to_words, launch=launch if name in again else "")
         write(f"{name}/{SHARD_QUESTIONS}", _chunks(body))
         write(f"{name}/{SHARD_INFO}", _chunks(info.to_json().encode()))
         entries.append(ShardEntry(name, info.first_row, info.rows, len(info.rejections), info.sha256))
@@ -74,16 +83,17 @@ def split(
         rows=sum(entry.rows for entry in entries),
         rejected=sum(entry.rejected for entry in entries),
         shards=tuple(entries),
-        run_id=run_id,
+        launch=launch if shard_name(0) in again else "",
     )
-    write(MANIFEST, _chunks(manifest.to_json().encode()))
-    log.info("%r: %d rows, %d rejected, %d shards", version.name, manifest.rows, manifest.rejected, len(entries))
+    write(f"{shard_name(0)}/{MANIFEST}", _chunks(manifest.to_json().encode()))
+    counts = (manifest.rows, manifest.rejected, reader.blank, len(entries))
+    log.info("%s: %d rows, %d rejected, %d blank ones skipped, %d shards", version.shown, *counts)
     return manifest
 
 
 @dataclass
 class _Shard:
-    """A shard being filled. ``size`` counts its bytes, and those that are kept of its rejected rows."""
+    """A shard being filled. ``size`` counts its bytes, and those of the raw text of its rejected rows."""
 
     first_row: int
     size: int = 0
@@ -97,12 +107,25 @@ class _Shard:
             self.rejections.append(row.rejection)
             self.size += len(row.rejection.raw)
 
+    def info(self, body: bytes, model: ModelChoice, *, align_to_words: bool, launch: str) -> ShardInfo:
+        """The shard's ``shard.json``; ``body`` is its ``questions.csv``."""
+        return ShardInfo(
+            first_row=self.first_row,
+            rows=len(self.records),
+            sha256=hashlib.sha256(body).hexdigest(),
+            model=model,
+            rejections=tuple(self.rejections),
+            align_to_words=align_to_words,
+            launch=launch,
+        )
 
-def _shards(rows: Iterable[Row], settings: IngestSettings) -> Iterator[_Shard]:
+
+def _shards(rows: Iterable[Row], settings: IngestSettings, *, least: int) -> Iterator[_Shard]:
+    """Shards of at most so many rows and bytes as the settings say; but a shard of less than ``least`` bytes takes more rows."""
     shard = _Shard(first_row=1)
     for row in rows:
         shard.add(row)
-        if len(shard.records) >= settings.shard_rows or shard.size >= settings.shard_bytes:
+        if (len(shard.records) >= settings.shard_rows and shard.size >= least) or shard.size >= settings.shard_bytes:
             yield shard
             shard = _Shard(first_row=row.row + 1)
     if shard.records:

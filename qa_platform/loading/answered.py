@@ -1,6 +1,5 @@
-"""One answered file as the answering pipeline leaves it: a folder with the manifest and the shards. The gate before the table."""
+"""The gate before the table: one answered file, as the answering pipeline leaves it. A folder with the manifest and the shards."""
 
-import csv
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,16 +23,19 @@ from qa_platform.contract import (
     pass_through_columns,
 )
 from qa_platform.errors import InputError
+from qa_platform.ingest.dialect import CsvError, csv_reader
 
-# The greatest that `csv` takes everywhere. Cells were capped when the file was read.
-_FIELD_LIMIT = 2**31 - 1
 _ANSWERED = frozenset(("", RowReason.LOW_SCORE))
 _REASONS = frozenset(RowReason)
 
 
 @dataclass(frozen=True)
 class AnsweredShard:
-    """A shard that passed the gate. ``answered_at`` is in UTC."""
+    """A shard that passed the gate.
+
+    Args:
+        answered_at: in UTC.
+    """
 
     entry: ShardEntry
     folder: Path
@@ -44,13 +46,18 @@ class AnsweredShard:
     answered_at: datetime
 
     def rejections(self) -> dict[int, Rejection]:
-        """The rows that ingestion rejected, by row number. Read anew each time: raw rows may be large."""
+        """The rows that ingestion rejected, by row number. Read again each time, since raw rows may be large."""
         return {rejection.row: rejection for rejection in _shard_info(self.folder).rejections}
 
 
 @dataclass(frozen=True)
 class AnsweredFile:
-    """A file whose shards are all there. ``header`` is that of the answered CSV."""
+    """A file whose shards are all there.
+
+    Args:
+        header: the header of the answered CSV.
+        question_column: the position of the question in the header, as ``context_column`` is that of the context.
+    """
 
     manifest: Manifest
     header: tuple[str, ...]
@@ -76,54 +83,79 @@ class AnsweredFile:
 
     @property
     def answered_by(self) -> ModelChoice:
-        """What answered. Shards that an earlier upload shares may be of an earlier revision: then all are named, in order."""
+        """The model that answered.
+
+        Shards that an earlier upload shares may be of an earlier revision: then all revisions are named, in order.
+        """
         if not self.shards:
             return self.manifest.model
         first = self.shards[0].answered_by
         return replace(first, revision=", ".join(dict.fromkeys(shard.answered_by.revision for shard in self.shards)))
 
 
+class MissingShards(InputError):
+    """Shards of the manifest are missing. Pachyderm can end a job as a success without its output: the file is not to blame."""
+
+    blameless = True
+
+
 def read_answered(folder: Path) -> AnsweredFile:
-    """Read a file's folder, and refuse it unless every shard of the manifest is there, answered, and as it was handed out.
+    """Read a file's folder. Refuse it unless every shard of the manifest is there, answered, and made of the rows that were handed out.
 
     Raises:
-        InputError: something is missing or does not fit; the message names all of it.
+        MissingShards: shards are missing, and nothing else is wrong.
+        InputError: something does not fit; the message names it all.
     """
-    try:
-        manifest = Manifest.from_json(_text(folder / MANIFEST))
-    except InputError as error:
-        raise InputError(f"{folder} is no answered file: {error}") from error
-    header = (*pass_through_columns(manifest.columns), *ANSWER_COLUMNS)
+    manifest = _manifest(folder)
     try:
         question, context = find_columns(manifest.columns)
     except ValueError as error:
-        raise InputError(f"{manifest.name!r}: {folder / MANIFEST}: {error}") from error
-    shards, faults = [], []
+        raise InputError(f"{folder / MANIFEST}: {error}", where=repr(manifest.name)) from error
+    header = (*pass_through_columns(manifest.columns), *ANSWER_COLUMNS)
+    return AnsweredFile(manifest, header, question, context, _shards(folder, manifest))
+
+
+def _manifest(folder: Path) -> Manifest:
+    if not (folder / MANIFEST).exists():
+        # The first shard brings it.
+        raise MissingShards(f"{folder} is not an answered file: {MANIFEST} is missing", advice="answer it again")
+    try:
+        return Manifest.from_json(_text(folder / MANIFEST))
+    except InputError as error:
+        raise InputError(f"{folder} is not an answered file: {error}") from error
+
+
+def _shards(folder: Path, manifest: Manifest) -> tuple[AnsweredShard, ...]:
+    shards, faults, missing = list[AnsweredShard](), list[str](), list[str]()
     for entry in manifest.shards:
+        if not (folder / entry.name).is_dir():
+            missing.append(f"{entry.name} is missing")
+            continue
         try:
             shards.append(_shard(folder / entry.name, entry, manifest))
         except InputError as error:
             faults.append(f"{entry.name}: {error}")
     faults += _sums(manifest)
     faults += _mixture(shards)
-    if faults:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise InputError(f"{manifest.name!r} (generation {manifest.generation}) is not loaded, because {shown}; answer it again")
-    return AnsweredFile(manifest, header, question, context, tuple(shards))
+    if wrong := faults + missing:
+        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        kind = InputError if faults else MissingShards
+        raise kind(f"{manifest.name!r} (generation {manifest.generation}) is not loaded, because {shown}", advice="answer it again")
+    return tuple(shards)
 
 
 def read_rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple[int, list[str]]]:
-    """The rows of one shard with their numbers in the file, and the gate on what is in them, after the last one.
+    """The rows of one shard, with their numbers in the file. After the last row their counts are compared with the shard's.
 
     Raises:
-        InputError: not as many rows or outcomes as promised, a damaged file, an unknown reason.
+        InputError: the counts differ, the file is damaged, or a reason is unknown.
     """
     path = shard.folder / SHARD_ANSWERS
     width, counts = len(file.header), {"answered": 0, RowReason.NO_ANSWER: 0, "rejected": 0}
     number = shard.entry.first_row
     try:
         with path.open(encoding="utf-8", newline="") as lines:
-            reader = _reader(lines)
+            reader = csv_reader(lines)
             _check_header(next(reader, []), file.header)
             for number, row in enumerate(reader, shard.entry.first_row):
                 if len(row) != width:
@@ -138,17 +170,19 @@ def read_rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple[int, l
                 else:
                     raise InputError(f"unknown reason {error[:100]!r}")
                 yield number, row
-    except (UnicodeDecodeError, csv.Error, InputError) as error:
-        raise InputError(f"{file.manifest.name!r}: {path} cannot be read at row {number} of the file: {error}") from error
+    except (UnicodeDecodeError, CsvError, InputError) as error:
+        raise InputError(f"{path} cannot be read at row {number} of the file: {error}", where=repr(file.manifest.name)) from error
     if tuple(counts.values()) != (shard.answered, shard.no_answer, shard.rejected):
         raise InputError(
-            f"{file.manifest.name!r}: {path} has {_outcome(*counts.values())}, but its {SHARD_INFO} says "
-            f"{_outcome(shard.answered, shard.no_answer, shard.rejected)}; answer it again"
+            f"{path} has {_outcome(*counts.values())}, but its {SHARD_INFO} says "
+            f"{_outcome(shard.answered, shard.no_answer, shard.rejected)}",
+            where=repr(file.manifest.name),
+            advice="answer it again",
         )
 
 
 def write_csv(file: AnsweredFile, path: Path) -> None:
-    """Write the whole answered file: one header, then all shards in order, byte by byte as they are."""
+    """Write the whole answered file: one header, then all shards in order, byte for byte."""
     with path.open("wb") as target:
         csv_header = ""
         for shard in file.shards:
@@ -166,15 +200,15 @@ def _shard(folder: Path, entry: ShardEntry, manifest: Manifest) -> AnsweredShard
     info = _shard_info(folder)
     if not (folder / SHARD_ANSWERS).is_file():
         raise InputError(f"{SHARD_ANSWERS} is missing")
-    for what, found, wanted in (
+    for what, actual, wanted in (
         ("first row", info.first_row, entry.first_row),
         ("rows", info.rows, entry.rows),
         ("sha256 of the questions", info.sha256, entry.sha256),
         ("wanted model", info.model, manifest.model),
         ("rows rejected when the file was read", len(info.rejections), entry.rejected),
     ):
-        if found != wanted:
-            raise InputError(f"{what}: {found} instead of {wanted}")
+        if actual != wanted:
+            raise InputError(f"{what}: {actual} instead of {wanted}")
     if not info.answered_by or not info.answered_at:
         raise InputError("it has not been answered")
     if info.answered + info.no_answer + info.rejected != info.rows:
@@ -192,13 +226,13 @@ def _sums(manifest: Manifest) -> list[str]:
 
 
 def _mixture(shards: Sequence[AnsweredShard]) -> list[str]:
-    """A file has answers of one model in one precision, so that its scores can be compared."""
-    found: dict[str, str] = {}
+    """What is wrong if the shards are not of one model in one precision: the scores of a file have to be comparable."""
+    first_by_model: dict[str, str] = {}
     for shard in shards:
-        found.setdefault(f"{shard.answered_by.id} in {shard.answered_by.precision}", shard.entry.name)
-    if len(found) < 2:
+        first_by_model.setdefault(f"{shard.answered_by.id} in {shard.answered_by.precision}", shard.entry.name)
+    if len(first_by_model) < 2:
         return []
-    shown = ", ".join(f"{name} by {by}" for by, name in found.items())
+    shown = ", ".join(f"{name} by {model}" for model, name in first_by_model.items())
     return [f"its shards were not answered alike ({shown}): set QA_PRECISION to one precision"]
 
 
@@ -223,18 +257,13 @@ def _utc(text: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def _check_header(found: list[str], wanted: tuple[str, ...]) -> None:
-    if tuple(found) != wanted:
-        raise InputError(f"header {json.dumps(found)[:500]} instead of {json.dumps(wanted)[:500]}")
-
-
-def _reader(lines: Iterator[str]) -> Iterator[list[str]]:
-    csv.field_size_limit(_FIELD_LIMIT)
-    return csv.reader(lines, strict=True)
+def _check_header(header: list[str], wanted: tuple[str, ...]) -> None:
+    if tuple(header) != wanted:
+        raise InputError(f"header {json.dumps(header)[:500]} instead of {json.dumps(wanted)[:500]}")
 
 
 def _after_header(file: IO[bytes]) -> int:
-    """Where the first data row begins: a column's name may hold line ends."""
+    """The offset of the first data row. A column's name may hold line ends."""
     offset = 0
 
     def lines() -> Iterator[str]:
@@ -243,7 +272,7 @@ def _after_header(file: IO[bytes]) -> int:
             offset += len(line)
             yield line.decode()
 
-    next(_reader(lines()), None)
+    next(csv_reader(lines()), None)
     return offset
 
 

@@ -1,14 +1,11 @@
-"""One answered file into PostgreSQL: its rows, its rejects and its bookkeeping in one transaction, or nothing.
+"""One answered file into PostgreSQL: its rows, its rejects and its record in one transaction, or nothing.
 
-The rows of a file that the tables do not have yet are copied straight into them. Those of any other are copied into a temporary
-stage, and what is to be inserted, updated and deleted is settled there, in a few statements over whole sets. A file is loaded by one
-at a time; others wait.
+The rows of a new file are copied straight into the tables. Those of a known file are copied into a temporary stage; then a few
+statements over whole sets insert, update and delete what differs. One process at a time loads a file; others wait.
 """
 
-import csv
-import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,21 +15,23 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from qa_platform.contract import CONTEXT_LIMIT, INCOMING, RAW_LIMIT, FileStatus, Manifest, RowReason, file_id, partition_key
-from qa_platform.database import only_row, transaction
+from qa_platform.clients.postgres import only_row, transaction
+from qa_platform.clients.schema import ANSWERS, KEY, REJECTS, Table
+from qa_platform.contract import CONTEXT_LIMIT, RAW_LIMIT, FileStatus, RowReason
 from qa_platform.errors import InputError
+from qa_platform.ingest.dialect import csv_text
+from qa_platform.ledger import loads
+from qa_platform.ledger.loads import Loaded
 from qa_platform.loading.answered import AnsweredFile, AnsweredShard, read_answered, read_rows
-
-# First half of the advisory lock's key that a load holds; the second is a hash of the file's name. Two names with one hash only wait for
-# each other.
-LOAD_LOCK = 0x71616C64
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What a load did. ``status`` is ``superseded`` where nothing was written because something newer is, or is asked for.
+    """The result of a load.
 
-    ``inserted``, ``updated`` and ``deleted`` count rows of ``question_answer``; a replay has zeros.
+    Args:
+        status: ``superseded`` if nothing was written, because something newer is loaded or asked for.
+        inserted: rows of ``question_answer``, as are ``updated`` and ``deleted``; a replay has zeros.
     """
 
     name: str
@@ -52,13 +51,13 @@ class LoadResult:
 def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "", commit_id: str = "") -> LoadResult:
     """Load one file's folder, as the answering pipeline leaves it.
 
-    Answered rows go to ``question_answer``, those without an answer and rejected ones to ``question_answer_reject``; what an earlier
-    load of the same file left there and this one does not have is deleted. A row that is there already, of the same generation, with
-    equal question, answer, context, model, revision and offsets, is not written. Memory is bounded, whatever the file's size.
+    Answered rows go to ``question_answer``, rejected rows and rows without an answer to ``question_answer_reject``. Rows of an earlier
+    load of the same file that this one does not have are deleted. A row that is already there, of the same generation and with equal
+    question, answer, context, model, revision and offsets, is not written. Memory is bounded, whatever the file's size.
 
     Args:
-        job_id: Pachyderm's job, kept in ``question_file``; empty keeps what is there.
-        commit_id: likewise, Pachyderm's commit.
+        job_id: the Pachyderm job; empty keeps what is recorded.
+        commit_id: the Pachyderm commit; empty keeps what is recorded.
 
     Raises:
         InputError: the folder is not a complete answered file; the message names what is missing. Nothing was written.
@@ -67,15 +66,25 @@ def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "",
     started = time.monotonic()
     file = read_answered(folder)
     manifest = file.manifest
-    with transaction(connection, about=f"{manifest.name!r} is not loaded: ") as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [LOAD_LOCK, manifest.name])
-        if newer := _newer(cursor, manifest):
-            _record_superseded(cursor, manifest, newer)
+    with transaction(connection, about=f"{manifest.name!r} is not loaded") as cursor:
+        loads.wait_for_load_lock(cursor, manifest.name)
+        if why := loads.why_too_late(cursor, manifest):
+            loads.record_superseded(cursor, manifest, why)
             status, written = FileStatus.SUPERSEDED, (0, 0, 0)
         else:
             written = _write(cursor, file)
-            status = _record(cursor, file, job_id=job_id, commit_id=commit_id)
-    inserted, updated, deleted = written
+            status = loads.record_loaded(cursor, _loaded(file, job_id, commit_id))
+    return _result(file, status, written, seconds=time.monotonic() - started)
+
+
+def _loaded(file: AnsweredFile, job_id: str, commit_id: str) -> Loaded:
+    return Loaded(
+        file.manifest, file.answered, file.no_answer, file.rejected, file.answered_by, file.answered_at, job_id=job_id, commit_id=commit_id
+    )
+
+
+def _result(file: AnsweredFile, status: FileStatus, written: tuple[int, int, int], *, seconds: float) -> LoadResult:
+    manifest, (inserted, updated, deleted) = file.manifest, written
     return LoadResult(
         name=manifest.name,
         generation=manifest.generation,
@@ -88,33 +97,12 @@ def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "",
         inserted=inserted,
         updated=updated,
         deleted=deleted,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
     )
 
 
-def _newer(cursor: psycopg.Cursor, manifest: Manifest) -> str:
-    """What makes this load too late: a newer generation in the tables, or a newer request for this one. Empty if nothing does."""
-    # An upload that was found unchanged has its answers in the rows of an earlier generation: only those may be loaded again.
-    found = cursor.execute(
-        """
-        SELECT f.generation, f.load_id FROM question_file f
-        LEFT JOIN question_file mine ON mine.source_file = f.source_file AND mine.generation = %(generation)s
-        WHERE f.source_file = %(name)s AND (
-            f.generation > %(generation)s AND (f.loaded_at IS NOT NULL OR f.status = 'unchanged' AND mine.loaded_at IS NULL)
-            OR f.generation = %(generation)s AND f.load_id > %(load_id)s)
-        ORDER BY f.generation DESC LIMIT 1
-        """,
-        {"name": manifest.name, "generation": manifest.generation, "load_id": manifest.load_id},
-    ).fetchone()
-    if not found:
-        return ""
-    if found[0] > manifest.generation:
-        return f"the newer generation {found[0]} is loaded"
-    return f"it is to be answered again (load id {found[1]} instead of {manifest.load_id})"
-
-
 def _write(cursor: psycopg.Cursor, file: AnsweredFile) -> tuple[int, int, int]:
-    """Make the file's rows in both tables those of the folder. Returns how many answers were inserted, updated, deleted."""
+    """Make the file's rows in both tables those of the folder; how many answers were inserted, updated and deleted."""
     name = file.manifest.name
     cursor.execute(
         """
@@ -124,72 +112,52 @@ def _write(cursor: psycopg.Cursor, file: AnsweredFile) -> tuple[int, int, int]:
         {"name": name},
     )
     now, known = only_row(cursor)
+    run_id = loads.run_of(cursor, file.manifest)
     if not known:
-        _copy(cursor, file, now, answers="question_answer", rejects="question_answer_reject")
+        _copy(cursor, file, run_id, now, answers="question_answer", rejects="question_answer_reject")
         return file.answered, 0, 0
     cursor.execute("CREATE TEMPORARY TABLE answer_stage (LIKE question_answer) ON COMMIT DROP")
     cursor.execute("CREATE TEMPORARY TABLE reject_stage (LIKE question_answer_reject INCLUDING DEFAULTS) ON COMMIT DROP")
-    _copy(cursor, file, now, answers="answer_stage", rejects="reject_stage")
+    _copy(cursor, file, run_id, now, answers="answer_stage", rejects="reject_stage")
     cursor.execute("ANALYZE answer_stage (row_number), reject_stage (row_number)")
-    # How many rows the tables have of one file is guessed from the average file: a nested loop chosen for a few would never end.
+    # The planner takes every file for an average one, and a nested loop that it chooses for few rows would never end.
     cursor.execute("SET LOCAL enable_nestloop = off")
     _settle_rejects(cursor, name)
     return _settle_answers(cursor, name)
 
 
-def _copy(cursor: psycopg.Cursor, file: AnsweredFile, now: datetime, *, answers: str, rejects: str) -> None:
+# The columns in the order in which they are copied: first the values that differ from row to row, then those that a shard or the file
+# shares.
+_ANSWER_OF_ROW = ("question", "answer", "context", "score", "answer_start", "answer_end", "flag", "row_number")
+_ANSWER_SHARED = (
+    *("model", "model_revision", "model_precision", "qa_timestamp", "source_file", "generation", "load_id", "run_id", "loaded_at"),
+)
+_REJECT_OF_ROW = ("row_number", "reason", "line", "column_name", "detail", "raw")
+_REJECT_SHARED = ("source_file", "generation", "load_id")
+
+
+def _copy(cursor: psycopg.Cursor, file: AnsweredFile, run_id: str, now: datetime, *, answers: str, rejects: str) -> None:
     """COPY the rows into two tables, shard by shard, since one connection copies into one table at a time."""
     manifest = file.manifest
     identity = (manifest.name, manifest.generation, manifest.load_id)
     for shard in file.shards:
         by, at = shard.answered_by, shard.answered_at.replace(tzinfo=None)
-        shared = (by.id, by.revision, by.precision, at, *identity, manifest.run_id, now)
+        shared = (by.id, by.revision, by.precision, at, *identity, run_id, now)
         without_answer = []
-        with _copy_into(cursor, answers, _ANSWER_COLUMNS) as copy:
+        with _copy_into(cursor, answers, ANSWERS, (*_ANSWER_OF_ROW, *_ANSWER_SHARED)) as copy:
             for row in _rows(file, shard):
                 if isinstance(row, _Reject):
                     without_answer.append(row)
                 else:
                     copy.write_row((*row, *shared))
-        with _copy_into(cursor, rejects, _REJECT_COLUMNS) as copy:
+        with _copy_into(cursor, rejects, REJECTS, (*_REJECT_OF_ROW, *_REJECT_SHARED)) as copy:
             for reject in without_answer:
                 copy.write_row((*reject, *identity))
 
 
-# What differs from row to row comes first.
-_ANSWER_COLUMNS = {
-    "question": "varchar",
-    "answer": "varchar",
-    "context": "varchar",
-    "score": "float8",
-    "answer_start": "int4",
-    "answer_end": "int4",
-    "flag": "text",
-    "row_number": "int8",
-    "model": "varchar",
-    "model_revision": "text",
-    "model_precision": "text",
-    "qa_timestamp": "timestamp",
-    "source_file": "text",
-    "generation": "int8",
-    "load_id": "int4",
-    "run_id": "text",
-    "loaded_at": "timestamptz",
-}
-_REJECT_COLUMNS = {
-    "row_number": "int8",
-    "reason": "text",
-    "line": "int8",
-    "column_name": "text",
-    "detail": "text",
-    "raw": "text",
-    "source_file": "text",
-    "generation": "int8",
-    "load_id": "int4",
-}
-
-
 class _Reject(NamedTuple):
+    """The values of `_REJECT_OF_ROW`."""
+
     row_number: int
     reason: str
     line: int | None
@@ -199,15 +167,21 @@ class _Reject(NamedTuple):
 
 
 @contextmanager
-def _copy_into(cursor: psycopg.Cursor, table: str, columns: Mapping[str, str]) -> Iterator[psycopg.Copy]:
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)")
-    with cursor.copy(statement.format(sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns)))) as copy:
-        copy.set_types(list(columns.values()))
+def _copy_into(cursor: psycopg.Cursor, target: str, table: Table, columns: Sequence[str]) -> Iterator[psycopg.Copy]:
+    """COPY into ``target``, which has the columns of ``table``."""
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(sql.Identifier(target), _listed(columns))
+    with cursor.copy(statement) as copy:
+        copy.set_types([table.base_types[column] for column in columns])
         yield copy
 
 
+def _listed(columns: Sequence[str], alias: str = "") -> sql.Composed:
+    """Names of columns for a statement, of the table ``alias`` where that is given."""
+    return sql.SQL(", ").join(sql.Identifier(*filter(None, (alias, column))) for column in columns)
+
+
 def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]:
-    """The rows of a shard: what differs from row to row of `_ANSWER_COLUMNS`, or a reject."""
+    """The rows of a shard: the values of `_ANSWER_OF_ROW`, or a reject."""
     question, context, pass_through = file.question_column, file.context_column, len(file.manifest.columns)
     rejections = shard.rejections()
     for number, row in read_rows(file, shard):
@@ -216,31 +190,31 @@ def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]
             try:
                 numbers = (float(score) if score else None, _offset(start), _offset(end))
             except ValueError as damage:
-                raise InputError(
-                    f"{file.manifest.name!r}, row {number}: score or offsets are not what they should be: {damage}"
-                ) from damage
+                raise InputError(f"score or offsets are invalid: {damage}", where=f"{file.manifest.name!r}, row {number}") from damage
             yield (row[question], answer, row[context], *numbers, error or None, number)
-        elif found := rejections.get(number):
-            yield _Reject(number, error, found.line, found.column or None, found.detail or None, found.raw)
+        elif rejection := rejections.get(number):
+            yield _Reject(number, error, rejection.line, rejection.column or None, rejection.detail or None, rejection.raw)
         else:
-            guilty = file.header[question] if error == RowReason.QUESTION_EXCEEDS_WINDOW else None
-            yield _Reject(number, error, None, guilty, None, _raw(row[:pass_through]))
+            guilty = {str(RowReason.QUESTION_EXCEEDS_WINDOW): question, str(RowReason.UNUSABLE_ANSWER): context}.get(error)
+            yield _Reject(number, error, None, None if guilty is None else file.header[guilty], None, _raw(row[:pass_through]))
 
 
 def _offset(cell: str) -> int | None:
     if not cell:
         return None
     offset = int(cell)
-    # In binary, an integer beyond its column's range would be cut to another one without a word.
+    # In binary, an integer beyond its column's range would be silently cut to another one.
     if not 0 <= offset <= CONTEXT_LIMIT:
         raise ValueError(f"the offset {offset} is out of range")
     return offset
 
 
 def _raw(cells: list[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
-    return text.getvalue().removesuffix("\r\n")[:RAW_LIMIT]
+    return csv_text(cells)[:RAW_LIMIT]
+
+
+# An answer that is equal in these is not written again.
+_COMPARED = ("generation", "model", "model_revision", "answer_start", "answer_end", "answer", "question", "context")
 
 
 def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
@@ -251,130 +225,31 @@ def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
         """,
         [name],
     ).rowcount
+    changed = [column for column in ANSWERS.names if column not in KEY]
+    update = sql.SQL("""
+        UPDATE question_answer q SET ({}) = ROW ({}) FROM answer_stage s
+        WHERE q.source_file = %s AND q.row_number = s.row_number AND ({}) IS DISTINCT FROM ({})
+    """)
     updated = cursor.execute(
-        """
-        UPDATE question_answer q SET
-            question = s.question, answer = s.answer, context = s.context, model = s.model, qa_timestamp = s.qa_timestamp,
-            score = s.score, answer_start = s.answer_start, answer_end = s.answer_end, model_revision = s.model_revision,
-            model_precision = s.model_precision, generation = s.generation, load_id = s.load_id, run_id = s.run_id, flag = s.flag,
-            loaded_at = s.loaded_at
-        FROM answer_stage s
-        WHERE q.source_file = %s AND q.row_number = s.row_number
-        AND (q.generation, q.model, q.model_revision, q.answer_start, q.answer_end, q.answer, q.question, q.context)
-            IS DISTINCT FROM
-            (s.generation, s.model, s.model_revision, s.answer_start, s.answer_end, s.answer, s.question, s.context)
-        """,
-        [name],
+        update.format(_listed(changed), _listed(changed, "s"), _listed(_COMPARED, "q"), _listed(_COMPARED, "s")), [name]
     ).rowcount
-    inserted = cursor.execute(
-        """
-        INSERT INTO question_answer (
-            question, answer, context, model, qa_timestamp, score, answer_start, answer_end, model_revision, model_precision,
-            source_file, generation, row_number, load_id, run_id, flag, loaded_at
-        )
-        SELECT
-            question, answer, context, model, qa_timestamp, score, answer_start, answer_end, model_revision, model_precision,
-            source_file, generation, row_number, load_id, run_id, flag, loaded_at
-        FROM answer_stage s
+    insert = sql.SQL("""
+        INSERT INTO question_answer ({}) SELECT {} FROM answer_stage s
         WHERE NOT EXISTS (SELECT FROM question_answer q WHERE q.source_file = %s AND q.row_number = s.row_number)
-        """,
-        [name],
-    ).rowcount
+    """)
+    inserted = cursor.execute(insert.format(_listed(ANSWERS.names), _listed(ANSWERS.names)), [name]).rowcount
     return inserted, updated, deleted
 
 
+# A reject that is equal in these is not written again.
+_COMPARED_REJECT = ("generation", "line", "reason", "column_name", "detail", "raw")
+
+
 def _settle_rejects(cursor: psycopg.Cursor, name: str) -> None:
-    cursor.execute(
-        """
+    delete = sql.SQL("""
         DELETE FROM question_answer_reject r WHERE r.source_file = %s AND NOT EXISTS (
-            SELECT FROM reject_stage s WHERE s.row_number = r.row_number
-            AND (s.generation, s.line, s.reason, s.column_name, s.detail, s.raw)
-                IS NOT DISTINCT FROM (r.generation, r.line, r.reason, r.column_name, r.detail, r.raw))
-        """,
-        [name],
-    )
-    cursor.execute(
-        """
-        INSERT INTO question_answer_reject (source_file, generation, row_number, line, reason, column_name, detail, raw, load_id)
-        SELECT source_file, generation, row_number, line, reason, column_name, detail, raw, load_id FROM reject_stage
-        ON CONFLICT (source_file, row_number) DO NOTHING
-        """
-    )
-
-
-def _record_superseded(cursor: psycopg.Cursor, manifest: Manifest, why: str) -> None:
-    # A generation that was loaded in its time stays so in the history, and one that is to be answered again stays waiting.
-    cursor.execute(
-        """
-        INSERT INTO question_file (source_file, generation, size, crc32c, file_id, partition_key, place, load_id, status, error)
-        VALUES (%(name)s, %(generation)s, %(size)s, %(crc32c)s, %(file_id)s, %(partition_key)s, %(place)s, %(load_id)s,
-            'superseded', %(why)s)
-        ON CONFLICT (source_file, generation) DO UPDATE SET status = 'superseded', error = excluded.error
-        WHERE question_file.status IN ('pending', 'running') AND question_file.load_id <= excluded.load_id
-        """,
-        {**_identity(manifest), "why": why},
-    )
-
-
-def _record(cursor: psycopg.Cursor, file: AnsweredFile, *, job_id: str, commit_id: str) -> FileStatus:
-    # A source that is archived already stays where it is: there is nothing more to do. Somebody may have asked for another answer
-    # while this one was being loaded: that request stays.
-    cursor.execute(
-        """
-        INSERT INTO question_file AS f (
-            source_file, generation, size, crc32c, file_id, partition_key, place, load_id, status,
-            rows, answered, no_answer, rejected, wanted_model, wanted_revision, wanted_precision,
-            model, model_revision, model_precision, pachyderm_job, pachyderm_commit, answered_at, loaded_at
-        )
-        VALUES (
-            %(name)s, %(generation)s, %(size)s, %(crc32c)s, %(file_id)s, %(partition_key)s, %(place)s, %(load_id)s, 'loaded',
-            %(rows)s, %(answered)s, %(no_answer)s, %(rejected)s, %(wanted_model)s, %(wanted_revision)s, %(wanted_precision)s,
-            %(model)s, %(model_revision)s, %(model_precision)s, %(job)s, %(commit)s, %(answered_at)s, now()
-        )
-        ON CONFLICT (source_file, generation) DO UPDATE SET
-            status = CASE
-                WHEN f.load_id > excluded.load_id THEN f.status WHEN f.archived_at IS NULL THEN 'loaded' ELSE 'finished'
-            END,
-            load_id = greatest(f.load_id, excluded.load_id),
-            rows = excluded.rows, answered = excluded.answered, no_answer = excluded.no_answer,
-            rejected = excluded.rejected, wanted_model = excluded.wanted_model, wanted_revision = excluded.wanted_revision,
-            wanted_precision = excluded.wanted_precision, model = excluded.model, model_revision = excluded.model_revision,
-            model_precision = excluded.model_precision, answered_at = excluded.answered_at,
-            -- A replay loads nothing new: it must not look like the end of the work that loaded the file.
-            loaded_at = CASE WHEN f.load_id = excluded.load_id THEN coalesce(f.loaded_at, excluded.loaded_at) ELSE excluded.loaded_at END,
-            pachyderm_job = coalesce(nullif(excluded.pachyderm_job, ''), f.pachyderm_job),
-            pachyderm_commit = coalesce(nullif(excluded.pachyderm_commit, ''), f.pachyderm_commit),
-            retry_at = NULL, error = ''
-        RETURNING status
-        """,
-        {
-            **_identity(file.manifest),
-            "rows": file.manifest.rows,
-            "answered": file.answered,
-            "no_answer": file.no_answer,
-            "rejected": file.rejected,
-            "wanted_model": file.manifest.model.id,
-            "wanted_revision": file.manifest.model.revision,
-            "wanted_precision": file.manifest.model.precision,
-            "model": file.answered_by.id,
-            "model_revision": file.answered_by.revision,
-            "model_precision": file.answered_by.precision,
-            "job": job_id,
-            "commit": commit_id,
-            "answered_at": file.answered_at,
-        },
-    )
-    return FileStatus(only_row(cursor)[0])
-
-
-def _identity(manifest: Manifest) -> dict[str, str | int]:
-    return {
-        "name": manifest.name,
-        "generation": manifest.generation,
-        "size": manifest.size,
-        "crc32c": manifest.crc32c,
-        "file_id": file_id(manifest.name),
-        "partition_key": partition_key(manifest.name),
-        "place": INCOMING + manifest.name,
-        "load_id": manifest.load_id,
-    }
+            SELECT FROM reject_stage s WHERE s.row_number = r.row_number AND ({}) IS NOT DISTINCT FROM ({}))
+    """)
+    cursor.execute(delete.format(_listed(_COMPARED_REJECT, "s"), _listed(_COMPARED_REJECT, "r")), [name])
+    insert = sql.SQL("INSERT INTO question_answer_reject ({}) SELECT {} FROM reject_stage ON CONFLICT (source_file, row_number) DO NOTHING")
+    cursor.execute(insert.format(_listed(REJECTS.names), _listed(REJECTS.names)))

@@ -4,38 +4,44 @@ from pathlib import Path
 
 import psycopg
 
-from qa_platform.database import connect, only_row, transaction
+from qa_platform.clients.postgres import connect, only_row, transaction
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import PostgresSettings
 
-HEAD = "0002"
+HEAD = "0005"
 
 # Not alembic's default name: the database may be shared with another program that uses alembic.
 VERSION_TABLE = "question_answer_version"
 
-# Any number that nobody else uses: it makes those who migrate at the same time wait for each other.
+# Any number that nobody else uses. It lets programs that migrate at the same time wait for each other.
 _LOCK = 0x71615F6D
-# A reader that keeps a table busy must not stop all other readers behind this for long.
+# A migration that waits for a busy table blocks all other readers, so it gives up after a while.
 _LOCK_TIMEOUT = "30s"
 
 
-def upgrade(settings: PostgresSettings) -> None:
+def upgrade(settings: PostgresSettings, *, accept_newer: bool = False) -> None:
     """Bring the tables up to date: from nothing, or around a ``question_answer`` of five columns and its rows.
 
     Cheap when they are up to date. Safe when several start at once. All or nothing.
 
+    Args:
+        accept_newer: leave tables that are newer than this program as they are. A migration adds to what older programs use, so that
+            those may work on while a new version is rolled out.
+
     Raises:
-        InputError: the user may not create or alter the tables, or the database is newer than this program.
-        TransientError: PostgreSQL is away, or a table is kept busy by others.
+        InputError: the user may not create or alter the tables, the database is newer than this program and that is not accepted, or it
+            is not encoded in UTF8.
+        TransientError: PostgreSQL is unavailable, or others keep a table busy.
     """
     with connect(settings) as connection:
-        if current(connection) == HEAD:
-            return
+        revision = current(connection)
+    if revision == HEAD or (accept_newer and revision > HEAD):
+        return
     _migrate(settings, "upgrade", "head")
 
 
 def downgrade(settings: PostgresSettings, revision: str) -> None:
-    """Take the tables back to a revision; ``base`` leaves only ``question_answer`` with its first five columns and its rows.
+    """Take the tables back to a revision. ``base`` leaves only ``question_answer`` with its first five columns and its rows.
 
     Raises:
         InputError: no such revision.
@@ -53,7 +59,7 @@ def current(connection: psycopg.Connection) -> str:
 
 
 def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
-    # Here, not above: they take 0.5 s to import, and almost every start finds nothing to do.
+    # Here, not above: they take 0.5 s to import, and almost every start has nothing to do.
     import sqlalchemy
     from alembic import command, util
     from alembic.config import Config
@@ -75,8 +81,10 @@ def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
             config.attributes["connection"] = connection
             getattr(command, direction)(config, revision)
     except util.CommandError as error:
-        raise InputError(f"cannot {direction} the tables to {revision}: {error}; is this program older than the database?") from error
-    except sqlalchemy.exc.OperationalError as error:
+        raise InputError(
+            f"cannot {direction} the tables to {revision}: {error}", advice="check that this program is not older than the database"
+        ) from error
+    except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InternalError) as error:
         raise TransientError(f"the tables could not be migrated now: {error.orig}") from error
     except sqlalchemy.exc.ProgrammingError as error:
         raise InputError(f"the tables cannot be migrated: {error.orig}") from error

@@ -1,22 +1,25 @@
 """Entry point of the pipeline ``push-answers-to-sql``: one datum is one answered file.
 
-``python -m qa_platform.loading.worker`` brings the tables up to date, loads the folder that the variable ``question_answer`` names,
-and writes the whole answered file to ``/pfs/out/<file id>.csv``.
+``python -m qa_platform.loading.worker`` brings the tables up to date and loads one file after the other, each as the folder that the
+variable ``question_answer`` names. The whole answered file goes to ``/pfs/out/<file id>.csv``.
 """
 
+import hashlib
 import logging
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
 
-from qa_platform.contract import BLAMELESS, LOAD_PIPELINE, FileStatus
-from qa_platform.database import connect
-from qa_platform.errors import InputError, QaPlatformError, TransientError
+from qa_platform.clients.postgres import connect
+from qa_platform.contract import LOAD_PIPELINE, FileStatus
+from qa_platform.datum_batching import fault_of, serve
+from qa_platform.errors import InputError, TransientError
 from qa_platform.loading import migrate
 from qa_platform.loading.answered import read_answered, write_csv
 from qa_platform.loading.load import LoadResult, load_file
@@ -24,65 +27,135 @@ from qa_platform.settings import DatumSettings, PostgresSettings, WorkerSettings
 
 logger = logging.getLogger(LOAD_PIPELINE)
 
-# How long one datum waits for a PostgreSQL that is away, all tries together. A restart takes seconds, and a datum that fails
-# charges its file with an attempt that the file is not guilty of.
+# How long a process waits for an unavailable PostgreSQL, all retries together. A restart takes seconds.
 PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
+# After this many times `PATIENCE_SECONDS` a remembered outage is taken to be over, although nobody saw its end.
+_FORGOTTEN_AFTER = 5
+
+
+class NoDatabase(InputError):
+    """The database does not accept this program, whatever file it loads."""
+
+    blameless = True
+
+
+class Loader:
+    """Loads answered files below ``root``. It keeps one connection for as long as that works."""
+
+    def __init__(self, root: Path, postgres: PostgresSettings) -> None:
+        self._root = root
+        self._postgres = postgres
+        self._connection: psycopg.Connection | None = None
+        self._outage = _Outage(postgres)
+
+    def do(self, datum: DatumSettings) -> None:
+        """Load one file, and write the whole answered file into ``out``.
+
+        Raises:
+            InputError: the folder is not a complete answered file, or the database refuses it.
+            TransientError: the database was unavailable for longer than this program waits.
+        """
+        folder = self._folder(datum)
+        result = self._load_with_patience(folder, datum)
+        write_csv(read_answered(folder), self._root / "out" / f"{folder.name}.csv")
+        logger.info("%s", _line(result))
+
+    def _folder(self, datum: DatumSettings) -> Path:
+        """The folder as this process sees it: paths in the environment begin with ``/pfs``, wherever the root is."""
+        if not datum.question_answer:
+            raise InputError(
+                "the variable question_answer is empty", advice="run this program in a pipeline whose input is question_answer"
+            )
+        path = Path(datum.question_answer)
+        return self._root / path.relative_to("/pfs") if path.is_relative_to("/pfs") else path
+
+    def _load_with_patience(self, folder: Path, datum: DatumSettings) -> LoadResult:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                result = load_file(self._open(), folder, job_id=datum.pach_job_id, commit_id=datum.pach_output_commit_id)
+            except TransientError as error:
+                self._close()
+                left = self._outage.seconds_left()
+                if pause > left:
+                    raise
+                logger.warning("%s; trying again for up to %.0f s", error, left)
+            else:
+                self._outage.is_over()
+                return result
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _open(self) -> psycopg.Connection:
+        if self._connection is None:
+            try:
+                migrate.upgrade(self._postgres, accept_newer=True)
+                self._connection = connect(self._postgres)
+            except InputError as error:
+                raise NoDatabase(f"{error.what} (the secret dbaccess)", where=error.where, advice=error.advice) from error
+        return self._connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+
+class _Outage:
+    """The beginning of an outage of PostgreSQL, remembered in a file.
+
+    Pachyderm starts the program again for every try of every datum. Without the file each datum of a batch would wait as long as the
+    first one.
+    """
+
+    def __init__(self, postgres: PostgresSettings) -> None:
+        where = hashlib.sha256(f"{postgres.host}:{postgres.port}/{postgres.dbname}".encode()).hexdigest()[:16]
+        self._file = Path(tempfile.gettempdir(), f"{LOAD_PIPELINE}-outage-{where}")
+
+    def seconds_left(self) -> float:
+        """How much longer to wait. The outage begins with the first call."""
+        now = time.time()
+        try:
+            since = self._file.stat().st_mtime
+        except OSError:
+            since = 0.0
+        if now - since > _FORGOTTEN_AFTER * PATIENCE_SECONDS:
+            since = now
+            with suppress(OSError):
+                self._file.touch()
+        return PATIENCE_SECONDS - (now - since)
+
+    def is_over(self) -> None:
+        """Forget the outage."""
+        with suppress(OSError):
+            self._file.unlink(missing_ok=True)
 
 
 def main() -> int:
-    """Load the datum that the environment names. Exit status 0, or 1 with one line that says why."""
+    """Load datum after datum; without datum batching, the one that the environment names. Exit status 1 if that one failed, else 0."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    settings = WorkerSettings()
+    loader = Loader(settings.pfs_root, PostgresSettings())
+    datum = DatumSettings()
+    if not datum.question_answer:
+        serve(lambda environment: loader.do(_datum(environment)), settings.grpc_port)
     try:
-        datum, worker = DatumSettings(), WorkerSettings()
-        if not datum.question_answer:
-            raise InputError("the variable question_answer is empty: this is the program of a pipeline whose input is question_answer")
-        folder = _below(worker.pfs_root, Path(datum.question_answer))
-        result = _load_with_patience(PostgresSettings(), folder, datum)
-        write_csv(read_answered(folder), worker.pfs_root / "out" / f"{folder.name}.csv")
-    except (TransientError, OSError, _NoDatabase) as error:
-        logger.error("%s%s", BLAMELESS, " ".join(str(error).split()))
+        loader.do(datum)
+    except Exception as error:
+        logger.error("%s", fault_of(error).to_json())
         return 1
-    except QaPlatformError as error:
-        logger.error("%s", error)
-        return 1
-    logger.info("%s", _line(result))
     return 0
 
 
-class _NoDatabase(InputError):
-    """The database does not take this program in, whatever it wants to load."""
-
-
-@contextmanager
-def _open(postgres: PostgresSettings) -> Iterator[psycopg.Connection]:
-    try:
-        migrate.upgrade(postgres)
-        connection = connect(postgres)
-    except InputError as error:
-        raise _NoDatabase(f"{error} (the secret dbaccess)") from error
-    with connection:
-        yield connection
-
-
-def _load_with_patience(postgres: PostgresSettings, folder: Path, datum: DatumSettings) -> LoadResult:
-    deadline, pause = time.monotonic() + PATIENCE_SECONDS, _FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            with _open(postgres) as connection:
-                return load_file(connection, folder, job_id=datum.pach_job_id, commit_id=datum.pach_output_commit_id)
-        except TransientError as error:
-            if time.monotonic() + pause > deadline:
-                raise
-            logger.warning("%s; trying again for up to %.0f s", error, deadline - time.monotonic())
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-
-
-def _below(root: Path, path: Path) -> Path:
-    """The folder as this process sees it: paths in the environment begin with ``/pfs``, wherever the root is."""
-    return root / path.relative_to("/pfs") if path.is_relative_to("/pfs") else path
+def _datum(environment: Mapping[str, str]) -> DatumSettings:
+    return DatumSettings(
+        question_answer=environment["question_answer"],
+        pach_job_id=environment.get("PACH_JOB_ID", ""),
+        pach_output_commit_id=environment.get("PACH_OUTPUT_COMMIT_ID", ""),
+    )
 
 
 def _line(result: LoadResult) -> str:

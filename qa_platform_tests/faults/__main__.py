@@ -25,10 +25,11 @@ def main() -> int:
     # Told to end, it takes the daemon and the servers with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("qa_platform").setLevel(logging.WARNING)
+    for name in ("qa_platform", "alembic", "dagster"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="qa-faults-") as folder:
         report = run(
-            arguments.state or Path(folder), arguments.seed, faults=arguments.faults, per_round=arguments.round, only=arguments.only
+            arguments.state or Path(folder), arguments.seed, total=arguments.faults, per_round=arguments.round, only=arguments.only
         )
     show(report)
     return 0 if report.good else 1
@@ -44,7 +45,8 @@ def show(report: Report) -> None:
     account = report.account
     console.print(
         f"{report.total} faults in {report.seconds:.0f} s; {report.uploads} uploads under {account.files} names, {account.rows} rows: "
-        f"{account.lost} lost, {account.duplicated} duplicated; {report.parked} files were parked and tried again on request"
+        f"{account.lost} lost, {account.duplicated} duplicated; {report.parked} files were parked and tried again on request; "
+        f"{report.commands} commands; a file that came after a recovery was loaded in {report.innocent_seconds:.0f} s at most"
     )
     for line in account.wrong:
         console.print(f"[red]WRONG[/red] {line}")

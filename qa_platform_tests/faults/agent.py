@@ -15,18 +15,20 @@ from typing import Any
 
 import dagster as dg
 
-from qa_platform.batch import Services, answer_batch
+from qa_platform.batches.pending import claim, look, tidy
+from qa_platform.batches.plan import Batch
+from qa_platform.batches.run import answer_batch
+from qa_platform.clients.services import Services
 from qa_platform.contract import FileVersion
-from qa_platform.planning import Batch
-from qa_platform.resources import platform_resource
-from qa_platform.waiting import claim, look, tidy
+from qa_platform.orchestration.resources import platform_resource
+from qa_platform.settings import BucketSettings
 
 _log = logging.getLogger("agent")
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(threadName)s %(message)s")
-    with dg.build_resources({"platform": platform_resource}) as resources:
+    with dg.build_resources({"platform": platform_resource(BucketSettings())}) as resources:
         print("ready", flush=True)  # noqa: T201
         for line in sys.stdin:
             order = json.loads(line)

@@ -5,14 +5,22 @@ import io
 import random
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dagster as dg
+from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 from google.api_core.exceptions import NotFound
+from pydantic import SecretStr
 
-from qa_platform import bookkeeping, bucket, pachd
-from qa_platform.bookkeeping import FileRecord
-from qa_platform.contract import INCOMING, LOAD_PIPELINE, FileStatus, FileVersion, file_id
+from qa_platform.clients import bucket
+from qa_platform.clients import pachyderm as pachd
+from qa_platform.contract import INCOMING, LOAD_PIPELINE, FileStatus, FileVersion, file_id, partition_key
+from qa_platform.ledger import FileRecord
+from qa_platform.orchestration.catalog import QUESTION_ANSWER
+from qa_platform.orchestration.reports.checks import COMPLETE, RECORDED, SPANS
 from qa_platform.settings import PachydermSettings
 from qa_platform_tests.answering_models import texts
 from qa_platform_tests.faults.world import World
@@ -38,6 +46,8 @@ class Account:
     rows: int = 0
     lost: int = 0
     duplicated: int = 0
+    # Checks that Dagster does not have. Its own storage may lose its last events when PostgreSQL crashes.
+    unreported: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -51,8 +61,17 @@ class Uploader:
         self.all: list[Upload] = []
 
     def upload(self) -> None:
+        with self._world.uploading:
+            self._upload()
+
+    def innocent(self) -> Upload:
+        """Upload a readable file under a new name."""
+        with self._world.uploading:
+            return self._put(f"innocent/{len(self.all)}.csv", *self._questions())
+
+    def _upload(self) -> None:
         name, earlier = f"day {len(self.all) // 20}/file-{len(self.newest)}.csv", None
-        if self.newest and self._rng.random() < 0.3:
+        if self.newest and self._rng.random() < 0.3 and self._world.overwriting:
             name = self._rng.choice(list(self.newest)[-8:])
             earlier = self.newest[name]
         if earlier and self._rng.random() < 0.3:
@@ -61,9 +80,13 @@ class Uploader:
             content, rows = b"PK\x03\x04" + self._rng.randbytes(self._rng.randint(1, 400)), None
         else:
             content, rows = self._questions()
-        version = bucket.upload(self._world.bucket, name, io.BytesIO(content))
-        self.newest[name] = Upload(version, content, rows)
-        self.all.append(self.newest[name])
+        self._put(name, content, rows)
+
+    def _put(self, name: str, content: bytes, rows: tuple[tuple[str, str], ...] | None) -> Upload:
+        upload = Upload(bucket.upload(self._world.bucket, name, io.BytesIO(content)), content, rows)
+        self.newest[name] = upload
+        self.all.append(upload)
+        return upload
 
     def _questions(self) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         rows = tuple((self._question(), self._rng.choice(self._texts)) for _ in range(self._rng.randint(1, 60)))
@@ -78,28 +101,38 @@ class Uploader:
 def unsettled(world: World, uploads: dict[str, Upload]) -> list[str]:
     """The names whose newest upload is not done, and those that still have something under ``incoming/``."""
     versions = [upload.version for upload in uploads.values()]
-    with world.database() as connection:
-        found = bookkeeping.records(connection, versions)
+    with world.ledger() as ledger:
+        found = ledger.records(versions)
     done = {name for (name, _), record in found.items() if record.status in SETTLED and record.archived_at}
-    return sorted({version.name for version in versions} - done)
+    done |= {v.name for v in versions if _is_lost_with_the_bucket(world, v, found.get((v.name, v.generation)))}
+    with world.uploading:
+        waiting = {blob.name.removeprefix(INCOMING) for blob in world.bucket.list_blobs(prefix=INCOMING)}
+    return sorted(({version.name for version in versions} - done) | waiting)
+
+
+def _is_lost_with_the_bucket(world: World, version: FileVersion, record: FileRecord | None) -> bool:
+    """Whether a restore of the bucket took an upload away before it was loaded: then nothing can answer it."""
+    return world.is_vanished(version.generation) and (record is None or record.status is FileStatus.SUPERSEDED)
 
 
 def parked(world: World) -> list[str]:
     """The names of the files that were given up."""
-    with world.database() as connection:
-        return sorted(bookkeeping.names_with_status(connection, [FileStatus.FAILED]))
+    with world.ledger() as ledger:
+        return sorted(ledger.names_with_status([FileStatus.FAILED]))
 
 
 def audit(world: World, uploader: Uploader) -> Account:
     """Compare what was uploaded with every place that tells of it, row by row. The platform must be at rest."""
     account = Account(files=len(uploader.newest))
     versions = [upload.version for upload in uploader.all]
-    with world.database() as connection:
-        records = bookkeeping.records(connection, versions)
+    with world.ledger() as ledger, world.database() as connection:
+        records = ledger.records(versions)
         answers = _rows(connection.execute("SELECT source_file, row_number, question, context FROM question_answer"))
         rejects = _rows(connection.execute("SELECT source_file, row_number, '', reason FROM question_answer_reject"))
     for name, upload in uploader.newest.items():
         record = records.get((name, upload.version.generation))
+        if _is_lost_with_the_bucket(world, upload.version, record):
+            continue
         if record is None:
             account.wrong.append(f"{name}: no record")
             account.lost += len(upload.rows or ())
@@ -111,6 +144,8 @@ def audit(world: World, uploader: Uploader) -> Account:
         account.wrong.append(f"{name}: {len(left)} rows of no upload")
         account.duplicated += len(left)
     _audit_objects(world, account, uploader, records)
+    _audit_checks(world, account, uploader, records)
+    _audit_commands(world, account, uploader)
     return account
 
 
@@ -152,12 +187,17 @@ def _audit_file(
 
 
 def _answered_csv_is_complete(world: World, upload: Upload, record: FileRecord) -> bool:
-    settings = PachydermSettings(pachd_address=world.variables["PACHD_ADDRESS"])
+    settings = PachydermSettings(pachd_address=world.variables["PACHD_ADDRESS"], pach_token=SecretStr(world.variables["PACH_TOKEN"]))
     file = f"{file_id(upload.version.name)}.csv"
     if not record.pachyderm_commit:
         return False
-    with tempfile.TemporaryFile() as target, pachd.session(settings, "reading an answered file") as client:
-        pachd.copy_file(client, f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file}", target)
+    with tempfile.TemporaryFile() as target:
+        try:
+            with pachd.session(settings, "reading an answered file") as client:
+                target.writelines(pachd.read_file(client, f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file}"))
+        except pachd.NotThere:
+            # The answers are in the tables, and are read from there.
+            return world.pachyderm_restored
         target.seek(0)
         found = list(csv.DictReader(io.TextIOWrapper(target, "utf-8", newline="")))
     return [(row["question"], row["context"]) for row in found] == list(upload.rows or ())
@@ -170,7 +210,7 @@ def _audit_objects(world: World, account: Account, uploader: Uploader, records: 
     for upload in uploader.all:
         record = records.get((upload.version.name, upload.version.generation))
         newest = uploader.newest[upload.version.name] is upload
-        if record is None or (not newest and record.status not in SETTLED):
+        if record is None or (not newest and record.status not in SETTLED) or world.is_vanished(upload.version.generation):
             continue
         if (newest or (record.place and record.archived_at)) and not _lies_at(world, record, upload):
             account.wrong.append(f"{upload.version.name}: its source is not at {record.place!r}")
@@ -181,3 +221,49 @@ def _lies_at(world: World, record: FileRecord, upload: Upload) -> bool:
         return bool(Path(record.place).name) and world.bucket.blob(record.place).download_as_bytes() == upload.content
     except NotFound:
         return False
+
+
+def _audit_checks(world: World, account: Account, uploader: Uploader, records: dict[tuple[str, int], FileRecord]) -> None:
+    """Every loaded file was reported to Dagster, and its checks say what this audit says: nothing is wrong with it."""
+    keys = [dg.AssetCheckKey(QUESTION_ANSWER, name) for name in (COMPLETE, RECORDED, SPANS)]
+    with world.dagster() as instance:
+        for name, upload in uploader.newest.items():
+            record = records.get((name, upload.version.generation))
+            if record is None or record.status is not FileStatus.FINISHED:
+                continue
+            partition = PartitionKeyFilter(key=partition_key(name))
+            for key in keys:
+                executions = instance.event_log_storage.get_asset_check_execution_history(key, limit=1, partition_filter=partition)
+                problem = _problem_of_check(executions, record)
+                if problem == "was not evaluated":
+                    account.unreported += 1
+                elif problem:
+                    account.wrong.append(f"{name}: its check {key.name} {problem}")
+    if account.unreported and not world.postgres_crashed:
+        account.wrong.append(f"{account.unreported} checks were not evaluated")
+
+
+def _problem_of_check(executions: Sequence[AssetCheckExecutionRecord], record: FileRecord) -> str:
+    evaluation = executions[0].evaluation if executions else None
+    if evaluation is None:
+        return "was not evaluated"
+    return "" if evaluation.passed else f"failed: {evaluation.metadata}"
+
+
+def _audit_commands(world: World, account: Account, uploader: Uploader) -> None:
+    """Every command did what it is for, or said why not."""
+    account.wrong += [fault for command in world.commands if (fault := command.fault)]
+    accepted = [command for command in world.commands if command.is_accepted_retry]
+    with world.ledger() as ledger:
+        for command in accepted:
+            upload = uploader.newest[command.arguments[1]]
+            record = ledger.records([upload.version]).get((upload.version.name, upload.version.generation))
+            if not (_happened_after(record, command.started) or upload.version.generation > command.started * 1e6):
+                account.wrong.append(f"{upload.version.name}: a retry was accepted, and nothing followed: {record}")
+    world.commands.clear()
+
+
+def _happened_after(record: FileRecord | None, started: float) -> bool:
+    if record is None or record.status is FileStatus.REJECTED:
+        return True
+    return record.loaded_at is not None and record.loaded_at.timestamp() > started

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psycopg
 
-from qa_platform import bookkeeping
 from qa_platform.errors import QaPlatformError
 from qa_platform_tests.faults.audit import Account, Uploader, audit, parked, unsettled
-from qa_platform_tests.faults.injection import FAULTS
+from qa_platform_tests.faults.catalogue import TARGETS
+from qa_platform_tests.faults.victims import Fault
 from qa_platform_tests.faults.world import World
 
 _log = logging.getLogger("faults")
@@ -25,6 +25,10 @@ _log = logging.getLogger("faults")
 _BUSY_FILES = 6
 # Recovery: a lease that runs out, a retry that is due, a run that is started. All take seconds each on an idle machine.
 _RECOVERY_SECONDS = 400.0
+# How long a target that had more faults than another waits before each.
+_HEAD_START_SECONDS = 6.0
+# A file that is uploaded to a platform at rest.
+_INNOCENT_SECONDS = 120.0
 
 
 @dataclass
@@ -36,6 +40,9 @@ class Report:
     account: Account = field(default_factory=Account)
     uploads: int = 0
     parked: int = 0
+    commands: int = 0
+    # The longest that a file needed that was uploaded after a recovery.
+    innocent_seconds: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -48,19 +55,20 @@ class Report:
         return not (account.lost or account.duplicated or account.wrong)
 
 
-def run(state: Path, seed: int, *, faults: int, per_round: int, only: str = "") -> Report:
+def run(state: Path, seed: int, *, total: int, per_round: int, only: str = "") -> Report:
     """Inject faults into a platform in ``state``; stops after the first round whose account is not right."""
     begun, report = time.monotonic(), Report(seed)
     _log.info("seed %d", seed)
     rng = random.Random(seed)
-    names = [name for name in FAULTS if only in name]
-    report.injected = {name: Counter() for name in names}
+    targets = {target: {name: fault for name, fault in faults.items() if only in name} for target, faults in TARGETS.items()}
+    targets = {target: faults for target, faults in targets.items() if faults}
+    report.injected = {name: Counter() for faults in targets.values() for name in faults}
     world = World(state, rng)
     try:
         world.supervise()
         uploader = Uploader(world, rng)
-        while report.total < faults and report.good:
-            _round(world, uploader, report, rng, until=min(faults, report.total + per_round))
+        while report.total < total and report.good:
+            _round(world, uploader, report, targets, until=min(total, report.total + per_round))
             _recover(world, uploader, report)
             report.account = audit(world, uploader)
             report.uploads, report.seconds = len(uploader.all), time.monotonic() - begun
@@ -70,19 +78,33 @@ def run(state: Path, seed: int, *, faults: int, per_round: int, only: str = "") 
     return report
 
 
-def _round(world: World, uploader: Uploader, report: Report, rng: random.Random, *, until: int) -> None:
-    """Inject faults until there were that many, each kind about as often; what finds no victim is tried later."""
-    with _kept_busy(world, uploader):
-        while report.total < until:
-            fewest = min(hits.total() for hits in report.injected.values())
-            due = [name for name, hits in report.injected.items() if hits.total() <= fewest + 1]
-            rng.shuffle(due)
-            for name in sorted(due, key=lambda name: report.injected[name].total()):
-                if hit := FAULTS[name](world, rng):
-                    report.injected[name][hit] += 1
-                    _log.info("%3d  %s: %s", report.total, name, hit)
-                    break
-            time.sleep(rng.uniform(0, 2))
+def _round(world: World, uploader: Uploader, report: Report, targets: Mapping[str, Mapping[str, Fault]], *, until: int) -> None:
+    """Inject faults until there were that many, of all targets at the same time."""
+    with _kept_busy(world, uploader), ThreadPoolExecutor(len(targets)) as pool:
+        injecting = [
+            pool.submit(_inject, world, report, faults, random.Random(f"{report.seed} {target} {until}"), until=until)
+            for target, faults in targets.items()
+        ]
+        for working in injecting:
+            working.result()
+
+
+def _inject(world: World, report: Report, faults: Mapping[str, Fault], rng: random.Random, *, until: int) -> None:
+    """Inject faults of one target, each kind about as often; what finds no victim is tried later."""
+    while report.total < until:
+        fewest = min(report.injected[name].total() for name in faults)
+        # Where a database is never there, nothing else can be hit: a target that is ahead waits for the others, within limits.
+        lagging = time.monotonic() + _HEAD_START_SECONDS
+        while fewest > min(hits.total() for hits in report.injected.values()) and time.monotonic() < lagging:
+            time.sleep(0.2)
+        due = [name for name in faults if report.injected[name].total() <= fewest + 1]
+        rng.shuffle(due)
+        for name in sorted(due, key=lambda name: report.injected[name].total()):
+            if hit := faults[name](world, rng):
+                report.injected[name][hit] += 1
+                _log.info("%3d  %s: %s", report.total, name, hit)
+                break
+        time.sleep(rng.uniform(0, 2))
 
 
 @contextmanager
@@ -114,8 +136,18 @@ def _recover(world: World, uploader: Uploader, report: Report) -> None:
         for name in parked(world):
             report.parked += 1
             _log.info("%s is parked; somebody asks for a retry", name)
-            with world.database() as connection:
-                bookkeeping.request_retry(connection, name)
+            with world.ledger() as ledger:
+                ledger.request_retries([name])
         time.sleep(1)
+    for command in world.commands:
+        command.wait()
+    report.commands += len(world.commands)
     if left:
         _log.info("not settled: %s", left)
+        return
+    innocent = uploader.innocent()
+    begun = time.monotonic()
+    while unsettled(world, {innocent.version.name: innocent}) and time.monotonic() - begun < _INNOCENT_SECONDS:
+        world.supervise()
+        time.sleep(0.5)
+    report.innocent_seconds = max(report.innocent_seconds, time.monotonic() - begun)

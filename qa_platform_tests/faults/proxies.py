@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 # Of Google's own errors, enough for the client to know what it is.
-_REASONS = {429: "rateLimitExceeded", 500: "backendError", 503: "backendError", 412: "conditionNotMet"}
+_REASONS = {403: "forbidden", 429: "rateLimitExceeded", 500: "backendError", 503: "backendError", 412: "conditionNotMet"}
 _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 
 CUT = "cut"

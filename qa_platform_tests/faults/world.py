@@ -9,25 +9,36 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
+import dagster as dg
+import grpc
 import psutil
 import psycopg
-from google.auth.credentials import AnonymousCredentials
+import pytest
 from google.cloud import storage
+from google.oauth2.credentials import Credentials
+from pachyderm_sdk import Client
+from pachyderm_sdk.api import pps
+from psycopg.sql import SQL, Identifier, Literal
+from pydantic import SecretStr
 
-from qa_platform.embedded import postgres
-from qa_platform.embedded.process import START_SECONDS, RunningServer, ServerSpec
+from qa_platform.embedded import postgres_access
 from qa_platform.embedded.stack import BUCKET, Stack
-from qa_platform.project_files import project_file
+from qa_platform.embedded.supervise import START_SECONDS, RunningServer, ServerSpec
+from qa_platform.ledger import Ledger
+from qa_platform.provisioning.project_files import project_file
+from qa_platform.provisioning.secrets import DATABASE_SECRET, database_secret
+from qa_platform.settings import PostgresSettings
 from qa_platform_tests.answering_models import make_bert
+from qa_platform_tests.faults.commands import COMMAND_SECONDS, Command
 from qa_platform_tests.faults.proxies import FaultyBucket, Forwarder
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# Everything that waits in the platform waits shortly here; the lease is longer than a run takes to start.
+# Everything that waits in the platform waits shortly here.
 LEASE_SECONDS = 15
 _SETTINGS = {
     "QA_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -39,9 +50,17 @@ _SETTINGS = {
     "QA_SHARD_ROWS": "15",
     "QA_THREADS": "1",
 }
-_MONITORING = ("poll_interval_seconds: 30", "poll_interval_seconds: 10")
+_MONITORING = {
+    "poll_interval_seconds: 30": "poll_interval_seconds: 10",
+    # What a daemon was starting that died waits for so long.
+    "start_timeout_seconds: 300": "start_timeout_seconds: 90",
+}
 
-_SPECS = {name: ServerSpec(name, f"qa_platform.embedded.{name}") for name in ("postgres", "gcs", "pachd")}
+_SPECS = {name: ServerSpec(name, f"qa_platform.embedded.{name}", guarded=True) for name in ("postgres", "gcs", "pachd")}
+
+
+# The platform in the database.
+ROLE = "platform"
 
 
 class World:
@@ -61,14 +80,21 @@ class World:
         self._closing.callback(self.proxy.close)
         self._closing.callback(self.pachd.close)
         self.socket_folder = Path(addresses["postgres"])
-        self.stack = Stack(state, {"postgres": addresses["postgres"], "gcs": self.proxy.address, "pachd": self.pachd.address})
+        self.stack = Stack.at(state, {"postgres": addresses["postgres"], "gcs": self.proxy.address, "pachd": self.pachd.address})
         model = make_bert(state / "model")
         self.variables = {**self.stack.variables, **_SETTINGS, "QA_MODEL": str(model)}
+        self.bucket = self._bucket_at(addresses["gcs"])
         self._prepare()
-        client = storage.Client("test", AnonymousCredentials(), client_options={"api_endpoint": f"http://{addresses['gcs']}"})
-        self.bucket: storage.Bucket = client.bucket(BUCKET)
         self.daemon: subprocess.Popen[bytes] | None = None
         self.agent: subprocess.Popen[str] | None = None
+        self.commands: list[Command] = []
+        # While it is held, nobody uploads.
+        self.uploading = threading.RLock()
+        self.overwriting = True
+        # Generations, from and to, of uploads that a restore of the bucket took away.
+        self.vanished: list[tuple[int, int]] = []
+        self.pachyderm_restored = False
+        self.postgres_crashed = False
         self.restarts = 0
 
     @property
@@ -82,9 +108,17 @@ class World:
         home = self.state / "dagster"
         home.mkdir(exist_ok=True)
         text = project_file("dagster.yaml").read_text()
-        assert _MONITORING[0] in text
-        (home / "dagster.yaml").write_text(text.replace(*_MONITORING))
+        for shipped, here in _MONITORING.items():
+            assert shipped in text
+            text = text.replace(shipped, here)
+        (home / "dagster.yaml").write_text(text)
         command = [sys.executable, "-m", "qa_platform.embedded.prepare"]
+        subprocess.run(command, input=json.dumps(self.variables), text=True, env=self._environment, check=True)
+        # From here on the platform is a role that can lack a privilege; the secret of the database names it.
+        with self.database() as connection:
+            connection.execute(SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(Identifier(ROLE), Literal(self.stack.tokens["postgres"])))
+            connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {ROLE}")
+        self.variables["PG_USER"] = ROLE
         subprocess.run(command, input=json.dumps(self.variables), text=True, env=self._environment, check=True)
 
     def _end_servers(self) -> None:
@@ -128,6 +162,34 @@ class World:
         self.agent.stdin.write(json.dumps(order) + "\n")
         self.agent.stdin.flush()
 
+    def command(self, *arguments: str) -> Command:
+        """Start a command of `qa-platform`, as somebody would at any moment."""
+        command = Command.start(arguments, self.environment, self.state / "logs" / f"command-{len(self.commands)}.log")
+        self.commands.append(command)
+        return command
+
+    def must_succeed(self, *arguments: str) -> None:
+        """Run a command until it succeeds: what it needs may be unavailable or refused for a while."""
+        until = time.monotonic() + COMMAND_SECONDS
+        while (command := self.command(*arguments)).wait() and time.monotonic() < until:
+            time.sleep(0.5)
+        command.must_succeed = True
+
+    def cancel_run(self, rng: random.Random) -> bool:
+        """Cancel a run that is queued or at work, as somebody does in Dagster's pages; whether there was one."""
+        at_work = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED])
+        with self.dagster() as instance:
+            runs = instance.get_runs(at_work)
+            return bool(runs) and bool(instance.run_coordinator.cancel_run(rng.choice(runs).run_id))
+
+    @contextlib.contextmanager
+    def dagster(self) -> Iterator[dg.DagsterInstance]:
+        """Dagster's instance, in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DAGSTER_PG_URL", self.variables["DAGSTER_PG_URL"])
+            with dg.DagsterInstance.from_config(self.variables["DAGSTER_HOME"]) as instance:
+                yield instance
+
     # The processes.
 
     def processes(self, kind: str) -> list[psutil.Process]:
@@ -157,13 +219,63 @@ class World:
         daemon.kill()
         daemon.wait()
 
-    def restart_pachd(self) -> None:
+    def restart_pachd(self, options: Mapping[str, str] | None = None) -> None:
+        """Kill pachd, and start it again with these options."""
         self._servers["pachd"].kill()
-        self._servers["pachd"] = RunningServer(_SPECS["pachd"], self.state, environment=self._environment)
+        environment = {**self._environment, **(options or {})}
+        self._servers["pachd"] = RunningServer(_SPECS["pachd"], self.state, environment=environment)
         self.pachd.target = self._servers["pachd"].address()
+
+    def server_process(self, server: str) -> psutil.Process:
+        return psutil.Process(self._servers[server].pid)
+
+    def restart(self, server: str, change: Callable[[Path], None]) -> None:
+        """Kill pachd or the bucket, change its state folder, and start it again. Nobody uploads meanwhile."""
+        with self.uploading:
+            self._servers[server].kill()
+            change(self.state / server)
+            self._servers[server] = RunningServer(_SPECS[server], self.state, environment=self._environment)
+            address = self._servers[server].address()
+            if server == "pachd":
+                self.pachd.target = address
+            else:
+                self.proxy.target, self.bucket = address, self._bucket_at(address)
+
+    @contextlib.contextmanager
+    def only_new_names(self) -> Iterator[None]:
+        """Let nobody overwrite an upload for as long as the block lasts."""
+        with self.uploading:
+            self.overwriting = False
+        try:
+            yield
+        finally:
+            self.overwriting = True
+
+    def _bucket_at(self, address: str) -> storage.Bucket:
+        owner = Credentials(self.stack.tokens["gcs"])
+        return storage.Client("test", owner, client_options={"api_endpoint": f"http://{address}"}).bucket(BUCKET)
+
+    def is_vanished(self, generation: int) -> bool:
+        """Whether a restore of the bucket took this upload away."""
+        return any(first <= generation <= last for first, last in self.vanished)
+
+    @contextlib.contextmanager
+    def without_secret(self) -> Iterator[None]:
+        """Take the secret of the database away for as long as the block lasts."""
+        settings = self._postgres().model_copy(update={"user": ROLE})
+        client = Client.from_pachd_address(f"grpc://{self.pachd.target}", auth_token=self.stack.tokens["pachd"])
+        client.pps.delete_secret(secret=pps.Secret(name=DATABASE_SECRET))
+        try:
+            yield
+        finally:
+            # Somebody may have applied the pipelines meanwhile, which made it.
+            with contextlib.suppress(grpc.RpcError):
+                client.pps.delete_secret(secret=pps.Secret(name=DATABASE_SECRET))
+            client.pps.create_secret(name=DATABASE_SECRET, data=database_secret(settings))
 
     def kill_postgres(self, *, seconds: float) -> None:
         """Kill PostgreSQL's first process, keep it away for a while, and start it again."""
+        self.postgres_crashed = True
         pid = int((self.state / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
         os.kill(pid, signal.SIGKILL)
         self._servers["postgres"].wait()
@@ -173,6 +285,7 @@ class World:
 
     def kill_backend(self, rng: random.Random) -> bool:
         """Kill one process that serves a connection: PostgreSQL then cuts all of them and recovers."""
+        self.postgres_crashed = True
         with self.database() as connection:
             query = "SELECT pid FROM pg_stat_activity WHERE datname IS NOT NULL AND pid <> pg_backend_pid()"
             pids = [pid for (pid,) in connection.execute(query)]
@@ -184,7 +297,7 @@ class World:
     @contextlib.contextmanager
     def postgres_refuses(self) -> Iterator[None]:
         """Cut all connections, and let nobody connect for as long as the block lasts."""
-        socket = self.socket_folder / f".s.PGSQL.{postgres.PORT}"
+        socket = self.socket_folder / f".s.PGSQL.{postgres_access.PORT}"
         hidden = socket.with_suffix(".hidden")
         with self.database() as connection:
             socket.rename(hidden)
@@ -194,12 +307,37 @@ class World:
             finally:
                 hidden.rename(socket)
 
+    def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
+        """The rows of a query; none while another fault cuts its connection, or takes the tables away."""
+        with contextlib.suppress(psycopg.Error), self.database() as connection:
+            return connection.execute(query).fetchall()
+        return []
+
+    def ledger(self) -> Ledger:
+        """The platform's ledger; waits while PostgreSQL recovers."""
+        self.database().close()
+        return Ledger(self._postgres())
+
+    def database_url(self, database: str) -> str:
+        """The URL of a database, for its owner."""
+        return postgres_access.database_url(str(self.socket_folder), database, self.stack.tokens["postgres"])
+
+    def _postgres(self) -> PostgresSettings:
+        return PostgresSettings(
+            host=str(self.socket_folder),
+            port=postgres_access.PORT,
+            user=postgres_access.USER,
+            password=SecretStr(self.stack.tokens["postgres"]),
+            dbname=postgres_access.ANSWERS_DATABASE,
+        )
+
     def database(self) -> psycopg.Connection:
         """A connection of the test's own; waits while PostgreSQL recovers."""
         until = time.monotonic() + START_SECONDS
         while True:
             try:
-                return psycopg.connect(postgres.database_url(str(self.socket_folder), postgres.ANSWERS_DATABASE), autocommit=True)
+                url = self.database_url(postgres_access.ANSWERS_DATABASE)
+                return psycopg.connect(url, autocommit=True)
             except psycopg.OperationalError:
                 if time.monotonic() > until:
                     raise

@@ -1,5 +1,5 @@
-"""An embedded pachd: the part of Pachyderm's gRPC API that pipelines on one machine need, over a folder of state.
+"""An embedded pachd: the part of Pachyderm's gRPC API that pipelines on one machine need, over a state folder.
 
-Three rooms: ``storage`` (chunks, trees, metadata, logs on disk), ``protocol`` (gRPC in and out, nothing else) and
-``execution`` (jobs, datums, worker processes). Between them ``pfs`` and ``pps`` hold the rules of Pachyderm.
+``storage`` keeps chunks, trees, metadata and logs on disk. ``pfs`` and ``pps`` hold the rules of Pachyderm. ``execution`` runs jobs, datums
+and worker processes. ``protocol`` translates between gRPC and these.
 """

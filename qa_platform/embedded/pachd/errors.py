@@ -1,8 +1,8 @@
-"""What the rules of Pachyderm answer when they refuse. ``code`` is the name of a gRPC status."""
+"""The errors of the embedded pachd. Each becomes a gRPC status; ``code`` is the status's name, and the texts are Pachyderm's."""
 
 
 class PachError(Exception):
-    """A refusal. Most of Pachyderm's user errors carry no status of their own and arrive as UNKNOWN."""
+    """A refused request. Most of Pachyderm's user errors have no status of their own and arrive as UNKNOWN."""
 
     code = "UNKNOWN"
 
@@ -16,7 +16,13 @@ class AlreadyExists(PachError):
 
 
 class InvalidArgument(PachError):
-    """``field`` and ``problem``, where given, travel as a BadRequest detail."""
+    """A malformed request.
+
+    Args:
+        message: the text of the status.
+        field: the field that is wrong. It travels with ``problem`` as a BadRequest detail; empty for none.
+        problem: what is wrong with the field.
+    """
 
     code = "INVALID_ARGUMENT"
 
@@ -28,3 +34,28 @@ class InvalidArgument(PachError):
 
 class Unimplemented(PachError):
     code = "UNIMPLEMENTED"
+
+
+class FailedPrecondition(PachError):
+    code = "FAILED_PRECONDITION"
+
+
+class Unauthenticated(PachError):
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(PachError):
+    code = "PERMISSION_DENIED"
+
+
+class HandlerPanic(PachError):
+    """A panic in Pachyderm's own handler: it dereferences a message that the request does not have."""
+
+    code = "ABORTED"
+
+    def __init__(self) -> None:
+        super().__init__("panic: runtime error: invalid memory address or nil pointer dereference")
+
+
+class Internal(PachError):
+    code = "INTERNAL"

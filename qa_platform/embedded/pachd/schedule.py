@@ -1,4 +1,7 @@
-"""When a cron input ticks: ``@every 90s``, ``@never``, ``@daily`` and its like, and the five fields of cron, in UTC."""
+"""When a cron input ticks, in UTC: ``@every 90s``, ``@never``, ``@daily`` and similar, or the five fields of cron.
+
+Times are seconds since the epoch.
+"""
 
 import math
 import re
@@ -12,22 +15,26 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|s|us|µs|ns)")
 
 
 def _croniter() -> Any:
-    # Only schedules in cron's own syntax need it.
+    # Imported late: only schedules in cron's own syntax need it.
     from croniter import croniter  # type: ignore[import-untyped]
 
     return croniter
 
 
 def check(spec: str) -> None:
-    """Raises PachError where the text is no schedule."""
+    """Refuse a text that is not a schedule.
+
+    Raises:
+        PachError: the text is not a schedule.
+    """
     if spec.startswith("@every "):
         _interval(spec)
     elif spec != "@never" and (not _croniter().is_valid(spec) or len(spec.split()) not in (1, 5)):
-        raise PachError(f"error parsing cron-spec {spec!r}: it is '@every <duration>', '@never', '@daily' or its like, or five fields")
+        raise PachError(f"error parsing cron-spec {spec!r}: it must be '@every <duration>', '@never', '@daily' or similar, or five fields")
 
 
 def next_tick(spec: str, after: float) -> float | None:
-    """The first time after ``after``, in seconds since the epoch; None for never."""
+    """The first tick after a time; None if there is none."""
     if spec == "@never":
         return None
     if spec.startswith("@every "):
@@ -36,7 +43,7 @@ def next_tick(spec: str, after: float) -> float | None:
 
 
 def due_tick(spec: str, after: float, now: float) -> float | None:
-    """The latest time after ``after`` and not after ``now``: of several that were missed only the last is made up for."""
+    """The latest tick after ``after`` and not after ``now``; None if there is none. Of several missed ticks, only the last counts."""
     due = None
     tick = next_tick(spec, after)
     if tick is not None and spec.startswith("@every "):
@@ -51,14 +58,14 @@ def due_tick(spec: str, after: float, now: float) -> float | None:
 
 
 def file_name(when: float) -> str:
-    """The name of a tick's file: the time in RFC 3339."""
+    """The name of the file that a tick writes: its time in RFC 3339."""
     return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _interval(spec: str) -> float:
     text = spec.removeprefix("@every ").strip()
     if not text or "".join(_DURATION.findall(text)) != text:
-        raise PachError(f"error parsing cron-spec {spec!r}: {text!r} is no duration like 90s or 1h30m")
+        raise PachError(f"error parsing cron-spec {spec!r}: {text!r} is not a duration such as 90s or 1h30m")
     seconds = 0.0
     for part in _DURATION.findall(text):
         number, unit = re.fullmatch(r"([\d.]+)(\D+)", part).groups()  # type: ignore[union-attr]

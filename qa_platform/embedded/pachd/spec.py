@@ -1,7 +1,8 @@
-"""What a pipeline is told to do, read from its effective spec: protojson with camel case keys and every default filled in."""
+"""The forms of a pipeline's spec, and what it tells a pipeline to do."""
 
-import math
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +11,28 @@ from qa_platform.embedded.pachd.errors import InvalidArgument, PachError, Unimpl
 from qa_platform.embedded.pachd.pfs import BranchKey, RepoKey, check_name
 
 _NAME_LIMIT = 51
-_DEFAULT_TRIES = 3
+_RESOURCES = {"cpu": 1, "memory": "256Mi", "disk": "1Gi"}
+# What a cluster fills in where a spec says nothing. The number is text here as it is there.
+CLUSTER_DEFAULTS: Mapping[str, Any] = {
+    "transform": {"image": "ubuntu:20.04"},
+    "outputBranch": "master",
+    "datumTries": "3",
+    "reprocessSpec": "until_success",
+    "resourceRequests": _RESOURCES,
+    "sidecarResourceRequests": _RESOURCES,
+}
 DEFAULT_SETS_PER_WORKER = 4
 # Whoever asks for these would wait in vain for what they do.
 _MISSING = ("egress", "spout", "service", "s3Out")
+
+
+@dataclass(frozen=True)
+class EffectiveSpec:
+    """A spec with the cluster's defaults, in two forms: ``raw_json`` as the user wrote its values, with camel case keys in order;
+    ``filled_json`` as protojson, with the project and the defaults of the inputs too."""
+
+    raw_json: str
+    filled_json: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,8 @@ class PipelineSpec:
     accept_return_code: tuple[int, ...]
     working_dir: str
     datum_batching: bool
+    autoscaling: bool
+    image: str
     parallelism: int
     input: Input
     output_branch: str
@@ -120,11 +141,11 @@ class PipelineSpec:
         return [leaf for leaf in self.leaves() if isinstance(leaf, CronInput)]
 
     def set_size(self, datums: int) -> int:
-        """How many datums one datum set gets at most."""
+        """How many datums one datum set gets at most; by their size where the spec says so."""
         number, size, per_worker = self.datum_set
         if number or size:
-            return number or datums
-        return max(1, math.ceil(datums / (self.parallelism * (per_worker or DEFAULT_SETS_PER_WORKER))))
+            return datums if size else number
+        return max(1, datums // (self.parallelism * (per_worker or DEFAULT_SETS_PER_WORKER)))
 
 
 def leaves(node: Input) -> Iterator[PfsInput | CronInput]:
@@ -135,32 +156,40 @@ def leaves(node: Input) -> Iterator[PfsInput | CronInput]:
         yield node
 
 
+def merge(defaults: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec over defaults: objects are merged, everything else is replaced, and null removes."""
+    merged = dict(defaults)
+    for key, value in spec.items():
+        below = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping):
+            merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
 def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
-    """The effective spec of a spec.
+    """A spec in protojson with the project and the defaults of the inputs.
 
     Raises:
         PachError: it cannot be a pipeline.
     """
-    spec = dict(spec)
+    spec = merge(CLUSTER_DEFAULTS, spec)
     pipeline = dict(spec.get("pipeline") or {})
     pipeline["project"] = {"name": (pipeline.get("project") or {}).get("name") or "default"}
     spec["pipeline"] = pipeline
     name = pipeline.get("name", "")
-    if not name:
-        raise InvalidArgument("validate request: invalid CreatePipelineRequest: pipeline name is missing")
-    check_name("pipeline", name)
-    if len(name) > _NAME_LIMIT:
-        raise PachError(f"pipeline name {name!r} is {len(name) - _NAME_LIMIT} characters longer than the {_NAME_LIMIT} max")
-    spec.setdefault("parallelismSpec", {}).setdefault("constant", "1")
-    spec.setdefault("outputBranch", "master")
-    spec["datumTries"] = str(spec.get("datumTries") or _DEFAULT_TRIES)
-    spec.setdefault("reprocessSpec", "until_success")
+    _check_pipeline_name(name)
     if spec["reprocessSpec"] not in ("until_success", "every_job"):
         raise PachError(f"invalid reprocess spec {spec['reprocessSpec']!r}: it is until_success or every_job")
-    spec.setdefault("transform", {})
     for feature in _MISSING:
         if spec.get(feature):
             raise Unimplemented(f"pipeline {name!r} has {feature}, which the embedded server does not do")
+    for use in (spec.get("transform") or {}).get("secrets") or ():
+        if mount := use.get("mountPath"):
+            _check_mount_path(mount)
     if not spec.get("input"):
         raise PachError(f"pipeline {name!r} has no input")
     spec["input"] = _input_defaults(spec["input"], pipeline, now)
@@ -169,6 +198,27 @@ def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
         if forbidden in names:
             raise PachError(f"input cannot be named {forbidden}, as pachyderm creates {forbidden} for output of its own")
     return spec
+
+
+def _check_pipeline_name(name: str) -> None:
+    if not name:
+        raise InvalidArgument("validate request: invalid CreatePipelineRequest: pipeline name is missing")
+    try:
+        check_name(name)
+    except PachError as error:
+        raise PachError(f"invalid pipeline name: {error}") from error
+    if len(name) > _NAME_LIMIT:
+        raise PachError(f"pipeline name {name!r} is {len(name) - _NAME_LIMIT} characters longer than the {_NAME_LIMIT} max")
+
+
+def _check_mount_path(path: str) -> None:
+    if not path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
+        raise PachError(f"mount path {path!r} of a secret must be an absolute path below the root, without ..")
+
+
+def salt(spec: EffectiveSpec) -> str:
+    """The salt that a spec asks for; empty where it does not."""
+    return str(json.loads(spec.filled_json).get("salt") or "")
 
 
 def _input_defaults(node: dict[str, Any], pipeline: dict[str, Any], now: float) -> dict[str, Any]:
@@ -203,8 +253,14 @@ def _input_defaults(node: dict[str, Any], pipeline: dict[str, Any], now: float) 
     return {kind: [_input_defaults(child, pipeline, now) for child in node[kind]]}
 
 
+@functools.lru_cache(256)
+def parse_text(filled_json: str) -> PipelineSpec:
+    """Reads a spec that ``with_defaults`` has filled in."""
+    return parse(json.loads(filled_json))
+
+
 def parse(spec: dict[str, Any]) -> PipelineSpec:
-    """Reads an effective spec."""
+    """As ``parse_text``, of what the JSON says."""
     transform = spec.get("transform") or {}
     sets = spec.get("datumSetSpec") or {}
     return PipelineSpec(
@@ -222,13 +278,15 @@ def parse(spec: dict[str, Any]) -> PipelineSpec:
         accept_return_code=tuple(int(code) for code in transform.get("acceptReturnCode") or ()),
         working_dir=transform.get("workingDir", ""),
         datum_batching=bool(transform.get("datumBatching")),
-        parallelism=max(1, int(spec["parallelismSpec"]["constant"])),
+        autoscaling=bool(spec.get("autoscaling")),
+        image=transform.get("image", ""),
+        parallelism=max(1, int((spec.get("parallelismSpec") or {}).get("constant") or 1)),
         input=_input(spec["input"]),
         output_branch=spec["outputBranch"],
         datum_set=(int(sets.get("number") or 0), int(sets.get("sizeBytes") or 0), int(sets.get("perWorker") or 0)),
         datum_timeout=_seconds(spec.get("datumTimeout")),
         job_timeout=_seconds(spec.get("jobTimeout")),
-        datum_tries=int(spec["datumTries"]),
+        datum_tries=max(1, int(spec["datumTries"])),
         every_job=spec["reprocessSpec"] == "every_job",
     )
 

@@ -30,7 +30,7 @@ class CronClock:
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
-            for pipeline in self._pps.cron_pipelines():
+            for pipeline in self._pps.pipelines.with_crons():
                 try:
                     self._tick(pipeline)
                 except PachError as error:
@@ -40,6 +40,6 @@ class CronClock:
 
     def _tick(self, pipeline: Pipeline) -> None:
         for cron in pipeline.spec.crons:
-            due = schedule.due_tick(cron.spec, self._pps.last_tick(pipeline, cron), time.time())
+            due = schedule.due_tick(cron.spec, self._pps.pipelines.last_tick(pipeline, cron), time.time())
             if due is not None:
-                self._pps.tick(pipeline, cron, due, schedule.file_name(due))
+                self._pps.pipelines.tick(pipeline, cron, due, schedule.file_name(due))

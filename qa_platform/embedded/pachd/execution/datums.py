@@ -3,20 +3,30 @@
 import itertools
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from qa_platform.embedded.pachd.pfs import BranchKey
 from qa_platform.embedded.pachd.pps import Datum, DatumInput
 from qa_platform.embedded.pachd.spec import Combination, CronInput, Input, PfsInput
 from qa_platform.embedded.pachd.storage import globs
-from qa_platform.embedded.pachd.storage.trees import TreeStore
+from qa_platform.embedded.pachd.storage.trees import FileEntry, TreeStore
 
-# For an input's branch: the id of the commit to read and the root of its tree.
-Source = Callable[[BranchKey], tuple[str, str | None]]
+
+@dataclass(frozen=True)
+class Source:
+    """The commit that an input reads: its id, the root of its tree, and when it finished."""
+
+    commit: str
+    root: str | None
+    finished: float | None
+
+
+Sources = Callable[[BranchKey], Source]
 _Items = list[tuple[DatumInput, ...]]
 
 
-def enumerate_datums(trees: TreeStore, node: Input, source: Source, salt: str) -> list[Datum]:
+def enumerate_datums(trees: TreeStore, node: Input, source: Sources, salt: str) -> list[Datum]:
     """All datums, in the order of the globs."""
     seen: dict[str, Datum] = {}
     for inputs in _items(trees, node, source):
@@ -45,7 +55,7 @@ def datum_hash(name: str, inputs: Iterable[DatumInput], salt: str) -> str:
     return total.hexdigest()
 
 
-def _items(trees: TreeStore, node: Input, source: Source) -> _Items:
+def _items(trees: TreeStore, node: Input, source: Sources) -> _Items:
     if isinstance(node, CronInput):
         node = node.as_pfs
     if isinstance(node, PfsInput):
@@ -58,15 +68,18 @@ def _items(trees: TreeStore, node: Input, source: Source) -> _Items:
     return _keyed(trees, node, source)
 
 
-def _matches(trees: TreeStore, node: PfsInput, source: Source) -> list[DatumInput]:
-    commit, root = source(node.branch_key)
+def _matches(trees: TreeStore, node: PfsInput, source: Sources) -> list[DatumInput]:
+    read = source(node.branch_key)
     return [
-        DatumInput(node.name, node.repo, node.branch, commit, found.path, found.entry.digest, found.entry.size, node.empty_files)
-        for found in globs.match(trees, root, node.glob)
-    ]
+        DatumInput(
+            node.name, node.repo, node.branch, read.commit, found.path, found.entry.digest, found.entry.size, node.empty_files,
+            tag=found.entry.parts[0][0] if isinstance(found.entry, FileEntry) else "", committed=read.finished,
+        )
+        for found in globs.match(trees, read.root, node.glob)
+    ]  # fmt: skip
 
 
-def _keyed(trees: TreeStore, node: Combination, source: Source) -> _Items:
+def _keyed(trees: TreeStore, node: Combination, source: Sources) -> _Items:
     """Joins and groups: items whose glob captures expand to the same key belong together."""
     children = [child for child in node.inputs if isinstance(child, PfsInput)]
     by_key: dict[str, list[list[DatumInput]]] = {}

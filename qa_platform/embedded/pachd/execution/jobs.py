@@ -1,47 +1,56 @@
 """Does the jobs that the metadata says are to be done, and stops those that it says are over."""
 
-import contextlib
 import logging
 import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
-from qa_platform.embedded.pachd.errors import NotFound, PachError
-from qa_platform.embedded.pachd.execution.datums import enumerate_datums
-from qa_platform.embedded.pachd.execution.isolation import can_isolate
+from qa_platform.embedded.pachd.errors import PachError
+from qa_platform.embedded.pachd.execution.job_run import JobRun
 from qa_platform.embedded.pachd.execution.leftovers import Reaper, kill_leftovers
-from qa_platform.embedded.pachd.execution.worker import JobContext, ServeWorker, Worker
-from qa_platform.embedded.pachd.pfs import BranchKey, Wait
-from qa_platform.embedded.pachd.pps import Datum, DatumState, Job, JobState, Pipeline, PipelineKey, Pps
-from qa_platform.embedded.pachd.spec import PipelineSpec
-from qa_platform.embedded.pachd.storage.trees import TreeError
+from qa_platform.embedded.pachd.execution.pods import Pods, PodSettings
+from qa_platform.embedded.pachd.execution.worker import ServeWorker
+from qa_platform.embedded.pachd.options import Options
+from qa_platform.embedded.pachd.pps import Job, Pipeline, PipelineKey, PipelineState, Pps
 
 _LOG = logging.getLogger(__name__)
 _MEMORY = Path("/dev/shm")
-_DONE = (DatumState.SUCCESS, DatumState.SKIPPED)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the metadata asks for: pipelines as (key, version, stopped), unfinished jobs as (key, pipeline, version), oldest first."""
+
+    pipelines: list[tuple[int, int, int]]
+    jobs: list[tuple[int, int, int]]
 
 
 class Executor:
-    """Runs until ``stop``. One thread per job that is on its way, one per worker."""
+    """Runs until ``stop``. One thread per job that is on its way, one per worker.
 
-    def __init__(self, pps: Pps, folder: Path, serve: ServeWorker) -> None:
+    A pipeline works on as many jobs at a time as it has workers.
+    """
+
+    def __init__(self, pps: Pps, folder: Path, serve: ServeWorker, options: Options) -> None:
         kill_leftovers(folder)
         shutil.rmtree(folder, ignore_errors=True)
         # A folder of this server's own: the reaper of one that was killed must not take this one's workers.
         self._folder = folder / uuid.uuid4().hex[:8]
         self._folder.mkdir(parents=True)
-        self._secrets = Path(tempfile.mkdtemp(prefix="qa-pachd-", dir=_MEMORY if _MEMORY.is_dir() else None))
-        self._reaper = Reaper(self._folder, remove=self._secrets)
+        secrets = Path(tempfile.mkdtemp(prefix="qa-pachd-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self._reaper = Reaper(self._folder, remove=secrets)
+        self._settings = PodSettings(
+            self._folder, secrets, serve, options.pod_seconds, _names(options.no_start), _names(options.no_restart)
+        )
         self._pps = pps
-        self._serve = serve
         self._stopping = threading.Event()
-        self._runs: dict[int, _JobRun] = {}
-        self._pools: dict[PipelineKey, _Pool] = {}
-        self._pools_lock = threading.Lock()
+        self._seen: _Wanted | None = None
+        self._runs: dict[int, JobRun] = {}
+        self._pods: dict[int, Pods] = {}
         self._threads = [
             threading.Thread(target=self._supervise, name="jobs", daemon=True),
             threading.Thread(target=self._finish_commits, name="commits", daemon=True),
@@ -58,11 +67,11 @@ class Executor:
         for thread in self._threads:
             thread.join(10)
         for run in list(self._runs.values()):
-            run.context_cancel()
+            run.cancel()
         for run in list(self._runs.values()):
             run.join(10)
-        for pool in self._pools.values():
-            pool.close()
+        for pods in self._pods.values():
+            pods.close()
         self._reaper.close()
 
     def alive(self) -> bool:
@@ -75,52 +84,86 @@ class Executor:
             PachError: there is none.
         """
         run = self._runs.get(job.pk)
-        if run is None or not run.restart(filters):
+        if run is None or not run.restart_datums(filters):
             raise PachError(f"datum matching filter {list(filters)} could not be found for job {job.pipeline}@{job.id}")
 
-    def secret_mounts(self, spec: PipelineSpec) -> dict[Path, Path]:
-        """The folders of the secrets that a pipeline mounts, by where it wants them. They lie in memory and go with the server.
-
-        Raises:
-            PachError: this machine does not permit mounts, or the secret is missing.
-        """
-        mounts = {}
-        for use in spec.secrets:
-            if not use.mount_path:
-                continue
-            if not can_isolate():
-                raise PachError(f"secret {use.name} cannot be mounted at {use.mount_path} on this machine: use env_var and key")
-            folder = self._secrets / uuid.uuid4().hex
-            folder.mkdir(parents=True)
-            for key, value in self._pps.secrets.values(use.name).items():
-                (folder / key).write_bytes(value)
-            mounts[Path(use.mount_path)] = folder
-        return mounts
-
-    def pool(self, pipeline: Pipeline) -> "_Pool":
-        """The workers of a pipeline's version; those of an older one are dismissed."""
-        with self._pools_lock:
-            pool = self._pools.get(pipeline.key)
-            if pool is None or pool.version != (pipeline.pk, pipeline.version):
-                if pool is not None:
-                    pool.close()
-                pool = self._pools[pipeline.key] = _Pool(pipeline, self._pps, self._folder, self._serve)
-            return pool
+    def pods(self, key: PipelineKey) -> list[str]:
+        """The names of the workers that a pipeline has now."""
+        return [name for pods in list(self._pods.values()) if pods.pipeline.key == key for name in pods.names]
 
     def _supervise(self) -> None:
-        def look() -> set[int] | None:
-            wanted = set(self._pps.unfinished_jobs())
-            running = {pk for pk, run in self._runs.items() if not run.cancelled}
-            return wanted if wanted != running else None
-
         while self.alive():
-            wanted = self._pps.store.metadata.wait_until(lambda: _Some(look()), alive=self.alive)
-            if wanted is None or wanted.value is None:
+            wanted = self._pps.store.metadata.wait_until(self._look, alive=self.alive)
+            if wanted is None:
                 continue
-            for pk in [pk for pk in self._runs if pk not in wanted.value]:
-                self._runs.pop(pk).context_cancel()
-            for pk in sorted(wanted.value - self._runs.keys()):
-                run = self._runs[pk] = _JobRun(pk, self._pps, self)
+            try:
+                self._reconcile(wanted)
+            except Exception:
+                _LOG.exception("the state of the pipelines could not be looked at")
+            self._seen = wanted
+
+    def _look(self) -> _Wanted | None:
+        wanted = _Wanted(self._pps.pipelines.versions(), self._pps.jobs.unfinished())
+        if wanted != self._seen or any(pods.startable() for pods in self._pods.values()):
+            return wanted
+        return None
+
+    def _reconcile(self, wanted: _Wanted) -> None:
+        self._cancel_runs({pk for pk, _, _ in wanted.jobs})
+        busy = {pipeline for _, pipeline, _ in wanted.jobs}
+        for pk, version, stopped in wanted.pipelines:
+            found = self._pps.pipelines.by_pk(pk)
+            if found is not None and found.version == version:
+                needed = not stopped and (pk in busy or not found.spec.autoscaling)
+                self._scale(found, needed=needed)
+                self._publish(found)
+        self._dismiss(self._pods.keys() - {pk for pk, _, _ in wanted.pipelines})
+        self._admit(wanted)
+
+    def _cancel_runs(self, unfinished: set[int]) -> None:
+        for pk in [pk for pk in self._runs if pk not in unfinished]:
+            self._runs.pop(pk).cancel()
+
+    def _scale(self, pipeline: Pipeline, *, needed: bool) -> None:
+        """Starts and dismisses a pipeline's workers."""
+        pods = self._pods.get(pipeline.pk)
+        if pods is not None and (not needed or pods.pipeline.version != pipeline.version):
+            self._dismiss({pipeline.pk})
+            pods = None
+        if not needed:
+            return
+        if pods is None:
+            pods = self._pods[pipeline.pk] = Pods(pipeline, self._pps, self._settings, self._pps.store.metadata.wake)
+        pods.try_start()
+
+    def _dismiss(self, pipelines: set[int]) -> None:
+        for pk in pipelines:
+            self._pods.pop(pk).close()
+
+    def _publish(self, pipeline: Pipeline) -> None:
+        state, reason = self._state(pipeline)
+        if (state, reason) != (pipeline.state, pipeline.reason):
+            self._pps.pipelines.set_state(pipeline.pk, pipeline.version, state, reason)
+
+    def _state(self, pipeline: Pipeline) -> tuple[PipelineState, str]:
+        pods = self._pods.get(pipeline.pk)
+        if pods is None:
+            return (PipelineState.PAUSED if pipeline.stopped else PipelineState.STANDBY), ""
+        if pods.problem:
+            return PipelineState.CRASHING, pods.problem
+        starting = not pods.ready and not pipeline.spec.autoscaling
+        return (PipelineState.STARTING if starting else PipelineState.RUNNING), ""
+
+    def _admit(self, wanted: _Wanted) -> None:
+        """Starts the jobs whose turn it is."""
+        working: dict[int, int] = {}
+        for pk, pipeline, version in wanted.jobs:
+            pods = self._pods.get(pipeline)
+            if pods is None or not pods.ready or pods.pipeline.version != version:
+                continue
+            working[pipeline] = working.get(pipeline, 0) + 1
+            if working[pipeline] <= pods.pipeline.spec.parallelism and pk not in self._runs:
+                run = self._runs[pk] = JobRun(pk, self._pps, pods, self.alive)
                 run.start()
 
     def _finish_commits(self) -> None:
@@ -131,223 +174,5 @@ class Executor:
                 _LOG.exception("a commit could not be finished")
 
 
-class _Some:
-    """Keeps an empty set apart from no answer."""
-
-    def __init__(self, value: set[int] | None) -> None:
-        self.value = value
-
-    def __bool__(self) -> bool:
-        return self.value is not None
-
-
-class _Task:
-    def __init__(self, context: JobContext, datums: list[Datum]) -> None:
-        self.context = context
-        self.datums = datums
-        self.done = threading.Event()
-
-
-class _Pool:
-    """A pipeline's workers: they take datum sets in order, of all its jobs."""
-
-    def __init__(self, pipeline: Pipeline, pps: Pps, folder: Path, serve: ServeWorker) -> None:
-        # A pipeline that was deleted and made again begins with version 1 once more.
-        self.version = (pipeline.pk, pipeline.version)
-        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
-        spec = pipeline.spec
-        self._size = spec.parallelism
-        for number in range(self._size):
-            name = f"{spec.project}-{spec.name}-v{pipeline.version}-{uuid.uuid4().hex[:5]}"
-            worker = Worker(name, folder / name, pps.store, pps, serve)
-            threading.Thread(target=self._loop, args=(worker,), name=f"worker-{number}", daemon=True).start()
-
-    def submit(self, context: JobContext, datums: list[Datum]) -> _Task:
-        task = _Task(context, datums)
-        self._queue.put(task)
-        return task
-
-    def close(self) -> None:
-        for _ in range(self._size):
-            self._queue.put(None)
-
-    def _loop(self, worker: Worker) -> None:
-        while (task := self._queue.get()) is not None:
-            try:
-                if not task.context.cancelled.is_set():
-                    worker.work(task.context, task.datums)
-            except Exception:
-                _LOG.exception("a datum set of %s@%s failed", task.context.job.pipeline, task.context.job.id)
-            finally:
-                task.done.set()
-        worker.close()
-
-
-class _JobRun:
-    """The way of one job from its first to its last state."""
-
-    def __init__(self, pk: int, pps: Pps, executor: Executor) -> None:
-        self._pk = pk
-        self._pps = pps
-        self._executor = executor
-        self._cancelled = threading.Event()
-        self._context: JobContext | None = None
-        self._timer: threading.Timer | None = None
-        self._thread = threading.Thread(target=self._run, name=f"job-{pk}", daemon=True)
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def restart(self, filters: Sequence[str]) -> bool:
-        return self._context is not None and self._context.restart(filters)
-
-    def join(self, timeout: float) -> None:
-        self._thread.join(timeout)
-
-    def context_cancel(self) -> None:
-        self._cancelled.set()
-        if self._context is not None:
-            self._context.cancel()
-        self._pps.store.metadata.wake()
-
-    def _alive(self) -> bool:
-        return not self._cancelled.is_set() and self._executor.alive()
-
-    def _run(self) -> None:
-        try:
-            self._work(self._pps.job_by_pk(self._pk))
-        except NotFound as error:
-            self._end(JobState.FAILURE, str(error))
-        except Exception as error:
-            if self._alive():
-                _LOG.exception("job %s failed", self._pk)
-                self._end(JobState.FAILURE, f"{type(error).__name__}: {error}")
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-
-    def _end(self, state: JobState, reason: str, root: str | None = None) -> None:
-        with contextlib.suppress(NotFound):
-            self._pps.end_job(self._pk, state, root, reason)
-
-    def _work(self, job: Job) -> None:
-        pfs = self._pps.pfs
-        inputs = pfs.provenance(job.commit)
-        for commit in inputs:
-            pfs.wait(commit, Wait.FINISHED, alive=self._alive)
-        if not self._alive():
-            return
-        inputs = pfs.provenance(job.commit)
-        if bad := [commit for commit in inputs if commit.error]:
-            names = ", ".join(sorted({commit.repo.name for commit in bad}))
-            self._end(JobState.UNRUNNABLE, f"unrunnable because the following upstream pipelines failed: {names}")
-            return
-        self._pps.set_state(job.pk, JobState.STARTING)
-        pipeline = self._pps.pipeline(job.pipeline, job.version)
-        spec = pipeline.spec
-        if spec.job_timeout is not None:
-            timer = threading.Timer(spec.job_timeout, lambda: self._end(JobState.KILLED, f"job exceeded timeout ({spec.job_timeout:g} s)"))
-            timer.daemon = True
-            timer.start()
-            self._timer = timer
-        by_branch = {BranchKey(commit.repo, commit.branch): commit for commit in inputs}
-
-        def source(branch: BranchKey) -> tuple[str, str | None]:
-            commit = by_branch.get(branch)
-            if commit is None:
-                commit = next(commit for commit in inputs if commit.repo == branch.repo)
-            return commit.id, commit.root
-
-        self._pps.record_datums(job.pk, enumerate_datums(self._pps.store.trees, spec.input, source, pipeline.salt))
-        self._pps.set_state(job.pk, JobState.RUNNING)
-        context = JobContext(
-            job=job,
-            spec=spec,
-            salt=pipeline.salt,
-            roots={(str(commit.repo), commit.id): commit.root for commit in inputs},
-            secret_env=self._secret_environment(spec),
-            secret_mounts=self._executor.secret_mounts(spec),
-            spec_commit=pipeline.spec_commit,
-        )
-        self._context = context
-        if self._cancelled.is_set():
-            return
-        self._process(context, self._executor.pool(pipeline))
-        if self._alive():
-            with self._pps.store.gate.writing():
-                self._finish()
-
-    def _secret_environment(self, spec: PipelineSpec) -> dict[str, str]:
-        env = {}
-        for use in spec.secrets:
-            if use.env_var:
-                values = self._pps.secrets.values(use.name)
-                if use.key not in values:
-                    raise PachError(f'missing key "{use.key}" in Kubernetes secret "{use.name}"')
-                env[use.env_var] = values[use.key].decode()
-        return env
-
-    def _process(self, context: JobContext, pool: _Pool) -> None:
-        """Runs what no earlier job has done: at once what the base job does not have, the rest when that job is over."""
-        tasks: list[_Task] = []
-        todo = {datum.id: datum for datum in self._pps.datums(self._pk) if datum.state not in _DONE}
-        while todo and self._alive():
-            base = None if context.spec.every_job else self._pps.base_job(context.job.commit)
-            if base is None:
-                tasks += self._submit(context, pool, todo.values())
-                break
-            self._pps.wait_enumerated(base.pk, alive=self._alive)
-            known = {datum.id: datum for datum in self._pps.datums(base.pk)}
-            tasks += self._submit(context, pool, [datum for name, datum in todo.items() if name not in known])
-            todo = {name: datum for name, datum in todo.items() if name in known}
-            self._pps.wait_over(base.pk, alive=self._alive)
-            if not self._alive():
-                break
-            if self._state(base.pk) != JobState.SUCCESS:
-                continue
-            with self._pps.store.gate.writing():
-                known = {datum.id: datum for datum in self._pps.datums(base.pk) if datum.state in _DONE}
-                same = {name for name, datum in todo.items() if name in known and known[name].hash == datum.hash}
-                self._pps.skip_datums(self._pk, [(name, known[name].output) for name in same])
-            tasks += self._submit(context, pool, [datum for name, datum in todo.items() if name not in same])
-            break
-        if not tasks and context.spec.datum_batching and self._alive():
-            tasks.append(pool.submit(context, []))
-        for task in tasks:
-            task.done.wait()
-
-    def _submit(self, context: JobContext, pool: _Pool, datums: Iterable[Datum]) -> list[_Task]:
-        ordered = sorted(datums, key=lambda datum: datum.position)
-        most, (_, enough, _) = context.spec.set_size(len(ordered)), context.spec.datum_set
-        sets: list[list[Datum]] = []
-        held = 0
-        for datum in ordered:
-            if not sets or len(sets[-1]) == most or 0 < enough <= held:
-                sets.append([])
-                held = 0
-            sets[-1].append(datum)
-            held += sum(one.size for one in datum.inputs)
-        return [pool.submit(context, one) for one in sets]
-
-    def _state(self, pk: int) -> JobState | None:
-        try:
-            return self._pps.job_by_pk(pk).state
-        except NotFound:
-            return None
-
-    def _finish(self) -> None:
-        self._pps.set_state(self._pk, JobState.FINISHING)
-        failed = [datum.id for datum in self._pps.datums(self._pk) if datum.state in (DatumState.FAILED, DatumState.STARTING)]
-        try:
-            root = self._pps.merged_output(self._pk)
-        except TreeError as error:
-            self._end(JobState.FAILURE, str(error))
-            return
-        if failed:
-            self._end(JobState.FAILURE, f"datum {failed[0]} failed", root)
-        else:
-            self._end(JobState.SUCCESS, "", root)
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.split(",") if name.strip())

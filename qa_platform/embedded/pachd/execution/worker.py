@@ -6,30 +6,34 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import qa_platform
+from qa_platform.embedded.environment import inherited
 from qa_platform.embedded.pachd.errors import PachError
-from qa_platform.embedded.pachd.execution.files import clear_folder, download, upload
+from qa_platform.embedded.pachd.execution.batching import BatchProcess, Cancelled, DatumError, Process, duration_text, exit_text
+from qa_platform.embedded.pachd.execution.context import JobContext
+from qa_platform.embedded.pachd.execution.files import UploadError, clear_folder, download, upload
 from qa_platform.embedded.pachd.execution.isolation import PFS, can_isolate, isolated
 from qa_platform.embedded.pachd.execution.leftovers import WORKER_FOLDER_VARIABLE
 from qa_platform.embedded.pachd.execution.process import Command, UserProcess
-from qa_platform.embedded.pachd.pps import Datum, DatumState, Job, Pps
-from qa_platform.embedded.pachd.spec import PipelineSpec
-from qa_platform.embedded.pachd.storage.chunks import CorruptError
+from qa_platform.embedded.pachd.pps import Datum, DatumState, Pps, Stats
+from qa_platform.embedded.pachd.pps.meta import Outcome
+from qa_platform.embedded.pachd.storage.chunks import ChunkBatch, CorruptError
 from qa_platform.embedded.pachd.storage.logs import LogLine
 from qa_platform.embedded.pachd.storage.store import Store
 
+# Stands in for a program that does not start.
+_NO_START = ("sh", "-c", "exit 1")
+_TASK = "process datum set task"
+_NO_STATS = Stats()
 
-class DatumError(Exception):
-    """An attempt at a datum has failed; the message goes into the log."""
 
-
-class Cancelled(Exception):
-    """The job was stopped while the datum was worked on."""
+class SetError(Exception):
+    """A datum set could not be processed; nothing of it counts, and its job begins again."""
 
 
 class Endpoint(Protocol):
@@ -40,79 +44,21 @@ class Endpoint(Protocol):
     def stop(self) -> None: ...
 
 
-class _Killable(Protocol):
-    def kill(self) -> None: ...
-
-
 # Serves NextDatum: called with the error of the last datum and whether the caller is still there; returns the environment.
 NextDatum = Callable[[str, Callable[[], bool]], list[str]]
 ServeWorker = Callable[[NextDatum], Endpoint]
 
 
-@dataclass(eq=False)
-class JobContext:
-    """What the workers need to know of a job, and how it is stopped. ``roots`` are the trees of the input commits, by repo and id."""
+# Runs user code on a datum, with its environment.
+_Run = Callable[[Datum, Mapping[str, str]], None]
 
-    job: Job
-    spec: PipelineSpec
-    salt: str
-    roots: Mapping[tuple[str, str], str | None]
-    secret_env: Mapping[str, str]
-    # Folders with a file per key, by where user code wants them.
-    secret_mounts: Mapping[Path, Path]
-    spec_commit: str
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    _processes: set["_Killable"] = field(default_factory=set)
-    _working_on: dict[str, tuple[Datum, "_Killable"]] = field(default_factory=dict)
-    _restarted: set[str] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def cancel(self) -> None:
-        self.cancelled.set()
-        with self._lock:
-            for process in self._processes:
-                process.kill()
+@dataclass
+class _Attempt:
+    """What is known of an attempt so far."""
 
-    def restart(self, filters: Sequence[str]) -> bool:
-        """Begins the datums again that are being worked on and whose inputs have all these paths or hashes; False if there is none."""
-        with self._lock:
-            found = [(datum, process) for datum, process in self._working_on.values() if _has_inputs(datum, filters)]
-            self._restarted.update(datum.id for datum, _ in found)
-            for _, process in found:
-                process.kill()
-        return bool(found)
-
-    def was_restarted(self, datum: Datum) -> bool:
-        """Whether the datum is to begin again; asked once per restart."""
-        with self._lock:
-            restarted = datum.id in self._restarted
-            self._restarted.discard(datum.id)
-            return restarted
-
-    @contextlib.contextmanager
-    def working_on(self, datum: Datum, process: "_Killable") -> Iterator[None]:
-        """What runs inside is work on the datum, which ends when the process is killed."""
-        with self._lock:
-            self._working_on[datum.id] = datum, process
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._working_on.pop(datum.id, None)
-
-    @contextlib.contextmanager
-    def tracked(self, process: "_Killable") -> Iterator[None]:
-        """What runs inside is killed when the job is cancelled, and in any case at the end."""
-        with self._lock:
-            self._processes.add(process)
-        try:
-            if self.cancelled.is_set():
-                process.kill()
-            yield
-        finally:
-            process.kill()
-            with self._lock:
-                self._processes.discard(process)
+    stats: Stats = _NO_STATS
+    output: str | None = None
 
 
 class Worker:
@@ -126,7 +72,7 @@ class Worker:
         self._pps = pps
         self._serve = serve
         self._endpoint: Endpoint | None = None
-        self._session: _Session | None = None
+        self._process: BatchProcess | None = None
         shutil.rmtree(folder, ignore_errors=True)
         self._pfs.mkdir(parents=True)
         # Where user code finds its files.
@@ -138,62 +84,101 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def work(self, context: JobContext, datums: Sequence[Datum]) -> None:
-        """Does a datum set and records each datum. Returns early when the job is cancelled."""
-        with contextlib.suppress(Cancelled), self._store.gate.writing():
-            if context.spec.datum_batching:
-                self._work_batch(context, datums)
-            else:
-                for datum in datums:
-                    self._attempts(context, datum, lambda datum=datum: self._run_once(context, datum))  # type: ignore[misc]
+        """Does a datum set and records its datums, all at once. Returns early when the job is cancelled.
 
-    def _attempts(self, context: JobContext, datum: Datum, attempt: Callable[[], tuple[str | None, int, int]]) -> None:
-        """Tries a datum as often as the pipeline allows. ``attempt`` returns the output, bytes in and bytes out."""
-        began = time.monotonic()
-        recovered = False
-        number = 1
-        while number <= context.spec.datum_tries:
+        Raises:
+            SetError: the set could not be processed; nothing is recorded.
+        """
+        with contextlib.suppress(Cancelled), self._store.gate.writing():
+            self._log(context, None, f"started {_TASK}")
+            try:
+                self._work(context, datums)
+            except (SetError, OSError) as error:
+                self._log(context, None, f"errored {_TASK}: {error}")
+                raise SetError(str(error)) from error
+            self._log(context, None, f"finished {_TASK}")
+
+    def _work(self, context: JobContext, datums: Sequence[Datum]) -> None:
+        batch = self._store.chunks.batch()
+        if context.spec.datum_batching:
+            outcomes = self._work_batch(context, datums, batch)
+        else:
+            environment = self._environment(context)
+            outcomes = [self._outcome(context, one, environment, batch, self._runner(context)) for one in datums]
+        self._pps.datums.end_set(context.job, context.spec.image, outcomes, batch)
+
+    def _outcome(self, context: JobContext, datum: Datum, base: Mapping[str, str], batch: ChunkBatch, run: _Run) -> Outcome:
+        """Tries a datum as often as the pipeline allows."""
+        environment = {**base, **self._datum_environment(context, datum)}
+        text = "".join(f"{key}={value}\n" for key, value in environment.items())
+        outcome = Outcome(datum, DatumState.SUCCESS, "", None, Stats(), text, context.roots)
+        state, number = DatumState.FAILED, 1
+        while True:
             if context.cancelled.is_set():
                 raise Cancelled
-            self._log(context, datum, "started process datum")
+            attempt = _Attempt()
             try:
-                output, downloaded, uploaded = attempt()
+                self._try(context, datum, environment, text, batch, run, attempt)
+                return replace(outcome, output=attempt.output, stats=attempt.stats)
+            except UploadError as error:
+                if number >= context.spec.datum_tries:
+                    raise SetError(str(error)) from error
             except (DatumError, PachError, CorruptError, OSError) as error:
                 if context.cancelled.is_set():
                     raise Cancelled from error
                 if context.was_restarted(datum):
-                    self._log(context, datum, "datum is restarted")
                     continue
-                self._log(context, datum, f"failed processing datum, attempt {number} of {context.spec.datum_tries}: {error}")
-                recovered = self._run_err_cmd(context, datum)
-                number += 1
-                continue
-            self._log(context, datum, "finished process datum")
-            self._pps.end_datum(
-                context.job.pk,
-                datum.id,
-                DatumState.SUCCESS,
-                output=output,
-                seconds=time.monotonic() - began,
-                downloaded=downloaded,
-                uploaded=uploaded,
-            )
-            return
-        state = DatumState.RECOVERED if recovered else DatumState.FAILED
-        self._pps.end_datum(context.job.pk, datum.id, state, seconds=time.monotonic() - began)
+                if self._run_err_cmd(context, datum, environment):
+                    state = DatumState.RECOVERED
+                if number >= context.spec.datum_tries:
+                    reason = str(error) if state == DatumState.FAILED else ""
+                    return replace(outcome, state=state, reason=reason, output=self._left(datum, batch), stats=attempt.stats)
+            number += 1
 
-    def _prepare(self, context: JobContext, datum: Datum) -> int:
+    def _try(
+        self, context: JobContext, datum: Datum, environment: Mapping[str, str], text: str, batch: ChunkBatch, run: _Run, attempt: _Attempt
+    ) -> None:
+        """One attempt; ``attempt`` is kept up to date."""
+        began = time.monotonic()
+        downloaded = self._prepare(context, datum, text)
+        prepared = time.monotonic()
+        attempt.stats = Stats(download_seconds=prepared - began, downloaded=downloaded)
+        try:
+            run(datum, environment)
+        finally:
+            ran = time.monotonic()
+            attempt.stats = replace(attempt.stats, process_seconds=ran - prepared)
+        attempt.output, uploaded = upload(self._store, batch, self._pfs, self._visible_pfs, datum.id)
+        attempt.stats = replace(attempt.stats, upload_seconds=time.monotonic() - ran, uploaded=uploaded)
+
+    def _left(self, datum: Datum, batch: ChunkBatch) -> str | None:
+        """What a failed datum left in ``out``, which only the meta repo shows."""
+        with contextlib.suppress(UploadError):
+            return upload(self._store, batch, self._pfs, self._visible_pfs, datum.id)[0]
+        return None
+
+    def _prepare(self, context: JobContext, datum: Datum, environment: str) -> int:
         clear_folder(self._pfs)
         (self._pfs / "out").mkdir()
+        (self._pfs / ".env").write_text(environment, errors="surrogateescape")
         return sum(download(self._store, context.roots[str(one.repo), one.commit], one, self._pfs / one.name) for one in datum.inputs)
 
-    def _run_once(self, context: JobContext, datum: Datum) -> tuple[str | None, int, int]:
-        downloaded = self._prepare(context, datum)
-        env = {**self._environment(context), **self._datum_environment(context, datum)}
-        self._run(context, datum, context.spec.cmd, context.spec.stdin, env)
-        output, uploaded = upload(self._store, self._pfs, self._visible_pfs, datum.id)
-        return output, downloaded, uploaded
+    def _runner(self, context: JobContext) -> _Run:
+        spec = context.spec
+        argv = _NO_START if context.no_start else spec.cmd
+        return lambda datum, environment: self._run(context, datum, argv, spec.stdin, environment)
 
     def _run(self, context: JobContext, datum: Datum, argv: Sequence[str], stdin: Sequence[str], env: Mapping[str, str]) -> None:
+        self._log(context, datum, "beginning to run user code")
+        began = time.monotonic()
+        try:
+            self._run_to_end(context, datum, argv, stdin, env)
+        except DatumError as error:
+            self._log(context, datum, f"errored running user code after {duration_text(time.monotonic() - began)}: {error}")
+            raise
+        self._log(context, datum, f"finished running user code after {duration_text(time.monotonic() - began)}")
+
+    def _run_to_end(self, context: JobContext, datum: Datum, argv: Sequence[str], stdin: Sequence[str], env: Mapping[str, str]) -> None:
         changed = threading.Condition()
 
         def wake() -> None:
@@ -205,55 +190,57 @@ class Worker:
             if not changed.wait_for(lambda: process.exit_status is not None, context.spec.datum_timeout):
                 process.kill()
                 changed.wait_for(lambda: process.exit_status is not None)
-                raise DatumError(f"datum timed out after {context.spec.datum_timeout:g} s")
         if process.exit_status != 0 and process.exit_status not in context.spec.accept_return_code:
-            raise DatumError(f"error running user code: {_status(process.exit_status)}")
+            raise DatumError(exit_text(process.exit_status))
 
-    def _run_err_cmd(self, context: JobContext, datum: Datum) -> bool:
+    def _run_err_cmd(self, context: JobContext, datum: Datum, environment: Mapping[str, str]) -> bool:
         """Whether there is a command for failed attempts and it has succeeded."""
         if not context.spec.err_cmd:
             return False
-        env = {**self._environment(context), **self._datum_environment(context, datum)}
         try:
-            self._run(context, datum, context.spec.err_cmd, context.spec.err_stdin, env)
+            self._run_to_end(context, datum, context.spec.err_cmd, context.spec.err_stdin, environment)
         except (DatumError, OSError) as error:
-            self._log(context, datum, f"err_cmd failed: {error}")
+            self._log(context, datum, f"errored running user error handling code: {error}")
             return False
         return True
 
-    def _work_batch(self, context: JobContext, datums: Sequence[Datum]) -> None:
+    def _work_batch(self, context: JobContext, datums: Sequence[Datum], batch: ChunkBatch) -> list[Outcome]:
         if self._endpoint is None:
             self._endpoint = self._serve(self._next_datum)
-        session = self._session = _Session(
-            start=lambda session: self._start(
-                context, context.spec.cmd, context.spec.stdin, self._environment(context), on_line=session.line, on_change=session.wake
-            ),
-            on_line=lambda current, line: self._log(context, current, line, user=True),
-        )
-        with context.tracked(session):
-            if not datums:
-                clear_folder(self._pfs)
-                (self._pfs / "out").mkdir()
-                with contextlib.suppress(DatumError, OSError):
-                    session.start()
-            for datum in datums:
-                self._attempts(context, datum, lambda datum=datum: self._batch_once(context, session, datum))  # type: ignore[misc]
-        self._session = None
+        environment = self._environment(context)
+        clear_folder(self._pfs)
+        (self._pfs / "out").mkdir()
+        process = self._process = self._batch_process(context, environment)
+        with context.tracked(process):
+            try:
+                process.start()
+            except DatumError as error:
+                raise SetError(f"error starting user code: {error}") from error
 
-    def _batch_once(self, context: JobContext, session: "_Session", datum: Datum) -> tuple[str | None, int, int]:
-        downloaded = self._prepare(context, datum)
-        values = self._datum_environment(context, datum)
-        (self._pfs / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
-        with context.working_on(datum, session.start()):
-            session.process_datum(datum, [f"{key}={value}" for key, value in values.items()], context.spec.datum_timeout)
-        output, uploaded = upload(self._store, self._pfs, self._visible_pfs, datum.id)
-        return output, downloaded, uploaded
+            def run(datum: Datum, values: Mapping[str, str]) -> None:
+                with context.working_on(datum, process.process):
+                    process.process_datum([f"{key}={value}" for key, value in values.items()], context.spec.datum_timeout)
+
+            outcomes = [self._outcome(context, one, environment, batch, run) for one in datums]
+        self._process = None
+        return outcomes
+
+    def _batch_process(self, context: JobContext, environment: Mapping[str, str]) -> BatchProcess:
+        def launch(process: BatchProcess, again: bool) -> Process:
+            failing = context.no_start or (again and context.no_restart)
+            argv = _NO_START if failing else context.spec.cmd
+            return self._start(
+                context, argv, context.spec.stdin, environment,
+                on_line=lambda line: self._log(context, None, line, user=True), on_change=process.wake,
+            )  # fmt: skip
+
+        return BatchProcess(launch=launch, note=lambda text: self._log(context, None, text))
 
     def _next_datum(self, error: str, alive: Callable[[], bool]) -> list[str]:
-        session = self._session
-        if session is None:
-            raise PachError("no datum set is being processed")
-        return session.next_datum(error, alive)
+        process = self._process
+        if process is None:
+            raise PachError("datum batching not enabled")
+        return process.next_datum(error, alive)
 
     def _start(
         self,
@@ -265,22 +252,32 @@ class Worker:
         on_line: Callable[[str], None],
         on_change: Callable[[], None],
     ) -> UserProcess:
+        """Raises DatumError where there is no such program."""
         if not argv:
-            raise DatumError("the pipeline's transform has no cmd")
+            raise DatumError("invalid pipeline transform, no command specified")
+        if "/" not in argv[0] and shutil.which(argv[0], path=env["PATH"]) is None:
+            raise DatumError(f'exec: "{argv[0]}": executable file not found in $PATH')
         folder = context.spec.working_dir
         if can_isolate():
-            mounts = {PFS: self._pfs, **context.secret_mounts}
-            return UserProcess(Command(isolated(argv, mounts, folder), stdin, env, None), on_line=on_line, on_change=on_change)
-        return UserProcess(Command(argv, stdin, env, folder or None), on_line=on_line, on_change=on_change)
+            mounts = {PFS: self._pfs, **context.secrets.mounts}
+            command = Command(isolated(argv, mounts, folder), stdin, env, None)
+        else:
+            command = Command(argv, stdin, env, folder or None)
+        try:
+            return UserProcess(command, on_line=on_line, on_change=on_change)
+        except OSError as error:
+            raise DatumError(f"fork/exec {argv[0]}: {(error.strerror or str(error)).lower()}") from error
 
     def _environment(self, context: JobContext) -> dict[str, str]:
+        """What user code finds in its environment, but for what belongs to a datum."""
         spec = context.spec
         # Pipelines of this project run with the interpreter and the code of this server.
         code = Path(qa_platform.__file__).parent.parent
         python_path = [str(code)] if code.name != "site-packages" else []
         python_path += filter(None, [os.environ.get("PYTHONPATH")])
+        root = context.secrets.root
         return {
-            **os.environ,
+            **inherited(os.environ),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             **({"PYTHONPATH": os.pathsep.join(python_path)} if python_path else {}),
             "PYTHONUNBUFFERED": "1",
@@ -293,12 +290,15 @@ class Worker:
             "PPS_WORKER_GRPC_PORT": str(self._endpoint.port if self._endpoint else 1080),
             "PACH_IN_WORKER": "true",
             "QA_PFS_ROOT": str(self._visible_pfs),
+            **({"QA_SECRETS_ROOT": str(root / "secrets")} if root else {}),
             **dict(spec.env),
-            **context.secret_env,
+            **context.secrets.environment,
+            "PACH_JOB_ID": context.job.id,
+            "PACH_OUTPUT_COMMIT_ID": context.job.id,
         }
 
     def _datum_environment(self, context: JobContext, datum: Datum) -> dict[str, str]:
-        env = {"PACH_DATUM_ID": datum.id, "PACH_JOB_ID": context.job.id, "PACH_OUTPUT_COMMIT_ID": context.job.id}
+        env = {"PACH_DATUM_ID": datum.id}
         for one in datum.inputs:
             env[one.name] = str(self._visible_pfs / one.name / one.path.strip("/"))
             env[f"{one.name}_COMMIT"] = one.commit
@@ -318,96 +318,3 @@ class Worker:
             message=message,
         )
         self._store.logs.append(line)
-
-
-class _Session:
-    """The conversation with a batching process, and with its successors when it fails: the worker offers datums, the process asks."""
-
-    def __init__(self, *, start: Callable[["_Session"], UserProcess], on_line: Callable[[Datum | None, str], None]) -> None:
-        self._start = start
-        self._on_line = on_line
-        self._changed = threading.Condition()
-        self._process: UserProcess | None = None
-        # A call that an earlier process left behind must not take what is meant for its successor.
-        self._generation = 0
-        self._datum: Datum | None = None
-        self._offer: list[str] | None = None
-        self._taken = False
-        self._result: str | None = None
-        self._killed = False
-
-    def line(self, text: str) -> None:
-        self._on_line(self._datum, text)
-
-    def wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def start(self) -> UserProcess:
-        """The process, started if there is none."""
-        with self._changed:
-            if self._process is None:
-                self._process = self._start(self)
-                if self._killed:
-                    self._process.kill()
-            return self._process
-
-    def process_datum(self, datum: Datum, env: list[str], timeout: float | None) -> None:
-        """Offers a datum and returns when the process has asked for the next one.
-
-        Raises:
-            DatumError: it reported an error, has ended, or took too long. It is gone then.
-        """
-        process = self.start()
-        with self._changed:
-            self._datum, self._offer, self._taken, self._result = datum, env, False, None
-            self._changed.notify_all()
-            done = self._changed.wait_for(lambda: self._result is not None or process.exit_status is not None, timeout)
-            result, self._offer, self._taken, self._result = self._result, None, False, None
-            if result == "":
-                return
-            # Before its call is let go, which it must not see.
-            process.kill()
-            self._process = None
-            self._generation += 1
-            self._changed.notify_all()
-        if not done:
-            raise DatumError(f"datum timed out after {timeout:g} s")
-        if result is None:
-            raise DatumError(f"user code exited prematurely: {_status(process.exit_status)}")
-        raise DatumError(f"error running user code: {result}")
-
-    def next_datum(self, error: str, alive: Callable[[], bool]) -> list[str]:
-        """What the process calls: ends the datum that it had, and blocks until there is another."""
-        with self._changed:
-            generation = self._generation
-            if self._taken:
-                self._taken = False
-                self._result = error
-                self._changed.notify_all()
-            while self._offer is None and generation == self._generation and not self._killed and alive():
-                self._changed.wait(1.0)
-            if self._offer is None or generation != self._generation or not alive():
-                raise PachError("there is no further datum for this process")
-            env, self._offer, self._taken = self._offer, None, True
-            return env
-
-    def kill(self) -> None:
-        with self._changed:
-            # Before its call is let go: the last NextDatum never returns.
-            if self._process is not None:
-                self._process.kill()
-            self._killed = True
-            self._generation += 1
-            self._changed.notify_all()
-
-
-def _has_inputs(datum: Datum, filters: Sequence[str]) -> bool:
-    names = {name for one in datum.inputs for name in (one.path, one.path.rstrip("/"), one.digest)}
-    return all(wanted in names for wanted in filters)
-
-
-def _status(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"signal {-status}"
-    return f"exit status {status}"

@@ -12,13 +12,14 @@ _VERSION = pv.Version(major=2, minor=12, micro=2, additional="-embedded", platfo
 
 
 class ClusterApi:
-    """``cluster_id`` stays the same for one state folder."""
+    """Tells clients about the version and the cluster. The id of a cluster belongs to its state folder."""
 
     def __init__(self, pfs: Pfs, cluster_id: str) -> None:
         self._pfs = pfs
         self._cluster_id = cluster_id
 
     def methods(self) -> dict[str, Method]:
+        """The methods by their full names."""
         return {
             "/versionpb_v2.API/GetVersion": Method(Empty.FromString, lambda request, call: _VERSION),
             "/admin_v2.API/InspectCluster": Method(pa.InspectClusterRequest.FromString, self.inspect_cluster),

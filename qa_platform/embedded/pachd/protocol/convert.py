@@ -1,6 +1,6 @@
 """Between the messages of ``pachyderm_sdk`` and the dataclasses of ``pfs`` and ``pps``."""
 
-import json
+import functools
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -9,15 +9,17 @@ from betterproto.lib.google.protobuf import Empty
 from pachyderm_sdk.api import pfs as pb
 from pachyderm_sdk.api import pps as pp
 
-from qa_platform.embedded.pachd.errors import InvalidArgument
+from qa_platform.embedded.pachd.errors import InvalidArgument, PachError
 from qa_platform.embedded.pachd.pfs import Branch, BranchKey, Commit, CommitRef, Pfs, Repo, RepoKey
-from qa_platform.embedded.pachd.pps import Datum, DatumInput, DatumState, Job, Pipeline, PipelineKey, PipelineState
+from qa_platform.embedded.pachd.pps import Datum, DatumInput, DatumState, Job, JobState, Pipeline, PipelineKey, PipelineState, Stats
+from qa_platform.embedded.pachd.pps.meta import image_id
 from qa_platform.embedded.pachd.protocol import protojson
 from qa_platform.embedded.pachd.storage.logs import LogLine
 from qa_platform.embedded.pachd.storage.trees import Found
 
 M = TypeVar("M", bound=betterproto.Message)
 EMPTY = Empty()
+_CREATED_BY = "pach:root"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -45,23 +47,21 @@ def seconds(moment: datetime) -> float:
 
 
 def repo_key(repo: pb.Repo) -> RepoKey:
-    if not repo.name:
-        raise InvalidArgument("validate request: invalid request: repo is missing, or has no name")
+    """Also of a repo without a name: there is none, which is what the caller is told."""
     return RepoKey(repo.project.name or "default", repo.name, repo.type or "user")
 
 
 def branch_key(branch: pb.Branch) -> BranchKey:
     if not branch.name:
-        raise InvalidArgument("validate request: invalid request: branch is missing, or has no name")
+        raise PachError("branch must be specified")
     return BranchKey(repo_key(branch.repo), branch.name)
 
 
 def commit_ref(commit: pb.Commit) -> CommitRef:
+    if not is_set(commit):
+        raise PachError("commit cannot be nil")
     repo = commit.repo if commit.repo.name else commit.branch.repo
-    ref = CommitRef(repo_key(repo), commit.id, commit.branch.name)
-    if not ref.id and not ref.branch:
-        raise InvalidArgument("validate request: invalid request: commit has neither id nor branch")
-    return ref
+    return CommitRef(repo_key(repo), commit.id, commit.branch.name)
 
 
 def pipeline_key(pipeline: pp.Pipeline) -> PipelineKey:
@@ -125,12 +125,15 @@ def commit_info(pfs: Pfs, found: Commit) -> pb.CommitInfo:
         started=when(found.started),
         finishing=when(found.finishing),
         finished=when(found.finished),
-        direct_provenance=[commit(one.repo, one.id) for one in pfs.provenance(found.pk)],
+        direct_provenance=[
+            pb.Commit(repo=repo(one.repo), id=one.id, branch=branch(BranchKey(one.repo, one.branch))) for one in pfs.provenance(found.pk)
+        ],
         direct_subvenance=[commit(one.repo, one.id) for one in pfs.subvenance(found.pk)],
         error=found.error,
         size_bytes_upper_bound=found.size,
         details=present(pb.CommitInfoDetails(size_bytes=found.size)) if found.finished is not None else None,
         created_at=when(found.started),
+        created_by=_CREATED_BY,
         updated_at=when(found.finished or found.finishing or found.started),
     )
 
@@ -156,111 +159,155 @@ def job(found: Job) -> pp.Job:
     return pp.Job(pipeline=pipeline(found.pipeline), id=found.id)
 
 
-def _stats(seconds_: float, downloaded: int, uploaded: int) -> pp.ProcessStats:
-    return present(pp.ProcessStats(process_time=timedelta(seconds=seconds_), download_bytes=downloaded, upload_bytes=uploaded))
+def _stats(stats: Stats) -> pp.ProcessStats:
+    return present(
+        pp.ProcessStats(
+            download_time=timedelta(seconds=stats.download_seconds),
+            process_time=timedelta(seconds=stats.process_seconds),
+            upload_time=timedelta(seconds=stats.upload_seconds),
+            download_bytes=stats.downloaded,
+            upload_bytes=stats.uploaded,
+        )
+    )
 
 
 def create_request(found: Pipeline) -> pp.CreatePipelineRequest:
-    """The effective spec as a message."""
-    message = protojson.parse(pp.CreatePipelineRequest, found.effective_json)
-    assert isinstance(message, pp.CreatePipelineRequest)
-    return message
+    """The effective spec as a message, with the defaults of the inputs."""
+    return pp.CreatePipelineRequest.FromString(_request_bytes(found.filled_json))
 
 
-def job_info(found: Job, of: Pipeline, *, details: bool, output_branch: str) -> pp.JobInfo:
+@functools.lru_cache(256)
+def _request_bytes(text: str) -> bytes:
+    return bytes(protojson.parse(pp.CreatePipelineRequest, text))
+
+
+def job_info(found: Job, of: Pipeline, *, details: bool) -> pp.JobInfo:
     key = RepoKey(found.pipeline.project, found.pipeline.name)
-    info = pp.JobInfo(
+    return pp.JobInfo(
         job=job(found),
         pipeline_version=found.version,
-        output_commit=pb.Commit(repo=repo(key), id=found.id, branch=branch(BranchKey(key, output_branch))),
+        output_commit=pb.Commit(repo=repo(key), id=found.id, branch=branch(BranchKey(key, of.spec.output_branch))),
         restart=found.restarts,
         data_processed=found.counts.get(DatumState.SUCCESS, 0),
         data_skipped=found.counts.get(DatumState.SKIPPED, 0),
         data_total=found.total,
         data_failed=found.counts.get(DatumState.FAILED, 0),
         data_recovered=found.counts.get(DatumState.RECOVERED, 0),
-        stats=_stats(found.seconds, found.downloaded, found.uploaded),
+        stats=_stats(found.stats),
         state=pp.JobState(int(found.state)),
         reason=found.reason,
         created=when(found.created),
         started=when(found.started),
         finished=when(found.finished),
+        details=_job_details(found, of) if details else None,
     )
-    request = create_request(of) if details else None
-    info.details = (
-        present(pp.JobInfoDetails())
-        if request is None
-        else pp.JobInfoDetails(
-            transform=request.transform,
-            parallelism_spec=request.parallelism_spec,
-            input=request.input,
-            salt=of.salt,
-            datum_set_spec=request.datum_set_spec if is_set(request.datum_set_spec) else None,
-            datum_timeout=request.datum_timeout or None,
-            job_timeout=request.job_timeout or None,
-            datum_tries=request.datum_tries,
-        )
-    )
-    return info
 
 
-def pipeline_info(found: Pipeline, *, details: bool, last_job: Job | None) -> pp.PipelineInfo:
+def _job_details(found: Job, of: Pipeline) -> pp.JobInfoDetails:
+    request = create_request(of)
+    _set_commits(request.input, found.id)
+    return pp.JobInfoDetails(
+        transform=request.transform,
+        parallelism_spec=_given(request.parallelism_spec),
+        resource_requests=_given(request.resource_requests),
+        resource_limits=_given(request.resource_limits),
+        sidecar_resource_limits=_given(request.sidecar_resource_limits),
+        input=request.input,
+        salt=of.salt,
+        datum_set_spec=_given(request.datum_set_spec),
+        datum_timeout=request.datum_timeout or None,
+        job_timeout=request.job_timeout or None,
+        datum_tries=request.datum_tries,
+        sidecar_resource_requests=_given(request.sidecar_resource_requests),
+    )
+
+
+def _given(message: M) -> M | None:
+    return message if is_set(message) else None
+
+
+def _set_commits(node: pp.Input, commit_id: str) -> None:
+    """An input of a job names the commit set that it reads."""
+    for leaf in (node.pfs, node.cron):
+        if leaf.name:
+            leaf.commit = commit_id
+    for child in (*node.join, *node.group, *node.cross, *node.union):
+        _set_commits(child, commit_id)
+
+
+def pipeline_info(found: Pipeline, *, details: bool, last_job: JobState | None) -> pp.PipelineInfo:
     request = create_request(found)
-    state = PipelineState.PAUSED if found.stopped else PipelineState.RUNNING
-    info = pp.PipelineInfo(
+    spec_branch = found.spec.spec_branch
+    return pp.PipelineInfo(
         pipeline=pipeline(found.key),
         version=found.version,
-        spec_commit=commit(RepoKey(found.key.project, found.key.name, "spec"), found.spec_commit),
+        spec_commit=pb.Commit(repo=repo(spec_branch.repo), id=found.spec_commit, branch=branch(spec_branch)),
         stopped=found.stopped,
-        state=pp.PipelineState(int(state)),
+        state=pp.PipelineState(int(found.state)),
         reason=found.reason,
-        last_job_state=pp.JobState(int(last_job.state)) if last_job else pp.JobState(0),
-        parallelism=request.parallelism_spec.constant,
+        last_job_state=pp.JobState(int(last_job or 0)),
+        parallelism=found.spec.parallelism,
         type=pp.PipelineInfoPipelineType.PIPELINE_TYPE_TRANSFORM,
         user_spec_json=found.user_json,
         effective_spec_json=found.effective_json,
+        details=_pipeline_details(found, request) if details else None,
     )
-    if details:
-        info.details = pp.PipelineInfoDetails(
-            transform=request.transform,
-            parallelism_spec=request.parallelism_spec,
-            created_at=when(found.created),
-            updated_at=when(found.updated),
-            output_branch=request.output_branch,
-            input=request.input,
-            description=request.description,
-            salt=found.salt,
-            reason=found.reason,
-            datum_set_spec=request.datum_set_spec if is_set(request.datum_set_spec) else None,
-            datum_timeout=request.datum_timeout or None,
-            job_timeout=request.job_timeout or None,
-            datum_tries=request.datum_tries,
-            reprocess_spec=request.reprocess_spec,
-            workers_requested=request.parallelism_spec.constant,
-            workers_available=0 if found.stopped else request.parallelism_spec.constant,
-            metadata=request.metadata if is_set(request.metadata) else None,
-        )
-    return info
 
 
-def datum_info(of: Job | None, found: Datum) -> pp.DatumInfo:
-    owner = job(of) if of is not None else pp.Job(pipeline=pp.Pipeline(project=pb.Project(name="default")))
-    meta = None
-    if of is not None:
-        meta = pb.File(commit=commit(RepoKey(of.pipeline.project, of.pipeline.name, "meta"), of.id), path=f"/pfs/{found.id}")
+def _pipeline_details(found: Pipeline, request: pp.CreatePipelineRequest) -> pp.PipelineInfoDetails:
+    idle = found.state in (PipelineState.PAUSED, PipelineState.STANDBY)
+    return pp.PipelineInfoDetails(
+        transform=request.transform,
+        parallelism_spec=_given(request.parallelism_spec),
+        created_at=when(found.created),
+        updated_at=when(found.updated),
+        created_by=_CREATED_BY,
+        workers_requested=0 if idle else found.spec.parallelism,
+        workers_available=found.spec.parallelism if found.state == PipelineState.RUNNING else 0,
+        output_branch=request.output_branch,
+        resource_requests=_given(request.resource_requests),
+        resource_limits=_given(request.resource_limits),
+        sidecar_resource_limits=_given(request.sidecar_resource_limits),
+        input=request.input,
+        description=request.description,
+        salt=found.salt,
+        datum_set_spec=_given(request.datum_set_spec),
+        datum_timeout=request.datum_timeout or None,
+        job_timeout=request.job_timeout or None,
+        datum_tries=request.datum_tries,
+        scheduling_spec=_given(request.scheduling_spec),
+        pod_spec=request.pod_spec,
+        pod_patch=request.pod_patch,
+        metadata=_given(request.metadata),
+        reprocess_spec=request.reprocess_spec,
+        workers_started_at=None if idle else when(found.updated),
+        autoscaling=request.autoscaling,
+        tolerations=request.tolerations,
+        sidecar_resource_requests=_given(request.sidecar_resource_requests),
+    )
+
+
+def datum_info(of: Job | None, found: Datum, *, image: str = "", inspected: bool = False) -> pp.DatumInfo:
+    """A datum of a job, or of an input alone. ``inspected`` says where its files lie, which lists do not."""
+    if of is None:
+        owner = pp.Job(pipeline=pp.Pipeline(project=pb.Project(name="default")))
+        return pp.DatumInfo(datum=pp.Datum(job=owner, id=found.id), data=[_input_info(one) for one in found.inputs])
+    path = pb.File(commit=commit(RepoKey(of.pipeline.project, of.pipeline.name, "meta"), of.id), path=f"/pfs/{found.id}")
     return pp.DatumInfo(
-        datum=pp.Datum(job=owner, id=found.id),
+        datum=pp.Datum(job=pp.Job(pipeline=pipeline(of.pipeline), id=found.origin or of.id), id=found.id),
         state=pp.DatumState(int(found.state)),
-        stats=_stats(found.seconds, found.downloaded, found.uploaded),
-        pfs_state=meta,
+        stats=_stats(found.stats),
+        pfs_state=path if inspected else None,
         data=[_input_info(one) for one in found.inputs],
+        image_id=image_id(image),
     )
 
 
 def _input_info(one: DatumInput) -> pb.FileInfo:
     return pb.FileInfo(
-        file=pb.File(commit=commit(one.repo, one.commit), path=one.path),
+        file=pb.File(commit=commit(one.repo, one.commit), path=one.path, datum=one.tag),
         file_type=pb.FileType.DIR if one.path.endswith("/") else pb.FileType.FILE,
+        committed=when(one.committed),
         size_bytes=one.size,
         hash=bytes.fromhex(one.digest),
     )
@@ -279,11 +326,3 @@ def log_message(line: LogLine) -> pp.LogMessage:
         ts=when(line.time),
         message=line.message,
     )
-
-
-def spec_json(request: pp.CreatePipelineRequest) -> str:
-    """What the user asked for, without what is no part of the spec."""
-    values = protojson.to_dict(request)
-    for key in ("update", "reprocess", "dryRun", "specCommit"):
-        values.pop(key, None)
-    return json.dumps(values)

@@ -25,15 +25,44 @@ def parse(cls: type[betterproto.Message], text: str) -> betterproto.Message:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"syntax error: {error}") from error
+    except json.JSONDecodeError as error:
+        cut_off = error.pos >= len(text.rstrip())
+        raise ValueError("unexpected EOF" if cut_off else f"syntax error: {error}") from error
     return _message(cls, value, cls.__name__)
 
 
 def to_dict(message: betterproto.Message) -> dict[str, Any]:
-    """The message with camel case keys, without what is unset."""
+    """The message with camel case keys, without what is unset; 64-bit numbers are text, as protojson has them."""
     values: dict[str, Any] = message.to_dict(casing=betterproto.Casing.CAMEL)  # type: ignore[arg-type]
-    return values
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Whole numbers without a fraction."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def camel_keys(cls: type[betterproto.Message], value: Any) -> Any:
+    """JSON of a message with camel case keys and its values untouched. The keys of maps are values."""
+    if not isinstance(value, dict):
+        return value
+    message = cls()
+    known = {name.rstrip("_"): name for name in message._betterproto.meta_by_field_name}
+    known.update({_camel(short): name for short, name in list(known.items())})
+    return {_camel(key): _camel_value(message, known.get(key), part) for key, part in value.items()}
+
+
+def _camel_value(message: betterproto.Message, name: str | None, value: Any) -> Any:
+    if name is None or message._betterproto.meta_by_field_name[name].proto_type != betterproto.TYPE_MESSAGE:
+        return value
+    cls = message._betterproto.cls_by_field[name]
+    if not issubclass(cls, betterproto.Message):
+        return value
+    return [camel_keys(cls, part) for part in value] if isinstance(value, list) else camel_keys(cls, value)
 
 
 def _message(cls: type[betterproto.Message], value: Any, where: str) -> betterproto.Message:

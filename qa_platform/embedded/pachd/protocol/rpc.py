@@ -1,4 +1,4 @@
-"""The gRPC server: handlers by method name, refusals as statuses, and UNIMPLEMENTED for everything else."""
+"""The gRPC server: methods by name, errors as statuses, and UNIMPLEMENTED for unknown methods."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,12 +15,12 @@ _LOG = logging.getLogger(__name__)
 
 # The SDK sends chunks of 19 MiB and receives up to 20.
 _MESSAGE_BYTES = 32 * 2**20
-# Streams that follow, and calls that wait, hold a thread each.
+# Every stream that follows and every call that waits occupies a thread.
 _THREADS = 512
 OPTIONS = (
     ("grpc.max_receive_message_length", _MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
-    # Clients ping every 20 s, also without a call in flight.
+    # Clients ping every 20 s, even without a call in flight.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
@@ -28,21 +28,29 @@ OPTIONS = (
 )
 
 
+PFS_SERVICE = "pfs_v2.API"
+
+
 @dataclass(frozen=True)
 class Call:
-    """The other side of a call."""
+    """A call in progress."""
 
     context: grpc.ServicerContext
 
     def alive(self) -> bool:
+        """Whether the client still waits."""
         return bool(self.context.is_active())
 
 
 @dataclass(frozen=True)
 class Method:
-    """``read`` makes a request of bytes; ``run`` takes it (an iterator for a stream) and the call.
+    """A method of a service.
 
-    It returns a message, or its bytes, or an iterator of them for a stream.
+    Attributes:
+        read: parses a request.
+        run: takes the request, or an iterator of requests, and the call. It returns a message or its bytes, or an iterator of them.
+        streams_in: the client sends a stream.
+        streams_out: the server sends a stream.
     """
 
     read: Callable[[bytes], Any]
@@ -51,8 +59,21 @@ class Method:
     streams_out: bool = False
 
 
+# Methods of a service: each one's name, the type of its requests, and its function.
+Entries = list[tuple[str, type[betterproto.Message], Callable[[Any, Call], Any]]]
+
+
+def named(service: str, entries: Entries, *, streams_out: bool = False) -> dict[str, Method]:
+    """The methods of a service by their full names."""
+    return {f"/{service}/{name}": Method(request.FromString, run, streams_out=streams_out) for name, request, run in entries}
+
+
 class Handlers(grpc.GenericRpcHandler):
-    """All methods of a server by their full names."""
+    """All methods of a server by their full names.
+
+    Args:
+        on_cancel: called when a call ends for whatever reason.
+    """
 
     def __init__(self, methods: Mapping[str, Method], *, on_cancel: Callable[[], None] = lambda: None) -> None:
         self._handlers = {name: _handler(name, method, on_cancel) for name, method in methods.items()}
@@ -62,7 +83,7 @@ class Handlers(grpc.GenericRpcHandler):
 
 
 def start_server(handlers: Handlers, address: str, *, threads: int = _THREADS) -> tuple[grpc.Server, int]:
-    """A running server and its port. Binds the loopback address that is given, nothing else."""
+    """Start a server on an address; return it and its port."""
     server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), handlers=[handlers], options=OPTIONS)
     port = server.add_insecure_port(address)
     server.start()
@@ -82,7 +103,7 @@ def _handler(name: str, method: Method, on_cancel: Callable[[], None]) -> grpc.R
         try:
             yield from method.run(request, Call(context))
         except InvalidArgument as error:
-            # Pachyderm checks the requests of streams elsewhere, and says so.
+            # Pachyderm validates the requests of streams elsewhere, with another prefix.
             error.args = (str(error).replace("validate request:", "validate recv:"),)
             _refuse(context, error, name)
         except Exception as error:
@@ -108,7 +129,7 @@ def _refuse(context: grpc.ServicerContext, error: Exception, name: str) -> None:
     if isinstance(error, PachError):
         context.abort(grpc.StatusCode[error.code], str(error))
     if not context.is_active():
-        context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+        context.abort(grpc.StatusCode.CANCELLED, "the client has gone")
     _LOG.exception("%s failed", name)
     context.abort(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
 
@@ -130,7 +151,7 @@ def _unknown(name: str) -> grpc.RpcMethodHandler:
 
     problem = f"unknown method {method} for service {service}"
     if service == "auth_v2.API":
-        # What clients recognise as a cluster without authentication.
+        # Clients recognise a cluster without authentication by this text.
         problem = f"the auth service is not activated ({problem})"
 
     def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:

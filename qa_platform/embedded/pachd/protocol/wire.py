@@ -1,6 +1,6 @@
-"""The three messages that carry most of the load, read and written by hand: the general classes take many times as long.
+"""The three most frequent messages, read and written by hand, which is many times as fast as the classes of ``pachyderm_sdk``.
 
-Everything else, and every unusual form of these, goes through the classes of ``pachyderm_sdk``.
+All other messages, and unusual forms of these, are read by those classes.
 """
 
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ class RawAdd:
 
 
 def modify_request(data: bytes) -> RawAdd | pb.ModifyFileRequest:
-    """Reads a ModifyFileRequest."""
+    """Parse a ModifyFileRequest."""
     try:
-        found = _raw_add(memoryview(data))
+        raw_add = _raw_add(memoryview(data))
     except (IndexError, ValueError):
-        found = None
-    if found is not None:
-        return found
+        raw_add = None
+    if raw_add is not None:
+        return raw_add
     message: pb.ModifyFileRequest = pb.ModifyFileRequest.FromString(data)
     return message
 
 
 def _raw_add(view: memoryview) -> RawAdd | None:
-    # Field 2 of the request is add_file, and nothing may follow it.
+    # Field 2 of the request is add_file; it must be the only one.
     if not view or view[0] != 0x12:
         return None
     length, at = _varint(view, 1)
@@ -93,17 +93,17 @@ def _part(tag: int, data: bytes) -> bytes:
 
 
 def bytes_values(data: bytes) -> Iterator[bytes]:
-    """``BytesValue`` messages with the data in pieces of a size that every client takes."""
+    """Encode data as ``BytesValue`` messages, each small enough for every client."""
     for start in range(0, len(data), _SEND_BYTES):
         yield _part(0x0A, data[start : start + _SEND_BYTES])
 
 
 class FileInfos:
-    """Writes the FileInfo messages of one commit, equal to ``convert.file_info``."""
+    """Encodes the FileInfo messages of one commit, equal to those of ``convert.file_info``."""
 
     def __init__(self, owner: Commit) -> None:
         self._commit = _part(0x0A, bytes(convert.commit(owner.repo, owner.id)))
-        # The class writes the time; its tag and length are those of field 3.
+        # Encoded by the class, with the tag of field 3.
         self._committed = bytes(pb.FileInfo(committed=convert.when(owner.finished)))
 
     def encode(self, found: Found) -> bytes:

@@ -1,4 +1,4 @@
-"""The API that a worker offers to its user's process: NextDatum."""
+"""The API that a worker serves to the process of its user: NextDatum."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,21 @@ from betterproto.lib.google.protobuf import Empty
 from pachyderm_sdk.api import pps as pp
 from pachyderm_sdk.api import worker as pw
 
+from qa_platform.embedded.pachd.errors import PermissionDenied
 from qa_platform.embedded.pachd.protocol.rpc import Call, Handlers, Method, start_server
+from qa_platform.embedded.peers import is_trusted
 
 
 class WorkerEndpoint:
-    """A served worker API. One thread waits in NextDatum, others may be left behind by processes that are gone."""
+    """The served API of one worker.
+
+    Args:
+        next_datum: takes the error of the last datum, and whether the caller still waits; returns the environment of the next datum.
+    """
 
     def __init__(self, next_datum: Callable[[str, Callable[[], bool]], list[str]]) -> None:
         def run(request: pw.NextDatumRequest, call: Call) -> pw.NextDatumResponse:
+            self._check(call)
             return pw.NextDatumResponse(env=next_datum(request.error, call.alive))
 
         methods = {
@@ -22,8 +29,16 @@ class WorkerEndpoint:
             "/pachyderm.worker.Worker/Status": Method(Empty.FromString, lambda request, call: pp.WorkerStatus()),
         }
         self._server: grpc.Server
-        # "localhost" may be either family for the process that calls; IPv4 is what a client tries in any case.
+        # Clients resolve "localhost" to IPv4, IPv6 or both, and always try IPv4. One thread serves the process in NextDatum; the others
+        # are for calls of processes that have died.
         self._server, self.port = start_server(Handlers(methods), "127.0.0.1:0", threads=8)
 
+    def _check(self, call: Call) -> None:
+        """Refuse other users of this machine. Programs of pipelines send no token: in a cluster, a pod's network is its own."""
+        host, _, port = call.context.peer().removeprefix("ipv4:").rpartition(":")
+        if not is_trusted((host, int(port)), self.port):
+            raise PermissionDenied("this worker belongs to another user of this machine")
+
     def stop(self) -> None:
+        """Stop serving."""
         self._server.stop(None)

@@ -1,4 +1,4 @@
-"""Content-addressed pieces of files. A piece's name is its BLAKE2b-256; what does not match its name is not served."""
+"""Content-addressed pieces of files. The name of a chunk is its BLAKE2b-256 hash; a chunk that does not match its name is not served."""
 
 import uuid
 from collections import deque
@@ -11,10 +11,10 @@ from pathlib import Path
 from qa_platform.embedded.pachd.storage.database import Database
 
 CHUNK_BYTES = 4 * 2**20
-# Smaller pieces live in the database: a file of their own would cost more than they hold.
+# Smaller chunks are in the database: a file each would cost more than its content.
 _INLINE_BYTES = 64 * 2**10
 _PENDING_BYTES = 8 * 2**20
-# Per stream: enough that hashing and writing go on while the next piece arrives.
+# Per stream: enough to hash and write one chunk while the next arrives.
 _PIECES_ON_THE_WAY = 2
 _THREADS = 4
 
@@ -25,21 +25,24 @@ CREATE TABLE IF NOT EXISTS node (hash TEXT PRIMARY KEY, data BLOB NOT NULL) WITH
 
 
 class CorruptError(Exception):
-    """A stored piece is missing or is not what its name says."""
+    """A stored chunk is missing or does not match its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
+    """The name of a chunk, and its size in bytes."""
+
     hash: str
     size: int
 
 
 def digest(data: bytes | bytearray | memoryview) -> str:
+    """The name of a chunk with this content."""
     return blake2b(data, digest_size=32).hexdigest()
 
 
 class ChunkStore:
-    """Stores and serves chunks. Writers may collect small ones in a :class:`ChunkBatch`."""
+    """Serves and deletes chunks. Writers store them through a `ChunkBatch`."""
 
     def __init__(self, folder: Path, database: Database) -> None:
         self._folder = folder
@@ -48,13 +51,15 @@ class ChunkStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def batch(self) -> "ChunkBatch":
+        """A new batch for one writer."""
         return ChunkBatch(self._folder, self._database, self._threads)
 
     def all_names(self) -> set[str]:
-        """The names of all chunks, and of what is left of some that were not written to their end."""
+        """The names of all chunks, and of the temporary files of interrupted writes."""
         return {row["hash"] for row in self._database.rows("SELECT hash FROM chunk")} | {path.name for path in self._folder.glob("*/*")}
 
     def delete(self, names: Iterable[str]) -> None:
+        """Delete chunks and temporary files."""
         names = list(names)
         self._database.execute_many("DELETE FROM chunk WHERE hash = ?", [(name,) for name in names])
         for name in names:
@@ -64,10 +69,10 @@ class ChunkStore:
         self._threads.shutdown()
 
     def read(self, chunk: Chunk) -> bytes:
-        """The chunk's bytes.
+        """The content of a chunk.
 
         Raises:
-            CorruptError: it is missing or torn.
+            CorruptError: the chunk is missing or damaged.
         """
         data: bytes | None = self._database.value("SELECT data FROM chunk WHERE hash = ?", chunk.hash)
         if data is None:
@@ -80,6 +85,11 @@ class ChunkStore:
         return data
 
     def read_all(self, chunks: Iterable[Chunk], *, offset: int = 0) -> Iterator[bytes]:
+        """The content of several chunks, after ``offset`` bytes.
+
+        Raises:
+            CorruptError: a chunk is missing or damaged.
+        """
         for chunk in chunks:
             if offset >= chunk.size:
                 offset -= chunk.size
@@ -90,7 +100,7 @@ class ChunkStore:
 
 
 class ChunkBatch:
-    """Writes chunks; small ones reach the disk together, at the latest with ``flush``."""
+    """Stores the chunks of one writer. Small ones reach the disk together, at the latest with ``flush``."""
 
     def __init__(self, folder: Path, database: Database, threads: ThreadPoolExecutor) -> None:
         self._folder = folder
@@ -100,6 +110,7 @@ class ChunkBatch:
         self._pending_bytes = 0
 
     def put(self, data: bytes | bytearray | memoryview) -> Chunk:
+        """Store a chunk."""
         if len(data) > _INLINE_BYTES:
             return self._put_file(data)
         name = digest(data)
@@ -111,7 +122,7 @@ class ChunkBatch:
         return Chunk(name, len(data))
 
     def put_soon(self, data: bytes | bytearray | memoryview) -> Future[Chunk]:
-        """Stores a big chunk beside what the caller goes on to do; the data must stay as it is."""
+        """Store a large chunk on another thread. The data must not change until it is stored."""
         return self._threads.submit(self._put_file, data)
 
     def _put_file(self, data: bytes | bytearray | memoryview) -> Chunk:
@@ -130,6 +141,7 @@ class ChunkBatch:
         return chunk
 
     def flush(self) -> None:
+        """Write the small chunks that are still in memory."""
         if self._pending:
             self._database.execute_many("INSERT OR IGNORE INTO chunk VALUES (?, ?)", list(self._pending.items()))
         self._pending = {}
@@ -137,7 +149,7 @@ class ChunkBatch:
 
 
 class Chunker:
-    """Cuts a stream into chunks at fixed places, so that equal content has equal chunks however it arrived."""
+    """Cuts a stream into chunks of a fixed size, so that equal content has equal chunks however it arrived."""
 
     def __init__(self, batch: ChunkBatch) -> None:
         self._batch = batch
@@ -146,6 +158,7 @@ class Chunker:
         self._on_the_way: deque[Future[Chunk]] = deque()
 
     def write(self, data: bytes | memoryview) -> None:
+        """Add data to the stream."""
         view = memoryview(data)
         if self._buffer:
             room = CHUNK_BYTES - len(self._buffer)
@@ -165,6 +178,7 @@ class Chunker:
         self._on_the_way.append(self._batch.put_soon(data))
 
     def finish(self) -> tuple[Chunk, ...]:
+        """End the stream, and return its chunks. The next data begins a new stream."""
         while self._on_the_way:
             self._chunks.append(self._on_the_way.popleft().result())
         if self._buffer:
@@ -174,7 +188,7 @@ class Chunker:
 
 
 def is_canonical(chunks: tuple[Chunk, ...]) -> bool:
-    """Whether the chunks are cut where :class:`Chunker` would cut them."""
+    """Whether a `Chunker` would cut the same chunks."""
     return all(chunk.size == CHUNK_BYTES for chunk in chunks[:-1]) and all(0 < chunk.size <= CHUNK_BYTES for chunk in chunks[-1:])
 
 

@@ -1,4 +1,4 @@
-"""One SQLite file behind one lock: short transactions, and waiting for what others change."""
+"""One SQLite file behind one lock: short transactions, and waiting for the changes of others."""
 
 import sqlite3
 import threading
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Between wake-ups a waiter looks whether its caller is still there.
+# How often a waiter checks whether its caller is still alive.
 _LIVENESS_SECONDS = 1.0
 
 
@@ -28,7 +28,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing. Nested transactions join the outer one. Waiters are woken after the commit."""
+        """A transaction. A nested one joins the outer one. Waiters are woken after the commit."""
         with self._lock:
             if self._depth:
                 yield
@@ -47,22 +47,25 @@ class Database:
                 self._depth = 0
 
     def execute(self, sql: str, *values: Any) -> int:
-        """Runs one statement; returns the row id of an insert."""
+        """Run one statement, and return the row id of an insert."""
         with self.transaction():
             return self._connection.execute(sql, values).lastrowid or 0
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run one statement for each row of values."""
         with self.transaction():
             self._connection.executemany(sql, rows)
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """All rows of a query."""
         with self._lock:
             return self._connection.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        """The first row of a query, or None."""
         with self._lock:
-            found: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
-            return found
+            row: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
+            return row
 
     def value(self, sql: str, *values: Any) -> Any:
         """The first column of the first row, or None."""
@@ -70,9 +73,9 @@ class Database:
         return None if row is None else row[0]
 
     def wait_until(self, look: Callable[[], T], *, alive: Callable[[], bool]) -> T | None:
-        """Calls ``look`` after every commit until it returns something true; None once ``alive`` is false."""
+        """Call ``look`` after every commit until it returns a true value, and return that; None once ``alive`` is false."""
         with self._lock:
-            assert not self._depth, "waiting inside a transaction would let others into it"
+            assert not self._depth, "a wait inside a transaction would release its lock"
             while alive():
                 found = look()
                 if found:
@@ -81,7 +84,7 @@ class Database:
         return None
 
     def wake(self) -> None:
-        """Lets waiters look again although nothing was written."""
+        """Make all waiters look again, although nothing was written."""
         with self._lock:
             self._changed.notify_all()
 

@@ -1,4 +1,4 @@
-"""File sets: ordered lists of changes (add to a path, delete a path) that become part of a commit all at once."""
+"""File sets: ordered lists of changes (add to a path, delete a path) that are added to a commit together."""
 
 import json
 import time
@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qa_platform.embedded.pachd.errors import PachError
+from qa_platform.embedded.pachd.errors import NotFound, PachError
 from qa_platform.embedded.pachd.storage.chunks import Chunk, Chunker, ChunkStore
 from qa_platform.embedded.pachd.storage.database import Database
-from qa_platform.embedded.pachd.storage.trees import TreeEditor
+from qa_platform.embedded.pachd.storage.tree_editor import TreeEditor
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS fileset (id TEXT PRIMARY KEY, expires REAL);
@@ -23,7 +23,7 @@ _GROUP = 1000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``chunks`` None deletes, else they are appended to the path's part with that tag."""
+    """One change of a path: ``chunks`` are appended to the part with the tag; None deletes the part."""
 
     path: str
     tag: str
@@ -38,14 +38,21 @@ class FileSets:
         self._chunks = chunks
 
     def writer(self) -> "FileSetWriter":
+        """A writer of a new file set."""
         return FileSetWriter(self._database, self._chunks)
 
     def changes(self, fileset: str) -> Iterator[Change]:
+        """The changes of a file set, in their order."""
         for row in self._database.rows("SELECT changes FROM fileset_change WHERE fileset = ? ORDER BY seq", fileset):
             for path, tag, chunks in json.loads(row["changes"]):
                 yield Change(path, tag, None if chunks is None else tuple(Chunk(*chunk) for chunk in chunks))
 
     def apply(self, editor: TreeEditor, filesets: Iterable[str]) -> None:
+        """Apply file sets to a tree, in their order.
+
+        Raises:
+            TreeError: the changes contradict each other.
+        """
         for fileset in filesets:
             for change in self.changes(fileset):
                 if change.chunks is None:
@@ -54,17 +61,40 @@ class FileSets:
                     editor.add(change.path, change.tag, change.chunks)
 
     def check(self, fileset: str) -> None:
-        """Raises PachError where the file set is unknown or expired."""
-        row = self._database.row("SELECT expires FROM fileset WHERE id = ?", fileset)
-        if row is None or (row["expires"] is not None and row["expires"] < time.time()):
-            raise PachError(f"file set {fileset} does not exist: it was never made, or has expired")
+        """Refuse an unknown file set. An expired one is known until it is collected.
+
+        Raises:
+            PachError: the file set is unknown.
+        """
+        if not self._known(fileset):
+            raise PachError("add file set: path does not exist")
 
     def renew(self, fileset: str, ttl: float) -> None:
-        self.check(fileset)
-        self._database.execute("UPDATE fileset SET expires = ? WHERE id = ? AND expires IS NOT NULL", time.time() + ttl, fileset)
+        """Let a file set expire ``ttl`` seconds from now.
+
+        Raises:
+            NotFound: the file set is unknown, or has expired and was collected.
+        """
+        with self._database.transaction():
+            if not self._known(fileset):
+                raise NotFound(f"tracker does not contain item: (fileset/{fileset})")
+            self._database.execute("UPDATE fileset SET expires = ? WHERE id = ? AND expires IS NOT NULL", time.time() + ttl, fileset)
+
+    def _known(self, fileset: str) -> bool:
+        return self._database.row("SELECT 1 FROM fileset WHERE id = ?", fileset) is not None
 
     def compose(self, filesets: Iterable[str], ttl: float | None) -> str:
-        """A new file set with the changes of others, one after the other."""
+        """Make a file set with the changes of others, in their order.
+
+        Args:
+            ttl: the seconds after which it expires; None for never.
+
+        Returns:
+            The id of the new file set.
+
+        Raises:
+            PachError: a file set is unknown.
+        """
         made = uuid.uuid4().hex
         with self._database.transaction():
             self._database.execute("INSERT INTO fileset VALUES (?, ?)", made, None if ttl is None else time.time() + ttl)
@@ -77,20 +107,20 @@ class FileSets:
         return made
 
     def all_chunks(self) -> set[str]:
-        """The names of all chunks that file sets refer to."""
+        """The names of all chunks that file sets contain."""
         changes = (change for row in self._database.rows("SELECT changes FROM fileset_change") for change in json.loads(row["changes"]))
         return {name for _, _, chunks in changes for name, _ in chunks or ()}
 
     def forget_expired(self) -> bool:
-        """Whether there were any."""
+        """Delete the expired file sets; whether there were any."""
         with self._database.transaction():
-            found = self._database.row("SELECT 1 FROM fileset WHERE expires < ?", time.time()) is not None
+            expired = self._database.row("SELECT 1 FROM fileset WHERE expires < ?", time.time()) is not None
             self._database.execute("DELETE FROM fileset WHERE expires < ?", time.time())
-        return found
+        return expired
 
 
 class FileSetWriter:
-    """Collects changes. Nothing is visible before ``close`` returns the new file set's id."""
+    """Collects the changes of a new file set. The file set exists once ``close`` returns its id."""
 
     def __init__(self, database: Database, chunks: ChunkStore) -> None:
         self._database = database
@@ -101,21 +131,31 @@ class FileSetWriter:
         self._groups: list[str] = []
 
     def add(self, path: str, tag: str, data: bytes | memoryview) -> None:
+        """Append data to a path's part with a tag."""
         if self._open != (path, tag):
             self._close_file()
             self._open = (path, tag)
         self._chunker.write(data)
 
     def add_chunks(self, path: str, tag: str, chunks: Iterable[Chunk]) -> None:
+        """Append stored chunks to a path's part with a tag."""
         self._close_file()
         self._record(path, tag, tuple(chunks))
 
     def delete(self, path: str, tag: str) -> None:
+        """Delete a path's part with a tag."""
         self._close_file()
         self._record(path, tag, None)
 
+    def delete_written(self, folder: str, tag: str) -> None:
+        """Delete what this writer has written below a folder. The files of the commit that the file set is added to stay."""
+        self._close_file()
+        written = [change for group in self._groups for change in json.loads(group)] + self._changes
+        for path in {path for path, _, chunks in written if chunks is not None and path.startswith(folder)}:
+            self._record(path, tag, None)
+
     def close(self, ttl: float | None) -> str:
-        """Stores the file set; it expires after ``ttl`` seconds, or never."""
+        """Store the file set, and return its id. It expires after ``ttl`` seconds; None for never."""
         self._close_file()
         self._batch.flush()
         self._end_group()

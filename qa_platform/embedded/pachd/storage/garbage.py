@@ -1,7 +1,9 @@
-"""Frees the chunks and folders that nothing refers to any more: what was dropped, squashed or cleared, and what a killed server left.
+"""Deletes expired file sets, and the chunks and tree nodes that nothing refers to any more.
 
-It works only while nobody writes, and gives way at once to whoever begins to: a piece that is written a second time is not written
-again, so it must not go away between that and the moment when something refers to it.
+Such garbage is left by drops, squashes, clears, expired file sets and killed servers.
+
+The collector works only while nobody writes, and stops at once when somebody begins to. The reason: a writer does not store a chunk that
+exists already, so the chunk must not be deleted before the writer refers to it.
 """
 
 import logging
@@ -15,17 +17,22 @@ from qa_platform.embedded.pachd.storage.filesets import FileSets
 from qa_platform.embedded.pachd.storage.trees import TreeStore
 
 _LOG = logging.getLogger(__name__)
-# A job or an upload is seldom alone: what follows it soon would only interrupt the work.
+# A job or an upload is often followed by another, which would interrupt the collector.
 QUIET_SECONDS = 5.0
+# As often as in Pachyderm.
+EXPIRY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _BATCH = 500
 
 
 class WriteGate:
-    """Counts those who store pieces and make something refer to them. ``garbage`` is set by whoever gives something up."""
+    """Counts the writers, and notes garbage.
+
+    A writer stores chunks and makes something refer to them. ``garbage`` is set by everything that drops a reference.
+    """
 
     def __init__(self) -> None:
-        # The server before this one may have been killed while it wrote.
+        # An earlier server may have been killed while it wrote.
         self.garbage = threading.Event()
         self.garbage.set()
         self._lock = threading.Lock()
@@ -35,7 +42,7 @@ class WriteGate:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """What is stored inside, and referred to before the end of it, is kept."""
+        """Keep the collector away: what is stored inside, and referred to before the end, is kept."""
         with self._lock:
             self._writers += 1
             self._turn += 1
@@ -47,22 +54,32 @@ class WriteGate:
                 self._ended = time.monotonic()
 
     def quiet_turn(self, seconds: float) -> int | None:
-        """A mark of this moment, if nobody has written for so long."""
+        """A mark of this moment, if nobody has written for so many seconds; otherwise None."""
         with self._lock:
             return self._turn if not self._writers and time.monotonic() - self._ended >= seconds else None
 
     @contextmanager
     def unless_written_since(self, turn: int) -> Iterator[bool]:
-        """True if nobody has begun to write since that turn; nobody does before the end of what runs inside."""
+        """Whether nobody has begun to write since a mark. Nobody can begin to inside the context."""
         with self._lock:
             yield self._turn == turn
 
 
 class Collector:
-    """Collects when there is garbage, as soon as it is quiet. ``roots`` are the trees that are in use."""
+    """Collects when there is garbage and nobody has written for ``quiet`` seconds. ``roots`` returns the trees that are in use.
+
+    Expired file sets are deleted every ``expiry`` seconds; until then they can still be used.
+    """
 
     def __init__(
-        self, trees: TreeStore, filesets: FileSets, gate: WriteGate, roots: Callable[[], Iterable[str]], *, quiet: float = QUIET_SECONDS
+        self,
+        trees: TreeStore,
+        filesets: FileSets,
+        gate: WriteGate,
+        roots: Callable[[], Iterable[str]],
+        *,
+        quiet: float = QUIET_SECONDS,
+        expiry: float = EXPIRY_SECONDS,
     ) -> None:
         self._trees = trees
         self._chunks: ChunkStore = trees.chunks
@@ -70,6 +87,7 @@ class Collector:
         self._gate = gate
         self._roots = roots
         self._quiet = quiet
+        self._expiry = expiry
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="garbage", daemon=True)
 
@@ -82,21 +100,28 @@ class Collector:
         self._thread.join(10)
 
     def _run(self) -> None:
-        while self._gate.garbage.wait() and not self._stopped.is_set():
+        due = 0.0
+        while not self._stopped.is_set():
+            # Nobody reports that a file set has expired.
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._expiry
+                if self._filesets.forget_expired():
+                    self._gate.garbage.set()
+            if not self._gate.garbage.wait(self._expiry) or self._stopped.is_set():
+                continue
             self._gate.garbage.clear()
             try:
                 if self.collect() is None:
                     self._gate.garbage.set()
                     self._stopped.wait(_LOOK_SECONDS)
             except Exception:
-                _LOG.exception("nothing more is freed for now")
+                _LOG.exception("the garbage collection failed; it continues at the next change")
 
     def collect(self) -> int | None:
-        """Frees what it can: the number of pieces; None if others have written meanwhile, so that some may be left."""
+        """Delete the garbage, and return the number of chunks and nodes; None if it was interrupted by a writer."""
         turn = self._gate.quiet_turn(self._quiet)
         if turn is None:
             return None
-        self._filesets.forget_expired()
         chunks = self._filesets.all_chunks()
         nodes: set[str] = set()
         waiting = list(self._roots())

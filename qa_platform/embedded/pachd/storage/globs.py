@@ -1,6 +1,6 @@
-"""Pachyderm's glob patterns: ``*``, ``**``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``, and groups: ``(…)``, ``@(a|b)``, ``?(…)`` and so on.
+"""Pachyderm's glob patterns: ``*``, ``**``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``, and groups such as ``(…)``, ``@(a|b)``, ``?(…)``.
 
-A pattern matches whole paths, files and folders alike (folders without their trailing slash); ``/`` matches the root alone.
+A pattern matches whole paths of files and folders (of folders without the trailing slash). ``/`` matches only the root.
 """
 
 import re
@@ -14,16 +14,24 @@ _REPEATS = {"@": "", "?": "?", "*": "*", "+": "+"}
 
 
 def is_glob(pattern: str) -> bool:
+    """Whether a text has characters that are special in patterns."""
     return _SPECIAL.search(pattern) is not None
 
 
 def clean(pattern: str) -> str:
-    """With a slash before and none behind, except for the root."""
+    """A pattern with one slash before it and none after it; ``/`` for the root."""
     return "/" + pattern.strip("/")
 
 
 def match(store: TreeStore, node: str | None, pattern: str) -> Iterator[Found]:
-    """Everything that matches, in order of the paths."""
+    """The files and folders of a tree that match, in the order of their paths.
+
+    Args:
+        node: the root of the tree; None for a tree without files.
+
+    Raises:
+        PachError: the pattern is malformed.
+    """
     root = store.find(node, "/")
     if root is None:
         return

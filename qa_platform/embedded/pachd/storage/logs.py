@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class LogQuery:
-    """Empty fields do not filter. ``data`` are paths or hashes, all of which a line must have."""
+    """Empty fields do not filter. ``data`` are paths or hashes, all of which a line must have; ``workers`` those it may come from."""
 
     project: str = ""
     pipeline: str = ""
@@ -50,6 +52,7 @@ class LogQuery:
     since: float = 0.0
     until: float = 0.0
     tail: int = 0
+    workers: tuple[str, ...] = ()
 
     def matches(self, line: LogLine) -> bool:
         names = {name for pair in line.data for name in pair}
@@ -57,10 +60,11 @@ class LogQuery:
 
 
 class LogStore:
-    """Appends and reads lines. Readers that follow are woken by every line."""
+    """Appends and reads lines. Readers that follow are woken by every line, and see it after ``delay`` seconds."""
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA)
+        self.delay = 0.0
 
     def append(self, line: LogLine) -> None:
         self._database.execute(
@@ -118,9 +122,13 @@ class LogStore:
         if query.since:
             where.append("time >= ?")
             values.append(query.since)
-        if query.until:
+        until = min(query.until or math.inf, time.time() - self.delay if self.delay else math.inf)
+        if until < math.inf:
             where.append("time <= ?")
-            values.append(query.until)
+            values.append(until)
+        if query.workers:
+            where.append(f"worker IN ({', '.join('?' * len(query.workers))})")
+            values.extend(query.workers)
         rows = self._database.rows(f"SELECT * FROM line WHERE {' AND '.join(where)} ORDER BY seq LIMIT {_PAGE}", *values)  # noqa: S608
         if not rows:
             return None

@@ -1,4 +1,4 @@
-"""Everything that one state folder holds, opened together."""
+"""The storage of one state folder, opened together."""
 
 from pathlib import Path
 
@@ -12,7 +12,14 @@ from qa_platform.embedded.pachd.storage.trees import TreeStore
 
 
 class Store:
-    """``metadata`` holds repos, commits, pipelines and jobs; what they refer to is stored before they do."""
+    """All storage of a state folder.
+
+    ``metadata`` holds repos, commits, pipelines and jobs. Content is stored before the metadata that refers to it.
+
+    Args:
+        folder: the state folder; it is created if it does not exist.
+        schema: the tables of ``metadata``.
+    """
 
     def __init__(self, folder: Path, schema: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""File systems as content-addressed trees: a commit is the name of a root node, and equal folders are stored once.
+"""File systems as content-addressed trees: what they are made of, and how they are stored and read. `tree_editor` changes them.
+
+A commit is the name of a root node, and equal folders are stored once.
 
 Keys of a folder's children: ``name`` for a file, ``name/`` for a folder, so that sorted keys give sorted full paths.
 A file is a list of parts, one per datum tag, in the order of the tags.
@@ -8,10 +10,11 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from qa_platform.embedded.pachd.storage.chunks import Chunk, Chunker, ChunkStore, is_canonical
+from qa_platform.embedded.pachd.storage.chunks import Chunk, ChunkStore
 from qa_platform.embedded.pachd.storage.database import Database
 
 DEFAULT_TAG = "default"
@@ -70,6 +73,10 @@ class TreeStore:
         self._cached = 0
         self._lock = threading.Lock()
 
+    def transaction(self) -> AbstractContextManager[None]:
+        """What is written inside reaches the disk together."""
+        return self._database.transaction()
+
     def children(self, node: str) -> Children:
         with self._lock:
             if node in self._cache:
@@ -123,20 +130,16 @@ class TreeStore:
 
     def find(self, node: str | None, path: str) -> Found | None:
         """What lies at a path: a file before a folder; with a trailing slash only a folder."""
-        root = self.root(node)
-        if root is None:
-            return None
         names = [name for name in path.split("/") if name]
-        if not names:
-            return Found("/", root)
-        entry: Entry = root
+        if not node or not names:
+            root = self.root(node)
+            return Found("/", root) if root and not names else None
+        children = self.children(node)
         for name in names[:-1]:
-            child = self.children(entry.node).get(name + "/") if isinstance(entry, DirEntry) else None
-            if child is None:
+            child = children.get(name + "/")
+            if not isinstance(child, DirEntry):
                 return None
-            entry = child
-        assert isinstance(entry, DirEntry)
-        children = self.children(entry.node)
+            children = self.children(child.node)
         full = "/" + "/".join(names)
         if not path.endswith("/") and names[-1] in children:
             return Found(full, children[names[-1]])
@@ -173,151 +176,13 @@ class TreeStore:
                 self._cached -= len(dropped)
 
 
-class _Folder:
-    __slots__ = ("children",)
-
-    def __init__(self, children: Mapping[str, "Entry | _Folder"]) -> None:
-        self.children: dict[str, Entry | _Folder] = dict(children)
-
-
-class TreeEditor:
-    """Changes to a tree; only the folders that change are loaded and written."""
-
-    def __init__(self, store: TreeStore, node: str | None) -> None:
-        self._store = store
-        self._root = _Folder(store.children(node) if node else {})
-
-    def add(self, path: str, tag: str, chunks: tuple[Chunk, ...]) -> None:
-        """Appends to the (path, tag), or makes it."""
-        folder, name = self._descend(path)
-        old = folder.children.get(name)
-        parts = dict(old.parts) if isinstance(old, FileEntry) else {}
-        parts[tag] = parts.get(tag, ()) + chunks
-        folder.children[name] = _file_entry(parts)
-
-    def put(self, path: str, entry: FileEntry) -> None:
-        """Sets a file that is not there yet.
-
-        Raises:
-            TreeError: the path is taken.
-        """
-        folder, name = self._descend(path)
-        if name in folder.children:
-            raise TreeError(path)
-        folder.children[name] = entry
-
-    def delete(self, path: str, tag: str) -> None:
-        """Deletes the tag's part of a file, or, with a trailing slash, of everything in a folder. A miss is no error."""
-        names = [name for name in path.split("/") if name]
-        if not names:
-            self._delete_in(self._root, tag)
-            return
-        folder: _Folder | None = self._root
-        for name in names[:-1]:
-            folder = self._open(folder, name + "/") if folder else None
-        if folder is None:
-            return
-        key = names[-1] + ("/" if path.endswith("/") else "")
-        self._delete_key(folder, key, tag)
-
-    def merge(self, node: str) -> None:
-        """Adds all of another tree.
-
-        Raises:
-            TreeError: a path is in both.
-        """
-        self._merge(self._root, node, "/")
-
-    def write(self) -> DirEntry | None:
-        """Stores what changed and returns the root, None where nothing is left.
-
-        Raises:
-            TreeError: a path is both file and folder.
-        """
-        return self._write(self._root, "/")
-
-    def _descend(self, path: str) -> tuple[_Folder, str]:
-        *folders, name = [name for name in path.split("/") if name]
-        folder = self._root
-        for part in folders:
-            child = self._open(folder, part + "/")
-            if child is None:
-                child = folder.children[part + "/"] = _Folder({})
-            folder = child
-        return folder, name
-
-    def _open(self, folder: _Folder, key: str) -> _Folder | None:
-        child = folder.children.get(key)
-        if isinstance(child, DirEntry):
-            child = folder.children[key] = _Folder(self._store.children(child.node))
-        return child if isinstance(child, _Folder) else None
-
-    def _delete_in(self, folder: _Folder, tag: str) -> None:
-        for key in list(folder.children):
-            self._delete_key(folder, key, tag)
-
-    def _delete_key(self, folder: _Folder, key: str, tag: str) -> None:
-        child = folder.children.get(key)
-        if isinstance(child, FileEntry):
-            parts = {name: chunks for name, chunks in child.parts if name != tag}
-            if parts:
-                folder.children[key] = _file_entry(parts)
-            else:
-                del folder.children[key]
-        elif child is not None:
-            opened = self._open(folder, key)
-            assert opened is not None
-            self._delete_in(opened, tag)
-            if not opened.children:
-                del folder.children[key]
-
-    def _merge(self, folder: _Folder, node: str, path: str) -> None:
-        for key, entry in self._store.children(node).items():
-            if key not in folder.children:
-                folder.children[key] = entry
-            elif isinstance(entry, DirEntry):
-                opened = self._open(folder, key)
-                assert opened is not None
-                self._merge(opened, entry.node, path + key)
-            else:
-                raise TreeError(path + key)
-
-    def _write(self, folder: _Folder, path: str) -> DirEntry | None:
-        children: dict[str, Entry] = {}
-        for key, child in folder.children.items():
-            if isinstance(child, _Folder):
-                written = self._write(child, path + key)
-                if written is not None:
-                    children[key] = written
-            elif isinstance(child, FileEntry):
-                children[key] = self._canonical(child)
-            else:
-                children[key] = child
-        for key in children:
-            if key.endswith("/") and key[:-1] in children:
-                raise TreeError(f"file / directory path collision ({path}{key[:-1]})")
-        return self._store.write_node(children) if children else None
-
-    def _canonical(self, entry: FileEntry) -> FileEntry:
-        if all(is_canonical(chunks) for _, chunks in entry.parts):
-            return entry
-        batch = self._store.chunks.batch()
-        parts = {}
-        for tag, chunks in entry.parts:
-            chunker = Chunker(batch)
-            for data in self._store.chunks.read_all(chunks):
-                chunker.write(data)
-            parts[tag] = chunker.finish()
-        batch.flush()
-        return _file_entry(parts)
-
-
 def _identity(found: Found | None) -> str | None:
     # The digest of a folder does not know its children's names.
     return None if found is None else found.entry.node if isinstance(found.entry, DirEntry) else found.entry.digest
 
 
-def _file_entry(parts: Mapping[str, tuple[Chunk, ...]]) -> FileEntry:
+def entry_of_parts(parts: Mapping[str, tuple[Chunk, ...]]) -> FileEntry:
+    """A file of these parts, by tag."""
     ordered = tuple(sorted(parts.items()))
     total = blake2b(digest_size=32)
     size = 0
@@ -330,7 +195,7 @@ def _file_entry(parts: Mapping[str, tuple[Chunk, ...]]) -> FileEntry:
 
 def file_entry(tag: str, chunks: Iterable[Chunk]) -> FileEntry:
     """A file of one part."""
-    return _file_entry({tag: tuple(chunks)})
+    return entry_of_parts({tag: tuple(chunks)})
 
 
 def _encode(entry: Entry) -> list[object]:

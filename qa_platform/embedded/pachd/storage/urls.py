@@ -1,4 +1,4 @@
-"""Objects that ModifyFile is told to fetch: ``gs://bucket/object``, and with ``recursive`` everything below a prefix."""
+"""The objects that ModifyFile fetches by URL: ``gs://bucket/object``, and with ``recursive`` everything below a prefix."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +10,14 @@ _READ_BYTES = 4 * 2**20
 
 
 def read(url: str, *, recursive: bool) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """The objects of a URL: the rest of each name below the URL's own (empty for the object itself), and its content.
+    """The objects of a URL. Each is the rest of its name after the URL (empty for the object itself), and its content.
 
     Raises:
-        PachError: the URL is of another kind, or there is no such object.
+        PachError: the URL has another scheme, or the object does not exist.
     """
     parts = urlsplit(url)
     if parts.scheme != "gs":
-        raise PachError(f"cannot read {url}: only gs:// URLs are supported")
+        raise PachError(f"unrecognized object store: {parts.scheme}")
     bucket = _client().bucket(parts.netloc)
     name = parts.path.lstrip("/")
     if recursive:
@@ -38,7 +38,7 @@ def _content(blob: Any) -> Iterator[bytes]:
 
 
 def _client() -> Any:
-    # Only pipelines that read buckets need Google's client.
+    # Imported late: only requests with a URL need Google's client.
     from google.auth.credentials import AnonymousCredentials
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage

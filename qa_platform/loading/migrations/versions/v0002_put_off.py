@@ -1,4 +1,4 @@
-"""When a file was first put off through no fault of its own: how long it waits then grows with the time since."""
+"""The time since when a file is deferred: its waits grow with that time."""
 
 from alembic import op
 

@@ -1,0 +1,45 @@
+"""What every runtime takes and gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qa_platform.answering.windows import Layout, Window
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows padded on the right. ``ids`` and ``types`` have shape (windows, tokens); ``lengths`` has shape (windows,)."""
+
+    ids: NDArray[np.int32]
+    types: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+
+class Runtime(Protocol):
+    """A loaded model. ``run`` may be called by ``requests`` threads at once, with at most ``tokens`` tokens a batch.
+
+    ``name`` is the library that runs the model, with its version.
+    """
+
+    name: str
+    requests: int
+    tokens: int
+
+    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Start and end logits, each of shape (windows, tokens)."""
+        ...
+
+
+def pad(windows: Sequence[Window], layout: Layout) -> Batch:
+    """A batch of windows. Padding has token 0, which is masked."""
+    lengths = np.array([len(window.ids) for window in windows], np.int32)
+    ids = np.zeros((len(windows), int(lengths.max())), np.int32)
+    types = np.full(ids.shape, layout.question_type, np.int32)
+    for row, window in enumerate(windows):
+        ids[row, : len(window.ids)] = window.ids
+        types[row, window.offset :] = layout.context_type
+    return Batch(ids, types, lengths)

@@ -1,0 +1,61 @@
+"""The OpenVINO runtime: models that `graph` can build, on CPUs."""
+
+import queue
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from qa_platform.answering.model import ModelFiles
+from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
+from qa_platform.answering.runtimes.int8 import quantized
+from qa_platform.contract import Precision
+from qa_platform.errors import InputError
+
+# Tokens of a batch. With more, a layer's intermediate values leave the caches; with fewer, the multipliers are idle.
+_TOKENS = 1024
+
+
+class OpenVinoRuntime:
+    """A model compiled for this CPU, with one single-threaded request per thread.
+
+    Raises:
+        InputError: the weights do not fit the model's ``config.json``, or this machine cannot run the precision.
+    """
+
+    def __init__(self, files: ModelFiles, *, precision: Precision, threads: int) -> None:
+        self.name = f"openvino {ov.__version__}"
+        self.requests = threads
+        self.tokens = _TOKENS
+        self._offset = files.position_offset
+        model = _load(files, precision=precision, threads=threads)
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+        for _ in range(self.requests):
+            self._idle.put(model.create_infer_request())
+
+    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Runtime.run`."""
+        request = self._idle.get()
+        try:
+            flat = request.infer(inputs_of(batch, self._offset))[0].copy()
+        finally:
+            self._idle.put(request)
+        logits = flat.reshape(*batch.ids.shape, 2)
+        return logits[:, :, 0], logits[:, :, 1]
+
+
+def _load(files: ModelFiles, *, precision: Precision, threads: int) -> ov.CompiledModel:
+    if precision != "int8":
+        try:
+            return compile_graph(Builder(files).build(), precision=precision, threads=threads)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"the weights in {files.folder} do not fit its config.json: {reason}", where=f"model {files.id}") from error
+    try:
+        return compile_graph(quantized(files), precision=precision, threads=threads)
+    except RuntimeError as error:
+        # OpenVINO merges rounding into neighbouring operations, and what it can merge differs from processor to processor.
+        raise InputError(
+            f"this OpenVINO ({ov.__version__}) cannot run it in int8 here", where=f"model {files.id}", advice="use bf16 or fp32"
+        ) from error

@@ -1,0 +1,57 @@
+"""Choosing a model's runtime: OpenVINO on CPUs for the BERT line of families, torch for every other family and for GPUs.
+
+Measured on CPUs with AVX-512 and AMX; see docs/performance.md.
+"""
+
+import os
+from pathlib import Path
+
+from qa_platform.answering.model import ModelFiles
+from qa_platform.answering.runtimes.base import Runtime
+from qa_platform.contract import Precision
+from qa_platform.errors import InputError
+
+
+def load_runtime(files: ModelFiles, *, precision: Precision, threads: int, device: str = "cpu") -> Runtime:
+    """Load a model's weights: OpenVINO where `graph` can build it, else torch.
+
+    Raises:
+        InputError: this model cannot run in this precision, or it needs torch, which is not installed.
+    """
+    # Each runtime's libraries take a second or more to import: only the one that runs is imported.
+    from qa_platform.answering.runtimes.graph import supports
+
+    if device == "cpu" and supports(files):
+        from qa_platform.answering.runtimes.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(files, precision=precision, threads=threads)
+    if precision == "int8":
+        raise InputError(
+            f"int8 works for the BERT line of models on CPUs, not for {files.family or 'this family'} on {device}",
+            where=f"model {files.id}",
+            advice="use bf16 or fp32",
+        )
+    try:
+        from qa_platform.answering.runtimes.torch import TorchRuntime
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{files.family or 'its family'} on {device} needs {error.name}, which is not installed",
+            where=f"model {files.id}",
+            advice="pip install 'qa-platform[torch]'",
+        ) from error
+
+    return TorchRuntime(files, precision=precision, threads=threads, device=device)
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use: its affinity, capped by its container's CPU quota (cgroup v2), rounded down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _cgroup_quota(Path("/sys/fs/cgroup/cpu.max")) or cores))
+
+
+def _cgroup_quota(path: Path) -> int | None:
+    try:
+        quota, period = path.read_text().split()
+        return int(quota) // int(period)
+    except (OSError, ValueError):
+        return None

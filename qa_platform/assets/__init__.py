@@ -1,1 +1,0 @@
-"""The three assets: `raw_questions`, `answered_questions`, `question_answer`."""

@@ -1,0 +1,255 @@
+"""The commit protocol by which a batch of files becomes one commit in ``questions``, and one job per pipeline.
+
+A batch is one self-contained commit whose description is the batch id. That makes it findable: a run that was killed anywhere is run
+again, finds the commit of its batch, and adopts it with its jobs.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from typing import Self
+
+import grpc
+from pachyderm_sdk import Client
+from pachyderm_sdk.api import pfs
+
+from qa_platform.clients.pachyderm import is_code, is_unfinished
+from qa_platform.contract import QUESTIONS_REPO
+from qa_platform.errors import TransientError
+from qa_platform.ingest import Write
+
+# How long a file set lives that is renewed: the most that Pachyderm grants.
+FILE_SET_SECONDS = 1800
+# How often the file sets of a batch are renewed. A few renewals may fail before one expires.
+RENEW_SECONDS = 240
+# How long a commit that is finished by name is waited for until Pachyderm has finished it. It takes longer the larger the commit is.
+_FINISHING_SECONDS = 900.0
+_PAUSE_SECONDS = 0.1
+# How many of the newest commits are searched for a batch that was begun before.
+RECENT_COMMITS = 200
+
+
+class FileSets:
+    """The file sets of one batch, renewed by a thread from when they are made until the block ends, however long that is.
+
+    Args:
+        life: seconds that a renewed file set lives.
+        every: seconds between two renewals.
+    """
+
+    def __init__(self, client: Client, *, life: float = FILE_SET_SECONDS, every: float = RENEW_SECONDS) -> None:
+        self.ids: list[str] = []
+        self._client = client
+        self._life = round(life)
+        self._every = every
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew_all, name="file-sets", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def make(self, folder: str, fill: Callable[[Write], object]) -> None:
+        """Make a file set out of what ``fill`` writes below ``/<folder>/``, while it writes.
+
+        ``fill`` gets a function ``write(path, chunks)``. When it raises, so does this, and no file set is left.
+        """
+        file_set = _make_file_set(self._client, folder, fill)
+        # A new one lives shorter than one that is renewed.
+        self._client.pfs.renew_file_set(file_set_id=file_set, ttl_seconds=self._life)
+        self.ids.append(file_set)
+
+    def _renew_all(self) -> None:
+        while not self._over.wait(self._every):
+            for file_set in tuple(self.ids):
+                # One that is lost is noticed when it is to be added to the commit.
+                with suppress(grpc.RpcError):
+                    self._client.pfs.renew_file_set(file_set_id=file_set, ttl_seconds=self._life)
+
+
+def _make_file_set(client: Client, folder: str, fill: Callable[[Write], object]) -> str:
+    pieces: queue.Queue[pfs.AddFile | BaseException | None] = queue.Queue(maxsize=16)
+
+    def requests() -> Iterator[pfs.ModifyFileRequest]:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield pfs.ModifyFileRequest(add_file=piece)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="file-set") as pool:
+        sending = pool.submit(client.pfs.create_file_set, requests())
+
+        def put(piece: pfs.AddFile | BaseException | None) -> None:
+            # When the call has ended nobody takes pieces any more, and its result says why.
+            while not sending.done():
+                with suppress(queue.Full):
+                    pieces.put(piece, timeout=0.2)
+                    return
+            sending.result()
+
+        def write(path: str, chunks: Iterable[bytes]) -> None:
+            for chunk in chunks:
+                put(pfs.AddFile(path=f"/{folder}/{path}", raw=chunk))
+
+        try:
+            fill(write)
+        except BaseException as error:
+            with suppress(Exception):
+                put(_Abandoned(str(error)))
+            raise
+        put(None)
+        file_set: str = sending.result().file_set_id
+    return file_set
+
+
+class _Abandoned(Exception):
+    """Raised inside the stream of a file set, so that pachd throws away what came so far."""
+
+
+# gRPC logs a traceback where a stream is given up. That is how a damaged file ends, and the run says why in one line.
+logging.getLogger("grpc._channel").addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _Abandoned)))
+
+
+def find_batch(client: Client, batch_id: str) -> pfs.CommitInfo | None:
+    """The newest commit in ``questions`` that holds this batch, finished or open, or None."""
+    repo = pfs.Repo.from_uri(QUESTIONS_REPO)
+    infos = client.pfs.list_commit(repo=repo, number=RECENT_COMMITS, origin_kind=pfs.OriginKind.USER)
+    return next((info for info in infos if info.description == batch_id), None)
+
+
+def head(client: Client) -> pfs.CommitInfo:
+    """The newest commit of ``questions@master``: open, finishing or finished."""
+    return client.pfs.inspect_commit(commit=pfs.Commit.from_uri(f"{QUESTIONS_REPO}@master"), wait=pfs.CommitState.STARTED)
+
+
+def is_finishing(info: pfs.CommitInfo) -> bool:
+    """Whether FinishCommit was called on a commit. An unset time is the epoch to the SDK, not None."""
+    return bool(info.finishing.timestamp() > 0)
+
+
+def is_finished(info: pfs.CommitInfo) -> bool:
+    """Whether Pachyderm has finished a commit, which it does some time after FinishCommit."""
+    return bool(info.finished.timestamp() > 0)
+
+
+def old_batches(client: Client, before: datetime, *, limit: int) -> list[str]:
+    """The oldest batches' commits that were finished before a time, at most ``limit``, oldest first; never the newest commit.
+
+    Those before the newest are the ones that `squash` takes: each has a child.
+    """
+    repo = pfs.Repo.from_uri(QUESTIONS_REPO)
+    newest = head(client).commit.id
+    # To its end, which a stream that is left in its middle complains of.
+    infos = list(client.pfs.list_commit(repo=repo, reverse=True, number=limit + 1, origin_kind=pfs.OriginKind.USER))
+    return [info.commit.id for info in infos if info.started < before and info.commit.id != newest and is_finished(info)][:limit]
+
+
+def squash(client: Client, commit_id: str) -> bool:
+    """Remove a commit and what the pipelines made of it; whether that was done. What its children hold of it stays theirs.
+
+    Pachyderm keeps a commit that is at work or at a head, and for ever one that was at a head when a pipeline was updated. That is no
+    failure of the others.
+
+    Raises:
+        grpc.RpcError: PERMISSION_DENIED, or pachd is unavailable.
+    """
+    try:
+        client.pfs.squash_commit_set(commit_set=pfs.CommitSet(id=commit_id))
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
+            return False
+        raise
+    return True
+
+
+def drop_commit(client: Client, commit_id: str) -> None:
+    """Get an open commit in ``questions`` out of the way, with all that came from it.
+
+    Where Pachyderm refuses to drop it, it is finished with an error, and the jobs that wait for it end as UNRUNNABLE. It refuses where
+    a later set was made from it, since a pipeline was updated while it was open, and where the robot lacks the right.
+    """
+    try:
+        client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=commit_id))
+    except grpc.RpcError as error:
+        if "subvenant" not in (error.details() or "") and not is_code(error, grpc.StatusCode.PERMISSION_DENIED):
+            raise
+        client.pfs.finish_commit(commit=pfs.Commit(repo=pfs.Repo.from_uri(QUESTIONS_REPO), id=commit_id), error="abandoned")
+
+
+def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str | None:
+    """Make one commit in ``questions`` that holds exactly these file sets. If that fails halfway, the commit is dropped again.
+
+    Returns:
+        Its id, which is that of its jobs too; None if somebody else's commit is open at the head.
+
+    Raises:
+        TransientError: the commit before it is not finished in time, or a file set has expired.
+    """
+    branch = pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master")
+    try:
+        commit = client.pfs.start_commit(branch=branch, description=batch_id)
+    except grpc.RpcError as error:
+        if "has not been finished" in (error.details() or ""):
+            return None
+        raise
+    commit.branch = branch
+    try:
+        _fill(client, commit, file_sets)
+        client.pfs.finish_commit(commit=commit)
+    except BaseException as error:
+        if isinstance(error, grpc.RpcError) and "has already finished" in (error.details() or ""):
+            # An earlier try of the call got through, and its answer was lost.
+            return commit.id
+        with suppress(grpc.RpcError):
+            drop_commit(client, commit.id)
+        raise
+    return commit.id
+
+
+def _fill(client: Client, commit: pfs.Commit, file_sets: Sequence[str]) -> None:
+    clear = pfs.DeleteFile(path="/")
+    until = time.monotonic() + _FINISHING_SECONDS
+    while True:
+        try:
+            client.pfs.modify_file(iter([pfs.ModifyFileRequest(set_commit=commit), pfs.ModifyFileRequest(delete_file=clear)]))
+            break
+        except grpc.RpcError as error:
+            # Another run's commit came in between: its files cannot be deleted before it is finished.
+            if not is_unfinished(error) or time.monotonic() > until:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+    for file_set in file_sets:
+        try:
+            client.pfs.add_file_set(commit=commit, file_set_id=file_set)
+        except grpc.RpcError as error:
+            if is_code(error, grpc.StatusCode.NOT_FOUND) or "does not exist" in (error.details() or ""):
+                raise TransientError(
+                    f"file set {file_set} has expired before it was committed", advice="the batch is read again"
+                ) from error
+            raise
+
+
+def wait_until_finished(client: Client, info: pfs.CommitInfo) -> None:
+    """Wait until Pachyderm has finished a commit on which FinishCommit was called.
+
+    Raises:
+        TransientError: it takes too long.
+    """
+    until = time.monotonic() + _FINISHING_SECONDS
+    while not is_finished(info):
+        if time.monotonic() > until:
+            raise TransientError(
+                f"Pachyderm has been finishing commit {info.commit.id} in {QUESTIONS_REPO} for {_FINISHING_SECONDS:.0f} s",
+                advice="look at pachd's log; the batch is tried again by itself",
+            )
+        time.sleep(_PAUSE_SECONDS)
+        info = client.pfs.inspect_commit(commit=info.commit, wait=pfs.CommitState.STARTED)

@@ -1,0 +1,57 @@
+"""Locates the sources of files: where they really lie, and what to do if their records say something else."""
+
+from google.cloud import storage
+
+from qa_platform.clients import bucket
+from qa_platform.clients.archived import find_archived
+from qa_platform.clients.refusals import bucket_errors
+from qa_platform.contract import INCOMING, FileStatus
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.retries import source_is_gone
+
+
+def find_source(opened: storage.Bucket, record: FileRecord) -> str:
+    """The object that holds a file's source now: where its record says, or else a copy of it or the upload itself; "" if there is none."""
+    version, upload = record.version, INCOMING + record.version.name
+    if record.status is FileStatus.FORGOTTEN:
+        # Its record has no checksum to recognise a copy by, and what is left of it is not to be answered.
+        return ""
+    with bucket_errors(f"looking for {version.name}"):
+        if record.place and bucket.is_there(opened, version, record.place):
+            return record.place
+        if place := find_archived(opened, version):
+            return place
+        # Where the record names no object, the upload is about to be deleted.
+        return upload if record.place not in ("", upload) and bucket.is_there(opened, version, upload) else ""
+
+
+def settle_missing_source(opened: storage.Bucket, ledger: Ledger, record: FileRecord) -> bool:
+    """Correct the record of a waiting file whose source is not where the record says.
+
+    It lies elsewhere where the tables or the bucket were restored to an older state. Otherwise the file is superseded.
+
+    Returns:
+        Whether the record was corrected: false if it has changed since it was read, or if the source is there after all.
+    """
+    place = find_source(opened, record)
+    if place == record.place != "":
+        return False
+    return ledger.relocate(record, place=place) if place else ledger.mark_superseded(record.version, read=record)
+
+
+def why_gone(opened: storage.Bucket, record: FileRecord) -> str:
+    """Why a file has no source any more, and what to do, for people."""
+    name = record.version.name
+    if record.status is FileStatus.FORGOTTEN:
+        return source_is_gone(record)
+    with bucket_errors(f"looking for {name}"):
+        upload = bucket.find_incoming(opened, name)
+    if upload is not None and upload.generation > record.version.generation:
+        return f"{name!r} was uploaded again: generation {upload.generation} is answered without being asked for"
+    if upload is not None and upload.generation == record.version.generation:
+        return f"the source of {name!r} is being archived right now, or that was interrupted; ask again in a minute"
+    if record.place.startswith(INCOMING):
+        return f"the source of {name!r} is gone: it was deleted from {INCOMING}; upload it again"
+    if record.place:
+        return f"the source of {name!r} is gone: it was deleted from {record.place}; upload it again"
+    return source_is_gone(record)

@@ -1,0 +1,17 @@
+"""How long a job still takes, by the rows that were done while somebody looked."""
+
+
+class Pace:
+    """Estimates the time left from the rows done per second since the first count."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[float, int] | None = None
+
+    def seconds_left(self, done: int, total: int, *, at: float) -> float | None:
+        """The time until all rows are done; None while there is nothing to estimate it from.
+
+        Args:
+            at: when the rows were counted, in seconds of any clock.
+        """
+        begun, before = self._begun = self._begun or (at, done)
+        return (total - done) * (at - begun) / (done - before) if done > before else None

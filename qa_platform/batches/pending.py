@@ -1,0 +1,212 @@
+"""Everything that waits: reads the bucket and the records, and has `plan.plan` decide what is to be done.
+
+The sensors, the job for CI and the cron variant look for work here, and only here.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from heapq import nsmallest
+from itertools import chain, islice
+
+from qa_platform.batches.archive import archive_files
+from qa_platform.batches.locate import settle_missing_source
+from qa_platform.batches.plan import Batch, Limits, Plan, plan
+from qa_platform.batches.run import Report
+from qa_platform.clients import bucket
+from qa_platform.clients.services import Services
+from qa_platform.contract import FileStatus, FileVersion
+from qa_platform.ledger import Deferred, FileRecord, Ledger
+from qa_platform.ledger.states import DONE, WITHOUT_ANSWERS, Known
+from qa_platform.text import escaped_lines
+
+# What one look leads to at most, so that a sensor's tick stays short however much is waiting.
+BATCHES_PER_LOOK = 5
+TIDIED_PER_LOOK = 500
+# Dagster ends a tick after 60 s. What is not archived by then is archived at the next look.
+TIDY_SECONDS = 20.0
+# A file that still cannot be reported this long after it was loaded is archived without a report.
+UNREPORTED_SECONDS = 3600.0
+# Versions in one query: a few pages of the listing.
+_PAGE = 5_000
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at the bucket found.
+
+    Args:
+        claimed: the names that others are working on right now.
+        objects: the number of uploads, and of files to be answered again from elsewhere.
+        ignored: the numbers of ignored objects, by reason.
+        deferred: the files that wait for something that is not their fault.
+    """
+
+    plan: Plan
+    claimed: frozenset[str]
+    objects: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    deferred: Deferred | None = None
+
+
+def look(services: Services) -> Look:
+    """Find what is to be done. Reads only.
+
+    The listing is reduced page by page to what is unfinished and to the oldest of what is new, so that neither time nor memory depends
+    on how much lies there.
+    """
+    limits = Limits(services.work.batch_files, services.work.batch_bytes, BATCHES_PER_LOOK)
+    ignored: Counter[str] = Counter()
+    unfinished: dict[str, FileVersion] = {}
+    states: dict[tuple[str, int], Known] = {}
+    new: list[FileVersion] = []
+    objects = beyond = settling = 0
+    with Ledger(services.postgres) as ledger:
+        now = ledger.now()
+        listing = bucket.list_incoming(services.bucket, services.work.suffixes, ignored=ignored)
+        for page in _pages(chain(ledger.waiting_elsewhere(), listing)):
+            known = ledger.known(page)
+            for version in page:
+                state = known.get((version.name, version.generation))
+                if state and state.status in WITHOUT_ANSWERS:
+                    continue
+                # An upload comes later than what is to be answered again under the same name, and takes its place.
+                unfinished.pop(version.name, None)
+                if state is None and _is_settling(version, now, services.work.empty_seconds):
+                    settling += 1
+                elif state is None:
+                    new.append(version)
+                elif state.status not in DONE:
+                    unfinished[version.name] = version
+                    states[version.name, version.generation] = state
+            objects += len(page)
+            beyond += max(0, len(new) - limits.files * limits.batches)
+            new = nsmallest(limits.files * limits.batches, new, key=lambda version: version.generation)
+        answered = ledger.latest_answered([version.name for version in new], model=services.model)
+        claimed = frozenset(ledger.claimed())
+        deferred = ledger.deferred_files()
+    found = plan([*unfinished.values(), *new], states, claimed, limits, answered=answered)
+    names = unfinished.keys() | {version.name for version in new}
+    return Look(replace(found, waiting=found.waiting + beyond + settling), claimed & names, objects, ignored, deferred)
+
+
+def _is_settling(version: FileVersion, now: datetime, seconds: float) -> bool:
+    """Whether an upload is empty, and so new that its content may still come: some programs create a file before they write it."""
+    # A generation is the microsecond of the write. Were it any other number, the upload would be rejected at once, and not wait for ever.
+    return version.size == 0 and abs(now.timestamp() - version.generation / 1e6) < seconds
+
+
+def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:
+    remaining = iter(versions)
+    while page := list(islice(remaining, _PAGE)):
+        yield page
+
+
+def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report = lambda records: None) -> bool:
+    """`record_unchanged`, then `archive_done`. Returns whether all of the unchanged uploads are recorded."""
+    is_recorded = record_unchanged(services, found, log)
+    archive_done(services, log, report=report)
+    return is_recorded
+
+
+def record_unchanged(services: Services, found: Plan, log: logging.Logger) -> bool:
+    """Record unchanged uploads. One that cannot be recorded is logged, and costs nothing else.
+
+    Returns:
+        Whether all of them are recorded; the others are left to the next look.
+    """
+    until, recorded = time.monotonic() + TIDY_SECONDS, 0
+    with Ledger(services.postgres) as ledger:
+        for version in found.unchanged[:TIDIED_PER_LOOK]:
+            if time.monotonic() > until:
+                break
+            try:
+                if ledger.mark_unchanged(version):
+                    recorded += 1
+                    log.info("%s: the upload equals what is answered already; recorded as unchanged", version.shown)
+            except Exception as error:
+                log.warning("%s is unchanged, and that could not be recorded: %s", version.shown, escaped_lines(str(error)))
+        for version in found.alike[:TIDIED_PER_LOOK]:
+            log.info(
+                "%s has the size and checksum of what is answered already, and the bucket has no MD5 of both; it is answered", version.shown
+            )
+    return recorded == len(found.unchanged)
+
+
+def archive_done(services: Services, log: logging.Logger, *, report: Report = lambda records: None) -> int:
+    """Archive files that are done and that their runs did not archive.
+
+    Args:
+        report: called with each loaded file before it is archived, at every try, since the run that loaded it may have died before it
+            reported it. If it raises, the file waits for its next try, and holds no other. After an hour it is archived all the same.
+
+    Returns:
+        The number of files that could not be archived, in this call or before. Their records say why.
+    """
+    until = time.monotonic() + TIDY_SECONDS
+    with Ledger(services.postgres) as ledger:
+        for record in ledger.pending_archive(limit=TIDIED_PER_LOOK):
+            if time.monotonic() > until:
+                break
+            if record.status is not FileStatus.LOADED or _reported(services, ledger, record, report, log):
+                archive_files(services, ledger, [record], log=log)
+        return ledger.count_unarchived()
+
+
+def _reported(services: Services, ledger: Ledger, record: FileRecord, report: Report, log: logging.Logger) -> bool:
+    """Report a file before it is archived, since nobody reports it afterwards. Returns whether it may be archived now."""
+    there = ledger.in_the_table(record.version.name)
+    if there and there.version.generation > record.version.generation:
+        # Its rows were replaced: the checks would count those of the newer generation.
+        return True
+    try:
+        report([record])
+    except Exception as error:
+        why = escaped_lines(str(error))
+        log.warning("%s is done, and could not be reported: %s", record.version.shown, why)
+        if record.loaded_at and (ledger.now() - record.loaded_at).total_seconds() < UNREPORTED_SECONDS:
+            ledger.archive_failed(record.version, error=f"it could not be reported to Dagster yet: {why}", work=services.work)
+            return False
+    return True
+
+
+def keep_claims(services: Services, tokens: Sequence[str]) -> None:
+    """Renew the claims of runs that were requested and have not begun, so that they may wait in a queue for as long as it takes."""
+    if tokens:
+        with Ledger(services.postgres) as ledger:
+            for token in tokens:
+                ledger.renew(token, services.work.lease_seconds)
+
+
+def reconcile(services: Services) -> int:
+    """Correct what is recorded where the bucket says otherwise; how many files that were.
+
+    - An upload that lies there and is recorded as superseded becomes pending.
+    - A file that is recorded as archived and lies under ``incoming/`` again is archived once more.
+    - A waiting file that was overwritten, deleted or archived is superseded, or answered from the archive.
+
+    A record that has changed since it was read, say by a retry, is left as it is.
+    """
+    archives = services.work.archive != "keep"
+    with Ledger(services.postgres) as ledger:
+        now = ledger.now()
+        gone = {(r.version.name, r.version.generation): r for r in ledger.waiting_uploads()}
+        wrong = 0
+        for page in _pages(bucket.list_incoming(services.bucket, services.work.suffixes)):
+            for version in page:
+                gone.pop((version.name, version.generation), None)
+            wrong += ledger.reopen(page, archived=archives, seen_after=now)
+        return wrong + sum(settle_missing_source(services.bucket, ledger, record) for record in gone.values())
+
+
+def claim(services: Services, batch: Batch, *, token: str) -> Batch | None:
+    """Claim a batch's files with ``token``: the batch, or None if somebody else was faster with any of them."""
+    with Ledger(services.postgres) as ledger:
+        won = ledger.claim(batch.versions, owner=token, lease_seconds=services.work.lease_seconds)
+        if len(won) == len(batch.versions):
+            return batch
+        ledger.release(token)
+        return None

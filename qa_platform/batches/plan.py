@@ -1,0 +1,142 @@
+"""What is to be done, from what lies in the bucket and what is known of it. Pure: no clock, no cursor, no connection.
+
+Everything that the sensor decides is decided here, so that it can be tested on any history of uploads, crashes and retries.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from qa_platform.contract import FileVersion
+from qa_platform.ledger.states import DONE, Known
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much goes into one batch, and how many batches one plan holds."""
+
+    files: int
+    bytes: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Files that are answered by one run, in order. ``id`` names the Pachyderm commit that holds them."""
+
+    id: str
+    versions: tuple[FileVersion, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one look at the bucket leads to.
+
+    Args:
+        waiting: counts the files to be answered, in a batch of this plan or not yet.
+        alike: those of them that have the size and the checksum of what is answered, and that no MD5 shows to be equal or different.
+    """
+
+    batches: tuple[Batch, ...] = ()
+    unchanged: tuple[FileVersion, ...] = ()
+    waiting: int = 0
+    alike: tuple[FileVersion, ...] = ()
+
+
+def plan(
+    listing: Iterable[FileVersion],
+    finished: Mapping[tuple[str, int], Known],
+    claimed: Collection[str],
+    limits: Limits,
+    *,
+    answered: Mapping[str, FileVersion] | None = None,
+) -> Plan:
+    """Decide what becomes of every object under ``incoming/``.
+
+    Args:
+        listing: the live objects, at most one generation of each name.
+        finished: what is recorded, by (name, generation); what is not in here is new.
+        claimed: names that somebody holds a live claim on. They are left alone, whatever their generation.
+        limits: the size of a batch and the number of batches.
+        answered: per name, the newest version whose answers by the wanted model are in the table. A new upload that equals it in
+            size, checksum and MD5 is unchanged. One without an MD5, such as a composed object, is answered.
+
+    Returns:
+        Batches in the order of age (generations grow with time), oldest first: first the ones that a vanished run left
+        behind, under their old id; then files that failed before, alone; then the rest. Where many have failed, half of the batches
+        are for the rest all the same.
+    """
+    answered = answered or {}
+    todo, unchanged, alike, later = [], [], [], 0
+    for version in listing:
+        if version.name in claimed:
+            continue
+        known = finished.get((version.name, version.generation))
+        if known and known.status in DONE:
+            continue
+        before = answered.get(version.name) if known is None or known.load_id == 1 else None
+        is_same = _is_same(version, before)
+        if is_same:
+            unchanged.append(version)
+            continue
+        if is_same is None:
+            alike.append(version)
+        if known and not known.due:
+            later += 1
+        else:
+            todo.append(version)
+    batches = tuple(_batches(sorted(todo, key=lambda v: (v.generation, v.name)), finished, limits))
+    return Plan(batches[: limits.batches], tuple(unchanged), len(todo) + later, tuple(alike))
+
+
+def _is_same(version: FileVersion, answered: FileVersion | None) -> bool | None:
+    """Whether an upload has the content of the version that is answered; None if size and checksum say so, and no MD5 can tell."""
+    if answered is None or not version.crc32c or answered.generation == version.generation:
+        return False
+    if (answered.size, answered.crc32c) != (version.size, version.crc32c):
+        return False
+    return answered.md5 == version.md5 if answered.md5 and version.md5 else None
+
+
+def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Known], limits: Limits) -> Iterator[Batch]:
+    resumed: dict[str, list[FileVersion]] = defaultdict(list)
+    charged, fresh = [], []
+    for version in todo:
+        known = finished.get((version.name, version.generation))
+        if known and known.batch_id:
+            resumed[known.batch_id].append(version)
+        elif known and known.attempts:
+            charged.append(version)
+        else:
+            fresh.append(version)
+    for batch, versions in resumed.items():
+        yield Batch(batch, tuple(versions))
+    alone = [[version] for version in charged]
+    first = max(1, limits.batches // 2)
+    for group in [*alone[:first], *_cut(fresh, limits), *alone[first:]]:
+        yield Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group))
+
+
+def _cut(versions: Sequence[FileVersion], limits: Limits) -> Iterator[list[FileVersion]]:
+    group: list[FileVersion] = []
+    size = 0
+    for version in versions:
+        if group and (len(group) == limits.files or size + version.size > limits.bytes):
+            yield group
+            group, size = [], 0
+        group.append(version)
+        size += version.size
+    if group:
+        yield group
+
+
+def _load_id(finished: Mapping[tuple[str, int], Known], version: FileVersion) -> int:
+    known = finished.get((version.name, version.generation))
+    return known.load_id if known else 1
+
+
+def batch_id(files: Iterable[tuple[FileVersion, int]]) -> str:
+    """The id of a batch of (version, load id): the same files give the same id, in whatever order, on every retry."""
+    lines = sorted(f"{version.name}\0{version.generation}\0{load_id}" for version, load_id in files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

@@ -1,0 +1,40 @@
+"""Retries that people ask for. A retry is accepted only if the source is there: what is accepted happens."""
+
+from collections.abc import Sequence
+
+from google.cloud import storage
+
+from qa_platform.batches.locate import find_source, why_gone
+from qa_platform.errors import InputError, TransientError
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.retries import never_seen
+
+# How often this is tried, if the records change while the sources are looked for.
+_TRIES = 5
+
+
+def request_retries(opened: storage.Bucket, ledger: Ledger, names: Sequence[str]) -> list[FileRecord]:
+    """Have the newest generations of files answered again, all of them or none.
+
+    Returns:
+        Their records, in the order of ``names``.
+
+    Raises:
+        InputError: some names were never seen, or their sources are gone; the message names them all, with the reasons.
+        TransientError: the bucket or PostgreSQL is unavailable, or the files change all the time.
+    """
+    for _ in range(_TRIES):
+        newest = ledger.newest(names)
+        places = {name: find_source(opened, record) for name, record in newest.items()}
+        if faults := _faults(opened, names, newest, places):
+            raise InputError("; ".join(faults))
+        moved = [record for name, record in newest.items() if places[name] != record.place]
+        for record in moved:
+            ledger.relocate(record, place=places[record.version.name])
+        if not moved and (records := ledger.request_retries(names, as_read=newest)):
+            return records
+    raise TransientError("the files keep changing", where=", ".join(names), advice="try again")
+
+
+def _faults(opened: storage.Bucket, names: Sequence[str], newest: dict[str, FileRecord], places: dict[str, str]) -> list[str]:
+    return never_seen(names, newest) + [why_gone(opened, newest[name]) for name, place in places.items() if not place]

@@ -1,0 +1,320 @@
+"""One batch of files, from the bucket to the table, step by step: claim, read, commit, follow, settle, report, archive.
+
+`BatchRun` is the whole way as plain code, in the order in which it happens. Dagster calls it and tells people of the outcome; it knows
+nothing of Dagster. Killed at any point, it is simply run again with the same batch: what is done is recognised, and not done twice.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+from pachyderm_sdk import Client
+from pachyderm_sdk.api import pps
+
+from qa_platform.batches import commits
+from qa_platform.batches.archive import archive_files
+from qa_platform.batches.failure import JobFailed, JobFailure
+from qa_platform.batches.holding import lease
+from qa_platform.batches.intake import Intake
+from qa_platform.batches.jobs import PIPELINES, Watcher, follow_jobs, stop_jobs
+from qa_platform.batches.plan import Batch
+from qa_platform.batches.settle import Settlement
+from qa_platform.clients import pachyderm
+from qa_platform.clients.pachyderm import job_of
+from qa_platform.clients.services import Log, Services
+from qa_platform.contract import QUESTIONS_REPO, FileStatus, FileVersion, file_id, shard_name
+from qa_platform.errors import QaPlatformError, TransientError
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.states import DONE
+from qa_platform.settings import PachydermSettings
+from qa_platform.text import escaped
+
+# How long a commit that somebody else holds open is waited for. Writing one takes well under a second once its files are in.
+_OPEN_HEAD_SECONDS = 120
+# How often one run launches a batch's jobs at most. An update of a pipeline kills its jobs, and a job can lose its output; neither is a
+# file's fault.
+_LAUNCHES = 3
+_LOST = (pps.JobState.JOB_FAILURE, pps.JobState.JOB_KILLED, pps.JobState.JOB_UNRUNNABLE)
+
+
+class Follow(Protocol):
+    """Waits until the jobs of a commit have succeeded, like `jobs.follow_jobs`, whose errors it raises.
+
+    ``adopted`` says that an earlier run launched them; ``waiting`` is told what they wait for, "" when they go on.
+    """
+
+    def __call__(self, *, commit_id: str, adopted: bool, waiting: Callable[[str], object]) -> object: ...
+
+
+Report = Callable[[Sequence[FileRecord]], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a batch: the records of its files as they are now, and why not all of them are done, if so."""
+
+    records: tuple[FileRecord, ...]
+    failure: JobFailure | None = None
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """One launch of the batch's jobs: the commit that holds its files, and why not all of them were loaded, if so."""
+
+    commit_id: str
+    adopted: bool
+    files: int
+    failure: JobFailure | None = None
+
+    @property
+    def missing(self) -> Mapping[str, frozenset[str]]:
+        """Shards whose output is missing, by file id."""
+        return self.failure.missing if self.failure else {}
+
+
+def answer_batch(
+    services: Services,
+    batch: Batch,
+    *,
+    token: str,
+    run_id: str,
+    log: Log,
+    predecessors: Sequence[str] = (),
+    follow: Follow | None = None,
+    report: Report = lambda records: None,
+) -> Outcome:
+    """Answer the files of a batch, load the answers, and archive the sources. Interrupted, it stops the Pachyderm jobs.
+
+    Args:
+        token: what the files are claimed with so far; the claim passes to ``run_id``.
+        predecessors: the runs that this one replaces, whose claims pass to it too.
+        follow: waits for the jobs, and tells somebody of it; by default only ``log`` is told.
+        report: tells somebody of the outcome of each file. It is called before their sources are archived, so that whatever is archived
+            has been told; files that were archived before are left out.
+
+    Returns:
+        The outcome. Files that another run holds are not in it.
+
+    Raises:
+        TransientError: a service was unavailable. The claims are given back, and the sensor runs the same batch again after a while.
+        InputError: a service refused what was asked of it; the message says what to do.
+    """
+    with Ledger(services.postgres) as ledger:
+        run = BatchRun(services, ledger, batch, run_id, log, follow or _LoggedFollow(services.pachyderm, log), report)
+        return run.answer(token, predecessors)
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """One run over one batch. Its methods are the steps, in the order in which they happen."""
+
+    services: Services
+    ledger: Ledger
+    batch: Batch
+    run_id: str
+    log: Log
+    follow: Follow
+    report: Report = field(default=lambda records: None)
+
+    def answer(self, token: str, predecessors: Sequence[str]) -> Outcome:
+        """Do all steps. See `answer_batch`."""
+        owned = self.claim(token, predecessors)
+        versions = [record.version for record in owned]
+        try:
+            with lease(self.ledger, self.run_id, self.services.work.lease_seconds, self.log), self._jobs_end_with_this_run():
+                failure = self.load([record for record in owned if record.status not in DONE])
+                done = self._records(versions)
+                self.report([record for record in done if record.archived_at is None])
+                archive_files(self.services, self.ledger, done, log=self.log)
+        except QaPlatformError as error:
+            self.ledger.defer_run(self.run_id, error=str(error), work=self.services.work)
+            raise
+        finally:
+            self.ledger.release(self.run_id)
+        return Outcome(tuple(self._records(versions)), failure)
+
+    # 1. The files are this run's.
+
+    def claim(self, token: str, predecessors: Sequence[str]) -> list[FileRecord]:
+        """Take over the claims on the batch's files; the records of those that are this run's now."""
+        owned = self.ledger.take_over(
+            self.batch.versions,
+            token=token,
+            predecessors=predecessors,
+            owner=self.run_id,
+            lease_seconds=self.services.work.lease_seconds,
+        )
+        for name in sorted({v.name for v in self.batch.versions} - {record.version.name for record in owned}):
+            self.log.warning("%s is left alone here: another run has claimed it", escaped(name))
+        return owned
+
+    # 2. They get into the table: one launch of the two Pachyderm jobs, or a few where something was lost.
+
+    def load(self, files: Sequence[FileRecord]) -> JobFailure | None:
+        """Get the files into the table; why not all of them are, if so. The good files of a failed job are loaded all the same."""
+        versions, launch, in_vain = [record.version for record in files], None, False
+        for number in range(_LAUNCHES):
+            if not files:
+                # What the launch before could not do has been done all the same.
+                launch = None
+                break
+            again: Mapping[str, frozenset[str]] = launch.missing if launch else {}
+            if in_vain:
+                # Pachyderm would skip them: their datums count as done. The first shard carries the manifest.
+                again = {file_id(record.version.name): frozenset({shard_name(0)}) for record in files}
+            launch = self.launch(files, f"{self.run_id}-{number}", again, adopt=not again)
+            if launch is None:
+                break
+            files = self._running(versions)
+            in_vain = bool(files and not again and not launch.failure)
+            if not self._is_launched_again(launch, files, in_vain=in_vain):
+                break
+        return self.settle(versions, launch)
+
+    def launch(self, files: Sequence[FileRecord], launch_id: str, again: Mapping[str, frozenset[str]], *, adopt: bool) -> _Launch | None:
+        """Bring the files into a commit, and follow its jobs. None where no file is left to be committed.
+
+        Args:
+            again: shards whose output was missing before, by file id.
+            adopt: take the commit that an earlier run made, if there is one.
+        """
+        versions = [record.version for record in files]
+        # As they are now: a retry since the claim counts already.
+        files = self.ledger.start(self.run_id, versions, run_id=self.run_id, batch_id=self.batch.id)
+        with pachyderm.session(self.services.pachyderm, f"bringing batch {self.batch.id} into a commit") as client:
+            adopted = self.adopt(client) if adopt else None
+            intake = Intake(self.services, self.ledger, self.run_id, self.log, launch_id, again)
+            commit_id = adopted or self.commit(client, files, intake)
+        if commit_id is None:
+            return None
+        committed = [record.version for record in self._running(versions)]
+        self.ledger.record_commit(self.run_id, committed, commit=commit_id, job=commit_id)
+        failure = self.follow_jobs(commit_id, adopted=adopted is not None)
+        return _Launch(commit_id, adopted is not None, len(committed), failure)
+
+    # 3. A commit of an earlier run is adopted, or the files are read into a new one.
+
+    def adopt(self, client: Client) -> str | None:
+        """The commit that an earlier run made for this batch, if its jobs run or have succeeded; else None, and nothing in the way."""
+        info = commits.find_batch(client, self.batch.id)
+        if info is None:
+            return None
+        commit_id = info.commit.id
+        if not commits.is_finishing(info):
+            self.log.info("Dropping commit %s, which an earlier run of this batch left unfinished", commit_id)
+            commits.drop_commit(client, commit_id)
+            return None
+        try:
+            states = [client.pps.inspect_job(job=job_of(pipeline, commit_id)).state for pipeline in PIPELINES]
+        except grpc.RpcError as error:
+            # The commit is older than the pipeline, which was made anew in the meantime.
+            if not pachyderm.is_code(error, grpc.StatusCode.NOT_FOUND):
+                raise
+            return None
+        if any(state in _LOST for state in states):
+            return None
+        self.log.info("Adopting commit %s and its jobs, which an earlier run of this batch made", commit_id)
+        return commit_id
+
+    def commit(self, client: Client, files: Sequence[FileRecord], intake: Intake) -> str | None:
+        """Read the files into one new commit; its id, or None if no file could be read."""
+        with commits.FileSets(client) as file_sets:
+            intake.read(files, file_sets)
+            if not file_sets.ids:
+                return None
+            commit_id = None
+            while commit_id is None:
+                self.clear_the_head(client)
+                # None: another run was faster, and has the head now.
+                commit_id = commits.commit_batch(client, self.batch.id, file_sets.ids)
+        self.log.info("Commit %s in %s holds the batch", commit_id, QUESTIONS_REPO)
+        return commit_id
+
+    def clear_the_head(self, client: Client) -> None:
+        """Wait until the head of ``questions`` is finished; drop it if it is this batch's, or of a run that holds no claim any more.
+
+        Raises:
+            TransientError: that takes too long.
+        """
+        until = time.monotonic() + _OPEN_HEAD_SECONDS
+        while not commits.is_finishing(head := commits.head(client)):
+            if head.description == self.batch.id or (head.description and not self.ledger.batch_is_claimed(head.description)):
+                self.log.info("Dropping commit %s, left open by a run that is gone", head.commit.id)
+                commits.drop_commit(client, head.commit.id)
+            elif time.monotonic() > until:
+                raise TransientError(
+                    f"commit {head.commit.id} in {QUESTIONS_REPO} has been open for {_OPEN_HEAD_SECONDS} s",
+                    advice="finish it or drop it with pachctl",
+                )
+            else:
+                time.sleep(0.5)
+        # Its files cannot be deleted before.
+        commits.wait_until_finished(client, head)
+
+    # 4. The jobs answer and load.
+
+    def follow_jobs(self, commit_id: str, *, adopted: bool) -> JobFailure | None:
+        """Wait for the jobs of the commit; why not all files are loaded, if so."""
+        try:
+            self.follow(commit_id=commit_id, adopted=adopted, waiting=lambda reason: self.ledger.note_waiting(self.run_id, reason))
+        except JobFailed as error:
+            return error.failure
+        return None
+
+    def _is_launched_again(self, launch: _Launch, files: Sequence[FileRecord], *, in_vain: bool) -> bool:
+        if in_vain:
+            # Its jobs are done, and will not do anything more: the table was restored from before, or the loader wrote elsewhere.
+            self.log.warning("Commit %s is done, but %d of its files are not in the table; relaunching them", launch.commit_id, len(files))
+        elif launch.failure and (launch.failure.killed or launch.missing):
+            self.log.warning("%s. No file is to blame; relaunching what is not loaded", launch.failure.message)
+        else:
+            return False
+        return True
+
+    # 5. What is not loaded is charged, retried, or waits.
+
+    def settle(self, versions: Sequence[FileVersion], launch: _Launch | None) -> JobFailure | None:
+        """Settle the files that are not loaded; the failure, if there is one."""
+        alone = launch is not None and launch.files == 1
+        settlement = Settlement(self.ledger, self.services.work, self.run_id, self.log, alone)
+        return settlement.settle(self._running(versions), launch.failure if launch else None)
+
+    # At any step.
+
+    def _records(self, versions: Sequence[FileVersion]) -> list[FileRecord]:
+        records = self.ledger.records(versions)
+        return [records[version.name, version.generation] for version in versions]
+
+    def _running(self, versions: Sequence[FileVersion]) -> list[FileRecord]:
+        """The files that this run works on: neither done, nor taken over by another run after this one had lost its claim."""
+        return [r for r in self._records(versions) if r.status is FileStatus.RUNNING and r.claim_owner in ("", self.run_id)]
+
+    @contextmanager
+    def _jobs_end_with_this_run(self) -> Iterator[None]:
+        """Stop the batch's jobs when this process is told to end. After an error they go on: another run adopts them."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self.log.warning("Interrupted: stopping the Pachyderm jobs of this batch")
+            doing = f"stopping the jobs of batch {self.batch.id}"
+            with suppress(QaPlatformError), pachyderm.session(self.services.pachyderm, doing) as client:
+                if info := commits.find_batch(client, self.batch.id):
+                    if commits.is_finishing(info):
+                        stop_jobs(client, info.commit.id, reason="the run that launched it was terminated")
+                    else:
+                        commits.drop_commit(client, info.commit.id)
+            raise
+
+
+@dataclass(frozen=True)
+class _LoggedFollow:
+    pachyderm: PachydermSettings
+    log: Log
+
+    def __call__(self, *, commit_id: str, adopted: bool, waiting: Callable[[str], object]) -> None:
+        follow_jobs(self.pachyderm, commit_id, watcher=Watcher(self.log, waiting=waiting))

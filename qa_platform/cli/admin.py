@@ -1,0 +1,68 @@
+"""The commands that look after the platform itself: `doctor`, `db upgrade` and `completion`."""
+
+import sys
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document: `ok`, and `findings` with name, state, detail and fix.")
+def doctor(as_json: bool) -> None:
+    """Check everything, and say how to fix it.
+
+    Checked are this installation, the bucket, PostgreSQL and its tables, Dagster's home and storage, pachd, its secrets and its
+    pipelines, as the environment names them, and whether what was answered is in the tables. Every part is checked, whatever is wrong
+    with another, within seconds. Nothing is changed.
+    The exit status is 1 if anything is wrong. No password, token or key is shown.
+    """
+    from qa_platform.cli.doctor.examine import examine
+    from qa_platform.cli.doctor.findings import Report, State
+    from qa_platform.cli.doctor.show import show
+    from qa_platform.cli.json_output import json_document
+    from qa_platform.cli.terminal import console
+
+    findings = examine()
+    is_well = all(finding.state is State.OK for finding in findings)
+    if as_json:
+        click.echo(json_document(Report(is_well, tuple(findings))))
+    else:
+        show(findings, console())
+    if not is_well:
+        sys.exit(1)
+
+
+@click.group("db")
+def db_group() -> None:
+    """The tables of the answers."""
+
+
+@db_group.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the tables to this version.
+
+    From nothing, from an older version, or from the original five columns with their rows.
+    """
+    from qa_platform.loading import migrate
+    from qa_platform.settings import PostgresSettings
+
+    migrate.upgrade(PostgresSettings())
+    click.echo("the tables are up to date")
+
+
+@click.command()
+def completion() -> None:
+    """Show how bash, zsh and fish complete commands and files.
+
+    Files are completed from the ledger, where it answers within a second and their names need no quotes.
+    """
+    for shell, file, line in _COMPLETION:
+        click.echo(f"{shell}: put this line into {file}\n    {line}")
+
+
+_COMPLETION = (
+    ("bash", "~/.bashrc", 'eval "$(_QA_PLATFORM_COMPLETE=bash_source qa-platform)"'),
+    ("zsh", "~/.zshrc, after compinit", 'eval "$(_QA_PLATFORM_COMPLETE=zsh_source qa-platform)"'),
+    ("fish", "~/.config/fish/completions/qa-platform.fish", "_QA_PLATFORM_COMPLETE=fish_source qa-platform | source"),
+)
+
+COMMANDS: tuple[click.Command, ...] = (doctor, db_group, completion)

@@ -1,0 +1,244 @@
+"""The commands that need a model and no service: ``answer``, ``evaluate`` and ``tune``."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from qa_platform.contract import PRECISIONS, ModelChoice
+from qa_platform.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qa_platform.answering.engine import Answerer
+    from qa_platform.answering.rows import AskedRow, Counts
+    from qa_platform.evaluation.evaluate import Evaluation, Figures
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+# The status that shells report for a command that Ctrl-C ended.
+_INTERRUPTED = 130
+# It leaves room for the text beside it in a line of 80 columns.
+_BAR_WIDTH = 30
+
+
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option("--model", help="`bundled`, a folder, or a Hugging Face id  [QA_MODEL, or bundled]"),
+        click.option("--revision", help="Commit, tag or branch of a Hugging Face model  [QA_MODEL_REVISION]"),
+        click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 takes every core."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU as torch names it: cuda."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_precision_option = click.option(
+    "--precision", type=click.Choice([*PRECISIONS, "auto"]), help="auto: what `tune` found  [QA_PRECISION, or fp32]"
+)
+
+_align_option = click.option(
+    "--align-to-words/--no-align-to-words", default=None, help="Widen answers to whole words  [QA_ALIGN_TO_WORDS, or yes]"
+)
+
+
+def _aligned(align_to_words: bool | None) -> bool:
+    from qa_platform.settings import ModelSettings
+
+    return ModelSettings().align_to_words if align_to_words is None else align_to_words
+
+
+def _choice(*, model: str | None, revision: str | None, precision: str | None = None, **_: Any) -> ModelChoice:
+    from qa_platform.settings import ModelSettings
+
+    default = ModelSettings().choice
+    # A revision belongs to its model: the setting is no default for another model.
+    revision = revision or (default.revision if model in (None, default.id) else "")
+    return ModelChoice(model or default.id, revision, precision or default.precision)
+
+
+@click.command()
+@click.argument("file", type=_FILE)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here, instead of to standard output.")
+@_model_options
+@_precision_option
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers per row; the others go into `alternatives`.")
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Flag answers below this probability as low_score.")
+@click.option("--impossible", is_flag=True, help="Let the model say that a context has no answer.")
+@_align_option
+def answer(file: Path, output: Path | None, **values: Any) -> None:
+    """Answer the CSV FILE on this machine, without any service.
+
+    With -o the same command continues a run that was stopped.
+    """
+    from qa_platform.answering import AnswerOptions
+    from qa_platform.answering.csvfile import answer_file, answer_stream
+    from qa_platform.ingest import TextLimits
+    from qa_platform.settings import IngestSettings
+
+    options = AnswerOptions(
+        top_k=values["top_k"],
+        min_score=values["min_score"],
+        handle_impossible_answer=values["impossible"],
+        align_to_words=_aligned(values["align_to_words"]),
+    )
+    limits = TextLimits.of(IngestSettings())
+    answerer = _answerer(**values)
+    try:
+        # A bar must not share a terminal with the rows.
+        shown = output is not None or not sys.stdout.isatty()
+        with _progress(file.stat().st_size, unit="rows", shown=shown) as bar:
+
+            def report(row: "AskedRow") -> None:
+                bar(row.size)
+
+            def skipped(row: "AskedRow") -> None:
+                bar(row.size, skipped=True)
+
+            if output:
+                counts = answer_file(answerer, file, output, options, report, skipped=skipped, limits=limits)
+            else:
+                with file.open("rb") as source:
+                    counts = answer_stream(answerer, source, sys.stdout.buffer, options, report, limits=limits)
+                sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        again = "; the same command continues from here" if output else ""
+        click.echo(f"stopped{again}", err=True)
+        sys.exit(_INTERRUPTED)
+    _summarize(counts)
+
+
+def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":
+    from qa_platform.answering import Answerer
+
+    answerer = Answerer(_choice(**values), threads=threads, device=device)
+    answerer.warm_up()
+    return answerer
+
+
+def _summarize(counts: "Counts") -> None:
+    parts = [f"{counts.rows} rows", f"{counts.answered} answered", f"{counts.no_answer} without answer", f"{counts.rejected} rejected"]
+    click.echo(", ".join(parts), err=True)
+
+
+class _Advance(Protocol):
+    """Called after each row or question with its share of the total. ``skipped``: an earlier run answered it."""
+
+    def __call__(self, size: int, *, skipped: bool = False) -> None: ...
+
+
+@contextmanager
+def _progress(total: int, *, unit: str, shown: bool) -> Iterator[_Advance]:
+    """A progress bar on standard error, with the speed and the time left; nothing where standard error is no terminal.
+
+    Skipped rows count as done, but not for the speed: they all come first, and at once.
+    """
+    if not shown or not sys.stderr.isatty():
+        yield lambda size, *, skipped=False: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    from qa_platform.cli.terminal import console
+
+    text = TextColumn(f"{{task.fields[count]}} {unit}, {{task.fields[rate]:.0f}}/s, {{task.fields[left]}} left")
+    # The bar must not redirect standard output, which may be a file.
+    with Progress(BarColumn(_BAR_WIDTH), TaskProgressColumn(), text, console=console(stderr=True), redirect_stdout=False) as bar:
+        task = bar.add_task("", total=total, count=0, rate=0.0, left="-:--:--")
+        begun = time.monotonic()
+        count = done = count_before = done_before = 0
+
+        def advance(size: int, *, skipped: bool = False) -> None:
+            nonlocal begun, count, done, count_before, done_before
+            count += 1
+            done += size
+            if skipped:
+                begun, count_before, done_before = time.monotonic(), count, done
+                bar.update(task, completed=done, count=count)
+                return
+            # The speed of the whole run: answers come in bursts, whose own speed does not predict the rest.
+            seconds = max(time.monotonic() - begun, 1e-6)
+            left = timedelta(seconds=math.ceil(max(total - done, 0) * seconds / (done - done_before)))
+            bar.update(task, completed=done, count=count, rate=(count - count_before) / seconds, left=left)
+
+        yield advance
+        bar.update(task, completed=total)
+
+
+@click.command()
+@click.argument("gold", type=_FILE)
+@_model_options
+@_precision_option
+@click.option("--held-out", is_flag=True, help="Only the sixth of the paragraphs that the bundled model was not trained on.")
+@click.option("--impossible/--no-impossible", default=None, help="Whether the model may say that there is no answer [by the gold set].")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")
+@_align_option
+def evaluate(gold: Path, held_out: bool, impossible: bool | None, as_json: bool, align_to_words: bool | None, **values: Any) -> None:
+    """Measure exact match and F1 of a model on a gold set.
+
+    GOLD is SQuAD JSON, or a CSV with the columns question, context and answers.
+    """
+    from qa_platform.cli.json_output import json_document
+    from qa_platform.evaluation import gold as squad
+    from qa_platform.evaluation.evaluate import evaluate as run
+
+    questions = [question for question in squad.read_gold(gold) if not held_out or squad.held_out(question)]
+    if not questions:
+        raise InputError(f"it has no question{' that is held out' if held_out else ''}", where=str(gold))
+    answerer = _answerer(**values)
+    with _progress(len(questions), unit="questions", shown=True) as bar:
+        aligned = _aligned(align_to_words)
+        result = run(answerer, questions, handle_impossible_answer=impossible, align_to_words=aligned, report=lambda: bar(1))
+    if as_json:
+        click.echo(json_document(result))
+    else:
+        _show(result)
+
+
+def _show(result: "Evaluation") -> None:
+    from qa_platform.cli.terminal import console, one_line
+
+    out = console()
+    model = result.model
+    out.print(one_line(f"model {model.id}, revision {model.revision}, {model.precision}"), soft_wrap=True)
+    _print_figures(out, "all questions", "", (result.total,))
+    _print_figures(out, "by characters of the context", "characters", result.by_context)
+    _print_figures(out, "by score, a tenth of the questions each", "score", result.by_score)
+    out.print(f"\nmean distance of score and exact match over the tenths: {result.calibration_error:.3f}", soft_wrap=True)
+
+
+def _print_figures(out: "Console", title: str, group: str, rows: tuple["Figures", ...]) -> None:
+    from qa_platform.cli.terminal import table
+
+    headers = (group, "questions", "exact match %", "F1 %", "mean score")
+    cells = [(row.group, str(row.questions), f"{row.exact_match:.1f}", f"{row.f1:.1f}", f"{row.score:.3f}") for row in rows]
+    out.print(f"\n{title}", style="italic")
+    for line in table(headers, cells, width=out.width if out.is_terminal else None, right=range(1, len(headers))):
+        out.print(line, soft_wrap=True)
+
+
+@click.command()
+@click.argument("gold", type=_FILE, default=Path("samples/gold.csv"))
+@_model_options
+def tune(gold: Path, **values: Any) -> None:
+    """Find a model's fastest precision on this machine.
+
+    The fastest one that passes the gate on GOLD (as for `evaluate`) is stored, and the precision `auto` means it from then on.
+    """
+    from qa_platform.evaluation import gold as squad
+    from qa_platform.evaluation.tune import tune as run
+
+    result = run(_choice(**values), squad.read_gold(gold), threads=values["threads"], device=values["device"])
+    for trial in result.trials:
+        verdict = "passes" if result.passes(trial) else "fails the gate"
+        click.echo(f"{trial.precision}: {trial.questions_per_second:.1f} questions/s, F1 {trial.f1:.2f}, {verdict}")
+    click.echo(f"auto means {result.chosen} for this model on this machine")
+
+
+COMMANDS = (answer, evaluate, tune)

@@ -1,0 +1,172 @@
+"""Dagster: its home folder, the PostgreSQL of its own storage, and the heartbeat of the sensor that finds uploads."""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qa_platform.cli.doctor.findings import IN_THE_STACK, Part, Result, Wrong, ok, wrong
+from qa_platform.contract import HEARTBEAT_ASSET
+from qa_platform.settings import DagsterSettings, WorkSettings
+
+if TYPE_CHECKING:
+    import psycopg
+
+_EXPORT = "export DAGSTER_PG_URL=postgresql://USER:PASSWORD@HOST/DATABASE"
+_CONNECT_SECONDS = 5
+
+
+def _examine() -> Iterator[Result]:
+    settings = DagsterSettings()
+    instance = settings.dagster_home / "dagster.yaml"
+    yield _home(settings, instance)
+    storage = _storage(settings, instance)
+    if storage is None:
+        yield ok(f"{instance} names no PostgreSQL; nothing else was checked")
+        yield ok("not checked: Dagster's storage is not a PostgreSQL")
+        return
+    with _connected(storage) as connection:
+        yield _encoding(connection, storage)
+        yield _heartbeat(connection, WorkSettings())
+
+
+def last_heartbeat() -> float | None:
+    """The time of the last heartbeat, in seconds since 1970; None if there is none yet, or Dagster's storage is not a PostgreSQL.
+
+    Raises:
+        Wrong: Dagster's home or storage is not configured, or the storage does not answer.
+    """
+    settings = DagsterSettings()
+    instance = settings.dagster_home / "dagster.yaml"
+    _home(settings, instance)
+    storage = _storage(settings, instance)
+    if storage is None:
+        return None
+    with _connected(storage) as connection:
+        return _last_materialization(connection, HEARTBEAT_ASSET)
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """The PostgreSQL of Dagster's storage. ``source``: the setting or file that names it. ``fix``: what to do if it does not answer."""
+
+    url: str
+    source: str
+    fix: str
+
+    @property
+    def where(self) -> str:
+        values = self._values
+        return f"{values.get('user', '')}@{values.get('host', '')}/{values.get('dbname', '')}"
+
+    @property
+    def password(self) -> str:
+        return str(self._values.get("password") or "")
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        import psycopg
+        from psycopg import conninfo
+
+        try:
+            return conninfo.conninfo_to_dict(self.url)
+        except psycopg.Error:
+            # Not its message, which would quote the password.
+            raise Wrong(f"{self.source} has no address of a PostgreSQL", _EXPORT) from None
+
+
+def _home(settings: DagsterSettings, instance: Path) -> Result:
+    home = settings.dagster_home
+    if "dagster_home" not in settings.model_fields_set:
+        raise Wrong("DAGSTER_HOME is not set", f"export DAGSTER_HOME=/an/absolute/folder, with a dagster.yaml in it; {IN_THE_STACK}")
+    if not instance.is_file():
+        raise Wrong(f"there is no {instance}", f"install -D dagster.yaml {shlex.quote(str(instance))}")
+    if not os.access(home, os.W_OK):
+        raise Wrong(f"{home} cannot be written", f"chown {os.geteuid()} {shlex.quote(str(home))}")
+    return ok(str(home))
+
+
+def _storage(settings: DagsterSettings, instance: Path) -> _Storage | None:
+    """Dagster's storage; None where it is another kind than PostgreSQL."""
+    url = settings.dagster_pg_url.get_secret_value()
+    if not url and "DAGSTER_PG_URL" in instance.read_text():
+        raise Wrong(f"DAGSTER_PG_URL is not set, and {instance} names it", _EXPORT)
+    if url:
+        return _Storage(url, "DAGSTER_PG_URL", fix="start it, or set DAGSTER_PG_URL to where it is")
+    if address := _storage_address(settings.dagster_home):
+        return _Storage(address, str(instance), fix=f"start it, or correct the storage that {instance} names")
+    return None
+
+
+def _storage_address(home: Path) -> str:
+    """The address of the PostgreSQL that an instance names, as a chart's `dagster.yaml` does in parts; "" where it names none."""
+    # Imported here: that takes a second or two. The storage itself is not opened, which would create its tables.
+    from dagster._config import process_config
+    from dagster._core.instance.ref import InstanceRef
+    from dagster_postgres.utils import pg_config, pg_url_from_config
+
+    storage = InstanceRef.from_dir(str(home)).storage_data
+    if storage is None or storage.module_name.partition(".")[0] != "dagster_postgres":
+        return ""
+    resolved = process_config(pg_config(), storage.config_dict)
+    if not resolved.success or resolved.value is None:
+        # Not Dagster's message, which may quote the values.
+        raise Wrong(f"the storage in {home / 'dagster.yaml'} cannot be resolved", "set the variables that it names: dagster instance info")
+    return pg_url_from_config(resolved.value)
+
+
+def _connected(storage: _Storage) -> "psycopg.Connection":
+    import psycopg
+
+    where, password = storage.where, storage.password
+    try:
+        return psycopg.connect(storage.url, connect_timeout=_CONNECT_SECONDS)
+    except psycopg.Error as error:
+        message = " ".join(str(error).split())
+        raise Wrong(f"{where}: {message.replace(password, '***') if password else message}", storage.fix) from None
+
+
+def _encoding(connection: "psycopg.Connection", storage: _Storage) -> Result:
+    from qa_platform.clients.postgres import ENCODING
+
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding == ENCODING:
+        return ok(storage.where)
+    return wrong(
+        f"{storage.where}: the database is encoded in {encoding}, and must be in {ENCODING}: names of files are in it",
+        f"CREATE DATABASE new ENCODING '{ENCODING}' TEMPLATE template0, copy the tables with pg_dump and psql, and use it here",
+    )
+
+
+def _heartbeat(connection: "psycopg.Connection", work: WorkSettings) -> Result:
+    """Whether the heartbeat of the bucket sensor is fresh. If not, uploads are not seen or get no runs."""
+    beaten_at = _last_materialization(connection, HEARTBEAT_ASSET)
+    if beaten_at is None:
+        return ok("none yet: it comes with the first tick of the sensor incoming_files, from Dagster's daemon")
+    age = max(0.0, time.time() - beaten_at)
+    if age <= work.heartbeat_fails_after:
+        return ok(f"{age:.0f} s ago")
+    return wrong(
+        f"the last was {age:.0f} s ago; there should be one every {work.heartbeat_seconds} s: uploads are not seen, or get no runs",
+        "start Dagster's daemon; if it runs, fix the error of the last ticks of the sensor incoming_files",
+    )
+
+
+def _last_materialization(connection: "psycopg.Connection", asset: str) -> float | None:
+    """The time of an asset's last materialisation in Dagster's storage; None if there is none, or no storage yet."""
+    from dagster import EventLogRecord
+    from dagster._serdes import deserialize_value
+
+    exists = connection.execute("SELECT to_regclass('asset_keys') IS NOT NULL").fetchone()
+    if exists != (True,):
+        return None
+    row = connection.execute("SELECT last_materialization FROM asset_keys WHERE asset_key = %s", [json.dumps([asset])]).fetchone()
+    # Not the column with the time: its time zone is that of the session that wrote it.
+    return deserialize_value(row[0], EventLogRecord).event_log_entry.timestamp if row and row[0] else None
+
+
+PART = Part(("Dagster home", "Dagster storage", "Dagster heartbeat"), _examine, lambda: "Dagster's storage")

@@ -1,0 +1,248 @@
+"""Pachyderm: pachd and its version, and the platform's roles, repo, secrets and pipelines there."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Part, Result, Wrong, ok, unknown, wrong
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
+from qa_platform.errors import InputError
+from qa_platform.settings import BucketSettings, PachydermSettings, PipelinesSettings, PostgresSettings
+
+if TYPE_CHECKING:
+    from pachyderm_sdk import Client
+    from pachyderm_sdk.api import pps
+
+    from qa_platform.provisioning.pipelines import Options
+
+# It introduced CreatePipelineV2, which compares specifications.
+_OLDEST_VERSION = (2, 8)
+_SUPPORTED_VERSION = (2, 12)
+_RELEASE_TAG = re.compile(r"v?(?P<version>\d+\.\d+(\.\d+)*\S*)")
+_SHOWN_DIFFERENCES = 4
+_NAMES = (
+    *("pachd", "Pachyderm roles", f"repo {QUESTIONS_REPO}", "secret dbaccess", "secret gcsaccess"),
+    *(f"pipeline {ANSWER_PIPELINE}", f"pipeline {LOAD_PIPELINE}"),
+)
+
+
+def _examine() -> Iterator[Result]:
+    from qa_platform.clients.pachyderm import connect, pachd_errors
+
+    settings = PachydermSettings()
+    try:
+        client = connect(settings)
+    except InputError as error:
+        raise Wrong(error.cause, "export PACHD_ADDRESS=grpc://HOST:30650") from error
+    except OSError as error:
+        raise Wrong(f"PACH_CA_BUNDLE cannot be read: {error.strerror}", "set PACH_CA_BUNDLE to a PEM file, or unset it") from error
+    try:
+        with pachd_errors("looking at Pachyderm"):
+            yield from _cluster(client, settings)
+    finally:
+        with suppress(Exception):
+            client._channel.close()
+
+
+def _cluster(client: "Client", settings: PachydermSettings) -> Iterator[Result]:
+    from qa_platform.provisioning.pipelines import Options, find_pipeline, specifications
+
+    yield _pachd(client, settings)
+    roles, lacking = _roles(client)
+    yield roles
+    deployed = {name: find_pipeline(client, name) for name in (ANSWER_PIPELINE, LOAD_PIPELINE)}
+    options = _deployed_options(deployed)
+    yield _repo(client, fix=_apply_command(options))
+    sizes = PipelinesSettings()
+    wanted = replace(options or Options(), workers=sizes.workers, patch=sizes.patch)
+    specs = dict(specifications(wanted, PostgresSettings(), bucket=BucketSettings()))
+    yield from _secrets(client, specs, lacking, fix=_apply_command(options))
+    for name, info in deployed.items():
+        yield _pipeline(client, name, info, specs[name], options=options)
+
+
+def _pachd(client: "Client", settings: PachydermSettings) -> Result:
+    import grpc
+
+    address = settings.pachd_address
+    try:
+        version = client.get_version()
+        # The version needs no token. Repos need one, where pachd has authentication.
+        list(client.pfs.list_repo())
+    except grpc.RpcError as error:
+        code = error.code()
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            refused = settings.pach_token.get_secret_value()
+            reason = "does not accept PACH_TOKEN" if refused else "asks for a token, and PACH_TOKEN is not set"
+            raise Wrong(f"{address} {reason}", 'export PACH_TOKEN="$(pachctl auth get-robot-token --quiet qa-platform)"') from None
+        raise Wrong(
+            f"{address} cannot be reached ({code.name}: {error.details()})",
+            f"start it (kubectl get pods -l app=pachd), or set PACHD_ADDRESS; {IN_THE_STACK}",
+        ) from None
+    text = f"{address}, version {version.major}.{version.minor}.{version.micro}{version.additional}"
+    supported = ".".join(map(str, (*_SUPPORTED_VERSION, "x")))
+    if (version.major, version.minor) < _OLDEST_VERSION:
+        return wrong(f"{text} is too old", f"upgrade Pachyderm to {supported}: helm upgrade pachyderm pachyderm/pachyderm")
+    is_supported = (version.major, version.minor) == _SUPPORTED_VERSION
+    return ok(text if is_supported else f"{text}; only {supported} is supported and tested")
+
+
+def _roles(client: "Client") -> tuple[Result, set[str]]:
+    """Whether the token's user has every role that the platform needs, and the roles that it lacks."""
+    from qa_platform.provisioning.roles import ROLES, grant_commands, lacking_roles
+
+    lack = lacking_roles(client)
+    if lack is None:
+        return ok("authentication is off: everybody may do everything"), set()
+    user, lacking = lack
+    if not lacking:
+        return ok(f"{user} may do all that the platform does"), set()
+    missing = ", ".join(f"{role.name} on the {role.where} ({role.purpose})" for role in ROLES if role.name in lacking)
+    fix = f"as an administrator: {grant_commands(user, lacking)}; this replaces its other roles there"
+    return wrong(f"{user} lacks {missing}", fix), lacking
+
+
+def _repo(client: "Client", *, fix: str) -> Result:
+    from pachyderm_sdk.api import pfs
+
+    # Not the list, which leaves out repos that this user may not see.
+    exists = client.pfs.repo_exists(repo=pfs.Repo.from_uri(QUESTIONS_REPO))
+    return ok("it exists") if exists else wrong(f"there is no repo {QUESTIONS_REPO}", fix)
+
+
+def _secrets(client: "Client", specs: dict[str, dict[str, Any]], lacking: set[str], *, fix: str) -> Iterator[Result]:
+    from qa_platform.provisioning.roles import SECRET_ADMIN
+    from qa_platform.provisioning.secrets import BUCKET_SECRET, DATABASE_SECRET, described, find_secret
+
+    for name, variables in ((DATABASE_SECRET, "PG_HOST, PG_USER, PG_PASSWORD, PG_DBNAME"), (BUCKET_SECRET, "GCS_ACCESS")):
+        users = [pipeline for pipeline, spec in specs.items() if any(used["name"] == name for used in spec["transform"].get("secrets", ()))]
+        if SECRET_ADMIN in lacking:
+            yield unknown(f"not permitted to look for it: {SECRET_ADMIN} is missing")
+        elif secret := find_secret(client, name):
+            yield ok(described(name, secret))
+        elif users:
+            yield wrong(f"there is no secret {name}, which {' and '.join(users)} needs", f"set {variables}, then: {fix}")
+        else:
+            yield ok("it does not exist; only the cron variant needs it")
+
+
+def _pipeline(
+    client: "Client",
+    name: str,
+    info: "pps.PipelineInfo | None",
+    spec: dict[str, Any],
+    *,
+    options: "Options | None",
+) -> Result:
+    """The first of image, specification and state that is wrong."""
+    apply = _apply_command(options)
+    if info is None:
+        return wrong(f"there is no pipeline {name}", apply)
+    return _image(info, spec, options) or _specification(client, info, spec, fix=apply) or _workers(client, info, fix=apply)
+
+
+def _image(info: "pps.PipelineInfo", spec: dict[str, Any], options: "Options | None") -> Result | None:
+    """What is wrong with a pipeline's image, or None."""
+    image, version = info.details.transform.image, metadata.version(DISTRIBUTION)
+    base, _, tag = image.rpartition(":")
+    own_base = spec["transform"]["image"].rpartition(":")[0]
+    release = _RELEASE_TAG.fullmatch(tag)
+    if base != own_base:
+        return wrong(f"its image {image} is not this project's, which is called {own_base.rpartition('/')[2]}", _apply_command(options))
+    if release and release["version"] != version:
+        right = replace(options, tag=tag.replace(release["version"], version)) if options else options
+        return wrong(f"its image {image} is not of this version, {version}", _apply_command(right))
+    return None
+
+
+def _specification(client: "Client", info: "pps.PipelineInfo", spec: dict[str, Any], *, fix: str) -> Result | None:
+    """How a pipeline's specification differs, or why pachd refuses the new one; else None."""
+    import grpc
+
+    from qa_platform.provisioning.pipelines import difference_from
+
+    try:
+        difference = difference_from(client, info, spec)
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise
+        return wrong(f"pachd refuses its specification: {error.details() or error.code().name}", fix)
+    if not difference:
+        return None
+    changed = [line for line in difference.splitlines() if line[:1] in "+-" and line[:3] not in ("---", "+++")]
+    lines = "; ".join(" ".join(line.split()) for line in changed[:_SHOWN_DIFFERENCES])
+    return wrong(f"its specification is not this version's: {lines}", fix)
+
+
+def _workers(client: "Client", info: "pps.PipelineInfo", *, fix: str) -> Result:
+    """Whether a pipeline works, or why not."""
+    from pachyderm_sdk.api import pps
+
+    from qa_platform.clients.pachyderm import NOT_STARTING, pipeline_state
+    from qa_platform.provisioning.stuck_jobs import restarted
+
+    name = info.pipeline.name
+    text = f"{pipeline_state(info)}, version {info.version}, image {info.details.transform.image}"
+    if info.stopped or info.state == pps.PipelineState.PIPELINE_PAUSED:
+        return wrong(f"{text}: it is stopped", f"pachctl start pipeline {name}")
+    if info.state in NOT_STARTING:
+        reason = f": {info.reason}" if info.reason else ""
+        return wrong(
+            f"{text}{reason}", f"kubectl describe pods -l pipelineName={name} says why its workers do not start; fix that, then: {fix}"
+        )
+    if job := _job_that_does_not_start(client, name):
+        return wrong(
+            f"{text}: job {job.job.id}: {restarted(job)}", f"qa-platform pachyderm logs {job.job.id} says why; fix that, then: {fix}"
+        )
+    return ok(text)
+
+
+def _job_that_does_not_start(client: "Client", name: str) -> "pps.JobInfo | None":
+    import grpc
+
+    from qa_platform.provisioning.pipelines import running_jobs
+    from qa_platform.provisioning.stuck_jobs import RESTARTS
+
+    try:
+        # A job that has processed something did start in the end.
+        return next((job for job in running_jobs(client, name) if job.restart >= RESTARTS and not job.data_processed), None)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+            raise
+        return None
+
+
+def _deployed_options(deployed: dict[str, "pps.PipelineInfo | None"]) -> "Options | None":
+    """The options with which the deployed pipelines were applied: registry and tag from the images, the variant from the input.
+
+    None where no pipeline has an image of this project.
+    """
+    from qa_platform.provisioning.pipelines import Options, specifications
+
+    own = {
+        name: spec["transform"]["image"].rpartition(":")[0]
+        for name, spec in specifications(Options(), PostgresSettings(), bucket=BucketSettings())
+    }
+    for name, info in deployed.items():
+        base, _, tag = info.details.transform.image.rpartition(":") if info else ("", "", "")
+        registry, _, image = base.rpartition("/")
+        if info and image == own[name]:
+            answering = deployed[ANSWER_PIPELINE]
+            return Options(registry=registry, tag=tag, cron=bool(answering and answering.details.input.cron.name))
+    return None
+
+
+def _apply_command(options: "Options | None") -> str:
+    words = ["qa-platform", "pachyderm", "apply"]
+    if options and options.registry:
+        words += ["--registry", options.registry]
+    if options and options.tag not in ("", "latest"):
+        words += ["--tag", options.tag]
+    return shlex.join(words + (["--cron"] if options and options.cron else []))
+
+
+PART = Part(_NAMES, _examine, lambda: PachydermSettings().pachd_address)

@@ -1,0 +1,218 @@
+"""The commands that work on files: `upload`, `answers`, `retry`.
+
+Each connects to whatever the environment names: the embedded stack inside ``qa-platform local run``, or a deployment.
+"""
+
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import filterfalse
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO
+
+import click
+
+from qa_platform.cli.arguments import FILE_NAME, NAME, is_text
+from qa_platform.contract import INCOMING, FileStatus, FileVersion
+from qa_platform.errors import InputError
+from qa_platform.text import escaped
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+    from qa_platform.cli.status.observe import ObserverSettings
+
+_STDIN = Path("-")
+
+
+def _bucket() -> "storage.Bucket":
+    from qa_platform.clients.bucket import open_bucket
+    from qa_platform.settings import BucketSettings
+
+    return open_bucket(BucketSettings())
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--as", "name", type=NAME, help="Name in the bucket, instead of the file's own. For one file only; standard input needs it.")
+@click.option("--wait", is_flag=True, help="Follow the files, as `status --watch` does, until the platform is done with them.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: how long to wait at most.")
+def upload(files: tuple[Path, ...], name: str | None, wait: bool, timeout: float | None) -> None:
+    """Put CSVs of questions into the bucket; - is standard input.
+
+    The platform finds them there by itself. A file with the name of an earlier one replaces it, and its answers replace the earlier
+    ones.
+
+    With --wait the exit status is 0 if every file is finished or unchanged. Otherwise it is 1, and each other file has a line on
+    standard error, with its state and the reason. Ctrl-C and --timeout end the waiting only: the uploads stay, and are answered.
+    """
+    from qa_platform.clients import bucket
+    from qa_platform.clients.refusals import bucket_errors
+    from qa_platform.settings import WorkSettings
+
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
+    if name and len(files) > 1:
+        raise click.UsageError("--as names one file, and there are several")
+    if _STDIN in files and not name:
+        raise click.UsageError("standard input has no name: give it one with --as")
+    targets = {path: name or path.name for path in files}
+    for target in filterfalse(is_text, targets.values()):
+        raise click.UsageError(f"the name of '{escaped(target)}' is not UTF-8: give it another name with --as")
+    if twice := [target for target, count in Counter(targets.values()).items() if count > 1]:
+        raise click.UsageError(
+            f"several files would be called {', '.join(map(escaped, twice))} in the bucket; upload them one by one, with --as"
+        )
+    suffixes = WorkSettings().suffixes
+    for target in targets.values():
+        if not bucket.is_question_file(INCOMING + target, suffixes):
+            raise InputError(
+                f"the platform answers files that end in {', '.join(suffixes)}", where=target, advice="give it such a name with --as"
+            )
+    # Read before anything is uploaded: it may be wrong.
+    settings = _observer_settings() if wait else None
+    versions = []
+    for path, target in targets.items():
+        with bucket_errors(f"uploading {path}"), _content(path) as source, _bar(source, target) as counted:
+            opened = _bucket()
+            version = bucket.upload(opened, target, counted)
+        click.echo(escaped(f"{path} -> gs://{opened.name}/{INCOMING}{target} (generation {version.generation})"))
+        versions.append(version)
+    if settings:
+        sys.exit(_wait(settings, tuple(versions), timeout))
+    click.echo("`qa-platform status --watch` follows it", err=True)
+
+
+def _observer_settings() -> "ObserverSettings":
+    from qa_platform.cli.status.observe import ObserverSettings
+
+    return ObserverSettings.from_environment()
+
+
+def _wait(settings: "ObserverSettings", versions: tuple[FileVersion, ...], timeout: float | None) -> int:
+    """Follow uploads until none is in work. Returns the exit status."""
+    from qa_platform.cli.status.follow import follow
+    from qa_platform.cli.status.observe import Observer
+    from qa_platform.cli.status.render import outcome
+    from qa_platform.cli.status.watch import Watch
+
+    try:
+        watch = Watch(Observer(settings, versions=versions))
+        follow(watch, seconds=math.inf if timeout is None else timeout)
+    except KeyboardInterrupt:
+        click.echo("the uploads stay, and will be answered; `qa-platform status --watch` follows them", err=True)
+        raise
+    files = watch.snapshot.files
+    click.echo(outcome(files))
+    unfinished = [file for file in files if file.state not in (FileStatus.FINISHED, FileStatus.UNCHANGED)]
+    for file in unfinished:
+        reason = "; ".join(filter(None, (file.note, "the time is up; it will still be answered" if file.in_work else "")))
+        click.echo(f"{file.version.shown}: {file.state}: {reason}", err=True)
+    return 1 if unfinished else 0
+
+
+@contextmanager
+def _content(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file. Those of a pipe are copied to a temporary file first, since they can be read once, and Google's client sends
+    again what did not arrive.
+    """
+    with nullcontext(sys.stdin.buffer) if path == _STDIN else path.open("rb") as source:
+        if path != _STDIN and path.is_file():
+            yield source
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(source, copy)
+            copy.seek(0)
+            yield copy
+
+
+@contextmanager
+def _bar(source: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """A file whose reading shows a progress bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield source
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from qa_platform.cli.terminal import console, cut
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    # The bar must not redirect standard output, which may be a file.
+    with Progress(*columns, console=console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        yield bar.wrap_file(source, total=os.fstat(source.fileno()).st_size, description=cut(escaped(name), 24))
+
+
+@click.command()
+@click.argument("file", type=FILE_NAME)
+@click.option("--rejected", is_flag=True, help="Instead, a CSV of the rejected rows: line, row, column, reason, what to do.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write, instead of standard output.")
+def answers(file: str, rejected: bool, output: Path | None) -> None:
+    """Write the answered CSV of FILE.
+
+    It has the rows in their order, with answer, score, offsets, model and error.
+    """
+    if output is None:
+        _write_answers(file, sys.stdout.buffer, rejected=rejected)
+        sys.stdout.buffer.flush()
+        return
+    if output.exists() and not output.is_file():
+        # A device or a pipe is written to, and not replaced by a file.
+        with output.open("wb") as target:
+            _write_answers(file, target, rejected=rejected)
+        return
+    output = output.resolve()
+    partial = output.with_name(output.name + ".partial")
+    try:
+        with partial.open("wb") as target:
+            _write_answers(file, target, rejected=rejected)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_answers(file: str, target: IO[bytes], *, rejected: bool) -> None:
+    from qa_platform.clients.postgres import connect
+    from qa_platform.ledger import Ledger
+    from qa_platform.settings import PachydermSettings, PostgresSettings
+
+    if rejected:
+        from qa_platform.results.rejected_csv import rejected_report
+
+        with Ledger(PostgresSettings()) as ledger, connect(PostgresSettings()) as connection:
+            target.writelines(rejected_report(ledger, connection, file))
+        return
+    from qa_platform.results.answered_csv import answered_csv
+
+    with Ledger(PostgresSettings()) as ledger:
+        # Also while the file is being answered again: the last answers still exist.
+        record = ledger.in_the_table(file)
+    if record is None:
+        raise InputError("it is not answered", where=file, advice="`qa-platform status` lists the files")
+    target.writelines(answered_csv(PachydermSettings(), PostgresSettings(), record, tell=lambda what: click.echo(what, err=True)))
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=FILE_NAME)
+def retry(files: tuple[str, ...]) -> None:
+    """Answer files again, all of them or none.
+
+    This is for files that failed, that were rejected, or that another model is to answer. The newest generation of each is answered.
+    A file whose source is gone is refused, with the reason. `qa-platform restore` is for files whose records were lost.
+    """
+    from qa_platform.batches.retry import request_retries
+    from qa_platform.ledger import Ledger
+    from qa_platform.settings import PostgresSettings
+
+    with Ledger(PostgresSettings()) as ledger:
+        records = request_retries(_bucket(), ledger, list(dict.fromkeys(files)))
+    for record in records:
+        click.echo(f"{record.version.shown}: generation {record.version.generation} will be answered again")
+    click.echo("`qa-platform status --watch` follows it", err=True)
+
+
+COMMANDS: tuple[click.Command, ...] = (upload, answers, retry)

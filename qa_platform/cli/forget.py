@@ -1,0 +1,70 @@
+"""The command `qa-platform forget`."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from qa_platform.cli.arguments import FILE_NAME
+from qa_platform.text import escaped
+
+if TYPE_CHECKING:
+    from qa_platform.batches.forget import Trace
+
+_OUT_OF_REACH = """\
+out of reach of this command:
+  backups of PostgreSQL and of the bucket: if one from before now is restored, repeat the command
+  what Pachyderm stores of removed commits, until it collects its garbage
+  logs of pods, and logs, configurations, tags and ticks of runs in Dagster: they have the file's name, and what a rejection quotes
+  notifications that were sent, and what other programs copied"""
+
+
+@click.command()
+@click.argument("file", type=FILE_NAME)
+@click.option("--generation", type=click.IntRange(min=1), help="Forget only this version. By default all that there are.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line: service, what, count, state, detail.")
+def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> None:
+    """Remove FILE for good, wherever it is.
+
+    Removed are its rows, its records, its objects in the bucket, the Pachyderm commits that hold it, and its partition and events in
+    Dagster. Nothing asks for confirmation: see what would be removed with --dry-run first. Answers of other files stay in the tables.
+
+    \b
+    found    with --dry-run: it would be removed
+    removed  it is gone
+    left     it is still there; the reason is beside it
+    kept     a soft-deleted object, which the bucket itself removes later
+
+    A record of the name and the generation stays, so that nothing brings the file back. FILE may be uploaded again, as a new version.
+    A file that a run works on is refused. The command may be repeated. The exit status is 1 if anything is left.
+    """
+    from qa_platform.batches.forget import Forgetting, TraceState
+    from qa_platform.cli.json_output import json_line
+    from qa_platform.clients.services import Services
+    from qa_platform.ledger import Ledger
+    from qa_platform.orchestration.forget import dagster_history
+    from qa_platform.settings import CheckSettings
+
+    services = Services.from_environment()
+    left = 0
+    with dagster_history(CheckSettings().gold_prefix) as history, Ledger(services.postgres) as ledger:
+        forgetting = Forgetting(services, ledger, history, file, generation)
+        for trace in forgetting.find() if dry_run else forgetting.forget():
+            left += trace.state is TraceState.LEFT
+            click.echo(json_line(trace) if as_json else _line(trace))
+    if not as_json:
+        click.echo(_OUT_OF_REACH, err=True)
+    if left:
+        click.echo(f"{left} things are left; the reasons are above", err=True)
+        sys.exit(1)
+    if not as_json:
+        click.echo("nothing was changed" if dry_run else "nothing else is left of it", err=True)
+
+
+def _line(trace: "Trace") -> str:
+    detail = f": {trace.detail}" if trace.detail else ""
+    return escaped(f"{trace.state:8} {trace.service:10}  {trace.count} {trace.what}{detail}")
+
+
+COMMANDS: tuple[click.Command, ...] = (forget,)

@@ -1,0 +1,131 @@
+"""The command line, ``qa-platform``. A command imports what it needs when it runs, so that help is shown at once."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qa_platform.cli import admin, answering, files, forget, restore
+from qa_platform.cli.extras import how_to_install
+from qa_platform.cli.metrics.command import metrics
+from qa_platform.cli.pachyderm import pachyderm_group
+from qa_platform.cli.status.command import status
+from qa_platform.errors import QaPlatformError, TransientError
+from qa_platform.text import escaped
+
+# The status that shells report for a command that Ctrl-C ended.
+_INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _Group(click.Group):
+    """Shows the platform's own errors as messages, without a traceback, and exits with the statuses that the help names."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QaPlatformError as error:
+            raise (_Unavailable if isinstance(error, TransientError) else click.ClickException)(_harmless(str(error))) from error
+        except ModuleNotFoundError as error:
+            if not (command := how_to_install(error.name or "")):
+                raise
+            raise click.ClickException(f"this command needs {error.name}, which is not installed; {command}") from error
+        except ValueError as error:
+            from qa_platform.settings import wrong_settings
+
+            if message := wrong_settings(error):
+                raise click.ClickException(_harmless(message)) from error
+            raise
+        except OSError as error:
+            if error.filename is None and error.errno in _NO_ROOM:
+                _give_up_output()
+                message = f"there is no room for the output ({error.strerror}); make room, and repeat the command"
+                raise click.ClickException(message) from error
+            # Only an error of a file that the command line names is one that the user can fix.
+            if error.filename is None or isinstance(error, BrokenPipeError):
+                raise
+            raise click.ClickException(_harmless(f"{error.filename}: {error.strerror}")) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+def _harmless(message: str) -> str:
+    """A message with its lines, in which a terminal obeys nothing: it may quote names and other servers' messages."""
+    return escaped(message, keep="\n\t")
+
+
+def _give_up_output() -> None:
+    """Discard the buffer of standard output that cannot be written: at exit Python would try again, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Unavailable(click.ClickException):
+    """A service is unavailable for now."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""
+\b
+Exit status:
+  0    done
+  1    it cannot be done, or something is wrong: the message says what to do
+  2    the command was not understood
+  75   a service is unavailable for now: try again
+  130  ended by Ctrl-C
+`local run` ends with the status of its command.
+
+Where everything is comes from the environment (STORAGE_BUCKET, PACHD_ADDRESS, PG_HOST, …); `qa-platform doctor` says what is
+wrong with it. On a laptop `qa-platform local run -- qa-platform …` sets it. Colours and progress bars are for terminals only;
+NO_COLOR switches colours off.
+""",
+)
+@click.version_option(package_name="qa-platform")
+def main() -> None:
+    """Questions and contexts in CSV files, answered: from a bucket through Pachyderm into Postgres."""
+
+
+_COMMANDS = (*files.COMMANDS, *restore.COMMANDS, *forget.COMMANDS, status, metrics, pachyderm_group, *admin.COMMANDS, *answering.COMMANDS)
+for _command in _COMMANDS:
+    main.add_command(_command)
+
+
+@main.group()
+def local() -> None:
+    """The whole stack on this machine, embedded."""
+
+
+@local.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".qa"),
+    show_default=True,
+    help="Folder of the stack's state.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(state: Path, command: tuple[str, ...]) -> None:
+    """Run COMMAND inside an embedded stack, and exit with its status.
+
+    The stack is started and stopped with the command, unless one runs on the same state already, which is then used. The
+    command finds everything, and is let in, through its environment: STORAGE_BUCKET, API_ENDPOINT_OVERRIDE,
+    GOOGLE_APPLICATION_CREDENTIALS, PACHD_ADDRESS, PACH_TOKEN, PG_HOST, PG_PORT, PG_USER, PG_PASSWORD, PG_DBNAME, PGHOST and the
+    like for psql, QA_DATABASE_URL, DAGSTER_HOME, DAGSTER_PG_URL. Other users of the machine are not let in.
+    """
+    from qa_platform.embedded.stack import local_run
+
+    sys.exit(local_run(state, command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""What is read at a scrape, and the metrics that are made of it. Settings are read each time: mounted secrets may have changed.
+
+No label is the name of a file or of anything else that people choose.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from qa_platform.contract import ANSWER_PIPELINE, INCOMING, LOAD_PIPELINE
+from qa_platform.settings import BucketSettings, CheckSettings, PachydermSettings, PostgresSettings, WorkSettings
+
+if TYPE_CHECKING:
+    from pachyderm_sdk.api import pps
+
+    from qa_platform.ledger import FileRecord
+
+Read = Callable[[], Iterable[Metric]]
+
+# Statements end before the deadline of a scrape, so that none outlives it.
+_STATEMENT_SECONDS = 5.0
+# What is recent: files that were loaded within an hour, among the newest, and that many of their rows.
+_RECENT_SECONDS = 3600.0
+_RECENT_FILES = 1_000
+_RECENT_ROWS = 100_000
+_JOBS = 100
+_QUANTILES = (0.5, 0.9, 1.0)
+
+
+def _postgres() -> Iterator[Metric]:
+    from qa_platform.clients.postgres import connect, transaction
+
+    with connect(PostgresSettings()) as connection, transaction(connection) as cursor:
+        cursor.execute("SELECT 1")
+    yield from ()
+
+
+def _bucket() -> Iterator[Metric]:
+    from qa_platform.clients.bucket import open_bucket
+    from qa_platform.clients.refusals import bucket_errors
+
+    with bucket_errors("listing the bucket"):
+        list(open_bucket(BucketSettings()).list_blobs(prefix=INCOMING, max_results=1, timeout=_STATEMENT_SECONDS, retry=None))
+    yield from ()
+
+
+def _pachd() -> Iterator[Metric]:
+    from qa_platform.clients.pachyderm import session
+
+    with session(PachydermSettings(), "asking for the version") as client:
+        client.get_version()
+    yield from ()
+
+
+def _dagster() -> Iterator[Metric]:
+    from qa_platform.cli.doctor.dagster import last_heartbeat
+
+    yield _gauge(
+        "qa_heartbeat_limit_seconds", "Age after which the heartbeat incoming_listing is not fresh.", WorkSettings().heartbeat_fails_after
+    )
+    if (beaten_at := last_heartbeat()) is not None:
+        yield _gauge("qa_heartbeat_timestamp_seconds", "When the heartbeat incoming_listing last came.", beaten_at)
+
+
+def _files() -> Iterator[Metric]:
+    from qa_platform.ledger import Ledger
+
+    with Ledger(PostgresSettings()) as ledger:
+        files, totals = ledger.totals(seconds=_STATEMENT_SECONDS)
+    yield _gauges("qa_files", "Generations of files on record, by state.", "state", {str(k): n for k, n in files.items()})
+    rows = {"answered": totals.answered, "no_answer": totals.no_answer, "rejected": totals.rejected}
+    yield _gauges("qa_rows", "Rows of all generations that were loaded, by result, as they were last loaded.", "result", rows)
+    yield _gauge(
+        "qa_oldest_waiting_seconds", "Age of the file that has waited longest to be loaded; 0 if none waits.", totals.oldest_seconds
+    )
+    yield _gauge("qa_deferred_files", "Files that wait, uncharged, for something other than themselves.", totals.deferred)
+    yield _gauge("qa_charged_failures", "Failures charged to files that wait or are parked as failed.", totals.charged)
+    yield _gauges("qa_claims", "Claims on files, by state.", "state", {"held": totals.held, "expired": totals.expired})
+    yield _gauge("qa_archive_errors", "Files that are done and whose source could not be archived.", totals.archive_errors)
+    last = totals.last_load.timestamp() if totals.last_load else 0
+    yield _gauge("qa_last_load_timestamp_seconds", "When a file was last loaded; 0 if none ever was.", last)
+
+
+def _recent() -> Iterator[Metric]:
+    from qa_platform.clients.postgres import connect
+    from qa_platform.ledger import Ledger
+    from qa_platform.results.low_scores import count_low_scores
+
+    settings = PostgresSettings()
+    with Ledger(settings) as ledger:
+        records = ledger.loaded_within(_RECENT_SECONDS, limit=_RECENT_FILES, seconds=_STATEMENT_SECONDS)
+    yield _gauge("qa_recent_files", "Files loaded within the last hour, among the 1000 newest.", len(records))
+    rows = {kind: sum(getattr(record, kind) for record in records) for kind in ("answered", "no_answer", "rejected")}
+    yield _gauges("qa_recent_rows", "Rows of the recent files, by result.", "result", rows)
+    yield _stages(records)
+    with connect(settings) as connection:
+        looked_at, low = count_low_scores(
+            connection, records, low_score=CheckSettings().low_score, limit=_RECENT_ROWS, seconds=_STATEMENT_SECONDS
+        )
+    yield _gauge("qa_recent_scored_answers", "Answers of the recent files whose scores were read, at most 100000.", looked_at)
+    yield _gauge("qa_recent_low_score_answers", "Those of them with a score below QA_LOW_SCORE.", low)
+
+
+def _stages(records: Sequence["FileRecord"]) -> Metric:
+    """How long the recent files took in each stage. Stages that did not happen in this order in one attempt are left out."""
+    family = GaugeMetricFamily("qa_recent_stage_seconds", "Seconds that the recent files took, by stage.", labels=["stage", "quantile"])
+    seconds: dict[str, list[float]] = {"waiting": [], "answering": [], "loading": []}
+    for record in records:
+        # A file that was asked for again waits since then, which is not recorded.
+        seen = record.created_at if record.load_id == 1 else None
+        # Shards that Pachyderm answered for an earlier commit keep the time of that.
+        for stage, begin, end in (
+            ("waiting", seen, record.started_at),
+            ("answering", record.started_at, record.answered_at),
+            ("loading", _not_before(record.answered_at, record.started_at), record.loaded_at),
+        ):
+            if begin and end and end >= begin:
+                seconds[stage].append((end - begin).total_seconds())
+    for stage, values in seconds.items():
+        for quantile in _QUANTILES if values else ():
+            family.add_metric([stage, f"{quantile:g}"], sorted(values)[math.ceil(quantile * len(values)) - 1])
+    return family
+
+
+def _not_before(moment: datetime | None, first: datetime | None) -> datetime | None:
+    return moment if moment and first and moment >= first else None
+
+
+def _jobs() -> Iterator[Metric]:
+    from pachyderm_sdk.api import pps
+
+    from qa_platform.clients.pachyderm import job_of, session, state_name
+
+    states = [state_name(state) for state in pps.JobState if state != pps.JobState.JOB_STATE_UNKNOWN]
+    jobs = GaugeMetricFamily("qa_pachyderm_jobs", "The 100 newest jobs of each pipeline, by state.", labels=["pipeline", "state"])
+    restarts = GaugeMetricFamily(
+        "qa_pachyderm_recent_job_restarts",
+        "The most restarts of a job that was created within the last hour and has processed nothing since.",
+        labels=["pipeline"],
+    )
+    with session(PachydermSettings(), "asking for the jobs") as client:
+        for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE):
+            infos = list(client.pps.list_job(pipeline=job_of(pipeline, "").pipeline, number=_JOBS))
+            names = [state_name(info.state) for info in infos]
+            for state in states:
+                jobs.add_metric([pipeline, state], names.count(state))
+            restarts.add_metric([pipeline], max(map(_restarts, infos), default=0))
+    yield jobs
+    yield restarts
+
+
+def _restarts(info: "pps.JobInfo") -> int:
+    is_recent = info.created.timestamp() > time.time() - _RECENT_SECONDS
+    # A job that has processed something did start in the end.
+    return info.restart if is_recent and not info.data_processed else 0
+
+
+def _certificates() -> Iterator[Metric]:
+    from qa_platform.clients.credentials import certificate_ends
+
+    ends = certificate_ends(PostgresSettings(), PachydermSettings())
+    left = {end.variable: end.ends_at.timestamp() - time.time() for end in ends}
+    yield _gauges("qa_certificate_expiry_seconds", "Seconds until the first certificate of a setting ends.", "setting", left)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+# Whether each answers is `qa_up`; the rest is read only if it can be, which is `qa_read_success`.
+SERVICES: Mapping[str, Read] = {"postgres": _postgres, "bucket": _bucket, "pachd": _pachd, "dagster": _dagster}
+READINGS: Mapping[str, Read] = {"files": _files, "recent": _recent, "jobs": _jobs, "certificates": _certificates}

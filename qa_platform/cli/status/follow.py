@@ -1,0 +1,64 @@
+"""Shows a watch while it lasts, for `qa-platform status --watch` and `qa-platform upload --wait`."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+
+from qa_platform.cli.json_output import json_line
+from qa_platform.cli.status.line import line_of
+from qa_platform.cli.status.observe import FileState
+from qa_platform.cli.status.render import change_line, overview
+from qa_platform.cli.status.watch import Watch
+from qa_platform.cli.terminal import console, one_line
+
+# How often a watch takes a snapshot. The observer asks the bucket and Pachyderm less often where that takes long.
+_WATCH_SECONDS = 1.0
+
+
+def follow(watch: Watch, *, as_json: bool = False, seconds: float = math.inf) -> None:
+    """Show what is watched until nothing is in work any more, or this many seconds have passed.
+
+    A terminal gets a table that is kept up to date, anything else, or JSON, a line for every change.
+    """
+    out = console()
+    if out.is_terminal and not as_json:
+        _keep_table(watch, out, seconds)
+    else:
+        _write_changes(watch, seconds, as_json=as_json)
+
+
+def _looks(watch: Watch, seconds: float) -> Iterator[list[FileState]]:
+    """Look again and again, and yield what has changed."""
+    end = time.monotonic() + seconds
+    while True:
+        yield watch.look()
+        left = end - time.monotonic()
+        if watch.over or left <= 0:
+            return
+        time.sleep(min(_WATCH_SECONDS, left))
+
+
+def _keep_table(watch: Watch, out: Console, seconds: float) -> None:
+    """Show a table on the terminal, and keep it up to date."""
+    with Live(console=out, auto_refresh=False, redirect_stdout=False) as live:
+        for _ in _looks(watch, seconds):
+            lines = overview(watch.snapshot, width=out.width, height=out.height)
+            for line in lines:
+                line.no_wrap = True
+            live.update(Group(*lines), refresh=True)
+
+
+def _write_changes(watch: Watch, seconds: float, *, as_json: bool) -> None:
+    """Write a line for every change to standard output, and each new problem to standard error."""
+    told: tuple[str, ...] = ()
+    for changed in _looks(watch, seconds):
+        for file in changed:
+            click.echo(json_line(line_of(file)) if as_json else change_line(file, watch.snapshot.at))
+        for problem in watch.snapshot.problems:
+            if problem not in told:
+                click.echo(one_line(problem), err=True)
+        told = watch.snapshot.problems

@@ -1,0 +1,1 @@
+"""The connections: the bucket, PostgreSQL, Pachyderm."""

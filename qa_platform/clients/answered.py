@@ -1,0 +1,121 @@
+"""The answered CSVs in the bucket: one object for each file, which belongs to its newest answers."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from google.api_core.exceptions import PreconditionFailed
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from qa_platform.clients.bucket import NAME_KEY
+from qa_platform.clients.refusals import bucket_errors
+from qa_platform.contract import file_id
+from qa_platform.errors import InputError, TransientError
+
+# Custom metadata of an answered CSV, beside the file's name: whose answers it has.
+_GENERATION_KEY = "qa-platform-generation"
+_LOAD_KEY = "qa-platform-load-id"
+_COMMIT_KEY = "qa-platform-commit"
+_TIMEOUT_SECONDS = 60
+_OBJECT_NAME_BYTES = 1024
+# Bytes that are held in memory, and sent with one request.
+_CHUNK = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers that an object has: of which generation of which file, asked for how often, and the Pachyderm commit they are from."""
+
+    name: str
+    generation: int
+    load_id: int
+    commit: str
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The same as custom metadata of an object."""
+        numbers = {_GENERATION_KEY: str(self.generation), _LOAD_KEY: str(self.load_id)}
+        return {NAME_KEY: self.name, **numbers, _COMMIT_KEY: self.commit}
+
+    @classmethod
+    def of(cls, blob: storage.Blob) -> Self | None:
+        """The answers that an object has; None if it is no answered CSV of this platform."""
+        found = blob.metadata or {}
+        try:
+            return cls(found[NAME_KEY], int(found[_GENERATION_KEY]), int(found[_LOAD_KEY]), found.get(_COMMIT_KEY, ""))
+        except (KeyError, ValueError):
+            return None
+
+
+def answered_name(prefix: str, name: str) -> str:
+    """The object for the answered CSV of a file. The file id replaces a name that would make this too long for an object's name."""
+    place = prefix + name
+    return place if len(place.encode()) <= _OBJECT_NAME_BYTES else f"{prefix}{file_id(name)}.csv"
+
+
+def write_answered(
+    bucket: storage.Bucket, prefix: str, answers: Answers, content: Callable[[], Iterator[bytes]], *, may_write: Callable[[], bool]
+) -> bool:
+    """Write the answered CSV of a file as a stream, in place of older answers. If ``content`` raises, nothing is written.
+
+    Args:
+        content: makes the CSV, piece by piece. It is not called if the object has these answers already.
+        may_write: whether these are still the newest answers. It is called after the object was looked at: if newer ones are written
+            after that, the object has another generation, and this write fails.
+
+    Returns:
+        Whether the object has these answers now, or those of a newer generation; false if it may not be written.
+
+    Raises:
+        InputError: another object lies there, or the bucket refuses the write.
+        TransientError: the bucket is unavailable, or the object changed meanwhile.
+    """
+    place = answered_name(prefix, answers.name)
+    with bucket_errors(f"writing {place}"):
+        before = bucket.get_blob(place, timeout=_TIMEOUT_SECONDS)
+        if before is not None:
+            there = Answers.of(before)
+            if there is None or there.name != answers.name:
+                raise InputError("another object lies where the answered CSV goes", where=place, advice="move it away")
+            if there == answers or there.generation > answers.generation:
+                return True
+        if not may_write():
+            return False
+        blob = bucket.blob(place, chunk_size=_CHUNK)
+        blob.metadata = answers.metadata
+        try:
+            blob.upload_from_file(
+                _Stream(content()),
+                content_type="text/csv; charset=utf-8",
+                if_generation_match=before.generation if before else 0,
+                timeout=_TIMEOUT_SECONDS,
+                retry=DEFAULT_RETRY,
+            )
+        except PreconditionFailed as error:
+            raise TransientError("the answered CSV was replaced while it was written", where=place) from error
+    return True
+
+
+class _Stream(io.RawIOBase):
+    """Pieces as a file, as far as Google's client reads one: it reads chunks, and asks for the position."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._left = bytearray()
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._left) < size:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            self._left += piece
+        result = bytes(self._left if size < 0 else self._left[:size])
+        del self._left[: len(result)]
+        self._position += len(result)
+        return result
+
+    def tell(self) -> int:
+        return self._position

@@ -1,0 +1,220 @@
+"""The connection to Pachyderm: deadlines, retries, and its failures as the platform's own errors."""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+from grpc_interceptor import ClientInterceptor
+from pachyderm_sdk import Client
+from pachyderm_sdk.api import pfs, pps
+from pachyderm_sdk.constants import GRPC_CHANNEL_OPTIONS
+
+from qa_platform.errors import InputError, TransientError
+from qa_platform.settings import PachydermSettings
+
+# The states of a job that has not ended.
+IN_PROGRESS = frozenset(
+    {
+        pps.JobState.JOB_CREATED,
+        pps.JobState.JOB_STARTING,
+        pps.JobState.JOB_RUNNING,
+        pps.JobState.JOB_EGRESSING,
+        pps.JobState.JOB_FINISHING,
+    }
+)
+# The states of a pipeline whose workers do not run, for a reason that the pipeline names.
+NOT_STARTING = frozenset({pps.PipelineState.PIPELINE_CRASHING, pps.PipelineState.PIPELINE_FAILURE})
+
+# Deadlines and bounded retries are gRPC's own. Streams of files and logs last as long as their content does. Streams
+# that are read are not retried: gRPC 1.85 would wait for ever if the server dies just when such a stream opens. Nor is
+# AddFileSet: a file set that is added twice, because only the answer was lost, doubles what is in its files.
+_PFS_LISTS = ("GlobFile", "InspectCommitSet", "ListBranch", "ListCommit", "ListCommitSet", "ListFile", "ListRepo", "WalkFile")
+_PPS_LISTS = ("InspectJobSet", "ListDatum", "ListJob", "ListJobSet", "ListPipeline")
+_WRITTEN = [{"service": "pfs_v2.API", "method": m} for m in ("ModifyFile", "CreateFileSet")]
+_LONG = [{"service": "pfs_v2.API", "method": m} for m in ("GetFile", "GetFileTAR", "SubscribeCommit")]
+_LONG += [{"service": "pps_v2.API", "method": "SubscribeJob"}]
+_LISTED = [{"service": "pfs_v2.API", "method": m} for m in _PFS_LISTS]
+_LISTED += [{"service": "pps_v2.API", "method": m} for m in _PPS_LISTS]
+_ONCE = [{"service": "pfs_v2.API", "method": "AddFileSet"}]
+# A store of logs that hangs must not hold a run.
+_LOGS = [{"service": "pps_v2.API", "method": "GetLogs"}]
+_RETRY = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.2s",
+    "maxBackoff": "5s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {"name": _WRITTEN, "timeout": "21600s", "retryPolicy": _RETRY},
+        {"name": _LONG, "timeout": "21600s"},
+        {"name": _LOGS, "timeout": "120s"},
+        {"name": [*_LISTED, *_ONCE], "timeout": "60s"},
+        {"name": [{}], "timeout": "60s", "retryPolicy": _RETRY},
+    ]
+}
+_CHANNEL_OPTIONS = [
+    *GRPC_CHANNEL_OPTIONS,
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.keepalive_time_ms", 30_000),
+]
+
+
+def connect(settings: PachydermSettings) -> Client:
+    """A client of the pachd at ``settings.pachd_address``, with a deadline on every call and retries while pachd is unavailable.
+
+    Raises:
+        InputError: the address is not ``grpc://host:port`` or ``grpcs://host:port``.
+    """
+    address = urlsplit(settings.pachd_address)
+    if address.scheme not in ("grpc", "grpcs") or not address.hostname or not address.port:
+        raise InputError(
+            f"PACHD_ADDRESS is {settings.pachd_address!r}", advice="it has the form grpc://host:port, or grpcs://host:port with TLS"
+        )
+    client = Client(
+        host=address.hostname,
+        port=address.port,
+        tls=address.scheme == "grpcs",
+        root_certs=settings.pach_ca_bundle.read_bytes() if settings.pach_ca_bundle else None,
+        auth_token=settings.pach_token.get_secret_value() or None,
+    )
+    # The SDK takes no channel options, so its channel is replaced.
+    client._channel.close()
+    client._channel = grpc.intercept_channel(open_channel(client), _Metadata(client._grpc_metadata))
+    client._init_api()
+    return client
+
+
+class _Metadata(ClientInterceptor):
+    """Sends the token with every call. The SDK's own interceptor prints a traceback for every stream that fails; this one does not."""
+
+    def __init__(self, metadata: Sequence[tuple[str, str]]) -> None:
+        self._metadata = metadata
+
+    def intercept(self, method: Callable[..., Any], request: Any, call_details: grpc.ClientCallDetails) -> Any:
+        return method(request, call_details._replace(metadata=[*(call_details.metadata or ()), *self._metadata]))
+
+
+def open_channel(client: Client) -> grpc.Channel:
+    """Another channel to the pachd of a client, with the same deadlines and retries."""
+    if client.root_certs is None:
+        return grpc.insecure_channel(client.address, options=_CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(root_certificates=client.root_certs)
+    return grpc.secure_channel(client.address, credentials, options=_CHANNEL_OPTIONS)
+
+
+@contextmanager
+def session(settings: PachydermSettings, doing: str) -> Iterator[Client]:
+    """A client for the length of a block, with `pachd_errors` around it."""
+    client = connect(settings)
+    try:
+        with pachd_errors(doing):
+            yield client
+    finally:
+        client._channel.close()
+
+
+@contextmanager
+def pachd_errors(doing: str) -> Iterator[None]:
+    """Turn the exceptions of gRPC into the platform's own errors.
+
+    Args:
+        doing: what the block does, for the message.
+
+    Raises:
+        NotThere: pachd does not have what was asked for.
+        InputError: pachd refuses.
+        TransientError: pachd is unavailable, or is still finishing an earlier commit.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        code, details = error.code(), error.details()
+        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in (details or ""):
+            raise TransientError("pachd cannot be reached", where=doing, advice="check PACHD_ADDRESS and that it is up") from error
+        if is_unfinished(error):
+            raise TransientError(f"Pachyderm is still finishing an earlier commit ({details})", where=doing) from error
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED):
+            raise TransientError(f"pachd is unavailable ({code.name}: {details})", where=doing) from error
+        if code is grpc.StatusCode.NOT_FOUND:
+            raise NotThere(f"pachd does not have it ({code.name}: {details})", where=doing) from error
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            raise InputError(
+                f"Pachyderm does not allow it ({details})",
+                where=doing,
+                advice="give the robot its roles; `qa-platform doctor` names the missing one",
+            ) from error
+        raise InputError(f"pachd refused ({code.name}: {details})", where=doing) from error
+
+
+def is_code(error: Exception, code: grpc.StatusCode) -> bool:
+    """Whether an error of the SDK carries this gRPC status."""
+    return isinstance(error, grpc.RpcError) and error.code() == code
+
+
+def is_unfinished(error: Exception) -> bool:
+    """Whether a call was refused because an earlier commit is still being finished."""
+    return is_code(error, grpc.StatusCode.UNKNOWN) and isinstance(error, grpc.RpcError) and "unfinished" in (error.details() or "")
+
+
+class NotThere(InputError):
+    """Pachyderm does not have what was asked for, or no longer has it."""
+
+
+@contextmanager
+def open_tar(client: Client, file: pfs.File) -> Iterator[tarfile.TarFile]:
+    """The files that match a path, as a tar archive that is read as a stream."""
+    try:
+        with client.pfs.pfs_tar_file(file=file) as tar:
+            yield tar
+    except ValueError as error:
+        # The SDK hides what pachd said when it opens the stream.
+        if isinstance(error.__cause__, grpc.RpcError):
+            raise error.__cause__ from None
+        raise
+
+
+def fetch_folder(client: Client, uri: str, target: Path) -> None:
+    """Copy a folder of a repo (``repo@commit:/folder``) into ``target``, without the folder's own name."""
+    file = pfs.File.from_uri(uri)
+    prefix = file.path.strip("/") + "/"
+    # Raises if it does not exist; the SDK would only fail to read an archive.
+    client.pfs.inspect_file(file=file)
+    with open_tar(client, file) as tar:
+        for member in tar:
+            name = member.name.strip("/")
+            if member.isfile() and name.startswith(prefix):
+                member.name = name.removeprefix(prefix)
+                tar.extract(member, target, filter="data")
+
+
+def read_file(client: Client, uri: str) -> Iterator[bytes]:
+    """The content of one file of a repo (``repo@commit:/path``), piece by piece."""
+    # Not the SDK's `pfs_file`, which hides pachd's message.
+    return (piece.value for piece in client.pfs.get_file(file=pfs.File.from_uri(uri)))
+
+
+def state_name(state: int) -> str:
+    """The state of a job: ``running``, ``success`` and so on. The SDK leaves numbers where the protocol has enums."""
+    return str(pps.JobState(state).name).removeprefix("JOB_").lower()
+
+
+def pipeline_state(info: pps.PipelineInfo) -> str:
+    """The state of a pipeline: ``running``, ``crashing`` and so on. The SDK leaves numbers where the protocol has enums."""
+    return str(pps.PipelineState(info.state).name).removeprefix("PIPELINE_").lower()
+
+
+def job_of(pipeline: str, job_id: str) -> pps.Job:
+    """The job of a pipeline in the default project."""
+    return pps.Job(pipeline=pps.Pipeline(project=pfs.Project(name="default"), name=pipeline), id=job_id)
+
+
+def user_lines(messages: Iterable[pps.LogMessage]) -> list[str]:
+    """The lines of the pipeline's own program, without Pachyderm's lines about it."""
+    return [message.message.rstrip("\n") for message in messages if message.user]

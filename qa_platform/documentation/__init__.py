@@ -1,1 +1,0 @@
-"""What of the documentation is made by programs: the pages that repeat the code, and the screenshot."""

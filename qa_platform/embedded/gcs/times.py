@@ -1,0 +1,27 @@
+"""Times as the API writes them: RFC 3339 in UTC, with microseconds, so that their texts compare as they do."""
+
+from datetime import UTC, datetime, timedelta
+
+
+def now_text() -> str:
+    """The time."""
+    return _text(datetime.now(UTC))
+
+
+def in_seconds(moment: str, seconds: float) -> str:
+    """The time so many seconds after a moment."""
+    return _text(datetime.fromisoformat(moment) + timedelta(seconds=seconds))
+
+
+def normalised(moment: str) -> str:
+    """A time that a client wrote, as this module writes it.
+
+    Raises:
+        ValueError: it is not in RFC 3339.
+    """
+    parsed = datetime.fromisoformat(moment)
+    return _text(parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC))
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""Measuring how good a model's answers are, and choosing a precision by it."""

@@ -1,0 +1,131 @@
+"""Gold sets, and the SQuAD metric: exact match and F1.
+
+The metric is that of the SQuAD v1.1 evaluation script (Rajpurkar et al., 2016): both texts are lower-cased, stripped of
+punctuation and of the articles a, an, the, and split at white space; the best value over all gold answers counts. A question
+without gold answers (SQuAD v2) is right exactly when nothing is answered.
+"""
+
+import collections
+import csv
+import hashlib
+import json
+import re
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qa_platform.errors import InputError
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class GoldAnswer:
+    """One annotator's answer. ``start`` is its character offset in the context, or None where the set has no offsets."""
+
+    text: str
+    start: int | None
+
+
+@dataclass(frozen=True)
+class GoldQuestion:
+    """A question, its context, and the right answers; without any, the question has no answer. ``group`` is its article."""
+
+    id: str
+    group: str
+    question: str
+    context: str
+    answers: tuple[GoldAnswer, ...]
+
+
+def read_gold(path: Path) -> list[GoldQuestion]:
+    """Read a gold set: SQuAD JSON (v1 or v2), or a CSV with the columns question, context and answers.
+
+    A CSV's ``answers`` cell is a JSON list of strings, or one answer as plain text. An empty cell means that there is no answer.
+
+    Raises:
+        InputError: the file is neither, or has no questions.
+    """
+    try:
+        questions = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_squad(path))
+    except UnicodeDecodeError as error:
+        # The error's position is in the block that was read, not in the file, so it is not shown.
+        raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
+    if not questions:
+        raise InputError("it has no questions", where=str(path))
+    return questions
+
+
+def _read_squad(path: Path) -> Iterator[GoldQuestion]:
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        for number, article in enumerate(articles):
+            for paragraph in article["paragraphs"]:
+                for qa in paragraph["qas"]:
+                    answers = tuple(GoldAnswer(a["text"], a.get("answer_start")) for a in qa["answers"])
+                    group = article.get("title") or f"{path.stem}-{number}"
+                    yield GoldQuestion(str(qa["id"]), group, qa["question"], paragraph["context"], answers)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=str(path)) from error
+
+
+def _read_csv(path: Path) -> Iterator[GoldQuestion]:
+    csv.field_size_limit(2**31 - 1)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = {"question", "context", "answers"} - set(reader.fieldnames or ())
+        if missing:
+            raise InputError(
+                f"it has no column {' and no column '.join(sorted(missing))}",
+                where=str(path),
+                advice="a gold CSV has the columns question, context and answers",
+            )
+        for number, row in enumerate(reader, start=1):
+            if None in (row["question"], row["context"], row["answers"]):
+                raise InputError("it has fewer cells than the header", where=f"{path}, row {number}")
+            answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row["answers"]))
+            yield GoldQuestion(str(number), path.stem, row["question"], row["context"], answers)
+
+
+def _answers_of_cell(cell: str) -> list[str]:
+    if not cell.strip():
+        return []
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return [cell]
+    return [str(text) for text in value] if isinstance(value, list) else [cell]
+
+
+def held_out(question: GoldQuestion, *, parts: int = 6) -> bool:
+    """Whether a question belongs to the held-out part: one paragraph in ``parts``, by the SHA-256 of its text.
+
+    All questions of a paragraph are in the same part, whatever file they came from.
+    """
+    return int.from_bytes(hashlib.sha256(question.context.encode()).digest()[:4], "big") % parts == 0
+
+
+def normalize(text: str) -> list[str]:
+    """The words of a text as the SQuAD metric compares them."""
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def exact_match(answer: str, golds: Sequence[str]) -> float:
+    """1.0 if the normalised answer equals a normalised gold answer, or if both are none; else 0.0."""
+    words = normalize(answer)
+    return float(any(words == normalize(gold) for gold in golds)) if golds else float(not words)
+
+
+def f1(answer: str, golds: Sequence[str]) -> float:
+    """The best harmonic mean of word precision and recall over the gold answers, in [0, 1]."""
+    words = normalize(answer)
+    return max((_f1_of_words(words, normalize(gold)) for gold in golds), default=float(not words))
+
+
+def _f1_of_words(words: list[str], gold: list[str]) -> float:
+    if not words or not gold:
+        return float(words == gold)
+    same = sum((collections.Counter(words) & collections.Counter(gold)).values())
+    return 2 * same / (len(words) + len(gold))

@@ -1,0 +1,223 @@
+"""Answers as pandas DataFrames: `answer` answers a frame on this machine, `read_answers` and `rejected` read PostgreSQL's tables.
+
+Where PostgreSQL is comes from the environment. Cells without a value are ``pd.NA``: text is of the dtype ``string``, numbers are ``Int64``
+and ``Float64``.
+"""
+
+import io
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from pandas.api.extensions import ExtensionArray
+
+from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, Precision, RowReason
+from qa_platform.errors import InputError
+from qa_platform.settings import ModelSettings, PostgresSettings
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from qa_platform.answering import Answerer
+    from qa_platform.answering.rows import AskedRow
+    from qa_platform.ledger import Ledger
+
+# The columns of the answered CSV and of the report on rejected rows that are no text.
+_NUMBERS: dict[str, type] = {"score": float, "answer_start": int, "answer_end": int, "line": int, "row": int}
+_DTYPES: dict[type | str, str] = {
+    str: "string",
+    "text": "string",
+    "character varying": "string",
+    int: "Int64",
+    "integer": "Int64",
+    "bigint": "Int64",
+    float: "Float64",
+    "double precision": "Float64",
+    "timestamp without time zone": "datetime64[us]",
+    "timestamp with time zone": "datetime64[us, UTC]",
+}
+
+
+def answer(
+    frame: pd.DataFrame,
+    *,
+    question: Hashable = "question",
+    context: Hashable = "context",
+    model: "str | Answerer" = "bundled",
+    precision: Precision | Literal["auto"] = "auto",
+    top_k: int = 1,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """A copy of a frame with the columns of `contract.ANSWER_COLUMNS` added; its own columns, its rows and its index stay.
+
+    A row that cannot be answered has the reason in ``error``, and no row raises. Scores have six digits, as in the answered CSV.
+
+    Args:
+        question: the column of the questions.
+        context: the column of the contexts.
+        model: ``bundled``, a folder, or a Hugging Face id; or an `Answerer`, which keeps its model loaded from call to call.
+        precision: fp32, bf16, int8, or auto: what `qa-platform tune` found. An `Answerer` has its own.
+        top_k: answers per row. With more than one, the next best are in the column ``alternatives``, a JSON list.
+        progress: whether a bar is shown, in a notebook or a terminal.
+
+    Raises:
+        InputError: a column is missing, or has the name of one that is added; columns or index have duplicates; there is no such model.
+        TransientError: the Hugging Face hub is unavailable.
+    """
+    from qa_platform.answering import Answerer, AnswerOptions
+    from qa_platform.answering.rows import ALTERNATIVES, alternatives_cell, answer_cells, answered_rows
+
+    added = [*ANSWER_COLUMNS, *([ALTERNATIVES] if top_k > 1 else [])]
+    _check(frame, (question, context), added)
+    options = AnswerOptions(top_k=top_k, align_to_words=ModelSettings().align_to_words)
+    answerer = model if isinstance(model, Answerer) else Answerer(ModelChoice(model, precision=precision))
+    # Before the bar, whose speed is that of answering.
+    model_id = answerer.identity.id
+    rows = []
+    with _bar(len(frame), wanted=progress) as bar:
+        for _, found in answered_rows(answerer, map(_asked, frame[question], frame[context]), options):
+            rows.append([*answer_cells(found, model_id), alternatives_cell(found)])
+            bar.update()
+    columns = zip(*rows, strict=True) if rows else [()] * len(added)
+    return frame.assign(**{name: _of_texts(name, cells) for name, cells in zip(added, columns, strict=False)})
+
+
+def read_answers(
+    *,
+    file: str | None = None,
+    partition: str | None = None,
+    where: Mapping[str, object] | None = None,
+    columns: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """The rows of the table ``question_answer`` that fulfil all of the conditions, in the order of file and row.
+
+    They are streamed into one frame, which must fit into memory. Contexts take most of it: leave them out with ``columns``.
+
+    Args:
+        file: the file's name below ``incoming/``.
+        partition: the same file as Dagster names it, ``context.partition_key``.
+        where: columns and the values that they have: ``{"model": "bundled", "flag": None}``. None is a cell without a value.
+        columns: the columns to read, in their order; all of them by default.
+
+    Raises:
+        InputError: there is no condition; the file is not answered; there is no such column; a value is none of its column.
+        TransientError: PostgreSQL is unavailable.
+    """
+    from qa_platform.clients.postgres import connect
+    from qa_platform.clients.schema import ANSWERS
+    from qa_platform.ledger import Ledger
+    from qa_platform.results.answer_rows import answer_rows
+
+    conditions = {column: _value(column, value) for column, value in (where or {}).items()}
+    settings = PostgresSettings()
+    if len([given for given in (file, partition, conditions.get("source_file")) if given is not None]) > 1:
+        raise InputError("the file is given more than once", advice="give a file, a partition, or source_file in where")
+    if file is not None or partition is not None:
+        with Ledger(settings) as ledger:
+            conditions["source_file"] = _answered_file(ledger, file, partition)
+    if not conditions:
+        raise InputError("nothing says which answers to read", advice="give a file, a partition, or values of columns as where")
+    names = list(dict.fromkeys(columns if columns is not None else ANSWERS.names))
+    with connect(settings) as connection:
+        cells: list[list[Any]] = [[] for _ in names]
+        for row in answer_rows(connection, names, conditions):
+            for column, cell in zip(cells, row, strict=True):
+                column.append(cell)
+    return pd.DataFrame(
+        {name: pd.array(column, dtype=_DTYPES[ANSWERS.base_types[name]]) for name, column in zip(names, cells, strict=True)}
+    )
+
+
+def rejected(file: str) -> pd.DataFrame:
+    """The rejected rows of a file's newest generation, or why the file was rejected: `ingest.REPORT_COLUMNS`, the reason and what to do.
+
+    Args:
+        file: the file's name below ``incoming/``.
+
+    Raises:
+        InputError: the file was never seen, or is neither rejected nor answered yet.
+        TransientError: PostgreSQL is unavailable.
+    """
+    from qa_platform.clients.postgres import connect
+    from qa_platform.ingest.dialect import csv_reader
+    from qa_platform.ledger import Ledger
+    from qa_platform.results.rejected_csv import rejected_report
+
+    settings = PostgresSettings()
+    with Ledger(settings) as ledger, connect(settings) as connection:
+        report = b"".join(rejected_report(ledger, connection, _storable("file", file)))
+    header, *rows = csv_reader(io.StringIO(report.decode(), newline=""))
+    cells = zip(*rows, strict=True) if rows else [()] * len(header)
+    return pd.DataFrame({name: _of_texts(name, column) for name, column in zip(header, cells, strict=True)})
+
+
+def _check(frame: pd.DataFrame, wanted: Iterable[Hashable], added: Sequence[str]) -> None:
+    if frame.columns.nlevels > 1:
+        raise InputError("the frame's columns have several levels", advice="give it one name per column")
+    for name in wanted:
+        if name not in frame.columns:
+            raise InputError(f"the frame has no column {name!r}", advice="name its columns with question= and context=")
+    if clash := [name for name in added if name in frame.columns]:
+        raise InputError(f"the frame has the columns {', '.join(clash)} already", advice="drop or rename them")
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise InputError(f"the frame has several columns {twice!r}", advice="drop or rename all but one")
+    if not frame.index.is_unique:
+        twice = frame.index[frame.index.duplicated()][0]
+        raise InputError(f"the frame's index has {twice} several times", advice="number the rows with reset_index()")
+
+
+def _asked(question: object, context: object) -> "AskedRow":
+    """A row as the engine takes it. A cell without a value is an empty text, which the engine rejects as one."""
+    from qa_platform.answering.rows import AskedRow
+
+    question, context = ("" if _is_missing(cell) else cell for cell in (question, context))
+    if not (isinstance(question, str) and isinstance(context, str)):
+        return AskedRow((), "", "", RowReason.NOT_TEXT)
+    # numpy's texts are a class of their own.
+    return AskedRow((), str(question), str(context))
+
+
+def _is_missing(cell: object) -> bool:
+    return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
+
+
+def _bar(rows: int, *, wanted: bool) -> "tqdm":
+    """A bar on standard error, where somebody looks at it: in a notebook or a terminal, and not in a log."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    console = Console(stderr=True)
+    return tqdm(total=rows, unit=" rows", disable=not (wanted and (console.is_terminal or console.is_jupyter)))
+
+
+def _answered_file(ledger: "Ledger", file: str | None, partition: str | None) -> str:
+    """The name of an answered file, by its name or its partition."""
+    name = file if file is None else _storable("file", file)
+    if partition is not None:
+        record = ledger.newest_by_partition([_storable("partition", partition)]).get(partition)
+        name = record.version.name if record else None
+    if name is None or ledger.in_the_table(name) is None:
+        raise InputError("it is not answered", where=file or partition or "", advice="`qa-platform status` lists the files")
+    return name
+
+
+def _value(column: str, value: object) -> str | None:
+    """A value as text, which PostgreSQL takes as a parameter and reads as the column's type."""
+    if not pd.api.types.is_scalar(value):
+        raise InputError(f"must be one value, and is a {type(value).__name__}", where=f"where, {column}")
+    return None if _is_missing(value) else _storable(f"where, {column}", str(value))
+
+
+def _storable(where: str, text: str) -> str:
+    from qa_platform.ingest.rules import storable
+
+    if not storable(text):
+        raise InputError("it has a character that the tables cannot hold: NUL, or half of a surrogate pair", where=where)
+    return text
+
+
+def _of_texts(column: str, cells: Iterable[str]) -> ExtensionArray:
+    """A column out of cells of a CSV; an empty cell has no value."""
+    kind = _NUMBERS.get(column, str)
+    return pd.array([kind(cell) if cell else None for cell in cells], dtype=_DTYPES[kind])

@@ -1,0 +1,72 @@
+"""The CSV dialect: how records are parsed and written, everywhere in the platform.
+
+Commas between cells, double quotes around cells that need them, quotes inside a quoted cell written twice (RFC 4180). Reading is
+strict: text after a closing quote and a quote left open are errors. Uploads may have another delimiter; all that is written has commas.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+# What may stand between the cells of an upload, with its name, in the order in which they are tried.
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+# What reading raises where the text is not of this dialect.
+CsvError = csv.Error
+
+# The largest limit that the csv module takes on every system; its default is below the length of a context. Records have limits of their
+# own, see `contract.ROW_LIMIT`.
+_CELL_LIMIT = 2**31 - 1
+
+# Carriage returns that end no line. Outside quotes they damage their row. A run is looked at once, from its beginning: the time is linear.
+BARE_RETURN = re.compile(r"(?<!\r)\r++(?!\n|\Z)")
+
+
+class RecordReader(Protocol):
+    """An iterator over records. ``line_num`` counts the lines that it has read."""
+
+    @property
+    def line_num(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[str]]: ...
+
+    def __next__(self) -> list[str]: ...
+
+
+def csv_reader(lines: Iterable[str], *, delimiter: str = ",") -> RecordReader:
+    """The records of ``lines``, each a list of cells; a blank line gives an empty list.
+
+    Raises:
+        CsvError: while iterating, a record is damaged.
+    """
+    csv.field_size_limit(_CELL_LIMIT)
+    return csv.reader(lines, strict=True, delimiter=delimiter)
+
+
+def parse(text: str, *, delimiter: str = ",") -> list[list[str]]:
+    """The records of a text whose lines end with LF; a carriage return ends none.
+
+    Raises:
+        CsvError: a record is damaged.
+    """
+    return list(csv_reader(io.StringIO(text, newline="\n"), delimiter=delimiter))
+
+
+def csv_text(cells: Sequence[str]) -> str:
+    """One record, quoted where it must be, without a line end."""
+    out = io.StringIO()
+    # With "\n" here, Python before 3.13 leaves a cell with a carriage return unquoted, which then reads as two rows.
+    csv.writer(out, lineterminator="\r\n").writerow(cells)
+    return out.getvalue().removesuffix("\r\n")
+
+
+def csv_line(cells: Sequence[str]) -> bytes:
+    """One record in UTF-8, with its line feed."""
+    return csv_text(cells).encode() + b"\n"
+
+
+def with_line_end(record: bytes) -> bytes:
+    """A record with a line end that every parser recognises; LF and CRLF stay as they are."""
+    return record.rstrip(b"\r\n") + b"\n" if not record.endswith(b"\n") or record.endswith(b"\r\r\n") else record

@@ -1,0 +1,77 @@
+"""Pieces of SQL that the statements on ``question_file`` share. In all of them the table is ``f``."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import psycopg
+
+from qa_platform.contract import INCOMING, FileVersion, file_id, partition_key
+
+# Names in one query. Larger queries are not faster.
+_CHUNK = 5_000
+
+OPEN = "f.status IN ('pending', 'running')"
+LIVE = "(f.claim_owner IS NOT NULL AND f.claim_until > now())"
+DUE = "(f.retry_at IS NULL OR f.retry_at <= now())"
+# A file that is done and whose source leaves `incoming/`. Once that is recorded, a loaded file is finished.
+LEAVES_INCOMING = "f.status IN ('loaded', 'rejected', 'unchanged')"
+NOT_ARCHIVED = f"{LEAVES_INCOMING} AND f.archived_at IS NULL"
+# Sets the columns of a file that is to be answered again because somebody asked for it. The caller sets `load_id`.
+ASKED_AGAIN = """
+    status = 'pending', attempts = 0, retry_at = NULL, put_off_since = NULL, batch_id = '', archived_at = NULL, archive_error = '',
+    csv_owed = false, csv_error = '', error = '', rejection = NULL
+"""
+# Joins the versions of `keys`.
+WANTED = "unnest(%(names)s::text[], %(generations)s::bigint[]) AS w (source_file, generation)"
+IS_WANTED = "f.source_file = w.source_file AND f.generation = w.generation"
+
+# The record is as somebody has read it, and nobody else has claimed it since. With the parameters of `as_read`.
+AS_READ = f"(f.load_id = %(read_load_id)s AND f.place = %(read_place)s AND (NOT {LIVE} OR f.claim_owner = %(read_owner)s))"
+
+_T = TypeVar("_T")
+
+
+class _Read(Protocol):
+    @property
+    def load_id(self) -> int: ...
+    @property
+    def place(self) -> str: ...
+    @property
+    def claim_owner(self) -> str: ...
+
+
+def as_read(record: _Read) -> dict[str, str | int]:
+    """The parameters of `AS_READ`, out of a `FileRecord`."""
+    return {"read_load_id": record.load_id, "read_place": record.place, "read_owner": record.claim_owner}
+
+
+def keys(versions: Sequence[FileVersion]) -> dict[str, list]:
+    """The parameters of `WANTED`."""
+    return {"names": [version.name for version in versions], "generations": [version.generation for version in versions]}
+
+
+def chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """The values, as many at a time as one query takes."""
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+
+
+def insert_unknown(cursor: psycopg.Cursor, versions: Sequence[FileVersion]) -> None:
+    """Add the versions that have no record yet, as pending files under ``incoming/``."""
+    cursor.execute(
+        """
+        INSERT INTO question_file (source_file, generation, size, crc32c, md5, file_id, partition_key, place)
+        SELECT * FROM unnest(
+            %(names)s::text[], %(generations)s::bigint[], %(sizes)s::bigint[], %(checksums)s::text[], %(md5s)s::text[], %(ids)s::text[],
+            %(keys)s::text[], %(places)s::text[])
+        ON CONFLICT (source_file, generation) DO NOTHING
+        """,
+        {
+            **keys(versions),
+            "sizes": [version.size for version in versions],
+            "checksums": [version.crc32c for version in versions],
+            "md5s": [version.md5 for version in versions],
+            "ids": [file_id(version.name) for version in versions],
+            "keys": [partition_key(version.name) for version in versions],
+            "places": [INCOMING + version.name for version in versions],
+        },
+    )

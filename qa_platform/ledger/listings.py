@@ -1,0 +1,51 @@
+"""Listings of records of which there may be any number: those of many files, and all generations of one."""
+
+# Only constants of this package are put into SQL's text; values travel as parameters.
+
+from collections.abc import Iterator
+from itertools import chain
+
+from qa_platform.contract import INCOMING, FileVersion
+from qa_platform.ledger.conditions import LIVE, OPEN
+from qa_platform.ledger.records import FileRecord, Records
+
+# Records that one query reads.
+_PAGE = 2_000
+
+
+class Listings(Records):
+    """Reading many records. No query reads more than a page."""
+
+    def history(self, *, name: str | None = None, limit: int) -> list[FileRecord]:
+        """The newest records, of all files or of one, newest first."""
+        rest = "f.created_at DESC, f.generation DESC" if name is None else "f.generation DESC"
+        where = "" if name is None else "WHERE f.source_file = %(name)s"
+        return self._select(f"FROM question_file f {where} ORDER BY {rest} LIMIT %(limit)s", {"name": name, "limit": limit})
+
+    def in_the_table(self, name: str) -> FileRecord | None:
+        """The generation whose rows are in the table: the one that was loaded last, however many unchanged ones came after it."""
+        rest = "FROM question_file f WHERE f.source_file = %(name)s AND f.loaded_at IS NOT NULL ORDER BY f.generation DESC LIMIT 1"
+        return next(iter(self._select(rest, {"name": name})), None)
+
+    def in_work(self) -> Iterator[FileRecord]:
+        """Files that are not done, and then those whose source is not archived yet, each oldest first."""
+        return chain(self._paged(OPEN), self._paged("f.status = 'loaded' AND f.archived_at IS NULL"))
+
+    def waiting_elsewhere(self) -> Iterator[FileVersion]:
+        """Versions to be answered again whose source has left ``incoming/``, oldest record first. No listing shows them."""
+        return (record.version for record in self._paged(f"{OPEN} AND f.place <> %(incoming)s || f.source_file"))
+
+    def waiting_uploads(self) -> Iterator[FileRecord]:
+        """Files that wait under ``incoming/``, according to their records, and that nobody has claimed."""
+        return self._paged(f"{OPEN} AND f.place = %(incoming)s || f.source_file AND NOT {LIVE}")
+
+    def _paged(self, condition: str) -> Iterator[FileRecord]:
+        """The records that meet a condition, oldest first, each page in a transaction of its own."""
+        # In the order of the indexes of unfinished files, which have no column but this.
+        key, after = "f.created_at, f.source_file, f.generation", ""
+        values: dict[str, object] = {"incoming": INCOMING, "page": _PAGE}
+        while page := self._select(f"FROM question_file f WHERE {condition} {after} ORDER BY {key} LIMIT %(page)s", values):
+            yield from page
+            last = page[-1]
+            after = f"AND ({key}) > (%(created)s, %(name)s, %(generation)s)"
+            values |= {"created": last.created_at, "name": last.version.name, "generation": last.version.generation}

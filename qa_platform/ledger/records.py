@@ -1,0 +1,261 @@
+"""The records of files: one per generation, and the questions that are asked of them."""
+
+# Only constants of this package are put into SQL's text; values travel as parameters.
+# ruff: noqa: S608
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import kwargs_row
+
+from qa_platform.clients.postgres import only_row
+from qa_platform.contract import FileStatus, FileVersion, ModelChoice, partition_key
+from qa_platform.ingest import FileRejection
+from qa_platform.ledger.conditions import DUE, IS_WANTED, LIVE, NOT_ARCHIVED, OPEN, WANTED, chunks, keys
+from qa_platform.ledger.connection import LedgerConnection
+from qa_platform.ledger.states import Known
+
+_COLUMNS = f"""
+    f.source_file, f.generation, f.size, f.crc32c, f.md5, f.status, f.load_id, f.rows, f.answered, f.no_answer, f.rejected,
+    CASE WHEN {LIVE} THEN f.claim_owner ELSE '' END AS claim_owner, f.attempts, {DUE} AS due,
+    f.put_off_since IS NOT NULL AS was_deferred,
+    f.wanted_model, f.wanted_revision, f.wanted_precision, f.model, f.model_revision, f.model_precision, f.place,
+    f.pachyderm_commit, f.pachyderm_job, f.batch_id, f.dagster_run,
+    f.created_at, f.started_at, f.answered_at, f.loaded_at, f.archived_at, f.archive_error, f.csv_error,
+    f.error, f.rejection::text AS rejection
+"""
+
+# The newest loads among which `recent_loads` looks, so that the look is bounded after the model has changed.
+_REACH = 1_000
+# An enum's own look-up takes longer than the rest of a row.
+_STATUSES = {str(status): status for status in FileStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What is recorded of one generation of a file.
+
+    Args:
+        load_id: how often this generation was asked to be answered, from 1.
+        claim_owner: the owner of a live claim; else empty.
+        attempts: how often a failure was charged to the file since somebody last asked for an answer.
+        due: false while a failed or deferred file waits for its next attempt.
+        was_deferred: the file has waited, uncharged, since it was last loaded or charged.
+        wanted_model: the model that was asked for, with revision and precision. Empty before a load, as the counts are 0.
+        model: the model that answered, with revision and precision. Empty before a load.
+        place: the name of the object that holds this generation; empty if the object was deleted.
+        error: why the file is not done, for people. Of a running file: what its job waits for.
+        rejection: why the file cannot be read; None for files that are not rejected, or were before rejections had fields.
+        archive_error: why the source of a file that is done could not be archived when that was last tried; else empty.
+        csv_error: why the answered CSV could not be written to the bucket when that was last tried; else empty.
+    """
+
+    version: FileVersion
+    status: FileStatus
+    load_id: int
+    rows: int
+    answered: int
+    no_answer: int
+    rejected: int
+    claim_owner: str
+    attempts: int
+    due: bool
+    was_deferred: bool
+    wanted_model: str
+    wanted_revision: str
+    wanted_precision: str
+    model: str
+    model_revision: str
+    model_precision: str
+    place: str
+    pachyderm_commit: str
+    pachyderm_job: str
+    batch_id: str
+    dagster_run: str
+    created_at: datetime
+    started_at: datetime | None
+    answered_at: datetime | None
+    loaded_at: datetime | None
+    archived_at: datetime | None
+    error: str
+    rejection: FileRejection | None = None
+    archive_error: str = ""
+    csv_error: str = ""
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """The files that wait, uncharged, for something other than themselves.
+
+    Args:
+        files: how many files wait.
+        until: when the first of them is due.
+        why: the reason of that first one.
+    """
+
+    files: int
+    until: datetime
+    why: str
+
+
+class Records(LedgerConnection):
+    """Reading records. No method writes."""
+
+    def now(self) -> datetime:
+        """PostgreSQL's time, with which the times in records compare."""
+        with self._transaction() as cursor:
+            moment: datetime = only_row(cursor.execute("SELECT now()"))[0]
+        return moment
+
+    def records(self, versions: Sequence[FileVersion]) -> dict[tuple[str, int], FileRecord]:
+        """The records of these versions, by (name, generation). Unknown versions are left out."""
+        result: dict[tuple[str, int], FileRecord] = {}
+        for chunk in chunks(versions):
+            for record in self._select(f"FROM question_file f JOIN {WANTED} ON {IS_WANTED}", keys(chunk)):
+                result[record.version.name, record.version.generation] = record
+        return result
+
+    def known(self, versions: Sequence[FileVersion]) -> dict[tuple[str, int], Known]:
+        """What planning needs of these versions, by (name, generation). Several times as fast as `records`: made for whole listings."""
+        result: dict[tuple[str, int], Known] = {}
+        for chunk in chunks(versions):
+            with self._transaction() as cursor:
+                cursor.execute(
+                    f"""
+                    SELECT f.source_file, f.generation, f.status, f.attempts, f.load_id, f.batch_id, {DUE}
+                    FROM question_file f JOIN {WANTED} ON {IS_WANTED}
+                    """,
+                    keys(chunk),
+                )
+                for name, generation, status, attempts, load_id, batch_id, due in cursor:
+                    result[name, generation] = Known(_STATUSES[status], attempts, load_id, batch_id, due)
+        return result
+
+    def newest_by_partition(self, partition_keys: Sequence[str]) -> dict[str, FileRecord]:
+        """The newest generation of the file of each partition, by partition key. Unknown partitions are left out."""
+        result: dict[str, FileRecord] = {}
+        for chunk in chunks(partition_keys):
+            rest = """
+                FROM unnest(%(keys)s::text[]) AS w (key) CROSS JOIN LATERAL
+                (SELECT * FROM question_file g WHERE g.partition_key = w.key ORDER BY g.generation DESC LIMIT 1) f
+            """
+            for record in self._select(rest, {"keys": list(chunk)}):
+                result[partition_key(record.version.name)] = record
+        return result
+
+    def latest_answered(self, names: Sequence[str], *, model: ModelChoice) -> dict[str, FileVersion]:
+        """Per name, the version whose answers are in the table, if this model gave them and nobody has asked for new ones."""
+        result: dict[str, FileVersion] = {}
+        for chunk in chunks(names):
+            rest = """
+                FROM unnest(%(names)s::text[]) AS w (name) CROSS JOIN LATERAL
+                (SELECT * FROM question_file g WHERE g.source_file = w.name AND g.loaded_at IS NOT NULL
+                 ORDER BY g.generation DESC LIMIT 1) f
+                WHERE f.status IN ('loaded', 'finished')
+                AND (f.wanted_model, f.wanted_revision, f.wanted_precision) = (%(model)s, %(revision)s, %(precision)s)
+            """
+            values = {"names": list(chunk), "model": model.id, "revision": model.revision, "precision": model.precision}
+            result.update((record.version.name, record.version) for record in self._select(rest, values))
+        return result
+
+    def names_with_status(self, statuses: Sequence[FileStatus]) -> set[str]:
+        """The names of files of which any generation has one of these statuses."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT DISTINCT source_file FROM question_file WHERE status = ANY(%s)", [[str(s) for s in statuses]])
+            return {name for (name,) in cursor}
+
+    def loaded_below(self, prefix: str, *, limit: int) -> list[str]:
+        """The names of files that begin with a prefix and were ever loaded, the last loaded first."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                """
+                SELECT source_file FROM question_file WHERE starts_with(source_file, %s) AND loaded_at IS NOT NULL
+                GROUP BY source_file ORDER BY max(loaded_at) DESC LIMIT %s
+                """,
+                [prefix, limit],
+            )
+            return [name for (name,) in cursor]
+
+    def recent_loads(self, model: ModelChoice, *, without: Sequence[str], limit: int) -> list[FileRecord]:
+        """The newest files with answers of this model in the table, newest first.
+
+        Args:
+            without: names that are left out.
+        """
+        rest = """
+            FROM (
+                SELECT * FROM question_file WHERE source_file <> ALL(%(without)s::text[]) AND loaded_at IS NOT NULL
+                ORDER BY created_at DESC, generation DESC LIMIT %(reach)s
+            ) f
+            WHERE f.status IN ('loaded', 'finished') AND f.answered > 0
+            AND (f.model, f.model_revision, f.model_precision) = (%(model)s, %(revision)s, %(precision)s)
+            AND NOT EXISTS (
+                SELECT FROM question_file g
+                WHERE g.source_file = f.source_file AND g.generation > f.generation AND g.loaded_at IS NOT NULL)
+            ORDER BY f.created_at DESC, f.generation DESC LIMIT %(limit)s
+        """
+        values = {"model": model.id, "revision": model.revision, "precision": model.precision, "without": list(without)}
+        return self._select(rest, {**values, "reach": _REACH, "limit": limit})
+
+    def pending_archive(self, *, limit: int) -> list[FileRecord]:
+        """Files that are done, unclaimed, and whose source is to be archived now; any of them, if there are more than ``limit``.
+
+        What could not be archived is left out until its next try is due.
+        """
+        # In random order: the oldest may be files that cannot be archived, and would keep all others from it.
+        rest = f"""
+            FROM question_file f WHERE {NOT_ARCHIVED} AND NOT {LIVE} AND {DUE} ORDER BY random() LIMIT %(limit)s
+        """
+        return self._select(rest, {"limit": limit})
+
+    def unarchived_files(self, *, limit: int) -> list[FileRecord]:
+        """Files that are done and whose source could not be archived; oldest first. The reason is in ``archive_error``."""
+        rest = f"FROM question_file f WHERE {NOT_ARCHIVED} AND f.archive_error <> '' ORDER BY f.created_at LIMIT %(limit)s"
+        return self._select(rest, {"limit": limit})
+
+    def count_unarchived(self) -> int:
+        """How many files are done, unclaimed, and not archived, whether or not their next try is due."""
+        with self._transaction() as cursor:
+            cursor.execute(f"SELECT count(*) FROM question_file f WHERE {NOT_ARCHIVED} AND NOT {LIVE}")
+            return int(only_row(cursor)[0])
+
+    def deferred_files(self) -> Deferred | None:
+        """The files that are deferred right now, or None."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"""
+                SELECT count(*) OVER (), f.retry_at, f.error FROM question_file f
+                WHERE {OPEN} AND f.retry_at > now() AND f.put_off_since IS NOT NULL ORDER BY f.retry_at LIMIT 1
+                """
+            )
+            row = cursor.fetchone()
+        return Deferred(*row) if row else None
+
+    def commits_in_use(self, commits: Sequence[str]) -> set[str]:
+        """Those of these Pachyderm commits that hold files that are open or claimed."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT DISTINCT f.pachyderm_commit FROM question_file f WHERE ({OPEN} OR {LIVE}) AND f.pachyderm_commit = ANY(%s)",
+                [list(commits)],
+            )
+            return {commit for (commit,) in cursor}
+
+    def _select(self, rest: str, values: Mapping[str, Any]) -> list[FileRecord]:
+        with self._transaction() as cursor:
+            return select(cursor, rest, values)
+
+
+def select(cursor: psycopg.Cursor, rest: str, values: Mapping[str, Any]) -> list[FileRecord]:
+    """The records that a statement's part from ``FROM`` on gives; the table is ``f``."""
+    with cursor.connection.cursor(row_factory=kwargs_row(_record)) as rows:
+        return rows.execute(f"SELECT {_COLUMNS} {rest}", values).fetchall()
+
+
+def _record(
+    source_file: str, generation: int, size: int, crc32c: str, md5: str, status: str, rejection: str | None, **others: Any
+) -> FileRecord:
+    why = FileRejection.from_json(rejection) if rejection else None
+    return FileRecord(FileVersion(source_file, generation, size, crc32c, md5), _STATUSES[status], rejection=why, **others)

@@ -1,0 +1,170 @@
+"""`answered_questions` and `question_answer`: one step answers a batch of files in Pachyderm and has them loaded into Postgres."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import dagster as dg
+from pydantic import Field
+
+from qa_platform.batches.plan import Batch, batch_id
+from qa_platform.batches.reload import reload_files
+from qa_platform.batches.retry import request_retries
+from qa_platform.batches.run import Outcome, answer_batch
+from qa_platform.clients import bucket
+from qa_platform.clients.services import Services
+from qa_platform.contract import ANSWER_PIPELINE, FileVersion, ModelChoice, partition_key
+from qa_platform.errors import InputError
+from qa_platform.ledger import Ledger
+from qa_platform.ledger.states import DONE
+from qa_platform.orchestration.catalog import (
+    ANSWERED_QUESTIONS,
+    QUESTION_ANSWER,
+    RAW_QUESTIONS,
+    AssetFactory,
+    current_code_version,
+    table_metadata,
+)
+from qa_platform.orchestration.failures import batch_failure, failures_for_people
+from qa_platform.orchestration.partitions import POOL, question_files
+from qa_platform.orchestration.pipes import PachydermPipesClient
+from qa_platform.orchestration.reports.checks import CHECK_SPECS, batch_results
+from qa_platform.orchestration.reports.events import prepare_storage
+from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.results.published import publish
+from qa_platform.settings import ExecutionSettings
+
+
+class FileConfig(dg.Config):
+    """One file of a batch: its name below ``incoming/``, and the generation to answer."""
+
+    name: str
+    generation: int
+    size: int = 0
+    crc32c: str = ""
+    md5: str = ""
+
+
+class BatchConfig(dg.Config):
+    """The batch that the sensor planned. It is empty in a run that was started by hand, whose partitions name the files."""
+
+    batch_id: str = ""
+    token: str = ""
+    files: list[FileConfig] = Field(default_factory=list)
+
+    @staticmethod
+    def of(batch: Batch, *, token: str) -> "BatchConfig":
+        files = [FileConfig(name=v.name, generation=v.generation, size=v.size, crc32c=v.crc32c, md5=v.md5) for v in batch.versions]
+        return BatchConfig(batch_id=batch.id, token=token, files=files)
+
+    def versions(self) -> tuple[FileVersion, ...]:
+        return tuple(FileVersion(f.name, f.generation, f.size, f.crc32c, f.md5) for f in self.files)
+
+
+def batch_of(services: Services, config: BatchConfig, keys: Sequence[str]) -> Batch:
+    """The batch of a run: the one in its configuration, or, for a run started by hand, the newest versions of its partitions.
+
+    Raises:
+        InputError: the configuration and the partitions disagree, or a partition has no file.
+    """
+    if config.files:
+        batch = Batch(config.batch_id, config.versions())
+        if [partition_key(v.name) for v in batch.versions] != list(keys):
+            raise InputError(
+                "the files in this run's configuration are not those of its partition range: the partitions changed after it was requested",
+                advice="do nothing: the sensor requests the files again",
+            )
+        return batch
+    return _batch_by_hand(services, keys)
+
+
+def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
+    uploads = {partition_key(v.name): v for v in bucket.list_incoming(services.bucket, services.work.suffixes)}
+    files = []
+    with Ledger(services.postgres) as ledger:
+        recorded = ledger.newest_by_partition(keys)
+        for key in keys:
+            record, upload = recorded.get(key), uploads.get(key)
+            if upload and (record is None or upload.generation > record.version.generation):
+                files.append((upload, 1))
+                continue
+            if record is None:
+                raise InputError("no file under incoming/ has this name, and none was answered before", where=f"partition {key!r}")
+            if record.status in DONE:
+                (record,) = request_retries(services.bucket, ledger, [record.version.name])
+            files.append((record.version, record.load_id))
+    return Batch(batch_id(files), tuple(version for version, _ in files))
+
+
+def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: ExecutionSettings) -> dg.AssetsDefinition:
+    """The step that answers files. ``wanted``: the model, whose version is the assets' code version."""
+
+    @dg.multi_asset(
+        name="answer_files",
+        can_subset=True,
+        partitions_def=question_files,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        specs=_specs(factory, version=current_code_version(wanted)),
+        check_specs=CHECK_SPECS,
+        pool=POOL,
+    )
+    def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
+        outcome, evaluations = Outcome(()), list[dg.AssetCheckEvaluation]()
+        with failures_for_people(context, execution):
+            outcome = _answer(context, config, platform, evaluations)
+        wanted_checks = {key.name for key in context.selected_asset_check_keys}
+        yield from (result for result in batch_results(evaluations) if result.check_name in wanted_checks)
+        # After the checks: without results Dagster shows all of them as failed, also those of files that are loaded correctly.
+        if outcome.failure:
+            raise batch_failure(outcome, outcome.failure)
+
+    return answer_files
+
+
+def _specs(factory: AssetFactory, *, version: str) -> list[dg.AssetSpec]:
+    return [
+        factory.spec(
+            ANSWERED_QUESTIONS,
+            deps=[RAW_QUESTIONS],
+            description="The answered CSVs, in Pachyderm's repo `question_answer`: the upload's columns, then answer, score, model, …",
+            kinds={"pachyderm", "huggingface"},
+            page="model.md",
+            version=version,
+            metadata={**table_metadata(ANSWERED_QUESTIONS), "Pachyderm repo": ANSWER_PIPELINE},
+            skippable=True,
+        ),
+        factory.spec(
+            QUESTION_ANSWER,
+            deps=[ANSWERED_QUESTIONS],
+            description="The table `question_answer` in Postgres. Rows without an answer are in `question_answer_reject`.",
+            kinds={"postgres", "table"},
+            page="how-it-works.md",
+            version=version,
+            metadata={"dagster/table_name": "question_answer", **table_metadata(QUESTION_ANSWER)},
+            skippable=True,
+        ),
+    ]
+
+
+def _answer(
+    context: dg.AssetExecutionContext, config: BatchConfig, platform: PlatformResource, evaluations: list[dg.AssetCheckEvaluation]
+) -> Outcome:
+    """Answer the batch, or only load its files again where the answers are not selected. Adds the checks to ``evaluations``."""
+    services, selected = platform.services(), context.selected_asset_keys
+    reporter = platform.reporter(services)
+    prepare_storage(context.instance)
+    if ANSWERED_QUESTIONS not in selected:
+        records = reload_files(services, context.partition_keys, run_id=context.run.run_id, log=context.log)
+        evaluations.extend(reporter.report(context, records, assets=selected))
+        return Outcome(())
+    outcome = answer_batch(
+        services,
+        batch_of(services, config, context.partition_keys),
+        token=config.token or context.run.run_id,
+        run_id=context.run.run_id,
+        log=context.log,
+        predecessors=[run for run in (context.run.parent_run_id, context.run.root_run_id) if run],
+        follow=partial(PachydermPipesClient(services.pachyderm).run, context=context),
+        report=lambda records: evaluations.extend(reporter.report(context, records, assets=selected)),
+    )
+    publish(services, context.log)
+    return outcome

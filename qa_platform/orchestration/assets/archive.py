@@ -1,0 +1,22 @@
+"""The asset check of the archive, as a step that people can run. The job `housekeeping` reports it every night."""
+
+import dagster as dg
+
+from qa_platform.orchestration.catalog import RAW_QUESTIONS
+from qa_platform.orchestration.failures import failures_for_people
+from qa_platform.orchestration.reports.archive import ARCHIVED, DESCRIPTION, archive_evaluation
+from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.settings import ExecutionSettings
+
+_NEXT = "it is checked again every night"
+
+
+def archive_check(execution: ExecutionSettings) -> dg.AssetChecksDefinition:
+    # A check of `raw_questions`: a check of `question_answer` would belong to every run that answers files.
+    @dg.asset_check(asset=RAW_QUESTIONS, name=ARCHIVED, description=DESCRIPTION)
+    def the_archive_is_in_the_table(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> dg.AssetCheckResult:
+        with failures_for_people(context.op_execution_context, execution, next_step=_NEXT):
+            found = archive_evaluation(platform.services())
+        return dg.AssetCheckResult(passed=found.passed, severity=found.severity, metadata=found.metadata, description=found.description)
+
+    return the_archive_is_in_the_table

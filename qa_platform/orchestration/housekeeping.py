@@ -1,0 +1,116 @@
+"""Housekeeping: bounds the numbers of Dagster's partitions and Pachyderm's commits. The history of every file stays in `question_file`."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import grpc
+
+from qa_platform.batches import commits
+from qa_platform.clients import pachyderm as pachd
+from qa_platform.clients.services import Services
+from qa_platform.contract import FileStatus, partition_key
+from qa_platform.ledger import Ledger
+from qa_platform.orchestration.failures import failures_for_people
+from qa_platform.orchestration.partitions import PARTITIONS
+from qa_platform.orchestration.reports.archive import archive_evaluation
+from qa_platform.orchestration.reports.events import log_events
+from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.settings import ExecutionSettings
+
+_NEXT = "the next night's run does the rest, and no file waits for it"
+# Enough for a cluster with a batch a minute; the rest is for the next night.
+_SQUASHED_AT_ONCE = 2_000
+
+
+def housekeeping_schedule(execution: ExecutionSettings) -> dg.ScheduleDefinition:
+    """The schedule of the job `housekeeping`."""
+    return dg.ScheduleDefinition(
+        job=housekeeping_job(execution),
+        cron_schedule="17 3 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Every night: deletes partitions beyond QA_PARTITIONS_KEPT, and Pachyderm's commits older than QA_COMMITS_KEPT_DAYS.",
+    )
+
+
+def housekeeping_job(execution: ExecutionSettings) -> dg.JobDefinition:
+    @dg.op(description="Deletes the oldest partitions beyond QA_PARTITIONS_KEPT, never one of a file that waits or is worked on.")
+    def prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
+        _prune_partitions(context, platform, execution)
+
+    @dg.op(description="Removes the Pachyderm commits of batches that are done and older than QA_COMMITS_KEPT_DAYS.")
+    def squash_commits(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
+        _squash_commits(context, platform, execution)
+
+    @dg.op(description="Compares the archive with the tables, and reports the check of it.")
+    def compare_archive(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
+        with failures_for_people(context, execution, next_step=_NEXT):
+            log_events(context, [archive_evaluation(platform.services())])
+
+    @dg.job(
+        name="housekeeping",
+        description="Keeps the numbers of Dagster's partitions and of Pachyderm's commits bounded, and compares the archive with Postgres.",
+        executor_def=dg.in_process_executor,
+    )
+    def housekeeping() -> None:
+        prune_partitions()
+        squash_commits()
+        compare_archive()
+
+    return housekeeping
+
+
+def surplus(keys: list[str], busy: set[str], keep: int) -> list[str]:
+    """The oldest partitions beyond ``keep``, in the order of adding, without those in ``busy``."""
+    return [key for key in keys[: max(0, len(keys) - keep)] if key not in busy]
+
+
+def _prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource, execution: ExecutionSettings) -> None:
+    with failures_for_people(context, execution, next_step=_NEXT):
+        services = platform.services()
+        keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
+        with Ledger(services.postgres) as ledger:
+            unfinished = ledger.names_with_status((FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
+            busy = {partition_key(name) for name in (*unfinished, *ledger.claimed())}
+        old = surplus(keys, busy, services.work.partitions_kept)
+        for key in old:
+            context.instance.delete_dynamic_partition(PARTITIONS, key)
+    context.log.info("%d partitions, %d deleted", len(keys), len(old))
+
+
+@dataclass(frozen=True)
+class Squashed:
+    """The numbers of old commits that were removed and kept. ``lacks``: Pachyderm's message, if a permission is missing."""
+
+    removed: int
+    kept: int
+    lacks: str = ""
+
+
+def squash_batches(services: Services, before: datetime) -> Squashed:
+    """Remove the Pachyderm commits from before a time whose files are all done."""
+    with pachd.session(services.pachyderm, "removing old commits") as client:
+        old = commits.old_batches(client, before, limit=_SQUASHED_AT_ONCE)
+        with Ledger(services.postgres) as ledger:
+            in_use = ledger.commits_in_use(old)
+        removed = 0
+        for commit in old:
+            try:
+                removed += commit not in in_use and commits.squash(client, commit)
+            except grpc.RpcError as error:
+                if not pachd.is_code(error, grpc.StatusCode.PERMISSION_DENIED):
+                    raise
+                return Squashed(removed, len(old) - removed, error.details() or "")
+    return Squashed(removed, len(old) - removed)
+
+
+def _squash_commits(context: dg.OpExecutionContext, platform: PlatformResource, execution: ExecutionSettings) -> None:
+    with failures_for_people(context, execution, next_step=_NEXT):
+        services = platform.services()
+        squashed = squash_batches(services, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
+    if squashed.lacks:
+        context.log.warning(
+            "Old commits are kept: Pachyderm does not permit this robot to remove them: %s. Batches do not need it", squashed.lacks
+        )
+    context.log.info("%d old commits were removed; %d are kept: in use, or Pachyderm needs them", squashed.removed, squashed.kept)

@@ -1,0 +1,173 @@
+"""The jobs that answer files: `answer_questions`, which the sensor requests per batch, and `answer_pending_files`, for all that waits."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from qa_platform.batches.failure import JobFailure
+from qa_platform.batches.pending import claim, look, tidy
+from qa_platform.batches.plan import Batch
+from qa_platform.batches.run import answer_batch
+from qa_platform.clients.services import Services
+from qa_platform.contract import FileStatus, partition_key
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWER
+from qa_platform.orchestration.failures import failure, failures_for_people
+from qa_platform.orchestration.partitions import PARTITIONS, POOL
+from qa_platform.orchestration.pipes import PachydermPipesClient
+from qa_platform.orchestration.reports.events import Reporter, log_events, prepare_storage
+from qa_platform.orchestration.reports.runless import is_reported
+from qa_platform.orchestration.reports.uploads import uploaded
+from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.results.published import publish
+from qa_platform.settings import ExecutionSettings
+
+# How long the job waits before it looks again, while other runs work on files that it has seen.
+_PAUSE_SECONDS = 2
+# How long answered CSVs are written at the end. The next job, or the sensor `done_files`, writes the rest.
+_PUBLISHING_SECONDS = 600
+# After so many failed batches in a row that charge no file, the job gives up.
+_UNCHARGED_FAILURES = 3
+# Files that a message names.
+_NAMED = 20
+_NOT_ANSWERED = (FileStatus.FAILED, FileStatus.PENDING, FileStatus.RUNNING)
+
+
+def answer_questions_job(execution: ExecutionSettings) -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        "answer_questions",
+        selection=dg.AssetSelection.assets(ANSWERED_QUESTIONS, QUESTION_ANSWER),
+        description="Answers the files of a range of partitions, and loads their answers.",
+        executor_def=executor(execution),
+    )
+
+
+def answer_pending_files_job(execution: ExecutionSettings) -> dg.JobDefinition:
+    @dg.op(
+        description="Answers every file that waits, and reports each like the assets do. Fails if a file could not be answered.",
+        pool=POOL,
+    )
+    def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
+        with failures_for_people(context, execution):
+            services = platform.services()
+            prepare_storage(context.instance)
+            _PendingFiles(context, services, platform.reporter(services)).answer()
+
+    @dg.job(
+        name="answer_pending_files",
+        description="Answers everything that waits in the bucket, in one run without partitions. For CI and the command line.",
+        executor_def=executor(execution),
+    )
+    def answer_pending_files() -> None:
+        answer_everything()
+
+    return answer_pending_files
+
+
+def executor(settings: ExecutionSettings) -> dg.ExecutorDefinition:
+    """Where the steps of the jobs run that answer files."""
+    if settings.executor == "in_process":
+        return dg.in_process_executor
+    # Imported here: it takes half a second, and its library is installed on clusters only.
+    from dagster_k8s import k8s_job_executor
+
+    return k8s_job_executor.configured({"resources": settings.step_resources}, "k8s") if settings.step_resources else k8s_job_executor
+
+
+@dataclass
+class _PendingFiles:
+    """Answers all that waits, batch after batch.
+
+    Args:
+        seen: names of all files that were found so far.
+        evaluations: the checks of the files that were reported.
+        uncharged: the number of failed batches in a row that charged no file.
+    """
+
+    context: dg.OpExecutionContext
+    services: Services
+    reporter: Reporter
+    seen: set[str] = field(default_factory=set)
+    evaluations: list[dg.AssetCheckEvaluation] = field(default_factory=list)
+    uncharged: int = 0
+
+    def answer(self) -> None:
+        """Answer until nothing waits.
+
+        Raises:
+            dg.Failure: a file could not be answered, the table is wrong, or batches fail without a file's fault.
+        """
+        while not self._answer_found():
+            pass
+        # No sensor follows where this job runs alone.
+        publish(self.services, self.context.log, seconds=_PUBLISHING_SECONDS)
+        _fail_unless_all_is_well(self.context, self.services, self.seen, self.evaluations)
+
+    def _answer_found(self) -> bool:
+        """Look once, and answer the batches that were found. Returns whether nothing is left."""
+        seen = look(self.services)
+        self.seen |= seen.claimed
+        is_tidy = tidy(self.services, seen.plan, self.context.log, report=self._report_lost)
+        for number, batch in enumerate(seen.plan.batches):
+            self._answer_batch(batch, token=f"{self.context.run.run_id}-{number}")
+        if is_tidy and not seen.plan.waiting and not seen.claimed:
+            return True
+        if not seen.plan.batches:
+            self.context.log.info("%d files wait for another attempt, other runs answer %d", seen.plan.waiting, len(seen.claimed))
+            time.sleep(_PAUSE_SECONDS)
+        return False
+
+    def _answer_batch(self, batch: Batch, *, token: str) -> None:
+        context, services = self.context, self.services
+        self.seen |= {version.name for version in batch.versions}
+        if claim(services, batch, token=token) is None:
+            return
+        context.instance.add_dynamic_partitions(PARTITIONS, [partition_key(v.name) for v in batch.versions])
+        log_events(context, [uploaded(services.bucket, version, services.work) for version in batch.versions])
+        run_id = context.run.run_id
+        follow = partial(PachydermPipesClient(services.pachyderm).run, context=context)
+        outcome = answer_batch(services, batch, token=token, run_id=run_id, log=context.log, follow=follow, report=self._report)
+        self._give_up_on(outcome.failure)
+
+    def _give_up_on(self, job_failure: JobFailure | None) -> None:
+        """Fail if the jobs cannot start, or if several batches in a row failed without a file's fault."""
+        is_uncharged = job_failure is not None and not (job_failure.verdict.guilty or job_failure.verdict.suspects)
+        self.uncharged = self.uncharged + 1 if is_uncharged else 0
+        if job_failure and (self.uncharged == _UNCHARGED_FAILURES or job_failure.not_started):
+            raise failure(
+                f"{job_failure.cause}. Then start this job again. No file is charged; batches failed so {self.uncharged} times in a row. "
+                "`qa-platform pachyderm status` shows the pipelines.",
+                job_failure.message,
+            )
+
+    def _report_lost(self, records: Sequence[FileRecord]) -> None:
+        # A file that cannot be archived comes with every look.
+        self._report([record for record in records if not is_reported(self.context.instance, record)])
+
+    def _report(self, records: Sequence[FileRecord]) -> None:
+        self.evaluations.extend(self.reporter.report(self.context, records))
+
+
+def _fail_unless_all_is_well(
+    context: dg.OpExecutionContext, services: Services, seen: Collection[str], evaluations: Sequence[dg.AssetCheckEvaluation]
+) -> None:
+    with Ledger(services.postgres) as ledger:
+        newest = ledger.newest_by_partition([partition_key(name) for name in sorted(seen)])
+    unfinished = sorted(record.version.shown for record in newest.values() if record.status in _NOT_ANSWERED)
+    errors = (e for e in evaluations if not e.passed and e.severity is dg.AssetCheckSeverity.ERROR)
+    wrong = sorted({f"{e.partition} ({e.check_name})" for e in errors})
+    context.log.info("%d files were answered or rejected, %d were not", len(seen) - len(unfinished), len(unfinished))
+    if unfinished:
+        raise failure(
+            "`qa-platform status FILE` says why each of these failed. Fix that, then `qa-platform retry FILE`.",
+            f"{len(unfinished)} files could not be answered: {', '.join(unfinished[:_NAMED])}",
+        )
+    if wrong:
+        raise failure(
+            "load these again by materialising their partitions of question_answer, and find out who else writes the table.",
+            f"It does not hold what was answered: {', '.join(wrong[:_NAMED])}",
+        )

@@ -1,0 +1,271 @@
+"""Notifications of failed runs and failed checks: to a Slack webhook, by e-mail, or through `apprise` to any service that it knows.
+Off unless a receiver is configured.
+
+Dagster's sensors on the ends of runs send them. If a run was lost after it had loaded its files, the sensor `done_files` evaluates
+their checks, and notifies of them itself.
+"""
+
+import http.client
+import json
+import logging
+import smtplib
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from email.message import EmailMessage
+from functools import partial
+
+import dagster as dg
+from dagster._core.execution.plan.objects import StepFailureData
+from pydantic import SecretStr
+
+from qa_platform.errors import InputError, QaPlatformError, TransientError
+from qa_platform.settings import NotificationSettings
+from qa_platform.text import escaped
+
+# A tick of a sensor may take a minute in all.
+_TIMEOUT_SECONDS = 10
+# An unavailable channel is tried again, unless so long has passed: each try may take the time-out.
+_TRIES = 3
+_PAUSE_SECONDS = 2.0
+_NO_TRY_AFTER_SECONDS = 15
+_EVALUATIONS_AT_ONCE = 1_000
+# Characters of a message, and checks that it names.
+_TEXT_LIMIT = 3_000
+_NAMED = 20
+
+Send = Callable[[str, str], None]
+
+# What apprise logs has the tokens of an address in it, and so have the requests that it makes, where they are logged.
+logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+logging.getLogger("urllib3").setLevel(logging.INFO)
+
+
+def notification_sensors(settings: NotificationSettings) -> list[dg.SensorDefinition]:
+    """The sensors that send notifications; none where no receiver is configured."""
+    if not senders(settings):
+        return []
+
+    @dg.run_failure_sensor(
+        name="notify_failed_runs",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Notifies every configured receiver of every failed run.",
+    )
+    def notify_failed_runs(context: dg.RunFailureSensorContext) -> None:
+        notify(settings, *failed_run(context, settings.dagster_url))
+
+    @dg.run_status_sensor(
+        name="notify_failed_checks",
+        run_status=dg.DagsterRunStatus.SUCCESS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Notifies every configured receiver of checks that failed in a run that succeeded.",
+    )
+    def notify_failed_checks(context: dg.RunStatusSensorContext) -> None:
+        if lines := failed_checks(context.instance, context.dagster_run.run_id):
+            notify(settings, f"{len(lines)} checks failed", _text(context.dagster_run, lines, settings.dagster_url))
+
+    return [notify_failed_runs, notify_failed_checks]
+
+
+def failed_run(context: dg.RunFailureSensorContext, dagster_url: str) -> tuple[str, str]:
+    """Subject and text for a failed run: the messages of its failed steps, which begin with what to do, and its failed checks."""
+    run = context.dagster_run
+    messages = [_message(event.step_failure_data) for event in context.get_step_failure_events()]
+    lines = messages or [context.failure_event.message or "the run failed before its first step"]
+    return f"{run.job_name} failed", _text(run, [*lines, *failed_checks(context.instance, run.run_id)], dagster_url)
+
+
+def _message(failure: StepFailureData) -> str:
+    """The description of a ``dg.Failure``; of any other error its message, without a stack trace."""
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    error = failure.error.cause or failure.error if failure.error else None
+    return error.message.strip() if error else ""
+
+
+def failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """The checks that failed in a run, a line each; per file where the evaluation has a partition."""
+    return _failed(_evaluations(instance, run_id))
+
+
+def _evaluations(instance: dg.DagsterInstance, run_id: str) -> Iterator[dg.AssetCheckEvaluation]:
+    """The checks that were evaluated in a run, page by page: there are several for each of its files."""
+    cursor, has_more = None, True
+    while has_more:
+        kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        page = instance.get_records_for_run(run_id, cursor, of_type=kind, limit=_EVALUATIONS_AT_ONCE)
+        events = (record.event_log_entry.dagster_event for record in page.records)
+        yield from (event.asset_check_evaluation_data for event in events if event)
+        cursor, has_more = page.cursor, page.has_more
+
+
+def notify_of_failed_checks(settings: NotificationSettings, evaluations: Iterable[dg.AssetCheckEvaluation], log: logging.Logger) -> None:
+    """Notify of the failed checks among those that a sensor evaluated. If that fails, it is logged: the sensor must go on."""
+    lines = _failed(evaluations)
+    if not lines or not senders(settings):
+        return
+    text = "\n".join(lines)[:_TEXT_LIMIT]
+    try:
+        notify(settings, f"{len(lines)} checks failed", f"{text}\n\nof files whose run was lost after it had loaded them", tries=1)
+    except QaPlatformError as error:
+        log.warning("The notification of failed checks could not be sent: %s", error)
+
+
+def _failed(evaluations: Iterable[dg.AssetCheckEvaluation]) -> list[str]:
+    failed = [e for e in evaluations if not e.passed]
+    # The evaluation of all files of a run repeats those of each file.
+    per_file = {e.check_name for e in failed if e.partition}
+    lines = [
+        f"{'Warning' if e.severity is dg.AssetCheckSeverity.WARN else 'Error'}: {e.asset_key.to_user_string()}, {e.check_name}"
+        f"{f': {e.partition}' if e.partition else ''}"
+        for e in failed
+        if e.partition or e.check_name not in per_file
+    ]
+    return lines[:_NAMED] + ([f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else [])
+
+
+def senders(settings: NotificationSettings) -> list[Send]:
+    """The configured channels, as functions of subject and text."""
+    channels: list[Send] = []
+    if settings.slack_webhook.get_secret_value():
+        channels.append(lambda subject, text: post_to_slack(settings, subject, text))
+    if settings.email_to:
+        channels.append(lambda subject, text: send_email(settings, subject, text))
+    channels.extend(partial(send_to_service, url) for url in settings.notify_urls)
+    return channels
+
+
+def notify(settings: NotificationSettings, subject: str, text: str, *, tries: int = _TRIES) -> None:
+    """Send a message through every configured channel. One that fails does not keep the message from the others.
+
+    Args:
+        tries: how often an unavailable channel is tried, at most.
+
+    Raises:
+        TransientError: a channel failed. The message names it, and nothing secret.
+    """
+    subject, text = (escaped(part, keep="\r\n\t") for part in (subject, text))
+    failures: list[QaPlatformError] = []
+    no_try_after = time.monotonic() + _NO_TRY_AFTER_SECONDS
+    for send in senders(settings):
+        for left in reversed(range(tries)):
+            try:
+                send(subject, text)
+                break
+            except QaPlatformError as error:
+                if not left or not isinstance(error, TransientError) or time.monotonic() + _PAUSE_SECONDS > no_try_after:
+                    failures.append(error)
+                    break
+            time.sleep(_PAUSE_SECONDS)
+    if failures:
+        raise TransientError("; ".join(map(str, failures)))
+
+
+def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> None:
+    """Post to the webhook.
+
+    Raises:
+        InputError: the setting is not an address, or Slack refuses the message.
+        TransientError: Slack is unavailable. The address is in no message.
+    """
+    address = settings.slack_webhook.get_secret_value()
+    if not address.startswith(("https://", "http://127.0.0.1:")):
+        raise InputError("QA_SLACK_WEBHOOK is not an https:// address", advice="set it to the address that Slack shows for the webhook")
+    body = json.dumps({"text": _slack_text(f"*{subject}*\n{text}")}).encode()
+    failure: QaPlatformError
+    try:
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        answer = f"Slack's webhook answers {error.code}"
+        if error.code == http.client.TOO_MANY_REQUESTS or error.code >= http.client.INTERNAL_SERVER_ERROR:
+            failure = TransientError(f"{answer}: it is out of order or overloaded")
+        else:
+            failure = InputError(answer, advice="check that QA_SLACK_WEBHOOK is the address that Slack shows")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        failure = TransientError(
+            f"Slack's webhook cannot be reached ({type(error).__name__})", advice="check that this machine may reach it"
+        )
+    # Outside the handlers: the original errors name the address, or their frames hold it.
+    raise failure
+
+
+def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
+    """Send one message to all receivers.
+
+    Raises:
+        InputError: the mail server refuses the log-in or the message, or the password has characters outside ASCII.
+        TransientError: it is unavailable.
+    """
+    message = EmailMessage()
+    message["Subject"] = f"qa_platform: {' '.join(subject.split())}"
+    message["From"] = settings.email_from
+    message["To"] = ", ".join(settings.email_to)
+    message.set_content(text)
+    where = f"{settings.smtp_host}:{settings.smtp_port}"
+    failure: QaPlatformError
+    try:
+        with _mail_server(settings) as server:
+            if settings.smtp_user:
+                server.login(settings.smtp_user, settings.smtp_password.get_secret_value())
+            server.send_message(message)
+            return
+    except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError, ValueError) as error:
+        failure = InputError(
+            f"the mail server {where} refuses the message ({type(error).__name__})",
+            advice="check the QA_SMTP_ and QA_EMAIL_ variables",
+        )
+    except (OSError, smtplib.SMTPException) as error:
+        failure = TransientError(
+            f"the mail server {where} is unavailable ({type(error).__name__})", advice="check QA_SMTP_HOST, _PORT and _TLS"
+        )
+    raise failure
+
+
+def _mail_server(settings: NotificationSettings) -> smtplib.SMTP:
+    if settings.smtp_tls == "ssl":
+        return smtplib.SMTP_SSL(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS, context=ssl.create_default_context())
+    server = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS)
+    if settings.smtp_tls == "starttls":
+        server.starttls(context=ssl.create_default_context())
+    return server
+
+
+def send_to_service(url: SecretStr, subject: str, text: str) -> None:
+    """Send a message to a service that `apprise` knows, such as Teams, PagerDuty or Matrix.
+
+    Raises:
+        InputError: the address is none of such a service.
+        TransientError: the service did not take the message.
+    """
+    # Imported here: it takes half a second, and most deployments have no such address.
+    from apprise import Apprise, AppriseAsset, NotifyFormat
+
+    asset = AppriseAsset(app_id="qa_platform", secure_logging=True, async_mode=False)
+    # No exception: its frames would hold the address.
+    service = Apprise.instantiate(url.get_secret_value(), asset=asset, suppress_exceptions=True)
+    if service is None:
+        raise InputError(
+            "an address in QA_NOTIFY_URLS is of no service that apprise knows",
+            advice="see the services and their addresses at https://github.com/caronc/apprise",
+        )
+    if not service.notify(title=subject, body=text, body_format=NotifyFormat.TEXT):
+        raise TransientError(
+            f"{service.service_name} did not take the message",
+            advice="try its address of QA_NOTIFY_URLS by hand, which shows the reason: apprise -vv -b test ADDRESS",
+        )
+
+
+def _text(run: dg.DagsterRun, lines: list[str], dagster_url: str) -> str:
+    base = dagster_url.rstrip("/")
+    link = f"{base}/runs/{run.run_id}" if base else f"run {run.run_id}"
+    text = "\n".join(lines)[:_TEXT_LIMIT]
+    return f"{text}\n\n{run.job_name}, {link}"
+
+
+def _slack_text(text: str) -> str:
+    # The characters that Slack requires to be escaped.
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,213 @@
+"""Reports files to Dagster: a materialisation per loaded file and asset, its checks, and an observation of every other file."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import dagster as dg
+from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata, generate_event_batch_id
+
+from qa_platform.clients import bucket
+from qa_platform.clients.postgres import connect
+from qa_platform.clients.services import Services
+from qa_platform.contract import ANSWER_PIPELINE, INCOMING, FileStatus, ModelChoice, partition_key
+from qa_platform.errors import QaPlatformError
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.states import ARCHIVABLE
+from qa_platform.orchestration.catalog import (
+    ANSWERED_QUESTIONS,
+    QUESTION_ANSWER,
+    RAW_QUESTIONS,
+    code_version,
+    documentation,
+    table_metadata,
+)
+from qa_platform.orchestration.pipes import job_url
+from qa_platform.orchestration.reports.checks import file_evaluations, reasons_table, rows_table
+from qa_platform.orchestration.reports.gold import quality_events
+from qa_platform.orchestration.reports.markdown import histogram
+from qa_platform.orchestration.reports.uploads import answered_link, object_link
+from qa_platform.results.facts import IN_THE_TABLE, FileFacts, gather
+from qa_platform.results.gold import is_gold
+from qa_platform.settings import CatalogSettings, CheckSettings
+from qa_platform.text import escaped_lines
+
+Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
+
+_TABLES = (ANSWERED_QUESTIONS, QUESTION_ANSWER)
+# The time-out of a statement of Dagster's own storage.
+_STATEMENT_MILLISECONDS = 60_000
+_CONNECTION_SECONDS = 600
+# Events of files that are held before they are written.
+_EVENTS_AT_ONCE = 500
+
+
+def prepare_storage(instance: dg.DagsterInstance) -> None:
+    """Make Dagster's storage keep its connections in this process, and write events in batches where `log_events` gives it any.
+
+    Otherwise each event opens several connections, which takes longer than the event itself. A file has about ten events.
+    """
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(_EVENTS_AT_ONCE))
+    instance.optimize_for_webserver(statement_timeout=_STATEMENT_MILLISECONDS, pool_recycle=_CONNECTION_SECONDS, max_overflow=4)
+
+
+def log_events(context: dg.OpExecutionContext | dg.AssetExecutionContext, events: Sequence[Event]) -> None:
+    """Log events, the materialisations of an asset as one batch: each alone would take several transactions.
+
+    The materialisations come last, since `runless.is_reported` takes one for the end of a file's report.
+    """
+    step = context.get_step_execution_context()
+    batches: dict[dg.AssetKey, list[dg.AssetMaterialization]] = {}
+    for event in events:
+        if isinstance(event, dg.AssetMaterialization):
+            batches.setdefault(event.asset_key, []).append(event)
+        else:
+            context.log_event(event)  # type: ignore[arg-type]  # a check's evaluation is accepted, though not declared
+    for batch in batches.values():
+        batch_id = generate_event_batch_id()
+        for event in batch:
+            DagsterEvent.asset_materialization(step, event, DagsterEventBatchMetadata(batch_id, is_end=event is batch[-1]))
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Reports files to Dagster."""
+
+    services: Services
+    checks: CheckSettings
+    catalog: CatalogSettings
+
+    def file_events(
+        self, records: Sequence[FileRecord], *, assets: Collection[dg.AssetKey] = _TABLES, job_links: bool = False
+    ) -> Iterator[Event]:
+        """The events of every file: checks and materialisations of those in the table, an observation of the upload of the others.
+
+        The last event of a file in the table is the materialisation of `question_answer`, if that is among the assets.
+
+        Args:
+            job_links: ask Pachyderm for the address of its console, to link to the jobs; else their ids are shown.
+        """
+        yield from (self._observation(record) for record in records if record.status not in IN_THE_TABLE)
+        loaded = [record for record in records if record.status in IN_THE_TABLE]
+        links = self._job_links({record.pachyderm_job for record in loaded}) if job_links else {}
+        with Ledger(self.services.postgres) as ledger, connect(self.services.postgres) as connection:
+            for facts in gather(ledger, connection, loaded, self.checks):
+                metadata = self._metadata(facts, links)
+                yield from file_evaluations(facts, self.checks)
+                for asset in _TABLES:
+                    if asset in assets:
+                        yield _materialization(facts.record, asset, metadata)
+
+    def report(
+        self,
+        context: dg.OpExecutionContext | dg.AssetExecutionContext,
+        records: Sequence[FileRecord],
+        *,
+        assets: Collection[dg.AssetKey] = _TABLES,
+    ) -> list[dg.AssetCheckEvaluation]:
+        """Log the events of every file, and those of the model where a gold set is among them. Returns the checks.
+
+        Gold sets are measured here, and not in `file_events`: that downloads all of them, for which a sensor's tick has no time.
+        """
+        evaluations = []
+        events: Iterator[Event] = self.file_events(records, assets=assets, job_links=True)
+        if any(is_gold(record.version.name, self.checks.gold_prefix) for record in records if record.status in IN_THE_TABLE):
+            events = chain(events, quality_events(self.services, self.checks))
+        while portion := list(islice(events, _EVENTS_AT_ONCE)):
+            log_events(context, portion)
+            evaluations += [event for event in portion if isinstance(event, dg.AssetCheckEvaluation)]
+        return evaluations
+
+    def _metadata(self, facts: FileFacts, links: dict[str, str]) -> dict[str, Any]:
+        record, scores, low = facts.record, facts.scores, self.checks.low_score
+        metadata: dict[str, Any] = {
+            "rows": record.rows,
+            "answered": record.answered,
+            "no_answer": record.no_answer,
+            "rejected": record.rejected,
+            "rows without an answer, by reason": dg.MetadataValue.md(reasons_table(facts)),
+        }
+        if record.started_at and record.loaded_at:
+            seconds = (record.loaded_at - record.started_at).total_seconds()
+            metadata |= {"seconds": round(seconds, 2), "rows per second": round(record.rows / max(seconds, 0.001), 1)}
+        return metadata | {
+            "model": record.model,
+            "model revision": record.model_revision,
+            "precision": record.model_precision,
+            "scores": dg.MetadataValue.md(histogram(scores.counts, low=low)),
+            "mean score": round(scores.mean, 4),
+            f"scores below {low:g}": scores.low,
+            "first answers": dg.MetadataValue.md(rows_table(facts.first)),
+            "lowest scores": dg.MetadataValue.md(rows_table(facts.lowest)),
+            "source": self._source_link(record),
+            **answered_link(self.services.bucket, record.version, self.services.work),
+            "generation": str(record.version.generation),
+            "Pachyderm commit": record.pachyderm_commit,
+            "Pachyderm job": _job_link(record, links),
+            "documentation": documentation(self.catalog, "how-it-works.md"),
+        }
+
+    def _observation(self, record: FileRecord) -> dg.AssetObservation:
+        """The observation of the upload of a file that is not in the table, with its state and the reason."""
+        return dg.AssetObservation(
+            asset_key=RAW_QUESTIONS,
+            partition=partition_key(record.version.name),
+            metadata={
+                "status": str(record.status),
+                "why": escaped_lines(record.error),
+                "source": self._source_link(record),
+                "attempts": record.attempts,
+            },
+        )
+
+    def _source_link(self, record: FileRecord) -> dg.MetadataValue:
+        """A link to the upload. A file is reported before it is archived: then the link leads to where it will be."""
+        place, is_rejected = record.place, record.status is FileStatus.REJECTED
+        if record.status in ARCHIVABLE and record.archived_at is None and place == INCOMING + record.version.name:
+            place = bucket.place_when_done(record.version, mode=self.services.work.archive, rejected=is_rejected)
+        return object_link(self.services.bucket, place)
+
+    def _job_links(self, jobs: Collection[str]) -> dict[str, str]:
+        """Links to the jobs in Pachyderm's console; none where its address is not known or cannot be asked for."""
+        links = {}
+        try:
+            for job in filter(None, jobs):
+                if (url := job_url(self.services.pachyderm, job)) is None:
+                    break
+                links[job] = url
+        except QaPlatformError:
+            return {}
+        return links
+
+
+def answers_version(record: FileRecord) -> str:
+    """Dagster's data version of a loaded file's answers: another upload, and another answer of the same, has another."""
+    return f"{record.version.generation}-{record.load_id}"
+
+
+def _materialization(record: FileRecord, asset: dg.AssetKey, metadata: dict[str, Any]) -> dg.AssetMaterialization:
+    wanted = ModelChoice(record.wanted_model, record.wanted_revision, record.wanted_precision)
+    upload, answers = str(record.version.generation), answers_version(record)
+    source = ("raw_questions", upload) if asset == ANSWERED_QUESTIONS else ("answered_questions", answers)
+    # The table holds only the rows with an answer.
+    rows = record.rows if asset == ANSWERED_QUESTIONS else record.answered
+    return dg.AssetMaterialization(
+        asset_key=asset,
+        partition=partition_key(record.version.name),
+        tags={
+            "dagster/data_version": answers,
+            f"dagster/input_data_version/{source[0]}": source[1],
+            # Without a pointer Dagster treats the input as a new dependency, and the partition as unsynced. There is no event to point
+            # at: the input is the upload itself, or is reported together with this asset.
+            f"dagster/input_event_pointer/{source[0]}": "NULL",
+            "dagster/code_version": code_version(wanted, revision_of_bundled=record.model_revision),
+        },
+        metadata={**metadata, "dagster/partition_row_count": rows, **table_metadata(asset)},
+    )
+
+
+def _job_link(record: FileRecord, links: dict[str, str]) -> dg.MetadataValue:
+    job = record.pachyderm_job
+    return dg.MetadataValue.url(links[job]) if job in links else dg.MetadataValue.text(f"{ANSWER_PIPELINE}@{job}" if job else "")

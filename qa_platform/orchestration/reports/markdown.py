@@ -1,0 +1,81 @@
+"""Markdown for Dagster's pages: tables of cells with any content, and a histogram of scores as a small picture."""
+
+import re
+from collections.abc import Sequence
+
+from qa_platform.results.passage import Passage, one_line, shortened
+
+# Dagster's pages show Markdown inline if it has fewer UTF-16 code units than this, else behind a link.
+INLINE_LIMIT = 1_000
+# Characters of a cell, at most: the first number for which the table is shorter than INLINE_LIMIT.
+_CELL_CHARACTERS = (120, 80, 60, 45, 30, 20)
+# Characters with a meaning in Markdown, HTML or formulas inside a table's cell.
+_SPECIAL = re.compile(r"[\\`*_\[\]<>~&$]")
+# Where Markdown makes a link without any mark-up. A zero-width space prevents it.
+_AUTOLINKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
+
+_STEP, _HEIGHT, _BASE, _TOP = 16, 96, 78, 16
+# Readable on white and on Dagster's dark background: an image does not know the theme of the page.
+_TEXT_COLOUR, _BAR_COLOUR, _LOW_COLOUR = "#7d8590", "#4f7cd8", "#d9822b"
+
+
+def cell(value: object, *, characters: int = _CELL_CHARACTERS[0]) -> str:
+    """Any value as plain text in a table's cell: on one line, cut, with everything escaped that could be mark-up."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = value.shown(characters) if isinstance(value, Passage) else shortened(one_line(str(value)).strip(), characters)
+    text = _AUTOLINKS.sub("\u200b", text)
+    return _SPECIAL.sub(r"\\\g<0>", text).replace("|", "&#124;")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table shorter than INLINE_LIMIT, with cells as `cell` renders them.
+
+    Where it would be longer, cells are cut more, and then the last rows are dropped and counted.
+    """
+    if not rows:
+        return "none"
+    for characters in _CELL_CHARACTERS:
+        lines = [_line(row, characters) for row in rows]
+        if _fits(text := _joined(header, lines)):
+            return text
+    while len(lines) > 1 and not _fits(text):
+        lines.pop()
+        text = f"{_joined(header, lines)}\n\nand {len(rows) - len(lines)} more"
+    return text
+
+
+def _joined(header: Sequence[str], lines: Sequence[str]) -> str:
+    return "\n".join([_line(header, _CELL_CHARACTERS[0]), "|" + "---|" * len(header), *lines])
+
+
+def _line(values: Sequence[object], characters: int) -> str:
+    return f"| {' | '.join(cell(value, characters=characters) for value in values)} |"
+
+
+def _fits(text: str) -> bool:
+    return len(text.encode("utf-16-le")) // 2 < INLINE_LIMIT
+
+
+def histogram(counts: Sequence[int], *, low: float) -> str:
+    """The numbers of scores in equal intervals from 0 to 1, as an inline picture. Scores below ``low`` have another colour."""
+    most, width = max(counts, default=0) or 1, _STEP * len(counts) + 8
+    bars = {_BAR_COLOUR: "", _LOW_COLOUR: ""}
+    for number, count in enumerate(counts):
+        if count:
+            # A single answer among a million stays visible.
+            top = min(_BASE - 1, round(_BASE - (_BASE - _TOP) * count / most))
+            colour = _LOW_COLOUR if (number + 1) / len(counts) <= low + 1e-9 else _BAR_COLOUR
+            bars[colour] += f"M{4 + number * _STEP} {_BASE}V{top}h{_STEP - 1}V{_BASE}"
+    paths = "".join(f"<path d='{path}' fill='{colour}'/>" for colour, path in bars.items() if path)
+    labels = f"<text x='4' y='92'>0</text><text x='{width // 2 - 14}' y='92'>score</text><text x='{width - 10}' y='92'>1</text>"
+    svg = (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{_HEIGHT}'>{paths}"
+        f"<g font-family='sans-serif' font-size='11' fill='{_TEXT_COLOUR}'><path d='M4 {_BASE}h{width - 8}v1H4'/>"
+        f"<text x='4' y='10'>{most:,}</text>{labels}</g></svg>"
+    )
+    # Not base64, which would be a third longer.
+    encoded = re.sub("[<>#%]", lambda match: f"%{ord(match.group()):02X}", svg)
+    return f"![answers by score, at most {most:,}](<data:image/svg+xml,{encoded}>)"

@@ -1,0 +1,1 @@
+"""The sensors that find work, and repair what was lost."""

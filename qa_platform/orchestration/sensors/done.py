@@ -1,0 +1,51 @@
+"""The sensor `done_files`: archives the sources of files that are done, and reports files whose run was lost.
+
+It is a sensor of its own, so that trouble with a file that is done never delays a file that waits.
+"""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from qa_platform.batches.pending import archive_done
+from qa_platform.clients.services import Services
+from qa_platform.ledger import FileRecord
+from qa_platform.orchestration.notifications import notify_of_failed_checks
+from qa_platform.orchestration.reports.events import Reporter
+from qa_platform.orchestration.reports.runless import report_lost
+from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.results.published import publish
+from qa_platform.settings import NotificationSettings, WorkSettings
+
+
+def done_files_sensor(work: WorkSettings, notifications: NotificationSettings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="done_files",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=work.sensor_seconds,
+        description="Archives the sources of files that are done, where their runs could not, and reports the files of lost runs.",
+    )
+    def done_files(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SkipReason:
+        services = platform.services()
+        return _tick(context, services, platform.reporter(services), notifications)
+
+    return done_files
+
+
+def _tick(
+    context: dg.SensorEvaluationContext, services: Services, reporter: Reporter, notifications: NotificationSettings
+) -> dg.SkipReason:
+    evaluations: list[dg.AssetCheckEvaluation] = []
+
+    def report(records: Sequence[FileRecord]) -> None:
+        for record in records:
+            evaluations.extend(report_lost(context.instance, reporter, record))
+
+    left = archive_done(services, context.log, report=report)
+    notify_of_failed_checks(notifications, evaluations, context.log)
+    # Last: it may take the longest, and holds up nothing.
+    unwritten = publish(services, context.log)
+    why = "every file that is done is archived"
+    if left:
+        why = f"{left} files that are done could not be archived yet; `qa-platform status FILE` says why"
+    return dg.SkipReason(f"{why}; {unwritten} answered CSVs are still to be written" if unwritten else why)

@@ -1,0 +1,193 @@
+"""The bucket sensor: lists ``incoming/``, and requests one run per batch of files that wait.
+
+It is a thin wrapper around `batches.plan.plan`, which decides what is to be done. It keeps no cursor. It stores its events itself, and a
+batch that cannot be requested does not stop the others.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from qa_platform.batches.pending import Look, claim, keep_claims, look, record_unchanged
+from qa_platform.batches.plan import Batch
+from qa_platform.clients.services import Services
+from qa_platform.contract import partition_key
+from qa_platform.errors import TransientError
+from qa_platform.ledger import Ledger
+from qa_platform.orchestration.assets.answers import BatchConfig
+from qa_platform.orchestration.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG, question_files
+from qa_platform.orchestration.reports.runless import store
+from qa_platform.orchestration.reports.uploads import uploaded
+from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.orchestration.sensors.heartbeat import beat, summary
+from qa_platform.orchestration.stored_runs import stored_runs
+from qa_platform.settings import WorkSettings
+
+# Dagster's tag with the key of the request that a run comes from.
+_RUN_KEY_TAG = "dagster/run_key"
+# What `new_run_key` makes. Other claims are owned by runs, or by the job that needs no sensor.
+_RUN_KEY = re.compile(r"[0-9a-f]{32}-\d+")
+# A run is in none of these states once the tick that requests it has ended: then it could not be launched, and never will be.
+_NOT_LAUNCHED = frozenset({dg.DagsterRunStatus.NOT_STARTED})
+
+
+def incoming_files_sensor(job: UnresolvedAssetJobDefinition, work: WorkSettings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="incoming_files",
+        job=job,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=work.sensor_seconds,
+        description="Finds CSVs under incoming/ that are not answered yet, and requests one run per batch of them.",
+    )
+    def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
+        services = platform.services()
+        queued = queued_run_keys(context.instance, job.name, beginning_seconds=services.work.lease_seconds)
+        keep_claims(services, queued)
+        # Asked before this tick claims anything: those claims have no run yet.
+        lost = lost_requests(context.instance, services, queued)
+        return _tick(context, services, lost)
+
+    return incoming_files
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The request of a run for one batch, with the partitions that it needs and the events of its uploads."""
+
+    run: dg.RunRequest
+    partitions: dg.AddDynamicPartitionsRequest
+    uploads: tuple[dg.AssetMaterialization, ...]
+
+
+def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collection[str]) -> dg.SensorResult:
+    seen = look(services)
+    record_unchanged(services, seen.plan, context.log)
+    requests, troubled = _requests(context, services, seen.plan.batches)
+    events = [event for request in requests for event in request.uploads]
+    problem = _problem(lost, troubled)
+    if problem:
+        context.log.error(problem)
+    else:
+        # Last in the tick, and not while runs cannot be requested: it says that uploads get their runs.
+        events += _beat(context, services, seen)
+    store(context.instance, events, context.log)
+    reason = None if requests else dg.SkipReason("\n".join(filter(None, (problem, summary(seen)))))
+    partitions = [request.partitions for request in requests]
+    return dg.SensorResult(run_requests=[r.run for r in requests], dynamic_partitions_requests=partitions, skip_reason=reason)
+
+
+def _beat(context: dg.SensorEvaluationContext, services: Services, seen: Look) -> list[dg.AssetMaterialization]:
+    """`beat`, whose failure must not cost the runs of what this tick has claimed."""
+    try:
+        return beat(context.instance, seen, every_seconds=services.work.heartbeat_seconds)
+    except Exception as error:
+        context.log.warning("The heartbeat is left out: %s", error)
+        return []
+
+
+def _problem(lost: Collection[str], troubled: int) -> str:
+    """Why uploads do not get their runs; "" if they do."""
+    problems = [f"{troubled} batches could not be requested; the log of this tick says why"] if troubled else []
+    if lost:
+        problems.append(f"{len(lost)} runs were requested and do not exist; the errors of this sensor's last ticks say why")
+    return ". ".join(problems)
+
+
+def _requests(context: dg.SensorEvaluationContext, services: Services, batches: Sequence[Batch]) -> tuple[list[_Request], int]:
+    """The requests for the batches that could be claimed, and the number of batches that raised an error."""
+    instance, requests, troubled = context.instance, list[_Request](), 0
+    present = instance.get_dynamic_partitions(PARTITIONS) if batches else []
+    for planned in batches:
+        try:
+            if request := _request(instance, services, planned, present):
+                requests.append(request)
+        except Exception as error:
+            troubled += 1
+            context.log.warning("No run could be requested for batch %s: %s", planned.id, error)
+            if isinstance(error, TransientError):
+                # A service is unavailable: the other batches would fail too. What is claimed already is requested.
+                break
+    return requests, troubled
+
+
+def _request(instance: dg.DagsterInstance, services: Services, planned: Batch, present: Sequence[str]) -> _Request | None:
+    """Claim a batch and request its run. None if somebody else was faster."""
+    run_key = new_run_key(instance, planned)
+    batch = claim(services, planned, token=run_key)
+    if batch is None:
+        return None
+    keys = [partition_key(version.name) for version in batch.versions]
+    # They are deleted at once, since Dagster refuses a result that both deletes and adds a key.
+    for key in keys_to_move(present, keys):
+        instance.delete_dynamic_partition(PARTITIONS, key)
+    uploads = tuple(uploaded(services.bucket, version, services.work) for version in batch.versions)
+    return _Request(_run_request(batch, run_key, keys), question_files.build_add_request(keys), uploads)
+
+
+def keys_to_move(present: Sequence[str], keys: Sequence[str]) -> set[str]:
+    """The keys that exist already, and must move to the end, with the new ones: a batch is a contiguous range of partitions.
+
+    None where they are that range already. An earlier run of the batch, which Dagster may be starting just now, needs them too.
+    """
+    existing = set(keys).intersection(present)
+    if len(existing) == len(keys):
+        first = present.index(keys[0])
+        if list(present[first : first + len(keys)]) == list(keys):
+            return set()
+    return existing
+
+
+def queued_run_keys(instance: dg.DagsterInstance, job_name: str, *, beginning_seconds: float) -> list[str]:
+    """The run keys, which own the claims, of runs that have not taken their claims over yet.
+
+    These are the runs in the queue; those that are starting, for as long as Dagster waits for them, since otherwise a pod that starts
+    slowly would find its files claimed for the next request, and so on; and those that have begun less than so many seconds ago.
+    """
+    now = datetime.now(UTC)
+    starting_since = now - timedelta(seconds=instance.run_monitoring_start_timeout_seconds)
+    begun_since = now - timedelta(seconds=beginning_seconds)
+    filters = (
+        dg.RunsFilter(job_name=job_name, statuses=[dg.DagsterRunStatus.QUEUED]),
+        dg.RunsFilter(job_name=job_name, statuses=[dg.DagsterRunStatus.STARTING], updated_after=starting_since),
+        dg.RunsFilter(job_name=job_name, statuses=[dg.DagsterRunStatus.STARTED], updated_after=begun_since),
+    )
+    runs = chain.from_iterable(stored_runs(instance, wanted) for wanted in filters)
+    return [run.tags[_RUN_KEY_TAG] for run in runs if _RUN_KEY_TAG in run.tags]
+
+
+def lost_requests(instance: dg.DagsterInstance, services: Services, queued: Collection[str]) -> set[str]:
+    """The keys of requests of earlier ticks that became no run, or a run that was never launched. Their files are still claimed.
+
+    A tick's requests are submitted before the next tick begins. If they cannot be, say because Dagster's storage refuses them, the files
+    stay claimed until the claims expire, and are then requested again.
+
+    Args:
+        queued: run keys of runs that exist.
+    """
+    with Ledger(services.postgres) as ledger:
+        owners = ledger.waiting_claims(expired_for=services.work.heartbeat_fails_after)
+    unknown = {owner for owner in owners.keys() - set(queued) if _RUN_KEY.fullmatch(owner)}
+    launched = [status for status in dg.DagsterRunStatus if status not in _NOT_LAUNCHED]
+    return {key for key in unknown if not instance.get_runs_count(dg.RunsFilter(tags={_RUN_KEY_TAG: key}, statuses=launched))}
+
+
+def new_run_key(instance: dg.DagsterInstance, batch: Batch) -> str:
+    """A run key that was never used: a batch that comes again after a failure is a new run."""
+    number = instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch.id})) + 1
+    # If runs were deleted, the count alone may give the key of a later run.
+    while instance.get_runs_count(dg.RunsFilter(tags={_RUN_KEY_TAG: f"{batch.id}-{number}"})):
+        number += 1
+    return f"{batch.id}-{number}"
+
+
+def _run_request(batch: Batch, run_key: str, keys: list[str]) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=run_key,
+        run_config=dg.RunConfig(ops={"answer_files": BatchConfig.of(batch, token=run_key)}),
+        tags={RANGE_START_TAG: keys[0], RANGE_END_TAG: keys[-1], BATCH_TAG: batch.id},
+    )

@@ -1,0 +1,1 @@
+"""A Pachyderm cluster's repo, secrets, roles and pipelines, as the platform needs them."""

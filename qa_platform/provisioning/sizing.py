@@ -1,0 +1,205 @@
+"""What a deployment changes in the pipelines' specifications: a JSON merge patch (RFC 7386) for each pipeline.
+
+A patch sizes and places the workers. What the platform relies on stays as it is, and a patch that would change it is refused.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import betterproto
+from pachyderm_sdk.api import pps
+
+from qa_platform.errors import InputError
+
+# In the form of the specifications' files.
+_PATCHABLE = (
+    *("autoscaling", "datum_set_spec", "datum_timeout", "datum_tries", "description", "metadata", "parallelism_spec"),
+    *("pod_patch", "pod_spec", "resource_limits", "resource_requests", "scheduling_spec", "sidecar_resource_limits"),
+    *("sidecar_resource_requests", "tolerations", "transform.env", "transform.image_pull_secrets", "transform.user"),
+)
+_NESTED = ("transform", "transform.env")
+_VARIABLE = "transform.env."
+# Variables that win over the secrets, or say where the programs find them and their datums. The platform's settings ignore case.
+_OF_THE_PLATFORM = re.compile(r"(PG|PACH|PPS)_.*|GCS_ACCESS|STORAGE_BUCKET|QA_(SECRETS|PFS)_ROOT", re.IGNORECASE | re.DOTALL)
+# Pachyderm ignores a quantity and a user that it cannot read.
+_FORMS = {
+    "memory": re.compile(r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?"),
+    "disk": re.compile(r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?"),
+    "user": re.compile(r"\d+"),
+}
+_DURATION = re.compile(r"\d+(\.\d+)?s")
+_NUMBER = re.compile(r"\d+")
+# Parts of a pod that hold the program, its mounts and its environment: a pod patch may add to lists, and replace nothing.
+_OF_THE_PROGRAM = re.compile(r"(/(containers|initContainers)(/[^/]+(/(name|image|command|args|workingDir))?)?|/volumes)?")
+_LISTS = re.compile(r"(/volumes|/(containers|initContainers)/[^/]+/(env|envFrom|volumeMounts))/")
+_POD_FIELDS = ("containers", "initContainers", "volumes")
+
+
+def read_patches(path: Path, pipelines: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The patches of a file, by the name of the pipeline.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON object of objects, or names another pipeline.
+    """
+    try:
+        patches = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"it cannot be read: {error.strerror}", where=str(path), advice="set --patch or QA_PIPELINES_PATCH to a JSON file, or to none"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"it is no JSON: {error}", where=str(path), advice=_shape(pipelines)) from error
+    if not isinstance(patches, dict):
+        raise InputError("it is no JSON object", where=str(path), advice=_shape(pipelines))
+    for name, patch in patches.items():
+        if name not in pipelines:
+            raise InputError(f"there is no pipeline {name}", where=str(path), advice=f"the pipelines are {' and '.join(pipelines)}")
+        if not isinstance(patch, dict):
+            raise InputError(f"the patch of {name} is no JSON object", where=str(path), advice=_shape(pipelines))
+    return patches
+
+
+def _shape(pipelines: Collection[str]) -> str:
+    example = {name: {"resource_limits": {"memory": "4Gi"}} for name in list(pipelines)[:1]}
+    return f"an object with a patch for each pipeline, such as {json.dumps(example)}"
+
+
+def patched(spec: dict[str, Any], patch: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """A specification with a patch applied.
+
+    Args:
+        where: the file and the pipeline, for errors.
+
+    Raises:
+        InputError: the patch changes what the platform relies on, or makes a specification that Pachyderm does not have.
+    """
+    for name in _names(patch):
+        _check_permitted(name, spec, where)
+    merged = merge_patch(spec, patch)
+    if problem := next(_problems(pps.CreatePipelineRequest, merged, ""), ""):
+        raise InputError(problem, where=where, advice="Pachyderm's pipeline specification has the fields and their types")
+    _check_pod(merged, where)
+    return merged
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7386: objects are merged, null removes, everything else replaces."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
+
+
+def _names(patch: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in patch.items():
+        name = prefix + key
+        if name in _NESTED and isinstance(value, dict):
+            yield from _names(value, f"{name}.")
+        else:
+            yield name
+
+
+def _check_permitted(name: str, spec: Mapping[str, Any], where: str) -> None:
+    if name.startswith(_VARIABLE):
+        variable = name.removeprefix(_VARIABLE)
+        if not _OF_THE_PLATFORM.fullmatch(variable) and variable not in spec["transform"].get("env", {}):
+            return
+    elif name in _PATCHABLE and name not in _NESTED:
+        return
+    parent, _, field = name.rpartition(".")
+    message = {"": pps.CreatePipelineRequest, "transform": pps.Transform}.get(parent)
+    is_known = message is None or field in message()._betterproto.meta_by_field_name
+    what = f"it changes {name}, which the platform relies on" if is_known else f"Pachyderm's specifications have no {name}"
+    raise InputError(what, where=where, advice=f"a patch may change {', '.join(_PATCHABLE)}")
+
+
+def _problems(message: type[betterproto.Message], value: Any, where: str) -> Iterator[str]:
+    """Why a value is no message of this type: unknown names, and values of another type."""
+    if not isinstance(value, Mapping):
+        yield f"{where} is no object"
+        return
+    types = message()._betterproto
+    for key, item in value.items():
+        place = f"{where}.{key}" if where else key
+        meta = types.meta_by_field_name.get(key)
+        if meta is None:
+            yield f"Pachyderm's specifications have no {place}"
+        elif types.default_gen[key] is list:
+            if not isinstance(item, list):
+                yield f"{place} is no list"
+                continue
+            for index, element in enumerate(item):
+                yield from _problems_of_value(meta, types.cls_by_field[key], element, f"{place}[{index}]")
+        elif meta.proto_type == betterproto.TYPE_MAP:
+            if not isinstance(item, Mapping) or not all(isinstance(text, str) for text in item.values()):
+                yield f"{place} is no object of texts"
+        else:
+            yield from _problems_of_value(meta, types.cls_by_field[key], item, place)
+        if (form := _FORMS.get(key)) and isinstance(item, str) and not form.fullmatch(item):
+            yield f"{place} is {item!r}, which Pachyderm cannot read"
+
+
+def _problems_of_value(meta: Any, cls: Any, value: Any, place: str) -> Iterator[str]:
+    kind = meta.wraps or meta.proto_type
+    if cls is timedelta:
+        if not isinstance(value, str) or not _DURATION.fullmatch(value):
+            yield f"{place} is no time in seconds, such as 3600s"
+    elif kind == betterproto.TYPE_MESSAGE:
+        yield from _problems(cls, value, place)
+    elif kind == betterproto.TYPE_ENUM:
+        if value not in cls.__members__:
+            yield f"{place} is none of {', '.join(cls.__members__)}"
+    elif kind == betterproto.TYPE_BOOL:
+        if not isinstance(value, bool):
+            yield f"{place} is neither true nor false"
+    elif kind == betterproto.TYPE_STRING:
+        if not isinstance(value, str):
+            yield f"{place} is no text"
+    elif kind in (betterproto.TYPE_FLOAT, betterproto.TYPE_DOUBLE):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+            yield f"{place} is no number"
+    elif not isinstance(value, (int, str)) or not _NUMBER.fullmatch(str(value)):
+        yield f"{place} is no whole number"
+
+
+def _check_pod(spec: Mapping[str, Any], where: str) -> None:
+    """Refuse patches of the pod that cannot be read, or that replace the program, its mounts or its environment."""
+    for name, kind in (("pod_spec", dict), ("pod_patch", list)):
+        try:
+            document = json.loads(spec.get(name) or "null")
+        except ValueError as error:
+            raise InputError(f"{name} is no JSON: {error}", where=where, advice=_POD_ADVICE) from error
+        if document is not None and not isinstance(document, kind):
+            raise InputError(f"{name} is no JSON {'object' if kind is dict else 'list'}", where=where, advice=_POD_ADVICE)
+        if changed := next(_changes(document or ()), ""):
+            raise InputError(f"{name} changes {changed}, which the platform relies on", where=where, advice=_POD_ADVICE)
+
+
+_POD_ADVICE = (
+    "pod_spec is the text of a merge patch without containers and volumes; pod_patch is the text of a list of JSON patch operations "
+    "(RFC 6902), which add to lists and replace no program"
+)
+
+
+def _changes(document: Any) -> Iterator[str]:
+    """The parts of a pod that belong to the program, and that a merge patch (an object) or a JSON patch (a list) would change."""
+    if isinstance(document, dict):
+        yield from (name for name in document if name in _POD_FIELDS)
+        return
+    for operation in document:
+        changes = operation if isinstance(operation, dict) else {}
+        paths = [changes.get("path"), *([changes.get("from")] if changes.get("op") == "move" else [])]
+        for path in paths:
+            if not isinstance(path, str) or _OF_THE_PROGRAM.fullmatch(path):
+                yield str(path or "/")
+            elif _LISTS.match(f"{path}/") and not (changes.get("op") == "add" and path.endswith("/-")):
+                yield path

@@ -1,0 +1,44 @@
+"""The answered CSV of a file whose rows are in the tables."""
+
+from collections.abc import Callable, Iterator
+
+from qa_platform.clients import pachyderm as pachd
+from qa_platform.clients.postgres import connect
+from qa_platform.contract import LOAD_PIPELINE, file_id
+from qa_platform.ledger import FileRecord
+from qa_platform.results.rebuilt_csv import rebuilt_csv
+from qa_platform.settings import PachydermSettings, PostgresSettings
+
+REBUILT = "Pachyderm no longer has them (QA_COMMITS_KEPT_DAYS), so they come from Postgres, without the upload's other columns"
+
+
+def answered_csv(
+    pachyderm: PachydermSettings, postgres: PostgresSettings, record: FileRecord, *, tell: Callable[[str], object]
+) -> Iterator[bytes]:
+    """The answered CSV as it was loaded, piece by piece, or, once Pachyderm has removed it, as `rebuilt_csv` makes it.
+
+    Args:
+        record: the generation whose rows are in the tables: `Ledger.in_the_table`.
+        tell: is told `REBUILT` before the first piece of a CSV that is rebuilt.
+
+    Raises, while it is iterated:
+        InputError: Pachyderm or PostgreSQL refuses, or neither has all rows.
+        TransientError: one of them is unavailable.
+    """
+    name, begun = record.version.name, False
+    # A record that was restored may name no commit.
+    if record.pachyderm_commit:
+        uri = f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file_id(name)}.csv"
+        try:
+            with pachd.session(pachyderm, f"fetching the answers of {name}") as client:
+                for piece in pachd.read_file(client, uri):
+                    begun = True
+                    yield piece
+            return
+        except pachd.NotThere:
+            # Removed while it was read: what is written cannot be taken back.
+            if begun:
+                raise
+    tell(REBUILT)
+    with connect(postgres) as connection:
+        yield from rebuilt_csv(connection, record)

@@ -1,0 +1,268 @@
+"""The facts of loaded files, counted by PostgreSQL: figures, a few rows, and the scores of earlier files.
+
+No result is as large as a file. A file costs two scans of its rows by the index, and a look at a few of them. The scores of earlier
+files are those of an even sample of their rows, read once per batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from qa_platform.clients.postgres import only_row, transaction
+from qa_platform.contract import FileStatus, FileVersion, ModelChoice
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.results.passage import Passage
+from qa_platform.settings import CheckSettings
+
+IN_THE_TABLE = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
+
+# Equal parts of 0 to 1 in a score distribution.
+BUCKETS = 20
+# Rows that are shown of each kind: the first, those with the lowest scores, and those that are wrong.
+SHOWN_ROWS = 5
+# Characters of a cell, and of the context on either side of an answer, that PostgreSQL sends. Fewer are shown.
+_SENT_CHARACTERS = 200
+# Rows of an earlier file whose mean score stands for all of them.
+_SAMPLE = 500
+
+
+@dataclass(frozen=True)
+class AnsweredRow:
+    """One row of the table, cut.
+
+    Args:
+        place: the text between the answer's offsets in the context, and the text around it.
+    """
+
+    number: int
+    question: str
+    answer: str
+    score: float | None
+    place: Passage
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The distribution of a file's scores.
+
+    Args:
+        counts: answers by score, in `BUCKETS` equal parts of 0 to 1.
+        low: answers with a score below QA_LOW_SCORE, or flagged as such.
+        unscored: answers without a score between 0 and 1. They are in no other figure.
+    """
+
+    counts: tuple[int, ...]
+    mean: float
+    variance: float
+    low: int
+    unscored: int
+
+    @property
+    def scored(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass(frozen=True)
+class PastFile:
+    """An earlier file of the same model, and the mean score of an even sample of its rows."""
+
+    name: str
+    answered: int
+    mean: float
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What the tables hold of one generation of a file, counted by PostgreSQL.
+
+    Args:
+        answered_rows: rows of ``question_answer``.
+        reject_rows: rows of ``question_answer_reject``.
+        without_answer: answered rows whose answer is empty.
+        wrong_spans: answered rows whose answer is not the text of the context between its offsets.
+    """
+
+    answered_rows: int
+    reject_rows: int
+    without_answer: int
+    wrong_spans: int
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """All that is reported of one loaded file.
+
+    Args:
+        reasons: rows without an answer, by reason.
+        other_generation: rows of the table that are not of the recorded generation.
+        other_model: rows of the table that are not of the recorded model.
+        wrong_rows: the first rows whose answer is not the text between its offsets.
+    """
+
+    record: FileRecord
+    counted: FileCheck
+    scores: Scores
+    reasons: Mapping[str, int]
+    other_generation: int
+    other_model: int
+    first: tuple[AnsweredRow, ...]
+    lowest: tuple[AnsweredRow, ...]
+    wrong_rows: tuple[AnsweredRow, ...]
+    history: tuple[PastFile, ...]
+
+
+def gather(ledger: Ledger, connection: psycopg.Connection, records: Sequence[FileRecord], settings: CheckSettings) -> Iterator[FileFacts]:
+    """The facts of each loaded file, in order.
+
+    Scores are compared with those of files outside ``records``, which may all have changed at once.
+    """
+    histories: dict[ModelChoice, tuple[PastFile, ...]] = {}
+    names = [record.version.name for record in records]
+    for record in records:
+        model = ModelChoice(record.model, record.model_revision, record.model_precision)
+        if model not in histories:
+            past = ledger.recent_loads(model, without=names, limit=settings.drift_files)
+            histories[model] = past_files(connection, past)
+        yield _facts(connection, record, histories[model], low_score=settings.low_score)
+
+
+def past_files(connection: psycopg.Connection, records: Sequence[FileRecord]) -> tuple[PastFile, ...]:
+    """The mean scores of loaded files, in order. Files without a score are left out."""
+    # The innermost query makes a nested loop of the sample: a plain join could become a scan of every row of every file.
+    query = """
+        SELECT f.name, f.answered, s.mean
+        FROM unnest(%(names)s::text[], %(generations)s::bigint[], %(rows)s::bigint[], %(answered)s::bigint[])
+            WITH ORDINALITY AS f (name, generation, rows, answered, place)
+        CROSS JOIN LATERAL (
+            SELECT avg(q.score) AS mean
+            FROM generate_series(1, f.rows, greatest(f.rows / %(sample)s, 1)) AS n
+            CROSS JOIN LATERAL (
+                SELECT q.score FROM question_answer q
+                WHERE q.source_file = f.name AND q.row_number = n AND q.generation = f.generation AND q.score BETWEEN 0 AND 1
+                LIMIT 1
+            ) q
+        ) s
+        WHERE s.mean IS NOT NULL
+        ORDER BY f.place
+    """
+    values = {
+        "names": [record.version.name for record in records],
+        "generations": [record.version.generation for record in records],
+        "rows": [record.rows for record in records],
+        "answered": [record.answered for record in records],
+    }
+    with transaction(connection) as cursor:
+        cursor.execute(query, {**values, "sample": _SAMPLE})
+        return tuple(PastFile(name, answered, mean) for name, answered, mean in cursor)
+
+
+def check_file(connection: psycopg.Connection, version: FileVersion) -> FileCheck:
+    """Count and compare one generation's rows in the tables, inside PostgreSQL."""
+    with transaction(connection) as cursor:
+        # `substr` refuses a negative length.
+        cursor.execute(
+            """
+            SELECT count(*), count(*) FILTER (WHERE coalesce(answer, '') = ''),
+                count(*) FILTER (WHERE substr(context, answer_start + 1, greatest(answer_end - answer_start, 0)) IS DISTINCT FROM answer)
+            FROM question_answer WHERE source_file = %(name)s AND generation = %(generation)s
+            """,
+            {"name": version.name, "generation": version.generation},
+        )
+        answered, without_answer, wrong_spans = only_row(cursor)
+        cursor.execute(
+            "SELECT count(*) FROM question_answer_reject WHERE source_file = %s AND generation = %s", [version.name, version.generation]
+        )
+        return FileCheck(answered, only_row(cursor)[0], without_answer, wrong_spans)
+
+
+def _facts(connection: psycopg.Connection, record: FileRecord, history: tuple[PastFile, ...], *, low_score: float) -> FileFacts:
+    counted = check_file(connection, record.version)
+    with transaction(connection) as cursor:
+        scores, other_generation, other_model = _scores(cursor, record, low_score)
+        return FileFacts(
+            record=record,
+            counted=counted,
+            scores=scores,
+            reasons=_reasons(cursor, record),
+            other_generation=other_generation,
+            other_model=other_model,
+            first=_shown(cursor, record, order="row_number"),
+            lowest=_shown(cursor, record, order="score, row_number", where="score IS NOT NULL"),
+            wrong_rows=_shown(cursor, record, order="row_number", where=_WRONG_SPAN) if counted.wrong_spans else (),
+            history=history,
+        )
+
+
+_WRONG_SPAN = "substr(context, answer_start + 1, greatest(answer_end - answer_start, 0)) IS DISTINCT FROM answer"
+
+
+def _scores(cursor: psycopg.Cursor, record: FileRecord, low_score: float) -> tuple[Scores, int, int]:
+    cursor.execute(
+        """
+        SELECT generation IS NOT DISTINCT FROM %(generation)s AS ours,
+            CASE WHEN score BETWEEN 0 AND 1 THEN least(width_bucket(score, 0, 1, %(buckets)s), %(buckets)s) END AS bucket,
+            count(*), sum(score), sum(score * score),
+            count(*) FILTER (WHERE score < %(low)s OR flag = 'low_score'),
+            count(*) FILTER (WHERE (model, model_revision) IS DISTINCT FROM (%(model)s, %(revision)s))
+        FROM question_answer WHERE source_file = %(name)s GROUP BY 1, 2
+        """,
+        {
+            "name": record.version.name,
+            "generation": record.version.generation,
+            "buckets": BUCKETS,
+            "low": low_score,
+            "model": record.model,
+            "revision": record.model_revision,
+        },
+    )
+    counts = [0] * BUCKETS
+    total = squares = 0.0
+    low = unscored = other_generation = other_model = 0
+    for ours, bucket, rows, sum_, sum_of_squares, low_rows, other in cursor:
+        if not ours:
+            other_generation += rows
+            continue
+        low += low_rows
+        other_model += other
+        if bucket is None:
+            unscored += rows
+            continue
+        counts[bucket - 1] = rows
+        total += sum_
+        squares += sum_of_squares
+    number = sum(counts) or 1
+    mean = total / number
+    scores = Scores(tuple(counts), mean, max(0.0, squares / number - mean * mean), low, unscored)
+    return scores, other_generation, other_model
+
+
+def _reasons(cursor: psycopg.Cursor, record: FileRecord) -> dict[str, int]:
+    cursor.execute(
+        "SELECT reason, count(*) FROM question_answer_reject WHERE source_file = %s AND generation = %s GROUP BY reason ORDER BY 2 DESC, 1",
+        [record.version.name, record.version.generation],
+    )
+    return dict(cursor.fetchall())
+
+
+def _shown(cursor: psycopg.Cursor, record: FileRecord, *, order: str, where: str = "true") -> tuple[AnsweredRow, ...]:
+    # Only the rows that are shown are cut: they are chosen by number and score alone.
+    query = f"""
+        SELECT q.row_number, left(q.question, %(sent)s), left(q.answer, %(sent)s), q.score,
+            substr(q.context, greatest(at.first + 1 - %(sent)s, 1), greatest(least(at.first, %(sent)s), 0)),
+            substr(q.context, at.first + 1, greatest(least(at.last - at.first, %(sent)s), 0)),
+            substr(q.context, at.last + 1, %(sent)s)
+        FROM question_answer q
+        CROSS JOIN LATERAL (SELECT coalesce(q.answer_start, 0) AS first, coalesce(q.answer_end, 0) AS last) at
+        JOIN (
+            SELECT row_number FROM question_answer
+            WHERE source_file = %(name)s AND generation = %(generation)s AND {where} ORDER BY {order} LIMIT %(shown)s
+        ) chosen USING (row_number)
+        WHERE q.source_file = %(name)s ORDER BY {order}
+    """  # noqa: S608  # both are constants of this file
+    values = {"name": record.version.name, "generation": record.version.generation, "sent": _SENT_CHARACTERS}
+    cursor.execute(query, {**values, "shown": SHOWN_ROWS})
+    return tuple(
+        AnsweredRow(number, question, answer, score, Passage(before or "", piece or "", after or ""))
+        for number, question, answer, score, before, piece, after in cursor
+    )

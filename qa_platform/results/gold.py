@@ -1,0 +1,140 @@
+"""The quality of the answers, measured on gold sets: files of questions whose right answers are known.
+
+A gold set is a file like any other, below `QA_GOLD_PREFIX`, with a column `answers` beside question and context. The platform answers
+it as it answers all files, and the answers in the table are compared with that column.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from qa_platform.clients import bucket
+from qa_platform.clients.postgres import connect, transaction
+from qa_platform.clients.services import Services
+from qa_platform.clients.source import SOURCE_CHANGED_ERRORS
+from qa_platform.errors import InputError
+from qa_platform.evaluation.gold import GoldQuestion, exact_match, f1, read_gold
+from qa_platform.ingest import Unpacked
+from qa_platform.ledger import FileRecord, Ledger
+
+# A larger file is not taken as a gold set, since a gold set is held in memory.
+_BYTES_LIMIT = 64 * 2**20
+_READ_BYTES = 2**20
+SHOWN_MISTAKES = 10
+GOLD_SETS = 20
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A question whose answer is not one of the right ones."""
+
+    question: str
+    answer: str
+    right: tuple[str, ...]
+    f1: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures of one gold set: exact match and F1 in percent, as SQuAD defines them, and the worst mistakes."""
+
+    questions: int
+    exact_match: float
+    f1: float
+    mistakes: tuple[Mistake, ...]
+
+
+def is_gold(name: str, prefix: str) -> bool:
+    """Whether a file below ``incoming/`` is a gold set."""
+    return name.startswith(prefix)
+
+
+def gold_sets(ledger: Ledger, prefix: str) -> list[FileRecord]:
+    """The generation of each gold set whose answers are in the table; of more than `GOLD_SETS`, those answered last."""
+    # A newer upload may be waiting, or unchanged: the rows are still those of the last one that was loaded.
+    return [record for name in ledger.loaded_below(prefix, limit=GOLD_SETS) if (record := ledger.in_the_table(name))]
+
+
+def measure(services: Services, record: FileRecord) -> Quality:
+    """Compare the answers of a loaded gold set with the right ones. A rejected question counts as not answered.
+
+    Raises:
+        InputError: the file has no column `answers`, is too large, or its source is gone.
+    """
+    gold = _read(services, record)
+    with connect(services.postgres) as connection:
+        answers = _answers(connection, record)
+    return compare(gold, answers)
+
+
+def compare(gold: list[GoldQuestion], answers: Mapping[bytes, str]) -> Quality:
+    """The figures of a gold set.
+
+    Args:
+        answers: the answers in the table, by `key`.
+    """
+    mistakes, matches, words = [], 0.0, 0.0
+    for question in gold:
+        answer = answers.get(key(question.question, question.context), "")
+        right = tuple(known.text for known in question.answers)
+        match, overlap = exact_match(answer, right), f1(answer, right)
+        matches, words = matches + match, words + overlap
+        if not match:
+            mistakes.append(Mistake(question.question, answer, right, overlap))
+    mistakes.sort(key=lambda mistake: mistake.f1)
+    number = len(gold)
+    return Quality(number, round(100 * matches / number, 2), round(100 * words / number, 2), tuple(mistakes[:SHOWN_MISTAKES]))
+
+
+def together(measured: Sequence[Quality]) -> Quality:
+    """The figures over all questions of several gold sets; at least one."""
+    number = sum(quality.questions for quality in measured)
+    match = sum(quality.exact_match * quality.questions for quality in measured) / number
+    words = sum(quality.f1 * quality.questions for quality in measured) / number
+    mistakes = sorted((mistake for quality in measured for mistake in quality.mistakes), key=lambda mistake: mistake.f1)
+    return Quality(number, round(match, 2), round(words, 2), tuple(mistakes[:SHOWN_MISTAKES]))
+
+
+def key(question: str, context: str) -> bytes:
+    """Identifies a question by its text, whatever the white space. Row numbers differ from reader to reader."""
+    return hashlib.sha256("\0".join(" ".join(text.split()) for text in (question, context)).encode()).digest()
+
+
+def _read(services: Services, record: FileRecord) -> list[GoldQuestion]:
+    name = record.version.name
+    if not record.place:
+        raise InputError("it was deleted once it was answered (QA_ARCHIVE), so it cannot be compared", where=name, advice="upload it again")
+    _refuse_large(name, record.version.size)
+    with tempfile.TemporaryDirectory(prefix="qa-gold-") as folder:
+        path = Path(folder, "gold.csv")
+        try:
+            with bucket.open_version(services.bucket, record.version, record.place) as source, path.open("wb") as file:
+                unpacked = Unpacked(source, size=record.version.size)
+                while content := unpacked.read(_READ_BYTES):
+                    file.write(content)
+                    _refuse_large(name, file.tell())
+        except SOURCE_CHANGED_ERRORS as error:
+            raise InputError(f"{record.place} is gone, so it cannot be compared", where=name, advice="upload it again") from error
+        try:
+            return read_gold(path)
+        except InputError as error:
+            # The file's own name, not that of the copy.
+            raise InputError(error.what, where=error.where.replace(str(path), name), advice=error.advice) from error
+
+
+def _refuse_large(name: str, size: int) -> None:
+    if size > _BYTES_LIMIT:
+        raise InputError(f"it is too large for a gold set: {size} bytes, {_BYTES_LIMIT} at most", where=name, advice="cut it")
+
+
+def _answers(connection: psycopg.Connection, record: FileRecord) -> dict[bytes, str]:
+    with transaction(connection) as cursor:
+        cursor.execute(
+            "SELECT question, context, answer FROM question_answer WHERE source_file = %s AND generation = %s",
+            [record.version.name, record.version.generation],
+        )
+        return {key(question, context): answer or "" for question, context, answer in cursor}

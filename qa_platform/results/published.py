@@ -1,0 +1,78 @@
+"""Answered CSVs are written to the bucket, under QA_ANSWERED_PREFIX, once their files are finished.
+
+What is to be written is recorded with the file, in the statement that finishes it. So no process needs to live until it is written, and
+neither a refusal nor an outage holds up a file, or its archiving.
+"""
+
+import time
+from contextlib import suppress
+from functools import partial
+
+from qa_platform.clients.answered import Answers, answered_name, write_answered
+from qa_platform.clients.file_objects import delete_objects_of
+from qa_platform.clients.services import Log, Services
+from qa_platform.errors import QaPlatformError, TransientError
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.results.answered_csv import answered_csv
+from qa_platform.text import escaped, escaped_lines
+
+# Files of one call, and seconds after which it begins no other file, so that a sensor's tick stays short.
+_FILES = 500
+SECONDS = 20.0
+
+
+def publish(services: Services, log: Log, *, seconds: float = SECONDS) -> int:
+    """Write the answered CSVs that are owed to the bucket. One that cannot be written is logged and recorded, and tried again later.
+
+    Args:
+        seconds: begin no other file after so long.
+
+    Returns:
+        The number of CSVs that are still to be written; 0 if none are wanted.
+    """
+    if not services.work.answered_prefix:
+        return 0
+    until = time.monotonic() + seconds
+    try:
+        with Ledger(services.postgres) as ledger:
+            for record in ledger.owed_csvs(limit=_FILES):
+                if time.monotonic() > until or not _publish_or_record(services, ledger, record, log):
+                    break
+            return ledger.count_owed_csvs()
+    except QaPlatformError as error:
+        # The files are finished: this must not fail the work of which it is the last step.
+        log.warning("answered CSVs could not be written to the bucket now: %s", escaped_lines(str(error)))
+        return 0
+
+
+def _publish_or_record(services: Services, ledger: Ledger, record: FileRecord, log: Log) -> bool:
+    """Write one answered CSV, or record why that failed. Returns false if a service is unavailable: the others would fail as well."""
+    try:
+        _publish(services, ledger, record, log)
+    except Exception as error:
+        reason = str(error) if isinstance(error, QaPlatformError) else f"{type(error).__name__}: {error}"
+        log.warning("%s is finished, and its answered CSV could not be written now: %s", record.version.shown, escaped_lines(reason))
+        with suppress(QaPlatformError):
+            ledger.csv_failed(record, error=reason, work=services.work)
+        return not isinstance(error, TransientError)
+    return True
+
+
+def _publish(services: Services, ledger: Ledger, record: FileRecord, log: Log) -> None:
+    version, prefix = record.version, services.work.answered_prefix
+    there = ledger.in_the_table(version.name)
+    if there is not None and there.version.generation > version.generation:
+        # Its rows were replaced, and the newer generation owes a CSV of its own.
+        ledger.csv_settled(record)
+        return
+
+    def tell(what: str) -> None:
+        log.warning("%s: %s", version.shown, what)
+
+    content = partial(answered_csv, services.pachyderm, services.postgres, record, tell=tell)
+    answers = Answers(version.name, version.generation, record.load_id, record.pachyderm_commit)
+    if write_answered(services.bucket, prefix, answers, content, may_write=partial(ledger.begin_csv, record)):
+        log.info("%s: its answered CSV lies in %s", version.shown, escaped(answered_name(prefix, version.name)))
+        # Who forgot it may have looked before its answered CSV was there.
+        if not ledger.csv_settled(record) and ledger.is_forgotten(version):
+            delete_objects_of(services.bucket, version, prefix)

@@ -1,1 +1,0 @@
-"""The sensors that find work."""

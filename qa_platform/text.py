@@ -1,0 +1,30 @@
+"""Text that a person reads: in a terminal, a log, a page of Dagster, a notification or a report."""
+
+
+def escaped(text: str, *, keep: str = "") -> str:
+    """A text without characters that a terminal or a page obeys: control characters, line separators, changes of direction.
+
+    Every character that Unicode does not count as printable is written as Python writes it, such as ``\\x1b`` and ``\\u202e``. Names of
+    objects, cells and other servers' messages may contain any of them. So may surrogates, which stand for bytes that are not UTF-8.
+
+    Args:
+        keep: characters that stay as they are, such as the line ends of a message.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def escaped_lines(text: str) -> str:
+    """The same for a message of several lines."""
+    return escaped(text, keep="\n")
+
+
+def escaped_json(text: str) -> str:
+    """`escaped` for a JSON document on one line: its values stay the same, since JSON's own escapes are used."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    code = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{code[at : at + 2].hex()}" for at in range(0, len(code), 2))

@@ -1,0 +1,1 @@
+"""Programs beside the platform: benchmarks, documentation, the demonstration."""

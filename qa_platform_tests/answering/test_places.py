@@ -1,0 +1,223 @@
+"""Where answers lie: at their best mention, on whole characters, and at word borders only where that is wanted."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import regex
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tokenizers import models, pre_tokenizers, processors, trainers
+
+from qa_platform.answering import Answer, Answerer
+from qa_platform.answering.characters import Characters, loses_letters
+from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.windows import Layout
+from qa_platform.contract import RowReason
+from qa_platform_tests.answering_models import make_bert, make_tokenizer, texts
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Answerer:
+    return Answerer(str(make_bert(tmp_path_factory.mktemp("bert"))), threads=1)
+
+
+def sure(monkeypatch: pytest.MonkeyPatch, answerer: Answerer, words: dict[str, tuple[float, float]]) -> None:
+    """Have the model mark every token of these words: as a start and as an end, with these logits."""
+    loaded = answerer._warm()
+    marked = {loaded.tokenizer.token_to_id(word): logits for word, logits in words.items()}
+    assert None not in marked
+
+    def run(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        start, end = np.zeros(batch.ids.shape, np.float32), np.zeros(batch.ids.shape, np.float32)
+        for word, (as_start, as_end) in marked.items():
+            start[batch.ids == word] = as_start
+            end[batch.ids == word] = as_end
+        return start, end
+
+    monkeypatch.setattr(loaded.runtime, "run", run)
+
+
+def one(answerer: Answerer, question: str, context: str, **options: Any) -> Answer:
+    (answer,) = answerer.answer([(question, context)], **options)
+    return answer
+
+
+# The best mention
+
+# Mentions of the same answer in two windows: a faint one that ; hints at, and a clear one beside !.
+FAR = "OLSEN " + ". " * 40 + "Olsen "
+
+
+def by_the_neighbour(monkeypatch: pytest.MonkeyPatch, answerer: Answerer) -> None:
+    """Have the model be unsure of the answer in the first window, and sure of it in the others."""
+    loaded = answerer._warm()
+    word = loaded.tokenizer.encode("olsen", add_special_tokens=False).ids
+    assert len(word) == 1
+
+    def run(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits = np.zeros(batch.ids.shape, np.float32)
+        dots = (batch.ids == loaded.tokenizer.token_to_id(".")).sum(axis=1)
+        for row in range(len(logits)):
+            first_window = batch.ids[row].tolist().index(word[0]) < 5 if word[0] in batch.ids[row] else False
+            logits[row, batch.ids[row] == word[0]] = 1 if first_window and dots[row] else 9
+        return logits, logits.copy()
+
+    monkeypatch.setattr(loaded.runtime, "run", run)
+
+
+def test_the_place_and_the_spelling_are_those_of_the_best_mention(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_the_neighbour(monkeypatch, tiny)
+    answer = one(tiny, "?", FAR, max_seq_len=24, doc_stride=4, max_answer_len=1)
+    assert (answer.answer, answer.start) == ("Olsen", FAR.index("Olsen"))
+    assert answer.score > 0.9
+
+
+def test_the_place_of_the_reference_can_be_asked_for(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_the_neighbour(monkeypatch, tiny)
+    answer = one(tiny, "?", FAR, max_seq_len=24, doc_stride=4, max_answer_len=1, best_mention=False)
+    assert (answer.answer, answer.start) == ("OLSEN", 0)
+
+
+def test_the_sum_over_the_mentions_still_ranks_the_answers(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each ; alone is less likely than the !, the three together are more likely.
+    sure(monkeypatch, tiny, {"!": (9.5, 9.5), ";": (9.1, 9.1)})
+    answer = one(tiny, "?", "; . ! . ; . ;", top_k=2, max_answer_len=1)
+    assert [answer.answer, answer.alternatives[0].text] == [";", "!"]
+    assert answer.start == 0
+
+
+# Whole characters
+
+_SCRIPTS = [
+    *["Jose\u0301", "ปี", "ภาษาไทย", "नमस्ते", "क्षि", "வணக்கம்", "ශ්‍රී", "မြန်မာ", "ខ្មែរ", "한국어", "\u1112\u1161\u11ab", "שָׁלוֹם", "مُحَمَّد", "ὰ͂"],
+    *[
+        "👩\u200d🚀",
+        "👍🏽",
+        "🇳🇴🇸🇪",
+        "❤\ufe0f",
+        "1\ufe0f\u20e3",
+        "🏴\U000e0067\U000e0062\U000e007f",
+        "Z\u0351\u036b\u0343a",
+        "a\r\nb",
+        "東京",
+        "x",
+    ],
+]
+scripts = st.lists(st.one_of(st.sampled_from(_SCRIPTS), st.text(max_size=4)), min_size=1, max_size=12)
+joined = scripts.flatmap(lambda words: st.sampled_from(["", " ", ", "]).map(lambda space: space.join(words)))
+
+
+def borders(text: str) -> set[int]:
+    return {0, len(text), *(match.start() for match in regex.finditer(r"\X", text))}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(context=joined, aligned=st.booleans())
+def test_an_answer_neither_begins_nor_ends_within_a_character(tiny: Answerer, context: str, aligned: bool) -> None:
+    answer = one(tiny, "Who?", context, top_k=5, align_to_words=aligned)
+    if answer.error:
+        assert not answer.answer
+        return
+    for start, end in ((answer.start, answer.end), *((span.start, span.end) for span in answer.alternatives)):
+        assert {start, end} <= borders(context)
+        assert context[start:end].strip()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+@given(context=joined)
+@settings(max_examples=60, deadline=None)
+def test_the_tokens_of_every_tokenizer_lie_on_borders_of_characters(family: str, context: str) -> None:
+    encoding = TOKENIZERS[family].encode(context, add_special_tokens=False)
+    offsets = Characters.of(encoding, context).offsets
+    assert set(offsets.ravel().tolist()) <= borders(context)
+    for (start, end), (left, right) in zip(offsets.tolist(), encoding.offsets, strict=True):
+        assert start <= left <= right <= end
+
+
+TOKENIZERS = {family: make_tokenizer(family) for family in ("bert", "roberta", "albert")}
+
+
+@pytest.mark.parametrize("name", ["Jose\u0301", "ปี", "Zoe\u0308\u0323"])
+def test_an_answer_has_the_marks_of_its_last_letter(tiny: Answerer, name: str) -> None:
+    assert one(tiny, "Who?", name).answer == name
+
+
+# Letters that a tokenizer loses
+
+
+def lossy_tokenizer() -> tokenizers.Tokenizer:
+    """As RobBERT's: each word gets a space, which is then trimmed from places in a text that has none there."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    parts: list[Any] = [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Punctuation()]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts(300, seed=1), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True)
+    return tokenizer
+
+
+def test_a_tokenizer_that_loses_letters_is_known_and_no_other() -> None:
+    assert Layout.of(lossy_tokenizer()).loses_letters
+    assert [family for family, tokenizer in TOKENIZERS.items() if loses_letters(tokenizer)] == []
+
+
+def test_lost_letters_are_given_back_to_their_words() -> None:
+    text = "Marta Olsen a took  over, in 1987"
+    encoding = lossy_tokenizer().encode(text, add_special_tokens=False)
+    places = Characters.of(encoding, text, loses_letters=True)
+    words = ["Marta", "Olsen", "a", "took", "over", ",", "in", "1987"]
+    found = [
+        text[places.offsets[places.words == word, 0].min() : places.offsets[places.words == word, 1].max()]
+        for word in dict.fromkeys(places.words.tolist())
+    ]
+    assert list(dict.fromkeys(found)) == words
+
+
+# Words
+
+
+def test_an_answer_is_widened_to_whole_words_unless_told_otherwise(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny._warm().tokenizer
+    context = next(
+        word for word in ("keeperx", "oldkeeper", "keepers1987") if len(tokenizer.encode(word, add_special_tokens=False).ids) > 1
+    )
+    first = tokenizer.encode(context, add_special_tokens=False)
+    sure(monkeypatch, tiny, {first.tokens[0]: (20, 20)})
+    assert one(tiny, "?", context, max_answer_len=1).answer == context
+    exact = one(tiny, "?", context, max_answer_len=1, align_to_words=False)
+    assert (exact.start, exact.end) == first.offsets[0]
+    assert exact.answer != context
+
+
+# Questions and contexts that show nothing
+
+INVISIBLE = ["\u200b", "\ufeff", "\u200b\u200d\u2060", "\x07\x1b", "\u0301", "\u0e35\u0301", "\u3164", "\u00ad \u180e", "\ufe0f"]
+
+
+@pytest.mark.parametrize("text", INVISIBLE)
+def test_a_text_that_shows_nothing_is_empty(tiny: Answerer, text: str) -> None:
+    assert one(tiny, text, "Marta Olsen").error is RowReason.EMPTY_QUESTION
+    assert one(tiny, "Who?", text).error is RowReason.EMPTY_CONTEXT
+
+
+def test_a_text_that_the_tokenizer_drops_is_empty(tiny: Answerer) -> None:
+    assert one(tiny, "\ufffd", "Marta Olsen").error is RowReason.EMPTY_QUESTION
+    assert one(tiny, "Who?", "\ufffd").error is RowReason.EMPTY_CONTEXT
+
+
+# Answers that are none
+
+
+def test_a_word_that_no_answer_column_holds_has_a_reason_of_its_own(tiny: Answerer) -> None:
+    assert one(tiny, "Who?", "x" * 50_000).error is RowReason.UNUSABLE_ANSWER
+
+
+def test_no_answer_is_said_only_where_it_may_be(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sure(monkeypatch, tiny, {"[CLS]": (50, 50)})
+    assert one(tiny, "Who?", "x" * 50_000, handle_impossible_answer=True).error is RowReason.NO_ANSWER
+    assert one(tiny, "Who?", "x" * 50_000).error is RowReason.UNUSABLE_ANSWER
+    assert one(tiny, "Who?", "Marta Olsen").error is None

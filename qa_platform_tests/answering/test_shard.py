@@ -1,0 +1,198 @@
+import csv
+import dataclasses
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import openvino
+import pytest
+from pachyderm_sdk.api.worker import NextDatumRequest, NextDatumResponse
+
+from qa_platform.answering import Answerer
+from qa_platform.answering.shard import answer_shard
+from qa_platform.answering.worker import Worker
+from qa_platform.contract import (
+    ANSWER_COLUMNS,
+    MANIFEST,
+    SHARD_ANSWERS,
+    SHARD_INFO,
+    SHARD_QUESTIONS,
+    DatumFault,
+    ModelChoice,
+    Rejection,
+    RowReason,
+    ShardInfo,
+)
+from qa_platform.errors import InputError
+from qa_platform_tests.answering_models import make_bert, pairs
+
+HEADER = ["id", "Question", "context"]
+ROWS = [
+    ["1", "Who keeps the lighthouse?", "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over in 1987."],
+    ["2", "When did she take over?", "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over in 1987."],
+    ["carriage\rreturn", "Where is the lighthouse?", 'A "quoted" word,\r\nand the lighthouse on Ferris Rock.'],
+    ["4", "", ""],
+    ["5", "   ", "Nobody asked anything."],
+    ["6", " ".join(["why"] * 500), "The question does not fit."],
+]
+REJECTED = Rejection(row=104, line=5, reason=RowReason.LONE_SURROGATE, column="context")
+
+
+@pytest.fixture(scope="module")
+def answerer() -> Answerer:
+    return Answerer("bundled")
+
+
+def write_shard(folder: Path, rows: list[list[str]] = ROWS, *, claimed: int | None = None, model: ModelChoice | None = None) -> Path:
+    folder.mkdir(parents=True)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\r\n").writerows([HEADER, *rows])
+    content = text.getvalue().encode()
+    (folder / SHARD_QUESTIONS).write_bytes(content)
+    info = ShardInfo(
+        first_row=101,
+        rows=len(rows) if claimed is None else claimed,
+        sha256=hashlib.sha256(content).hexdigest(),
+        model=model or ModelChoice("bundled"),
+        rejections=(REJECTED,) if rows is ROWS else (),
+    )
+    (folder / SHARD_INFO).write_text(info.to_json())
+    return folder
+
+
+def read_answers(folder: Path) -> list[list[str]]:
+    with (folder / SHARD_ANSWERS).open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_answered_rows_keep_their_cells_and_get_ours(answerer: Answerer, tmp_path: Path) -> None:
+    answer_shard(answerer, write_shard(tmp_path / "in"), tmp_path / "out")
+    header, *rows = read_answers(tmp_path / "out")
+    assert header == [*HEADER, *ANSWER_COLUMNS]
+    assert [row[:3] for row in rows] == ROWS
+    for row in rows[:3]:
+        answer, score, start, end, model, error = row[3:]
+        assert row[2][int(start) : int(end)] == answer != ""
+        assert 0 < float(score) <= 1
+        assert (model, error) == ("bundled", "")
+
+
+def test_rows_that_cannot_be_answered_say_why(answerer: Answerer, tmp_path: Path) -> None:
+    info = answer_shard(answerer, write_shard(tmp_path / "in"), tmp_path / "out")
+    assert [row[3:] for row in read_answers(tmp_path / "out")[4:]] == [
+        ["", "", "", "", "bundled", reason] for reason in ("lone_surrogate", "empty_question", "question_exceeds_window")
+    ]
+    assert (info.answered, info.no_answer, info.rejected) == (3, 0, 3)
+
+
+def test_the_shard_says_what_answered_it(answerer: Answerer, tmp_path: Path) -> None:
+    info = answer_shard(answerer, write_shard(tmp_path / "in"), tmp_path / "out")
+    assert ShardInfo.from_json((tmp_path / "out" / SHARD_INFO).read_bytes()) == info
+    assert info.answered_by == answerer.identity
+    assert info.answered_by.revision
+    assert info.runtime == f"openvino {openvino.__version__}"
+    assert (info.first_row, info.rows, info.rejections) == (101, 6, (REJECTED,))
+
+
+def test_the_shard_says_whether_answers_are_widened_to_words(tmp_path: Path) -> None:
+    answerer = Answerer(str(make_bert(tmp_path / "model")), threads=1)
+    # Words of several tokens.
+    asked = [(question, f"oldkeepers{number} harbourish lighthousekeeper{number}") for number, (question, _) in enumerate(pairs(20))]
+    for aligned in (True, False):
+        folder = write_shard(tmp_path / f"in-{aligned}", [["1", question, context] for question, context in asked])
+        info = ShardInfo.from_json((folder / SHARD_INFO).read_bytes())
+        (folder / SHARD_INFO).write_text(dataclasses.replace(info, align_to_words=aligned).to_json())
+        assert answer_shard(answerer, folder, tmp_path / f"out-{aligned}").align_to_words is aligned
+        expected = [answer.answer for answer in answerer.answer(asked, align_to_words=aligned)]
+        assert [row[3] for row in read_answers(tmp_path / f"out-{aligned}")[1:]] == expected
+    assert read_answers(tmp_path / "out-True") != read_answers(tmp_path / "out-False")
+
+
+def test_a_shard_with_other_rows_than_it_says_is_refused(answerer: Answerer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="6 rows"):
+        answer_shard(answerer, write_shard(tmp_path / "in", claimed=7), tmp_path / "out")
+    assert not (tmp_path / "out" / SHARD_INFO).exists()
+
+
+def test_the_worker_finds_absolute_and_relocated_datums(tmp_path: Path) -> None:
+    write_shard(tmp_path / "questions" / "some-file" / "part-00000")
+    worker = Worker(tmp_path, threads=1)
+    worker.do("/pfs/questions/some-file/part-00000")
+    assert len(read_answers(tmp_path / "out" / "some-file" / "part-00000")) == 7
+    write_shard(tmp_path / "questions" / "some-file" / "part-00001")
+    worker.do(str(tmp_path / "questions" / "some-file" / "part-00001"))
+    assert len(read_answers(tmp_path / "out" / "some-file" / "part-00001")) == 7
+
+
+def test_the_worker_passes_on_the_manifest_that_the_first_shard_carries(tmp_path: Path) -> None:
+    write_shard(tmp_path / "questions" / "some-file" / "part-00000")
+    (tmp_path / "questions" / "some-file" / "part-00000" / MANIFEST).write_text('{"not": "looked at"}')
+    Worker(tmp_path, threads=1).do("/pfs/questions/some-file/part-00000")
+    assert (tmp_path / "out" / "some-file" / MANIFEST).read_text() == '{"not": "looked at"}'
+    assert not (tmp_path / "out" / "some-file" / "part-00000" / MANIFEST).exists()
+
+
+class Datums:
+    """A NextDatum service that hands out a list of datums, then blocks, as Pachyderm's worker does."""
+
+    def __init__(self, datums: list[str]) -> None:
+        self.datums = iter(datums)
+        self.errors: list[str] = []
+        self.waiting = threading.Event()
+        self.closing = threading.Event()
+
+    def next_datum(self, request: NextDatumRequest, _: grpc.ServicerContext) -> NextDatumResponse:
+        self.errors.append(request.error)
+        datum = next(self.datums, None)
+        if datum is None:
+            self.waiting.set()
+            self.closing.wait()
+            return NextDatumResponse()
+        return NextDatumResponse(env=[f"questions={datum}", "PACH_DATUM_ID=x=y"])
+
+
+def served(datums: Datums) -> tuple[grpc.Server, int]:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    method = grpc.unary_unary_rpc_method_handler(datums.next_datum, NextDatumRequest.FromString, bytes)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("pachyderm.worker.Worker", {"NextDatum": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, port
+
+
+@pytest.fixture
+def datums(tmp_path: Path) -> Iterator[Datums]:
+    write_shard(tmp_path / "questions" / "some-file" / "part-00000")
+    write_shard(tmp_path / "questions" / "some-file" / "part-00001")
+    root = "/pfs/questions/some-file"
+    datums = Datums([f"{root}/part-00000", f"{root}/part-00099", f"{root}/part-00001"])
+    yield datums
+    datums.closing.set()
+
+
+def test_the_worker_process_works_on_datum_after_datum_and_reports_a_broken_one(datums: Datums, tmp_path: Path) -> None:
+    server, port = served(datums)
+    environment = {**os.environ, "PPS_WORKER_GRPC_PORT": str(port), "QA_PFS_ROOT": str(tmp_path), "QA_THREADS": "1"}
+    command = [sys.executable, "-m", "qa_platform.answering.worker"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert datums.waiting.wait(60)
+        process.send_signal(signal.SIGKILL)
+        output = process.communicate()[0]
+    datums.closing.set()
+    server.stop(0)
+    assert datums.errors[:2] == ["", ""]
+    fault = DatumFault.of_reason(datums.errors[2])
+    assert fault is not None
+    assert "part-00099" in fault.cause
+    assert fault.advice
+    assert datums.errors[3] == ""
+    assert len(read_answers(tmp_path / "out" / "some-file" / "part-00001")) == 7
+    assert "part-00000: 6 rows" in output

@@ -1,0 +1,122 @@
+"""How a batch becomes one commit, on a server whose file sets live shortly and whose commits take their time to finish."""
+
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from pachyderm_sdk.api import pfs
+
+from qa_platform.batches import commits
+from qa_platform.contract import QUESTIONS_REPO
+from qa_platform.errors import InputError, TransientError
+from qa_platform.ingest import Write
+from qa_platform_tests.pachd_helpers import CLUSTER, Pachd, Server, eventually
+
+# File sets that nobody renews are gone after a second; a commit is finished a while after it was told to.
+OPTIONS = {"QA_PACHD_FILE_SET_SECONDS": "1", "QA_PACHD_FILE_SET_MOST_SECONDS": "2", "QA_PACHD_FINISH_SECONDS": "0.7"}
+
+pytestmark = pytest.mark.skipif(bool(CLUSTER), reason="a cluster's file sets live too long for a test")
+
+
+@pytest.fixture(scope="module")
+def pachd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pachd]:
+    server = Server(tmp_path_factory.mktemp("pachd"), OPTIONS)
+    pachd = Pachd(server.address)
+    pachd.client.pfs.create_repo(repo=pfs.Repo.from_uri(QUESTIONS_REPO))
+    pachd.client.pfs.create_branch(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"))
+    yield pachd
+    assert server.stop() == 0
+
+
+def fill(write: Write) -> None:
+    write("part-00000/questions.csv", [b"question,context\r\n"])
+
+
+def paths(pachd: Pachd, commit: str) -> list[str]:
+    return pachd.paths(pfs.Repo.from_uri(QUESTIONS_REPO), commit)
+
+
+def test_the_file_sets_of_a_batch_live_for_as_long_as_it_is_read(pachd: Pachd) -> None:
+    forgotten = commits._make_file_set(pachd.client, "forgotten", fill)
+
+    def is_gone() -> bool:
+        # Not renewed, which would keep it.
+        try:
+            pachd.client.pfs.get_file_set(commit=pfs.Commit(repo=pfs.Repo(name="__filesets__"), id=forgotten))
+            pachd.client.pfs.compose_file_set(file_set_ids=[forgotten], ttl_seconds=1)
+        except grpc.RpcError:
+            return True
+        return False
+
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets:
+        file_sets.make("a", fill)
+        file_sets.make("b", fill)
+        begun = time.monotonic()
+        eventually(lambda: time.monotonic() - begun > 4 and is_gone())
+        commit = commits.commit_batch(pachd.client, "long batch", file_sets.ids)
+    assert commit
+    assert paths(pachd, commit) == ["/a/part-00000/questions.csv", "/b/part-00000/questions.csv"]
+
+
+def test_a_file_that_turns_out_to_be_damaged_leaves_no_file_set_and_no_traceback(pachd: Pachd, caplog: pytest.LogCaptureFixture) -> None:
+    def damaged(write: Write) -> None:
+        fill(write)
+        raise InputError("damaged at byte 8")
+
+    with commits.FileSets(pachd.client) as file_sets:
+        with pytest.raises(InputError, match="damaged at byte 8"):
+            file_sets.make("a", damaged)
+        assert file_sets.ids == []
+    assert caplog.records == []
+
+
+def test_a_batch_follows_one_that_is_still_being_finished_and_holds_nothing_of_it(pachd: Pachd) -> None:
+    made = []
+    for name in ("first", "second"):
+        with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets:
+            file_sets.make(name, fill)
+            made.append(commits.commit_batch(pachd.client, name, file_sets.ids))
+    assert [paths(pachd, str(commit)) for commit in made] == [[f"/{n}/part-00000/questions.csv"] for n in ("first", "second")]
+
+
+def test_waiting_for_the_head_ends_when_it_is_finished(pachd: Pachd) -> None:
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets:
+        file_sets.make("a", fill)
+        commits.commit_batch(pachd.client, "waited for", file_sets.ids)
+    head = commits.head(pachd.client)
+    assert commits.is_finishing(head)
+    commits.wait_until_finished(pachd.client, head)
+    assert commits.is_finished(commits.head(pachd.client))
+
+
+def test_a_head_that_is_never_finished_is_a_passing_trouble(pachd: Pachd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "_FINISHING_SECONDS", 0.2)
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets:
+        file_sets.make("a", fill)
+        commits.commit_batch(pachd.client, "slow", file_sets.ids)
+    with pytest.raises(TransientError, match="has been finishing commit"):
+        commits.wait_until_finished(pachd.client, commits.head(pachd.client))
+
+
+def test_a_batch_that_fails_halfway_leaves_no_open_commit(pachd: Pachd) -> None:
+    with pytest.raises(TransientError, match="has expired"):
+        commits.commit_batch(pachd.client, "lost file set", ["0" * 12 + "4" + "0" * 19])
+    assert commits.is_finishing(commits.head(pachd.client))
+    assert commits.find_batch(pachd.client, "lost file set") is None
+
+
+def test_a_commit_that_was_finished_although_the_answer_was_lost_counts(pachd: Pachd, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = pachd.client.pfs.finish_commit
+
+    def twice(**request: object) -> None:
+        finish(**request)
+        finish(**request)
+
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets, monkeypatch.context() as patch:
+        file_sets.make("a", fill)
+        patch.setattr(pachd.client.pfs, "finish_commit", twice)
+        commit = commits.commit_batch(pachd.client, "finished twice", file_sets.ids)
+    found = commits.find_batch(pachd.client, "finished twice")
+    assert found is not None
+    assert found.commit.id == commit

@@ -1,0 +1,215 @@
+"""The steps of a run one by one: which commit is adopted, which open head is dropped, which files are still its own.
+
+The pipelines here are shell commands: no file is answered.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from pachyderm_sdk.api import pfs
+
+from qa_platform.batches import commits
+from qa_platform.batches import run as running
+from qa_platform.batches.plan import Batch
+from qa_platform.batches.run import BatchRun
+from qa_platform.clients.services import Services
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO, FileVersion
+from qa_platform.errors import TransientError
+from qa_platform.ingest import Write
+from qa_platform.ledger import Ledger
+from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
+from qa_platform_tests.ledger.helpers import A1, B1, EXPIRED, HELD, known
+from qa_platform_tests.pachd_helpers import KILLED, SUCCESS, UNRUNNABLE, Pachd, needs_workers
+
+QUESTIONS = pfs.Repo.from_uri(QUESTIONS_REPO)
+
+
+@pytest.fixture
+def ledger(migrated: PostgresSettings) -> Iterator[Ledger]:
+    with Ledger(migrated) as ledger:
+        yield ledger
+        ledger.release("run")
+        ledger.release("other")
+
+
+@pytest.fixture
+def pachd(clean_pachyderm: PachydermSettings) -> Iterator[Pachd]:
+    pachd = Pachd(clean_pachyderm.pachd_address)
+    pachd.client.pfs.create_repo(repo=QUESTIONS)
+    pachd.client.pfs.create_branch(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"))
+    yield pachd
+    pachd.clean_up()
+
+
+def run_over(ledger: Ledger, *versions: FileVersion, name: str = "run", pachyderm: PachydermSettings | None = None) -> BatchRun:
+    """A run over a batch. None of the steps here needs a bucket or waits for jobs."""
+    services = Services(
+        bucket=None,
+        pachyderm=pachyderm or PachydermSettings(),
+        postgres=PostgresSettings(),
+        model=ModelSettings().pinned,
+        ingest=IngestSettings(),
+        work=WorkSettings(),
+    )
+    return BatchRun(services, ledger, Batch(f"batch of {name}", versions), name, logging.getLogger(), lambda **_: None)
+
+
+def begin(ledger: Ledger, run: BatchRun, *, lease_seconds: int = HELD) -> None:
+    assert [record.version for record in run.claim(run.run_id, ())] == list(run.batch.versions)
+    ledger.start(run.run_id, run.batch.versions, run_id=run.run_id, batch_id=run.batch.id)
+    ledger.renew(run.run_id, lease_seconds)
+
+
+def fill(write: Write) -> None:
+    write("part-00000/questions.csv", [b"question,context\r\n"])
+
+
+def commit(pachd: Pachd, batch_id: str) -> str:
+    with commits.FileSets(pachd.client) as file_sets:
+        file_sets.make("a", fill)
+        made = commits.commit_batch(pachd.client, batch_id, file_sets.ids)
+    assert made
+    return made
+
+
+def open_head(pachd: Pachd, description: str) -> str:
+    return str(pachd.client.pfs.start_commit(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"), description=description).id)
+
+
+def is_there(pachd: Pachd, commit_id: str) -> bool:
+    try:
+        pachd.client.pfs.inspect_commit(commit=pfs.Commit(repo=QUESTIONS, id=commit_id))
+    except grpc.RpcError:
+        return False
+    return True
+
+
+# Which files are its own
+
+
+def test_a_run_that_lost_its_claim_settles_nothing_of_what_another_runs(ledger: Ledger) -> None:
+    late, run = run_over(ledger, A1, name="other"), run_over(ledger, A1)
+    begin(ledger, late, lease_seconds=EXPIRED)
+    assert [record.version for record in late._running([A1])] == [A1], "nobody has taken it over"
+    begin(ledger, run)
+    before = known(ledger, A1)
+    assert late.settle([A1], None) is None
+    assert known(ledger, A1) == before
+    assert run.settle([A1], None) is not None, "its own file is not loaded"
+
+
+def test_what_another_run_has_claimed_is_left_alone(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    begin(ledger, run_over(ledger, A1, name="other"))
+    owned = run_over(ledger, A1, B1).claim("token", ())
+    assert [record.version for record in owned] == [B1]
+    assert "a.csv is left alone here" in caplog.text
+
+
+# Which open head is dropped
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_OPEN_HEAD_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_open_head_of_its_own_batch_is_dropped_although_it_is_claimed(pachd: Pachd, ledger: Ledger) -> None:
+    run = run_over(ledger, A1)
+    begin(ledger, run)
+    left = open_head(pachd, run.batch.id)
+    run.clear_the_head(pachd.client)
+    assert not is_there(pachd, left)
+
+
+def test_the_open_head_of_a_run_that_holds_no_claim_any_more_is_dropped(pachd: Pachd, ledger: Ledger) -> None:
+    other = run_over(ledger, B1, name="other")
+    begin(ledger, other, lease_seconds=EXPIRED)
+    left = open_head(pachd, other.batch.id)
+    run_over(ledger, A1).clear_the_head(pachd.client)
+    assert not is_there(pachd, left)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_open_head_of_a_run_that_works_on_it_is_waited_for(pachd: Pachd, ledger: Ledger) -> None:
+    other = run_over(ledger, B1, name="other")
+    begin(ledger, other)
+    left = open_head(pachd, other.batch.id)
+    with pytest.raises(TransientError, match=f"commit {left} in questions has been open"):
+        run_over(ledger, A1).clear_the_head(pachd.client)
+    assert is_there(pachd, left)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_open_head_that_no_run_made_is_never_dropped(pachd: Pachd, ledger: Ledger) -> None:
+    left = open_head(pachd, "")
+    with pytest.raises(TransientError, match="finish it or drop it with pachctl"):
+        run_over(ledger, A1).clear_the_head(pachd.client)
+    assert is_there(pachd, left)
+
+
+# Which commit is adopted
+
+
+def put_pipelines(pachd: Pachd, answer: str, load: str = "true") -> None:
+    pachd.create(pachd.spec(ANSWER_PIPELINE, answer, QUESTIONS_REPO, glob="/*/*"))
+    pachd.create(pachd.spec(LOAD_PIPELINE, load, ANSWER_PIPELINE))
+
+
+@needs_workers
+@pytest.mark.parametrize(("answer", "load"), [("exit 1", "true"), ("cp -r $source $pfs/out/", "exit 1")])
+def test_a_commit_of_which_a_job_failed_is_not_adopted(pachd: Pachd, ledger: Ledger, answer: str, load: str) -> None:
+    put_pipelines(pachd, answer, load)
+    run = run_over(ledger, A1)
+    made = commit(pachd, run.batch.id)
+    assert pachd.wait(LOAD_PIPELINE, made).state != SUCCESS
+    assert run.adopt(pachd.client) is None
+    assert is_there(pachd, made), "it is finished, and in nobody's way"
+
+
+@needs_workers
+def test_a_commit_of_which_only_the_loading_was_killed_is_not_adopted(pachd: Pachd, ledger: Ledger) -> None:
+    put_pipelines(pachd, "cp -r $source $pfs/out/", "sleep 60")
+    run = run_over(ledger, A1)
+    made = commit(pachd, run.batch.id)
+    assert pachd.wait(ANSWER_PIPELINE, made).state == SUCCESS
+    assert run.adopt(pachd.client) == made, "it is at work"
+    pachd.client.pps.stop_job(job=pachd.job(LOAD_PIPELINE, made), reason="an update")
+    assert pachd.wait(LOAD_PIPELINE, made).state == KILLED
+    assert run.adopt(pachd.client) is None
+
+
+@needs_workers
+def test_a_commit_that_was_finished_with_an_error_is_not_adopted(pachd: Pachd, ledger: Ledger) -> None:
+    put_pipelines(pachd, "true")
+    run = run_over(ledger, A1)
+    left = open_head(pachd, run.batch.id)
+    pachd.client.pfs.finish_commit(commit=pfs.Commit(repo=QUESTIONS, id=left), error="abandoned")
+    assert {pachd.wait(pipeline, left).state for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE)} == {UNRUNNABLE}
+    assert run.adopt(pachd.client) is None
+
+
+@needs_workers
+def test_a_commit_whose_jobs_are_done_is_adopted_and_one_of_another_batch_is_not(pachd: Pachd, ledger: Ledger) -> None:
+    put_pipelines(pachd, "true")
+    run = run_over(ledger, A1)
+    made = commit(pachd, run.batch.id)
+    assert pachd.wait(LOAD_PIPELINE, made).state == SUCCESS
+    assert run.adopt(pachd.client) == made
+    assert run_over(ledger, A1, name="other").adopt(pachd.client) is None
+
+
+def test_a_commit_that_was_left_unfinished_is_dropped_and_not_adopted(pachd: Pachd, ledger: Ledger) -> None:
+    run = run_over(ledger, A1)
+    left = open_head(pachd, run.batch.id)
+    assert run.adopt(pachd.client) is None
+    assert not is_there(pachd, left)
+
+
+def test_a_commit_that_is_older_than_the_pipelines_is_not_adopted(pachd: Pachd, ledger: Ledger) -> None:
+    run = run_over(ledger, A1)
+    commit(pachd, run.batch.id)
+    put_pipelines(pachd, "true")
+    assert run.adopt(pachd.client) is None

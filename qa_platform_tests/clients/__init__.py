@@ -1,0 +1,1 @@
+"""Tests of the clients: bucket, PostgreSQL, Pachyderm, credentials, schema."""

@@ -1,0 +1,113 @@
+"""What the bucket refuses for good, told from what passes: what the error says, and that it is not retried."""
+
+import io
+import re
+from collections.abc import Callable
+
+import pytest
+from google.api_core.exceptions import BadRequest, ServiceUnavailable, TooManyRequests
+from google.cloud import storage
+
+from qa_platform.clients.bucket import (
+    archive,
+    find_incoming,
+    list_incoming,
+    open_bucket,
+    open_version,
+    upload,
+    write_report,
+)
+from qa_platform.clients.refusals import bucket_errors
+from qa_platform.contract import INCOMING, FileVersion
+from qa_platform.errors import InputError, TransientError
+from qa_platform.settings import BucketSettings
+
+CONTENT = b"question,context\nWhere?,Here.\n"
+PAYER = "billing-project"
+
+
+def configured(bucket: storage.Bucket) -> storage.Bucket:
+    return open_bucket(BucketSettings(storage_bucket=bucket.name), bucket.client)
+
+
+def everything(bucket: storage.Bucket, version: FileVersion) -> list[Callable[[], object]]:
+    """All that the platform does with a bucket, as calls."""
+    return [
+        lambda: list(list_incoming(bucket, (".csv",))),
+        lambda: find_incoming(bucket, version.name),
+        lambda: open_version(bucket, version, INCOMING + version.name).read_to_the_end(),
+        lambda: write_report(bucket, version, b"report"),
+        lambda: archive(bucket, version, mode="move"),
+        lambda: upload(bucket, "b.csv", io.BytesIO(CONTENT)),
+    ]
+
+
+def test_where_the_requester_pays_everything_needs_the_billing_project_and_says_so(
+    bucket: storage.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = upload(bucket, "a.csv", io.BytesIO(CONTENT))
+    owner = bucket.client.get_bucket(bucket.name)
+    owner.requester_pays = True
+    owner.patch()
+    for number, call in enumerate(everything(configured(bucket), version)):
+        with pytest.raises(InputError, match="requester pays") as caught:
+            call()
+        assert "QA_BILLING_PROJECT" in caught.value.advice, number
+    monkeypatch.setenv("QA_BILLING_PROJECT", PAYER)
+    for call in everything(configured(bucket), version):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("role", "call", "permission"),
+    [
+        ("roles/storage.objectCreator", 0, "storage.objects.list"),
+        ("roles/storage.objectCreator", 2, "storage.objects.get"),
+        ("roles/storage.objectViewer", 3, "storage.objects.create"),
+        ("roles/storage.objectViewer", 5, "storage.objects.create"),
+    ],
+)
+def test_a_role_that_does_not_suffice_is_named_with_the_one_that_does(
+    bucket: storage.Bucket, role: str, call: int, permission: str
+) -> None:
+    version = upload(bucket, "a.csv", io.BytesIO(CONTENT))
+    policy = bucket.get_iam_policy()
+    policy[role] = {"allUsers"}
+    bucket.set_iam_policy(policy)
+    with pytest.raises(InputError, match=re.escape(permission)) as caught:
+        everything(bucket, version)[call]()
+    assert "roles/storage.objectUser" in caught.value.advice
+
+
+def test_an_upload_over_a_held_object_is_refused_for_good(bucket: storage.Bucket) -> None:
+    upload(bucket, "a.csv", io.BytesIO(CONTENT))
+    blob = bucket.get_blob(INCOMING + "a.csv")
+    blob.temporary_hold = True
+    blob.patch()
+    with pytest.raises(InputError, match="Temporary hold") as caught:
+        upload(bucket, "a.csv", io.BytesIO(CONTENT))
+    assert "--no-temporary-hold" in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (BadRequest("no"), InputError),
+        (TooManyRequests("later"), TransientError),
+        (ServiceUnavailable("later"), TransientError),
+        (ConnectionResetError("gone"), ConnectionResetError),
+    ],
+)
+def test_what_passes_by_itself_is_told_from_what_does_not(error: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind), bucket_errors("trying"):
+        raise error
+
+
+def test_a_file_that_may_not_be_read_any_more_is_refused_for_good(bucket: storage.Bucket) -> None:
+    version = upload(bucket, "a.csv", io.BytesIO(CONTENT))
+    source = open_version(bucket, version, INCOMING + "a.csv")
+    policy = bucket.get_iam_policy()
+    policy["roles/storage.objectCreator"] = {"allUsers"}
+    bucket.set_iam_policy(policy)
+    with pytest.raises(InputError, match=r"storage\.objects\.get"):
+        source.read_to_the_end()

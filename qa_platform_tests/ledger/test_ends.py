@@ -1,0 +1,164 @@
+"""Ends of the work on files: rejected, archived, unchanged."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from qa_platform.clients.postgres import connect
+from qa_platform.contract import INCOMING, FileStatus, FileVersion
+from qa_platform.errors import InputError
+from qa_platform.ledger import Ledger
+from qa_platform.settings import PostgresSettings
+from qa_platform_tests.flow import wait_until
+from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, NOT_UTF8, known, load
+from qa_platform_tests.loading_helpers import CRC32C, SIZE
+
+
+def test_a_rejected_file_keeps_its_reason(ledger: Ledger) -> None:
+    ledger.reject_file(A1, NOT_UTF8)
+    found = known(ledger, A1)
+    assert (found.status, found.error, found.archived_at) == (FileStatus.REJECTED, str(NOT_UTF8), None)
+    assert found.rejection == NOT_UTF8
+    assert [record.version for record in ledger.pending_archive(limit=5)] == [A1]
+
+
+def test_a_loaded_file_is_finished_by_being_archived_and_another_keeps_its_status(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    load(connection, tmp_path, A1)
+    ledger.reject_file(B1, NOT_UTF8)
+    for version in (A1, B1):
+        ledger.archived(version, place=f"elsewhere/{version.name}")
+
+    assert [known(ledger, version).status for version in (A1, B1)] == [FileStatus.FINISHED, FileStatus.REJECTED]
+    assert known(ledger, A1).place == "elsewhere/a.csv"
+    assert known(ledger, A1).archived_at is not None
+    assert ledger.pending_archive(limit=5) == []
+
+
+def test_of_two_that_archive_a_file_at_once_one_may_delete_its_source(ledger: Ledger) -> None:
+    ledger.reject_file(A1, NOT_UTF8)
+    source, place = INCOMING + "a.csv", "rejected/a.csv/1.csv"
+    assert ledger.begin_archiving(A1, source=source, place=place)
+    assert not ledger.begin_archiving(A1, source=source, place=place)
+    ledger.archived(A1, place=place)
+    ledger.cancel_archiving(A1, source=source, place=place)
+    assert known(ledger, A1).place == place, "it is archived"
+    assert not ledger.begin_archiving(A1, source=place, place="")
+
+
+def test_a_retry_waits_for_a_source_that_is_just_being_given_up(
+    migrated: PostgresSettings, ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    load(connection, tmp_path, A1)
+    is_waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
+    with connect(migrated) as archiving, ThreadPoolExecutor(1) as pool:
+        with archiving.transaction():
+            archiving.execute("UPDATE question_file SET place = ''")
+            retried = pool.submit(ledger.request_retries, ["a.csv"])
+            wait_until(lambda: connection.execute(is_waiting).fetchone() == (True,), "the retry waits", seconds=20)
+        with pytest.raises(InputError, match="is gone"):
+            retried.result()
+    assert known(ledger, A1).status is FileStatus.LOADED
+
+
+def test_what_is_being_worked_on_is_not_up_for_archiving_by_others(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:
+    ledger.claim([A1], owner="run", lease_seconds=HELD)
+    load(connection, tmp_path, A1)
+    assert ledger.pending_archive(limit=5) == []
+    ledger.release("run")
+    assert [record.version.name for record in ledger.pending_archive(limit=5)] == ["a.csv"]
+
+
+def test_an_unchanged_upload_shows_the_figures_of_the_answers_that_stand_for_it(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    load(connection, tmp_path, A1)
+    same = replace(A2, size=SIZE, crc32c=CRC32C, md5="md5")
+    ledger.claim([same], owner="run", lease_seconds=HELD)
+    connection.execute("UPDATE question_file SET pachyderm_commit = 'commit' WHERE generation = 1")
+    assert not ledger.mark_unchanged(same), "nobody knows the MD5 of what is answered"
+    connection.execute("UPDATE question_file SET md5 = 'md5' WHERE generation = 1")
+    assert not ledger.mark_unchanged(replace(same, md5="other"))
+    assert ledger.mark_unchanged(same)
+    found = known(ledger, same)
+    assert (found.status, found.rows, found.answered, found.model, found.pachyderm_commit) == (
+        *(FileStatus.UNCHANGED, 2, 2, "minilm-squad", "commit"),
+    )
+
+
+def test_an_upload_is_not_unchanged_any_more_when_a_late_job_has_loaded_another_content(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    upload = FileVersion("a.csv", 3, SIZE, CRC32C, "md5")
+    load(connection, tmp_path, A1)
+    connection.execute("UPDATE question_file SET md5 = 'md5'")
+    # Recorded when it was seen, which is where a load takes its size and checksum from.
+    ledger.claim([A2], owner="lost", lease_seconds=EXPIRED)
+    load(connection, tmp_path, A2)
+    assert not ledger.mark_unchanged(upload), "the table holds what was uploaded in between"
+    assert known(ledger, upload).status is FileStatus.PENDING
+
+
+def test_an_upload_is_not_recorded_as_unchanged_while_its_file_is_being_loaded(
+    migrated: PostgresSettings, ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    upload = FileVersion("a.csv", 3, SIZE, CRC32C, "md5")
+    load(connection, tmp_path, A1)
+    with connect(migrated) as other, other.transaction():
+        load(other, tmp_path, A2)
+        other.execute("UPDATE question_file SET md5 = 'md5'")
+        assert not ledger.mark_unchanged(upload), "whatever the load is of"
+    assert ledger.mark_unchanged(upload)
+
+
+@pytest.mark.parametrize("end", [Ledger.mark_superseded, Ledger.mark_unchanged])
+def test_what_is_loaded_is_not_turned_into_something_else(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path, end: Callable[[Ledger, FileVersion], object]
+) -> None:
+    load(connection, tmp_path, A1)
+    end(ledger, A1)
+    assert known(ledger, A1).status is FileStatus.LOADED
+
+
+def test_a_superseded_version_is_reopened_only_where_no_newer_one_is_known(ledger: Ledger) -> None:
+    for version in (A1, B1):
+        ledger.mark_superseded(version)
+    ledger.claim([A2], owner="run", lease_seconds=EXPIRED)
+    assert ledger.reopen([A1, B1], archived=False, seen_after=datetime.now(UTC)) == 1
+    assert [known(ledger, version).status for version in (A1, B1)] == [FileStatus.SUPERSEDED, FileStatus.PENDING]
+
+
+def test_what_somebody_works_on_or_is_not_superseded_is_not_reopened(ledger: Ledger) -> None:
+    ledger.claim([A1], owner="run", lease_seconds=HELD)
+    ledger.mark_superseded(A1)
+    ledger.reject_file(B1, NOT_UTF8)
+    assert ledger.reopen([A1, B1], archived=True, seen_after=datetime.now(UTC)) == 0
+    assert [known(ledger, version).status for version in (A1, B1)] == [FileStatus.SUPERSEDED, FileStatus.REJECTED]
+
+
+def test_an_archived_version_is_to_be_archived_again_only_where_that_is_asked_for(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    load(connection, tmp_path, A1)
+    ledger.archived(A1, place="processed/a.csv")
+    assert ledger.reopen([A1], archived=False, seen_after=datetime.now(UTC)) == 0
+    assert known(ledger, A1).status is FileStatus.FINISHED
+    assert ledger.reopen([A1], archived=True, seen_after=datetime.now(UTC)) == 1
+    assert (known(ledger, A1).status, known(ledger, A1).place) == (FileStatus.LOADED, "incoming/a.csv")
+
+
+def test_equal_content_that_was_never_loaded_does_not_make_an_upload_unchanged(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    upload = FileVersion("a.csv", 3, SIZE, CRC32C, "md5")
+    ledger.mark_superseded(replace(A2, size=SIZE, crc32c=CRC32C, md5="md5"))
+    assert not ledger.mark_unchanged(upload)
+    load(connection, tmp_path, A1)
+    connection.execute("UPDATE question_file SET md5 = 'md5'")
+    assert ledger.mark_unchanged(upload)

@@ -1,0 +1,1 @@
+"""Tests of loading: the gate, the load, the worker, the migrations."""

@@ -1,0 +1,195 @@
+"""What Dagster's daemon makes of the sensors' ticks, when a file, a report or a request gives trouble."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.scheduler.instigation import TickStatus
+from google.cloud import storage
+
+from qa_platform.clients.bucket import archived_name, upload
+from qa_platform.clients.postgres import connect
+from qa_platform.contract import FileStatus, FileVersion, partition_key
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.loading import migrate
+from qa_platform.orchestration import notifications
+from qa_platform.orchestration.catalog import QUESTION_ANSWER, RAW_QUESTIONS
+from qa_platform.orchestration.reports.checks import CHECK_SPECS, COMPLETE
+from qa_platform.orchestration.sensors import incoming
+from qa_platform.settings import PostgresSettings
+from qa_platform_tests.conftest import Database, new_database
+from qa_platform_tests.daemon import Daemon, daemon
+from qa_platform_tests.ledger.helpers import load
+
+pytestmark = pytest.mark.slow
+
+CONTENT = b"question,context\nWhere?,Here.\n"
+
+
+@pytest.fixture(scope="module")
+def ticking(postgres_socket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for the module. Every test has other names of files."""
+    with new_database(postgres_socket) as dagster_storage, daemon(dagster_storage.url, tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def platform(bucket: storage.Bucket, gcs_address: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> storage.Bucket:
+    """The bucket of a platform whose services the environment names. Every look is to beat, and there is no Pachyderm."""
+    variables = {**database.environment, "STORAGE_BUCKET": bucket.name, "STORAGE_EMULATOR_HOST": f"http://{gcs_address}"}
+    for name, value in {**variables, "QA_HEARTBEAT_SECONDS": "1", "QA_BATCH_FILES": "1"}.items():
+        monkeypatch.setenv(name, value)
+    migrate.upgrade(PostgresSettings())
+    return bucket
+
+
+def put(bucket: storage.Bucket, name: str, content: bytes = CONTENT) -> FileVersion:
+    return upload(bucket, name, io.BytesIO(content))
+
+
+def loaded(bucket: storage.Bucket, name: str, folder: Path, content: bytes = CONTENT) -> FileVersion:
+    """An upload whose run was killed after its rows had been loaded, and before anything was reported or archived."""
+    version = put(bucket, name, content)
+    with connect(PostgresSettings()) as connection:
+        load(connection, folder, version)
+    return version
+
+
+def block_the_archive(bucket: storage.Bucket, version: FileVersion) -> None:
+    bucket.blob(archived_name(version, rejected=False)).upload_from_string(b"something else")
+
+
+def record(version: FileVersion) -> FileRecord:
+    with Ledger(PostgresSettings()) as ledger:
+        return ledger.records([version])[version.name, version.generation]
+
+
+def let_the_claims_run_out() -> None:
+    with connect(PostgresSettings()) as connection:
+        connection.execute("UPDATE question_file SET claim_until = now() WHERE claim_owner IS NOT NULL")
+
+
+def checks_of(running: Daemon, name: str) -> list[bool]:
+    """Whether they passed: the newest evaluation of every check of a file."""
+    storage = running.instance.event_log_storage
+    keys = [dg.AssetCheckKey(QUESTION_ANSWER, spec.name) for spec in CHECK_SPECS]
+    partition = PartitionKeyFilter(key=partition_key(name))
+    newest = [storage.get_asset_check_execution_history(key, limit=1, partition_filter=partition) for key in keys]
+    return [executions[0].status.value == "SUCCEEDED" for executions in newest if executions]
+
+
+@pytest.fixture
+def alerts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts of the notifications that are sent."""
+    sent: list[str] = []
+
+    def senders(*_: object) -> list[Callable[[str, str], None]]:
+        return [lambda subject, text: sent.append(text)]
+
+    monkeypatch.setattr(notifications, "senders", senders)
+    return sent
+
+
+def test_a_file_that_cannot_be_archived_is_reported_once_and_new_uploads_get_their_runs(
+    platform: storage.Bucket, ticking: Daemon, tmp_path: Path, alerts: list[str]
+) -> None:
+    stuck = loaded(platform, "stuck.csv", tmp_path)
+    block_the_archive(platform, stuck)
+    with connect(PostgresSettings()) as connection:
+        connection.execute("DELETE FROM question_answer WHERE row_number = 1")
+    for number in range(3):
+        put(platform, f"after-stuck-{number}.csv", CONTENT * (number + 1))
+        assert ticking.tick().status is TickStatus.SUCCESS
+        assert f"after-stuck-{number}.csv" in ticking.queued()
+        assert "1 files that are done could not be archived" in str(ticking.last_tick("done_files").skip_reason)
+    assert record(stuck).status is FileStatus.LOADED
+    assert ticking.materializations(QUESTION_ANSWER, "stuck.csv") == 1
+    assert len(checks_of(ticking, "stuck.csv")) == len(CHECK_SPECS)
+    assert len([text for text in alerts if COMPLETE in text]) == 1, "one alert, not one each tick"
+
+
+def test_a_name_whose_run_is_killed_between_load_and_archive_again_and_again_goes_on(
+    platform: storage.Bucket, ticking: Daemon, tmp_path: Path
+) -> None:
+    for number in range(1, 4):
+        version = loaded(platform, "killed-again.csv", tmp_path, CONTENT * number)
+        put(platform, f"beside-{number}.csv", CONTENT * number)
+        assert ticking.tick().status is TickStatus.SUCCESS
+        assert f"beside-{number}.csv" in ticking.queued()
+        assert record(version).status is FileStatus.FINISHED
+        assert ticking.materializations(QUESTION_ANSWER, "killed-again.csv") == number
+        assert len(checks_of(ticking, "killed-again.csv")) == len(CHECK_SPECS)
+
+
+def test_events_that_cannot_be_stored_cost_no_run(platform: storage.Bucket, ticking: Daemon, tmp_path: Path) -> None:
+    done = loaded(platform, "untold.csv", tmp_path)
+    put(platform, "unseen.csv")
+    with ticking.storage_refuses("event_logs", "NEW.dagster_event_type = 'ASSET_MATERIALIZATION'"):
+        assert ticking.tick().status is TickStatus.SUCCESS
+    assert "unseen.csv" in ticking.queued()
+    assert ticking.materializations(RAW_QUESTIONS, "unseen.csv") == ticking.materializations(QUESTION_ANSWER, "untold.csv") == 0
+    assert (record(done).status, "could not be reported" in record(done).archive_error) == (FileStatus.LOADED, True)
+    with connect(PostgresSettings()) as connection:
+        connection.execute("UPDATE question_file SET retry_at = now() WHERE retry_at IS NOT NULL")
+    ticking.tick()
+    assert record(done).status is FileStatus.FINISHED
+    assert ticking.materializations(QUESTION_ANSWER, "untold.csv") == 1
+    assert len(checks_of(ticking, "untold.csv")) == len(CHECK_SPECS)
+
+
+def test_a_heartbeat_that_fails_costs_no_run(platform: storage.Bucket, ticking: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no heart")
+
+    monkeypatch.setattr(incoming, "beat", fails)
+    put(platform, "heartless.csv")
+    assert ticking.tick().status is TickStatus.SUCCESS
+    assert "heartless.csv" in ticking.queued()
+
+
+def test_a_batch_that_cannot_be_claimed_costs_no_other_batch_its_run(platform: storage.Bucket, ticking: Daemon) -> None:
+    put(platform, "poison.csv")
+    put(platform, "innocent.csv", CONTENT * 2)
+    with connect(PostgresSettings()) as connection:
+        connection.execute("ALTER TABLE question_file ADD CONSTRAINT poison CHECK (source_file <> 'poison.csv')")
+    before = ticking.beats()
+    assert ticking.tick().status is TickStatus.SUCCESS
+    assert "innocent.csv" in ticking.queued()
+    assert "poison.csv" not in ticking.queued()
+    assert ticking.beats() == before, "an upload gets no run"
+
+
+def test_the_heart_does_not_beat_while_requests_become_no_runs(platform: storage.Bucket, ticking: Daemon) -> None:
+    put(platform, "requested-in-vain.csv")
+    with ticking.storage_refuses("runs", "true"):
+        assert ticking.tick().status is TickStatus.FAILURE
+        before = ticking.beats()
+        let_the_claims_run_out()
+        # The daemon tries the requests of a failed tick once more before it lets the sensor look again.
+        assert [ticking.tick().status for _ in range(3)] == [TickStatus.FAILURE] * 3, "the second of these requests the run again"
+        skipped = ticking.tick()
+        assert ticking.beats() == before
+    assert "1 runs were requested and do not exist" in str(skipped.skip_reason)
+    let_the_claims_run_out()
+    ticking.tick()
+    assert "requested-in-vain.csv" in ticking.queued()
+    ticking.tick()
+    assert ticking.beats() > before
+
+
+def test_a_queued_run_keeps_its_files_until_it_is_cancelled(platform: storage.Bucket, ticking: Daemon) -> None:
+    put(platform, "queued.csv")
+    ticking.tick()
+    run = ticking.queued()["queued.csv"]
+    for _ in range(2):
+        let_the_claims_run_out()
+        assert ticking.tick().status is TickStatus.SKIPPED
+    ticking.instance.report_run_canceled(run)
+    ticking.tick()
+    assert "queued.csv" not in ticking.queued(), "nobody renews the claim, and it still lasts"
+    let_the_claims_run_out()
+    ticking.tick()
+    assert ticking.queued()["queued.csv"].run_id != run.run_id

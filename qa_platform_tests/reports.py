@@ -1,0 +1,16 @@
+"""Reading the reports that owners of files get."""
+
+import csv
+import io
+from collections.abc import Iterable
+
+from qa_platform.ingest import REPORT_COLUMNS
+
+
+def parsed(report: bytes | Iterable[bytes]) -> list[dict[str, str]]:
+    """The records of a report, whose header is the one that is promised."""
+    text = (report if isinstance(report, bytes) else b"".join(report)).decode()
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    records = list(reader)
+    assert tuple(reader.fieldnames or ()) == REPORT_COLUMNS
+    return records

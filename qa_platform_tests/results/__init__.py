@@ -1,0 +1,1 @@
+"""Tests of what the tables say of a file."""

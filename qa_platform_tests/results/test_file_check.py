@@ -1,0 +1,41 @@
+"""What the tables hold of a file, counted by PostgreSQL."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from qa_platform.contract import FileVersion
+from qa_platform.loading.load import load_file
+from qa_platform.results.facts import FileCheck, check_file
+from qa_platform_tests.loading_helpers import AnsweredRow, AnsweredUpload, answered_rows
+
+A1, A2 = FileVersion("a.csv", 1), FileVersion("a.csv", 2)
+
+
+def test_the_check_counts_what_the_tables_hold(connection: psycopg.Connection, tmp_path: Path) -> None:
+    rows = [*answered_rows(4, context="Zoë 🙂 answered."), AnsweredRow("?", "Nothing here.", error="no_answer")]
+    load_file(connection, AnsweredUpload(rows, name="a.csv").write(tmp_path / "file"))
+    assert check_file(connection, A1) == FileCheck(4, 1, 0, 0)
+    assert check_file(connection, A2) == FileCheck(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "without_answer", "wrong_spans"),
+    [
+        ("answer = NULL", 1, 1),
+        ("answer = '', answer_end = answer_start", 1, 0),
+        ("answer = 'Something else'", 0, 1),
+        ("answer_start = answer_start + 1", 0, 1),
+        ("answer_end = answer_start - 3", 0, 1),
+        ("answer_start = NULL", 0, 1),
+        ("context = NULL", 0, 1),
+    ],
+)
+def test_the_check_sees_an_answer_that_is_missing_or_not_where_it_should_be(
+    connection: psycopg.Connection, tmp_path: Path, damage: str, without_answer: int, wrong_spans: int
+) -> None:
+    load_file(connection, AnsweredUpload(answered_rows(2), name="a.csv").write(tmp_path / "file"))
+    connection.execute(f"UPDATE question_answer SET {damage} WHERE row_number = 2")  # noqa: S608
+    counted = check_file(connection, A1)
+    assert (counted.answered_rows, counted.without_answer, counted.wrong_spans) == (2, without_answer, wrong_spans)

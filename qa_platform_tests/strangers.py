@@ -1,0 +1,34 @@
+"""Another user of this machine, for tests of what such a one can do."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+NOBODY = 65534
+# What a program needs is imported first: the other user may not be able to read this Python.
+_BECOME = f"""
+import encodings.idna, os, http.client, urllib.request, urllib.error, grpc
+from pachyderm_sdk.api.worker import WorkerStub
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+"""
+
+
+def run_as_stranger(program: str) -> str:
+    """What a Python program prints as another user, its errors included. Skips the test where nobody can be somebody else."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    done = subprocess.run([sys.executable, "-c", _BECOME + program], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def status_for_stranger(url: str) -> int:
+    """The status of a web server's answer to another user."""
+    program = f"""
+try:
+    print(urllib.request.urlopen({url!r}, timeout=30).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+    return int(run_as_stranger(program))

@@ -1,0 +1,191 @@
+"""The cron variant: one tick by itself, and ticks of a real server, without Dagster."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.cloud import storage
+from pachyderm_sdk.api import pps
+from pydantic import SecretStr
+
+from qa_platform import cron
+from qa_platform.answering.shard import answer_shard
+from qa_platform.clients import bucket
+from qa_platform.clients.pachyderm import job_of, session
+from qa_platform.clients.postgres import connect
+from qa_platform.clients.services import Services
+from qa_platform.contract import ANSWER_PIPELINE, FileStatus, FileVersion, ModelChoice, file_id
+from qa_platform.embedded.stack import BUCKET, open_stack
+from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.loading import migrate
+from qa_platform.loading.load import load_file
+from qa_platform.provisioning.project_files import project_file
+from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
+from qa_platform_tests.conftest import Database
+from qa_platform_tests.flow import bridge, csv_of, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+class Here:
+    """A bucket and a database of a test's own; `tick` is one run of the pipeline's program, `load` the other pipeline."""
+
+    def __init__(self, opened: storage.Bucket, database: Database, folder: Path) -> None:
+        postgres = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
+        migrate.upgrade(postgres)
+        work = WorkSettings(lease_seconds=10, max_attempts=2)
+        self.services = Services(opened, PachydermSettings(), postgres, ModelSettings().pinned, IngestSettings(shard_rows=2), work)
+        self.folder = folder
+
+    def upload(self, name: str, content: bytes) -> FileVersion:
+        with (self.folder / "upload").open("w+b") as file:
+            file.write(content)
+            return bucket.upload(self.services.bucket, name, file)
+
+    def tick(self, job: str) -> list[str]:
+        return [version.name for version in cron.tick(self.services, self.folder / job, job_id=job)]
+
+    def load(self, job: str) -> None:
+        with connect(self.services.postgres) as connection:
+            for folder in (self.folder / job).iterdir():
+                load_file(connection, folder, job_id=job, commit_id=job)
+
+    def record(self, version: FileVersion) -> FileRecord:
+        with Ledger(self.services.postgres) as ledger:
+            return ledger.records([version])[version.name, version.generation]
+
+    def expire_claims(self) -> None:
+        with connect(self.services.postgres) as connection:
+            connection.execute("UPDATE question_file SET claim_until = now() - interval '1 second', retry_at = NULL")
+
+    def objects(self) -> list[str]:
+        return [blob.name for blob in self.services.bucket.list_blobs()]
+
+
+@pytest.fixture
+def here(bucket: storage.Bucket, database: Database, tmp_path: Path) -> Here:
+    return Here(bucket, database, tmp_path)
+
+
+def test_a_tick_answers_what_is_new_once_and_a_later_one_archives_it(here: Here) -> None:
+    versions = [here.upload(f"{town}.csv", csv_of(bridge(town), bridge(town), ("", "no question"))) for town in ("Ulm", "Graz")]
+    photo = here.upload("photo.csv", b"\x89PNG\r\n\x1a\n" + bytes(100))
+    assert here.tick("job1") == ["Ulm.csv", "Graz.csv"]
+    assert sorted(p.name for p in (here.folder / "job1").iterdir()) == sorted(file_id(v.name) for v in versions)
+    assert here.record(photo).status is FileStatus.REJECTED
+    assert here.tick("job2") == [], "what is not loaded yet is not answered again"
+    assert here.record(versions[0]).attempts == 0
+    here.load("job1")
+    assert here.tick("job3") == []
+    for version in versions:
+        record = here.record(version)
+        assert (record.status, record.answered, record.rejected, record.pachyderm_job) == (FileStatus.FINISHED, 2, 1, "job1")
+    assert [name for name in here.objects() if name.startswith("incoming/")] == []
+
+
+def test_the_file_that_a_worker_dies_of_is_charged_and_the_others_are_answered(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad, late = (here.upload(f"{name}.csv", csv_of(bridge(name))) for name in ("good", "bad", "late"))
+
+    class Died(BaseException):
+        """What nothing of the worker's own code survives."""
+
+    def dying(answerer: Any, source: Path, target: Path) -> Any:
+        if "bad" in (source / "questions.csv").read_text():
+            raise Died
+        return answer_shard(answerer, source, target)
+
+    monkeypatch.setattr(cron, "answer_shard", dying)
+    with pytest.raises(Died):
+        here.tick("job1")
+    # The datum's second try, in the same job.
+    assert here.tick("job1") == ["good.csv", "late.csv"]
+    assert [here.record(v).attempts for v in (good, bad, late)] == [0, 1, 0]
+    here.load("job1")
+    here.expire_claims()
+    with pytest.raises(Died):
+        here.tick("job2")
+    # Another tick: the dead one's claims have run out.
+    here.expire_claims()
+    assert here.tick("job3") == []
+    assert (here.record(bad).status, here.record(bad).attempts) == (FileStatus.FAILED, 2)
+    assert here.record(good).status is FileStatus.FINISHED
+    assert "incoming/bad.csv" in here.objects()
+
+
+def test_a_file_that_is_never_loaded_is_answered_again(here: Here) -> None:
+    version = here.upload("unloaded.csv", csv_of(bridge("Ulm")))
+    assert here.tick("job1") == ["unloaded.csv"]
+    here.expire_claims()
+    assert here.tick("job2") == []
+    here.expire_claims()
+    assert here.tick("job3") == ["unloaded.csv"]
+    here.load("job3")
+    here.load("job1")
+    assert (here.record(version).status, here.record(version).attempts) == (FileStatus.LOADED, 1)
+
+
+def test_a_tick_takes_no_more_than_a_batch(here: Here) -> None:
+    here.services = replace(here.services, work=here.services.work.model_copy(update={"batch_files": 1}))
+    for name in ("a", "b"):
+        here.upload(f"{name}.csv", csv_of(bridge(name)))
+    assert here.tick("job1") == ["a.csv"]
+    assert here.tick("job2") == ["b.csv"]
+
+
+# What Google's client reads in the stack.
+BY_GOOGLE = ("API_ENDPOINT_OVERRIDE", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT")
+
+
+def pachyderm_of(variables: Mapping[str, str]) -> PachydermSettings:
+    return PachydermSettings(pachd_address=variables["PACHD_ADDRESS"], pach_token=SecretStr(variables["PACH_TOKEN"]))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A stack whose answering pipeline ticks by itself; its variables."""
+    with open_stack(tmp_path / "stack") as stack:
+        spec = json.loads((project_file("pachyderm") / "question_answer" / "pipeline_cron.json").read_text())
+        spec["input"]["cron"]["spec"] = "@every 2s"
+        spec["transform"]["env"] = {**{name: stack.variables[name] for name in BY_GOOGLE}, "QA_SHARD_ROWS": "2"}
+        with session(pachyderm_of(stack.variables), "making pipelines") as client:
+            client.pps.create_secret(name="gcsaccess", data={"creds": "", "storage_bucket": BUCKET})
+            client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), update=True)
+        yield stack.variables
+
+
+def test_on_a_server_with_cron_files_go_from_the_bucket_to_the_table_and_the_archive(
+    cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in BY_GOOGLE:
+        monkeypatch.setenv(name, cluster[name])
+    client = storage.Client()
+    opened = client.bucket(BUCKET)
+    with Path(__file__).open("rb") as not_a_table:
+        rejected = bucket.upload(opened, "not-a-table.csv", not_a_table)
+    towns = ("Ulm", "Graz", "Linz")
+    for town in towns:
+        opened.blob(f"incoming/{town}.csv").upload_from_string(csv_of(bridge(town), bridge(town, 1900), bridge(town)))
+    for name in ("PG_HOST", "PG_PORT", "PG_USER", "PG_PASSWORD", "PG_DBNAME"):
+        monkeypatch.setenv(name, cluster[name])
+    postgres = PostgresSettings()
+
+    def left() -> list[str]:
+        return [blob.name for blob in opened.list_blobs(prefix="incoming/")]
+
+    wait_until(lambda: not left(), "everything is archived")
+    with Ledger(postgres) as ledger, connect(postgres) as connection:
+        rows = connection.execute("SELECT source_file, answer FROM question_answer ORDER BY 1, row_number").fetchall()
+        records = ledger.history(limit=100)
+    assert rows == [(f"{town}.csv", answer) for town in sorted(towns) for answer in ("1872", "1900", "1872")]
+    assert {r.version.name: r.status for r in records} == {
+        rejected.name: FileStatus.REJECTED,
+        **{f"{town}.csv": FileStatus.FINISHED for town in towns},
+    }
+    assert {r.attempts for r in records} == {0}
+    with session(pachyderm_of(cluster), "looking") as pachd:
+        job = pachd.pps.inspect_job(job=job_of(ANSWER_PIPELINE, next(r.pachyderm_job for r in records if r.answered)))
+    assert job.state == pps.JobState.JOB_SUCCESS
+    assert {ModelChoice(r.model, r.model_revision, r.model_precision).id for r in records if r.answered} == {"bundled"}

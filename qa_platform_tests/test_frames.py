@@ -1,0 +1,248 @@
+"""Answers as DataFrames: a frame answered here, the tables read into frames, and the notebook of the documentation."""
+
+import asyncio
+import io
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from qa_platform import frames
+from qa_platform.answering import Answerer, AnswerOptions
+from qa_platform.answering.csvfile import answer_stream
+from qa_platform.clients.postgres import connect
+from qa_platform.clients.schema import ANSWERS
+from qa_platform.contract import ANSWER_COLUMNS, RowReason, partition_key
+from qa_platform.errors import InputError
+from qa_platform.ingest import REPORT_COLUMNS
+from qa_platform.loading.load import load_file
+from qa_platform.settings import PostgresSettings
+from qa_platform_tests.checkout import PROJECT
+from qa_platform_tests.loading_helpers import ANSWERED_BY, AnsweredRow, AnsweredUpload, ingested
+
+NOTEBOOK = PROJECT / "docs" / "answers.ipynb"
+BRIDGE = "The bridge was built by Ada Blum in 1872."
+ASKED = pd.DataFrame({"question": ["Who built the bridge?", "When?"], "context": BRIDGE, "topic": ["people", None]}, index=[7, 3])
+
+
+@pytest.fixture(scope="module")
+def answerer() -> Answerer:
+    return Answerer("bundled", threads=1)
+
+
+def test_a_frame_keeps_its_rows_index_and_columns_and_gets_ours(answerer: Answerer) -> None:
+    before = ASKED.copy()
+    answered = frames.answer(ASKED, model=answerer)
+    pd.testing.assert_frame_equal(ASKED, before)
+    pd.testing.assert_frame_equal(answered[list(ASKED.columns)], before)
+    assert list(answered.columns) == [*ASKED.columns, *ANSWER_COLUMNS]
+    assert answered["answer"].to_dict() == {7: "Ada Blum", 3: "1872"}
+    assert [str(answered[name].dtype) for name in ANSWER_COLUMNS] == ["string", "Float64", "Int64", "Int64", "string", "string"]
+    row = answered.loc[7]
+    assert BRIDGE[row["answer_start"] : row["answer_end"]] == "Ada Blum"
+
+
+def test_a_frame_without_rows_gets_the_same_columns(answerer: Answerer) -> None:
+    answered = frames.answer(ASKED.iloc[:0], model=answerer, top_k=2)
+    assert list(answered.columns) == [*ASKED.columns, *ANSWER_COLUMNS, "alternatives"]
+    assert len(answered) == 0
+    assert answered["score"].dtype == "Float64"
+
+
+def test_a_bad_row_has_its_reason_and_the_others_have_their_answers(answerer: Answerer) -> None:
+    empty: list[object] = [None, float("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), "", " "]
+    no_text: list[object] = [3, 2.5, True, b"Who?", ["Who?"], {"q": 1}, pd.Timestamp("2026-01-01"), np.array(["Who?"])]
+    bad = [*empty, *no_text, "a\0b", "a\ud800b"]
+    expected = [RowReason.EMPTY_QUESTION] * len(empty) + [RowReason.NOT_TEXT] * len(no_text)
+    expected += [RowReason.NUL_CHARACTER, RowReason.LONE_SURROGATE]
+    frame = pd.DataFrame({"question": [*bad, "Who built the bridge?", np.str_("When?")], "context": BRIDGE})
+    answered = frames.answer(frame, model=answerer)
+    assert answered["error"][: len(bad)].to_list() == expected
+    assert answered["answer"][: len(bad)].isna().all()
+    assert answered["score"][: len(bad)].isna().all()
+    assert answered["answer"][len(bad) :].to_list() == ["Ada Blum", "1872"]
+    assert answered["error"][len(bad) :].isna().all()
+    swapped = frames.answer(frame, question="context", context="question", model=answerer)
+    assert set(swapped["error"][: len(empty)]) == {RowReason.EMPTY_CONTEXT}
+
+
+def test_a_frame_has_the_answers_of_the_answered_csv(answerer: Answerer) -> None:
+    source = f'question,context,topic\nWho built it?,{BRIDGE},NA\nWhen?,{BRIDGE},\n,{BRIDGE},"a\nb"\n'.encode()
+    target = io.BytesIO()
+    answer_stream(answerer, io.BytesIO(source), target, AnswerOptions(top_k=2))
+    asked = pd.read_csv(io.BytesIO(source), dtype="string")
+    answered = frames.answer(asked, model=answerer, top_k=2)
+    by_the_csv = pd.read_csv(io.BytesIO(target.getvalue()), dtype=dict(answered.dtypes))
+    pd.testing.assert_frame_equal(answered, by_the_csv)
+    assert json.loads(answered["alternatives"][0])[0].keys() == {"text", "score", "start", "end"}
+
+
+@pytest.mark.parametrize(
+    ("frame", "columns", "what"),
+    [
+        pytest.param(ASKED, {"question": "ask"}, "no column 'ask'", id="a column is missing"),
+        pytest.param(ASKED.assign(score=1, error=""), {}, "the columns score, error already", id="our columns"),
+        pytest.param(pd.concat([ASKED, ASKED]), {}, "index has 7 several times", id="duplicate index"),
+        pytest.param(ASKED.set_axis(["question", "context", "context"], axis=1), {}, "several columns 'context'", id="duplicate columns"),
+        pytest.param(pd.concat({"a": ASKED}, axis=1), {}, "several levels", id="levels"),
+    ],
+)
+def test_a_frame_that_would_be_ambiguous_is_refused(frame: pd.DataFrame, columns: dict[str, Hashable], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        frames.answer(frame, **columns)  # type: ignore[arg-type]
+
+
+def test_a_frame_is_answered_inside_a_running_event_loop(answerer: Answerer) -> None:
+    async def cell() -> pd.DataFrame:
+        return frames.answer(ASKED, model=answerer)
+
+    assert asyncio.run(cell())["answer"].to_list() == ["Ada Blum", "1872"]
+
+
+def test_a_bar_is_shown_to_somebody_who_looks_at_it(
+    answerer: Answerer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames.answer(ASKED, model=answerer)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    frames.answer(ASKED, model=answerer, progress=False)
+    assert capsys.readouterr() == ("", "")
+    frames.answer(ASKED, model=answerer)
+    assert "2/2" in capsys.readouterr().err
+
+
+@pytest.fixture
+def environment(postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch) -> PostgresSettings:
+    """The environment of an empty database."""
+    for name in ("host", "port", "user", "dbname"):
+        monkeypatch.setenv(f"PG_{name.upper()}", str(getattr(postgres, name)))
+    return postgres
+
+
+@pytest.fixture
+def loaded(environment: PostgresSettings, tmp_path: Path) -> PostgresSettings:
+    """A database with two files: three answers, of which one has a low score, and one answer."""
+    rows = [
+        AnsweredRow("Who?", "Ada built."),
+        AnsweredRow("When?", "1872, say.", error=RowReason.LOW_SCORE),
+        AnsweredRow("Why?", "For us."),
+    ]
+    with connect(environment) as connection:
+        load_file(connection, AnsweredUpload(rows).write(tmp_path / "history"))
+        load_file(connection, AnsweredUpload([AnsweredRow("What?", "A canal.")], name="a, b.csv").write(tmp_path / "other"))
+    return environment
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_file_is_read_with_all_columns_of_the_table_in_the_order_of_its_rows() -> None:
+    answers = frames.read_answers(file="history.csv")
+    assert tuple(answers.columns) == ANSWERS.names
+    assert answers["row_number"].to_list() == [1, 2, 3]
+    assert answers["answer"].to_list() == ["Ada", "1872,", "For"]
+    assert answers["flag"].to_list() == [pd.NA, "low_score", pd.NA]
+    dtypes = answers.dtypes.astype(str)
+    assert dtypes[["answer", "score", "answer_end", "generation"]].to_list() == ["string", "Float64", "Int64", "Int64"]
+    assert dtypes[["qa_timestamp", "loaded_at"]].to_list() == ["datetime64[us]", "datetime64[us, UTC]"]
+    assert answers["qa_timestamp"][0] == pd.Timestamp("2026-03-01T10:00:00")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_partition_is_read_by_its_key() -> None:
+    key = partition_key("a, b.csv")
+    assert key != "a, b.csv"
+    answers = frames.read_answers(partition=key, columns=["source_file", "question"])
+    assert answers.to_dict("records") == [{"source_file": "a, b.csv", "question": "What?"}]
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("where", "questions"),
+    [
+        ({"model": ANSWERED_BY.id}, ["What?", "Who?", "When?", "Why?"]),
+        ({"flag": "low_score"}, ["When?"]),
+        ({"flag": None, "source_file": "history.csv"}, ["Who?", "Why?"]),
+        ({"flag": pd.NA, "row_number": np.int64(3)}, ["Why?"]),
+        ({"score": 0.5, "answer_start": "0", "qa_timestamp": pd.Timestamp("2026-03-01 10:00"), "answer": "For"}, ["Why?"]),
+        ({"question": "Who? "}, []),
+        ({"question": "Who?' OR '1'='1"}, []),
+        ({"question": "%s %(question)s"}, []),
+    ],
+)
+def test_rows_are_chosen_by_the_values_of_their_columns(where: dict[str, object], questions: list[str]) -> None:
+    assert frames.read_answers(where=where, columns=["question"])["question"].to_list() == questions
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({}, "nothing says which answers"),
+        ({"where": {}}, "nothing says which answers"),
+        ({"file": "history.csv", "partition": "history.csv"}, "more than once"),
+        ({"file": "history.csv", "where": {"source_file": "a, b.csv"}}, "more than once"),
+        ({"file": "histroy.csv"}, "it is not answered"),
+        ({"file": ""}, "it is not answered"),
+        ({"partition": "a, b.csv"}, "it is not answered"),
+        ({"file": "a\0b"}, "cannot hold"),
+        ({"where": {"model": "a\ud800"}}, "cannot hold"),
+        ({"where": {"model": ["bundled"]}}, "must be one value"),
+        ({"where": {"row_number": "1 OR 1=1"}}, "refuses the data"),
+        ({"where": {"row_number": 2**70}}, "refuses the data"),
+        ({"where": {"1=1); DROP TABLE question_answer; --": "1"}}, "no such column"),
+        ({"file": "history.csv", "columns": ["question", 'a" FROM question_file --']}, "no such column"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(arguments: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        frames.read_answers(**arguments)
+    assert len(frames.read_answers(file="history.csv")) == 3
+
+
+def test_the_rejected_rows_of_a_file_are_a_frame(environment: PostgresSettings, tmp_path: Path) -> None:
+    data = b'question,context\n"two\nlines",c\n ,c\nonly one\nq,c\n'
+    with connect(environment) as connection:
+        load_file(connection, ingested(data, tmp_path / "file"))
+        load_file(connection, ingested(b"question,context\nq,c\n", tmp_path / "good", name="good.csv"))
+    rejected = frames.rejected("history.csv")
+    assert tuple(rejected.columns) == REPORT_COLUMNS
+    assert rejected["line"].to_list() == [4, 5]
+    assert rejected["column"].to_list() == ["question", pd.NA]
+    assert rejected["reason"].to_list() == ["empty_question", "too_few_cells"]
+    assert [str(dtype) for dtype in rejected.dtypes] == ["Int64", "Int64", *["string"] * 4]
+    none = frames.rejected("good.csv")
+    assert len(none) == 0
+    pd.testing.assert_series_equal(none.dtypes, rejected.dtypes)
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_file_that_was_never_seen_has_no_rejected_rows_to_read() -> None:
+    with pytest.raises(InputError, match="no such file"):
+        frames.rejected("histroy.csv")
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    assert [(cell.outputs, cell.execution_count) for cell in cells] == [([], None)] * len(cells)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("environment")
+def test_the_notebook_runs(postgres: PostgresSettings, tmp_path: Path) -> None:
+    with connect(postgres) as connection:
+        for name in ("lighthouses.csv", "customer_letters.csv"):
+            load_file(connection, ingested((PROJECT / "samples" / name).read_bytes(), tmp_path / name, name=name))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "45/45" in printed
+    assert "Warning" not in printed
+    shown = [output.data for output in outputs if "data" in output]
+    assert any("image/png" in data for data in shown)
+    assert "empty_question" in shown[0]["text/plain"]
+    assert "too_many_cells" in shown[-1]["text/plain"]
