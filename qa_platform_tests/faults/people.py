@@ -3,6 +3,7 @@
 import random
 from contextlib import suppress
 
+from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import SQLAlchemyError
 
 from qa_platform_tests.faults.victims import Fault
@@ -31,7 +32,7 @@ def command_on_a_file(*arguments: str) -> Fault:
 
 def cancel_run(world: World, rng: random.Random) -> str:
     # Dagster's database may be unavailable just then.
-    with suppress(SQLAlchemyError):
+    with suppress(SQLAlchemyError, DagsterPostgresException):
         return "a run" if world.cancel_run(rng) else ""
     return ""
 
