@@ -1,8 +1,10 @@
 """Archiving: the source of a file that is done leaves ``incoming/``."""
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from qa_platform.batches.at_once import threads
 from qa_platform.clients import bucket
 from qa_platform.clients.file_objects import delete_objects_of
 from qa_platform.clients.services import Log, Services
@@ -15,18 +17,27 @@ from qa_platform.text import escaped, escaped_lines
 
 
 def archive_files(services: Services, ledger: Ledger, records: Sequence[FileRecord], *, log: Log) -> None:
-    """Archive files that are done. If one cannot be archived, its record says why, and the sensor `done_files` tries again."""
-    for record in records:
-        try:
-            archive_file(services, ledger, record, log=log)
-        except Exception as error:
-            # Any error: its answers are in the table, and nothing else must wait for it.
-            log.warning("%s is done, and could not be archived now: %s", record.version.shown, escaped_lines(str(error)))
-            with suppress(QaPlatformError):
-                ledger.archive_failed(record.version, error=_reason(error), work=services.work)
-            if isinstance(error, TransientError):
-                # An outage would keep each of the others as long, and a run has its place in the queue until it ends.
-                break
+    """Archive files that are done, several at once. If one cannot be, its record says why, and the sensor `done_files` tries again."""
+    away = threading.Event()
+
+    def archive(record: FileRecord) -> None:
+        # An outage would keep each of the others as long, and a run has its place in the queue until it ends.
+        if not away.is_set():
+            try:
+                archive_file(services, ledger, record, log=log)
+            except TransientError:
+                away.set()
+                raise
+
+    with threads() as pool:
+        for record, archiving in [(record, pool.submit(archive, record)) for record in records]:
+            try:
+                archiving.result()
+            except Exception as error:
+                # Any error: its answers are in the table, and nothing else must wait for it.
+                log.warning("%s is done, and could not be archived now: %s", record.version.shown, escaped_lines(str(error)))
+                with suppress(QaPlatformError):
+                    ledger.archive_failed(record.version, error=_reason(error), work=services.work)
 
 
 def archive_file(services: Services, ledger: Ledger, record: FileRecord, *, log: Log) -> None:

@@ -30,6 +30,8 @@ RENEW_SECONDS = 240
 # How long a commit that is finished by name is waited for until Pachyderm has finished it. It takes longer the larger the commit is.
 _FINISHING_SECONDS = 900.0
 _PAUSE_SECONDS = 0.1
+# Pieces of a file, 1 MiB at most, that wait to be sent.
+_PIECES = 4
 # How many of the newest commits are searched for a batch that was begun before.
 RECENT_COMMITS = 200
 
@@ -77,7 +79,7 @@ class FileSets:
 
 
 def _make_file_set(client: Client, folder: str, fill: Callable[[Write], object]) -> str:
-    pieces: queue.Queue[pfs.AddFile | BaseException | None] = queue.Queue(maxsize=16)
+    pieces: queue.Queue[pfs.AddFile | BaseException | None] = queue.Queue(maxsize=_PIECES)
 
     def requests() -> Iterator[pfs.ModifyFileRequest]:
         while (piece := pieces.get()) is not None:

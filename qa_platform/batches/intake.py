@@ -1,10 +1,12 @@
 """Reading a batch: each file is streamed out of the bucket, cut into shards, and becomes a file set in Pachyderm."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import grpc
 
+from qa_platform.batches.at_once import threads
 from qa_platform.batches.commits import FileSets
 from qa_platform.batches.locate import settle_missing_source
 from qa_platform.clients import bucket
@@ -32,53 +34,96 @@ class Intake:
     log: Log
     launch: str
     again: Mapping[str, frozenset[str]]
+    _away: threading.Event = field(default_factory=threading.Event, init=False)
+    _over: threading.Event = field(default_factory=threading.Event, init=False)
 
     def read(self, files: Sequence[FileRecord], file_sets: FileSets) -> None:
-        """Read the files into file sets. One that cannot be read is set aside, charged, or ends the batch there.
+        """Read the files into file sets, several at once. One that cannot be read is set aside, charged, or ends the batch there.
 
         Raises:
-            QaPlatformError: the bucket is unavailable, and nothing was read before.
+            QaPlatformError: the bucket is unavailable, and nothing was read.
         """
-        for number, record in enumerate(files):
+        unreadable: list[tuple[FileRecord, QaPlatformError]] = []
+        later: list[FileRecord] = []
+        with threads() as pool:
             try:
-                self._read_file(record, file_sets)
-            except grpc.RpcError:
-                raise
-            except QaPlatformError as error:
-                self._stop_at(record, files[number + 1 :], error, anything_read=bool(file_sets.ids))
-                if not file_sets.ids:
-                    raise
-                return
-            except Exception as error:
-                # Whatever else one file brings up must not hold the others; it is charged to that file, and shown.
-                self.log.exception("%s could not be read", record.version.shown)
-                self.ledger.charge(
-                    self.run_id, record.version, error=f"{type(error).__name__}: {error}", work=self.services.work, load_id=record.load_id
-                )
+                readings = [(record, pool.submit(self._read_file, record, file_sets)) for record in files]
+                for record, reading in readings:
+                    try:
+                        self._settle(record, reading.result())
+                    except _Postponed:
+                        later.append(record)
+                    except QaPlatformError as error:
+                        unreadable.append((record, error))
+            finally:
+                # Also where this run is told to end: a large file must not hold it.
+                self._over.set()
+        if unreadable:
+            self._stop_at(unreadable, later, anything_read=bool(file_sets.ids))
 
-    def _read_file(self, record: FileRecord, file_sets: FileSets) -> None:
+    def _read_file(self, record: FileRecord, file_sets: FileSets) -> Exception | None:
+        """Read one file, in a thread. Returns why the file itself cannot be read.
+
+        Raises:
+            _Postponed: it was not read to its end, for no reason of its own.
+            QaPlatformError: the bucket is unavailable.
+            grpc.RpcError: Pachyderm is.
+        """
+        if self._away.is_set():
+            raise _Postponed
         folder = file_id(record.version.name)
 
         def fill(write: Write) -> None:
+            def write_unless_over(path: str, chunks: Iterable[bytes]) -> None:
+                if self._over.is_set():
+                    raise _Postponed
+                write(path, chunks)
+
             again = self.again.get(folder, frozenset())
-            split_file(self.services, record, write, self.log, again=again, launch=self.launch)
+            split_file(self.services, record, write_unless_over, self.log, again=again, launch=self.launch)
 
         try:
             file_sets.make(folder, fill)
         except (FileRejected, SourceChanged) as error:
-            set_aside(self.services, self.ledger, record, error, self.log)
+            return error
+        except QaPlatformError:
+            self._away.set()
+            raise
+        except (grpc.RpcError, _Postponed):
+            raise
+        except Exception as error:
+            # Whatever else one file brings up must not hold the others.
+            return error
+        return None
 
-    def _stop_at(self, record: FileRecord, later: Sequence[FileRecord], error: QaPlatformError, *, anything_read: bool) -> None:
+    def _settle(self, record: FileRecord, problem: Exception | None) -> None:
+        """Set a file aside that cannot be read, or charge it with an error that nobody foresaw."""
+        if isinstance(problem, (FileRejected, SourceChanged)):
+            set_aside(self.services, self.ledger, record, problem, self.log)
+        elif problem is not None:
+            self.log.error("%s could not be read", record.version.shown, exc_info=problem)
+            reason = f"{type(problem).__name__}: {problem}"
+            self.ledger.charge(self.run_id, record.version, error=reason, work=self.services.work, load_id=record.load_id)
+
+    def _stop_at(
+        self, unreadable: Sequence[tuple[FileRecord, QaPlatformError]], later: Sequence[FileRecord], *, anything_read: bool
+    ) -> None:
         """The bucket is unavailable, and would keep each of the later files waiting as long."""
-        self.log.warning("%s could not be read and is retried later, the files after it in another batch: %s", record.version.shown, error)
-        reason, work = str(error), self.services.work
-        versions = [other.version for other in later]
-        self.ledger.defer(self.run_id, [record.version], error=reason, work=work, suspect_after=0)
+        reason, work = str(unreadable[0][1]), self.services.work
+        for record, error in unreadable:
+            self.log.warning("%s could not be read and is retried later, in another batch: %s", record.version.shown, error)
+            self.ledger.defer(self.run_id, [record.version], error=str(error), work=work, suspect_after=0)
+        versions = [record.version for record in later]
         if anything_read:
             self.ledger.requeue(self.run_id, versions)
         else:
             # Otherwise each unreadable object would trigger its own run ahead of newer files.
             self.ledger.defer(self.run_id, versions, error=reason, work=work)
+            raise unreadable[0][1]
+
+
+class _Postponed(Exception):
+    """A file was not read, or not to its end: the bucket is unavailable, or the run ends."""
 
 
 def split_file(

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 
 from qa_platform.batches.archive import archive_files
+from qa_platform.batches.at_once import FILES_AT_ONCE
 from qa_platform.batches.pending import UNREPORTED_SECONDS, archive_done, tidy
 from qa_platform.batches.plan import Plan
 from qa_platform.batches.retry import request_retries
@@ -239,7 +241,7 @@ def test_a_precondition_of_the_buckets_own_is_not_taken_for_a_deleted_source(ser
 
 
 def test_an_outage_of_the_bucket_ends_the_archiving_of_a_run(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [record(services, done(services, f"{number}.csv")) for number in range(3)]
+    records = [record(services, done(services, f"{number}.csv")) for number in range(3 * FILES_AT_ONCE)]
     tried: list[str] = []
 
     def unavailable(bucket: storage.Bucket, version: FileVersion, **_: Any) -> None:
@@ -249,8 +251,22 @@ def test_an_outage_of_the_bucket_ends_the_archiving_of_a_run(services: Services,
     monkeypatch.setattr("qa_platform.clients.bucket.archive", unavailable)
     with Ledger(services.postgres) as ledger:
         archive_files(services, ledger, records, log=LOG)
-        assert tried == ["0.csv"], "each would wait as long"
-        assert len(ledger.pending_archive(limit=5)) == 2, "the others are tried at the next look"
+        assert len(tried) <= FILES_AT_ONCE, "each would wait as long"
+        assert len(ledger.pending_archive(limit=100)) == len(records) - len(tried), "the others are tried at the next look"
+
+
+def test_files_are_archived_at_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [record(services, done(services, f"{number}.csv")) for number in range(FILES_AT_ONCE)]
+    together = threading.Barrier(FILES_AT_ONCE, timeout=30)
+
+    def all_together(*arguments: Any, **options: Any) -> Any:
+        together.wait()
+        return archive(*arguments, **options)
+
+    monkeypatch.setattr("qa_platform.clients.bucket.archive", all_together)
+    with Ledger(services.postgres) as ledger:
+        archive_files(services, ledger, records, log=LOG)
+        assert {found.status for found in ledger.records([each.version for each in records]).values()} == {FileStatus.FINISHED}
 
 
 def load(services: Services, version: FileVersion, seconds_ago: float = 0) -> None:
