@@ -131,8 +131,11 @@ def _kept_busy(world: World, uploader: Uploader) -> Iterator[None]:
 
 def _recover(world: World, uploader: Uploader, report: Report) -> None:
     until = time.monotonic() + _RECOVERY_SECONDS
-    while (left := unsettled(world, uploader.newest)) and time.monotonic() < until:
+    while ((left := unsettled(world, uploader.newest)) or world.database_restored) and time.monotonic() < until:
         world.supervise()
+        if world.database_restored:
+            restoring = world.command("restore")
+            world.database_restored = restoring.wait() != 0
         for name in parked(world):
             report.parked += 1
             _log.info("%s is parked; somebody asks for a retry", name)
@@ -142,6 +145,8 @@ def _recover(world: World, uploader: Uploader, report: Report) -> None:
     for command in world.commands:
         command.wait()
     report.commands += len(world.commands)
+    if world.database_restored:
+        restoring.must_succeed = True
     if left:
         _log.info("not settled: %s", left)
         return

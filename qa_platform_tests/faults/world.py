@@ -94,6 +94,8 @@ class World:
         # Generations, from and to, of uploads that a restore of the bucket took away.
         self.vanished: list[tuple[int, int]] = []
         self.pachyderm_restored = False
+        # Until `qa-platform restore` has succeeded.
+        self.database_restored = False
         self.postgres_crashed = False
         self.restarts = 0
 
