@@ -120,19 +120,20 @@ def instance_config() -> dict[str, Any]:
     """The instance's configuration that the chart makes of the values."""
     postgres, logs = VALUES["postgresql"], VALUES["computeLogManager"]
     assert logs["type"] == "GCSComputeLogManager"
+    storage = {
+        "postgres_db": {
+            "hostname": postgres["postgresqlHost"],
+            "username": postgres["postgresqlUsername"],
+            "password": {"env": "DAGSTER_PG_PASSWORD"},
+            "db_name": postgres["postgresqlDatabase"],
+            "port": postgres["service"]["port"],
+            "params": postgres["postgresqlParams"],
+        }
+    }
     return {
-        "storage": {
-            "postgres": {
-                "postgres_db": {
-                    "hostname": postgres["postgresqlHost"],
-                    "username": postgres["postgresqlUsername"],
-                    "password": {"env": "DAGSTER_PG_PASSWORD"},
-                    "db_name": postgres["postgresqlDatabase"],
-                    "port": postgres["service"]["port"],
-                    "params": postgres["postgresqlParams"],
-                }
-            }
-        },
+        "run_storage": {"module": "dagster_postgres.run_storage", "class": "PostgresRunStorage", "config": storage},
+        "event_log_storage": {"module": "dagster_postgres.event_log", "class": "PostgresEventLogStorage", "config": storage},
+        "schedule_storage": {"module": "dagster_postgres.schedule_storage", "class": "PostgresScheduleStorage", "config": storage},
         "run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": launcher_config()},
         "compute_logs": {
             "module": "dagster_gcp.gcs.compute_log_manager",
