@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
     from dagster._core.instance.ref import InstanceRef
     from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
-    from dagster._utils.error import SerializableErrorInfo
+    from dagster_shared.error import SerializableErrorInfo
 
 _SENSOR = "incoming_files"
 # Of the heartbeats that a daemon writes, so many are missed before it counts as dead.
