@@ -164,11 +164,10 @@ def test_a_password_is_changed_as_the_page_says(database: Database) -> None:
     with database.connect(autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {database.dbname} LOGIN")
         terminal, inside = pty.openpty()
-        ends = {"stdin": inside, "stdout": inside, "stderr": inside}
         # `\\password` asks the terminal that it is controlled by, whatever its input is.
         command = ["setsid", "--ctty", "--wait", *words]
         try:
-            with subprocess.Popen(command, env=psql_environment(database), **ends) as psql:
+            with subprocess.Popen(command, env=psql_environment(database), stdin=inside, stdout=inside, stderr=inside) as psql:
                 for prompt in (b'": ', b"again: "):
                     said = b""
                     while prompt not in said:

@@ -1,6 +1,7 @@
 """The pipelines' workers: whether they reach PostgreSQL, as their last job tells, and whether their memory holds the model."""
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from qa_platform.cli.doctor.findings import Result, ok, unknown, wrong
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 # Of the loader's newest jobs. Those that found nothing to load tell nothing.
 _JOBS = 20
+# Of a failed job: a process that was killed leaves no reason.
+_DATUMS = 20
 # Parameters of the models that the images come with, since the code location has no weights to count: the bundled one, and the default of
 # a deployment.
 PARAMETERS = {"bundled": 22_566_146, "distilbert/distilbert-base-uncased-distilled-squad": 66_364_418}
@@ -29,7 +32,7 @@ def reach(client: "Client") -> Result:
     """Whether the workers reach PostgreSQL: what the newest job says that loaded something, or failed to."""
     import grpc
 
-    from qa_platform.clients.pachyderm import is_code, job_of
+    from qa_platform.clients.pachyderm import is_code, is_unfinished, job_of
 
     try:
         for job in client.pps.list_job(pipeline=job_of(LOAD_PIPELINE, "").pipeline, number=_JOBS):
@@ -38,7 +41,8 @@ def reach(client: "Client") -> Result:
     except grpc.RpcError as error:
         if is_code(error, grpc.StatusCode.PERMISSION_DENIED):
             return unknown("not permitted to see the jobs of the pipeline: a role is missing")
-        if not is_code(error, grpc.StatusCode.NOT_FOUND):
+        # There is no pipeline, or a job is just ending.
+        if not is_code(error, grpc.StatusCode.NOT_FOUND) and not is_unfinished(error):
             raise
     return ok("not known yet: no job has loaded a file, or failed to")
 
@@ -54,16 +58,17 @@ def _told(client: "Client", job: "pps.JobInfo") -> Result | None:
         return ok(f"job {job.job.id} loaded {job.data_processed} files")
     if job.state != pps.JobState.JOB_FAILURE:
         return None
-    for datum in client.pps.list_datum(job=job.job):
-        if datum.state != pps.DatumState.FAILED or datum.datum.job.id != job.job.id:
-            continue
-        if fault := FailedDatum(LOAD_PIPELINE, "", datum_reason(client, job.job, datum.datum.id)).fault:
-            if not fault.blameless:
-                return ok(f"job {job.job.id} reached it")
-            fix = f"{fault.advice or 'let the pods of Pachyderm reach the server that the secret dbaccess names'}; if the secret is wrong: "
+    failed = (each for each in client.pps.list_datum(job=job.job) if each.state == pps.DatumState.FAILED)
+    for datum in islice(failed, _DATUMS):
+        fault = FailedDatum(LOAD_PIPELINE, "", datum_reason(client, job.job, datum.datum.id)).fault
+        if fault and fault.blameless:
+            advice = f"{fault.advice}; " if fault.advice else ""
             return wrong(
-                f"job {job.job.id}: {fault.cause}", f"{fix}set PG_HOST to an address that they reach, then: qa-platform pachyderm apply"
+                f"job {job.job.id}: {fault.cause}",
+                f"{advice}set PG_HOST to an address that Pachyderm's pods reach, then: qa-platform pachyderm apply",
             )
+        if fault:
+            return ok(f"job {job.job.id} reached it")
     return None
 
 
