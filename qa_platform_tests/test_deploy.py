@@ -11,8 +11,10 @@ import sys
 import threading
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +31,9 @@ from dagster_gcp.gcs.compute_log_manager import GCSComputeLogManager
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig
 from dagster_k8s.launcher import K8sRunLauncher
+from packaging.requirements import Requirement
 
+from qa_platform.answering.model import _HUB_FILES
 from qa_platform.cli.main import main as qa_platform_command
 from qa_platform.definitions import defs as platform_definitions
 from qa_platform.embedded.stack import Stack
@@ -116,19 +120,20 @@ def instance_config() -> dict[str, Any]:
     """The instance's configuration that the chart makes of the values."""
     postgres, logs = VALUES["postgresql"], VALUES["computeLogManager"]
     assert logs["type"] == "GCSComputeLogManager"
+    storage = {
+        "postgres_db": {
+            "hostname": postgres["postgresqlHost"],
+            "username": postgres["postgresqlUsername"],
+            "password": {"env": "DAGSTER_PG_PASSWORD"},
+            "db_name": postgres["postgresqlDatabase"],
+            "port": postgres["service"]["port"],
+            "params": postgres["postgresqlParams"],
+        }
+    }
     return {
-        "storage": {
-            "postgres": {
-                "postgres_db": {
-                    "hostname": postgres["postgresqlHost"],
-                    "username": postgres["postgresqlUsername"],
-                    "password": {"env": "DAGSTER_PG_PASSWORD"},
-                    "db_name": postgres["postgresqlDatabase"],
-                    "port": postgres["service"]["port"],
-                    "params": postgres["postgresqlParams"],
-                }
-            }
-        },
+        "run_storage": {"module": "dagster_postgres.run_storage", "class": "PostgresRunStorage", "config": storage},
+        "event_log_storage": {"module": "dagster_postgres.event_log", "class": "PostgresEventLogStorage", "config": storage},
+        "schedule_storage": {"module": "dagster_postgres.schedule_storage", "class": "PostgresScheduleStorage", "config": storage},
         "run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": launcher_config()},
         "compute_logs": {
             "module": "dagster_gcp.gcs.compute_log_manager",
@@ -498,31 +503,120 @@ def test_the_tables_are_made_before_anything_needs_them() -> None:
 # --- Images ---
 
 
+BASE = r"python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a Dockerfile: what it begins with, and its instructions."""
+
+    base: str
+    instructions: tuple[tuple[str, str], ...]
+
+    def of(self, instruction: str) -> list[str]:
+        return [text for name, text in self.instructions if name == instruction]
+
+
+def stages(path: Path) -> dict[str, Stage]:
+    """The stages by name; the last, which is the image, has none."""
+    text = re.sub(r"^#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    found: dict[str, Stage] = {}
+    for part in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
+        first, *lines = [line for line in part.splitlines() if line.strip()]
+        base, _, name = first.partition(" AS ")
+        found[name] = Stage(base, tuple((line.split()[0], line.partition(" ")[2]) for line in lines))
+    return found
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_an_image_is_slim_pinned_and_without_root(path: Path) -> None:
-    lines = path.read_text().replace("\\\n", " ").splitlines()
-    stages = [line.split()[1] for line in lines if line.startswith("FROM ")]
-    assert len(stages) == 2
-    assert set(stages) == {"python:3.11-slim-bookworm"}
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert len(users) == 1
+    of_image = stages(path)
+    assert re.fullmatch(BASE, of_image["base"].base)
+    assert {stage.base for name, stage in of_image.items() if name != "base"} <= of_image.keys()
+    [user] = of_image[""].of("USER")
     # By number: Kubernetes does not start what says `runAsNonRoot` with a name.
-    assert int(users[0]) > 0
-    [install] = [line for line in lines if "pip install" in line]
-    assert "--constraint constraints.txt" in install
+    assert int(user) > 0
+    [install] = of_image["dependencies"].of("RUN")
+    assert install.count("pip install") == install.count("--constraint constraints.txt")
+
+
+def test_all_images_are_built_on_one_that_is_kept_current() -> None:
+    assert len({stages(path)["base"].base for path in DOCKERFILES}) == 1
+    updates = yaml.safe_load((PROJECT / ".github" / "dependabot.yml").read_text())["updates"]
+    kept = {update["package-ecosystem"]: update.get("directories", [update.get("directory")]) for update in updates}
+    assert set(kept["docker"]) == {f"/{path.parent.relative_to(PROJECT)}" for path in DOCKERFILES}
+    assert kept["github-actions"] == ["/"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_a_changed_line_of_the_project_downloads_nothing_and_pushes_only_the_project(path: Path) -> None:
+    of_image = stages(path)
+    # The packages and the model depend on the list of packages, not on what it was made of.
+    for name in ("dependencies", "model"):
+        if name in of_image:
+            assert set(of_image[name].of("COPY")) <= {"constraints.txt ./", "--from=requirements /build/requirements.txt ./"}
+            assert of_image[name].base in ("base", "dependencies")
+    # Whatever runs beside the project's files has no network to download from.
+    for name in ("requirements", "project"):
+        assert all(run.startswith("--network=none ") for run in of_image[name].of("RUN"))
+    final = of_image[""].instructions
+    own = next(index for index, (_, text) in enumerate(final) if text == "--from=project /project /usr/local")
+    assert all(text.startswith("--network=none ") for name, text in final[own:] if name in ("RUN", "ADD"))
+    # What is large and stays the same comes before; the project is the last that is copied.
+    assert ("COPY", "--from=dependencies /installed /usr/local") in final[:own]
+    assert [text for name, text in final[own:] if name == "COPY"] == [final[own][1]]
+    assert [text for name, text in final[:own] if name == "COPY" and re.match(r"(?!--from)(?!qa_platform/answering/models/ )", text)] == []
+
+
+@pytest.mark.parametrize("extra", ["cron", "loader", "kubernetes"])
+def test_the_list_of_packages_is_that_of_the_extra_and_no_version_of_the_project_is_in_it(extra: str) -> None:
+    def listed(text: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / "deploy" / "requirements.py"), extra], input=text, capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()
+
+    text = (PROJECT / "pyproject.toml").read_text()
+    expected, seen = {_plain(requirement) for requirement in _wanted("")}, [extra]
+    for name in seen:
+        for requirement in _wanted(name):
+            if requirement.name == "qa-platform":
+                seen += requirement.extras
+            else:
+                expected.add(_plain(requirement))
+    assert {_plain(Requirement(line)) for line in listed(text)} == expected
+    version = tomllib.loads(text)["project"]["version"]
+    assert listed(text.replace(f'version = "{version}"', 'version = "99"')) == listed(text)
+
+
+def _wanted(extra: str) -> list[Requirement]:
+    """What the installed distribution requires for an extra alone, or without any."""
+    requirements = [Requirement(line) for line in metadata.requires("qa-platform") or ()]
+    if not extra:
+        return [requirement for requirement in requirements if requirement.marker is None]
+    return [requirement for requirement in requirements if requirement.marker and requirement.marker.evaluate({"extra": extra})]
+
+
+def _plain(requirement: Requirement) -> str:
+    return f"{requirement.name}{sorted(requirement.extras)}{requirement.specifier}"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_an_image_is_built_from_what_is_there(path: Path) -> None:
-    text = path.read_text()
-    sent = {line.removeprefix("!") for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
-        for source in line.split():
-            assert (PROJECT / source).exists()
-            assert source.rstrip("/") in sent
-    [extra] = re.findall(r"'\.\[(\w+)\]'", text)
-    assert extra in tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    [command] = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    of_image = stages(path)
+    sent = tuple(line.removeprefix("!") for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!"))
+    for stage in of_image.values():
+        for copy in stage.of("COPY"):
+            if not copy.startswith("--from="):
+                for source in copy.split()[:-1]:
+                    assert (PROJECT / source).exists()
+                    assert source.startswith(sent)
+    pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    [listing] = of_image["requirements"].of("RUN")
+    assert listing.split()[listing.split().index("requirements.py") + 1] in pyproject["project"]["optional-dependencies"]
+    # What builds the project's wheel, without a network.
+    assert all(f"'{requirement}'" in of_image["dependencies"].of("RUN")[0] for requirement in pyproject["build-system"]["requires"])
+    [command] = of_image[""].of("CMD")
     words = json.loads(command)
     if words[0] == "dagster":
         parse_click(create_dagster_cli(), words[1:])
@@ -549,10 +643,14 @@ def test_the_platform_asks_for_the_model_that_the_workers_image_holds() -> None:
     assert f"ARG MODEL={default}" in model(worker)
     assert {"QA_MODEL=${MODEL}", "QA_MODEL_REVISION=${MODEL_REVISION}"} < model(worker)
     # All images are built with the same arguments, and at run time nothing is fetched.
-    [build] = [step for _, step in steps() if step.get("uses", "").startswith("docker/build-push-action@")]
-    assert f"MODEL=${{{{ vars.MODEL || '{default}' }}}}" in build["with"]["build-args"]
-    text = worker.read_text()
-    assert text.index("find_model(") < text.index("ENV HF_HUB_OFFLINE=1") < text.index("CMD ")
+    builds = [step for _, step in steps() if step.get("uses", "").startswith("docker/build-push-action@")]
+    assert builds
+    assert all(f"MODEL=${{{{ vars.MODEL || '{default}' }}}}" in build["with"]["build-args"] for build in builds)
+    of_image = stages(worker)
+    [fetch] = of_image["model"].of("RUN")
+    assert set(shlex.split(fetch.partition('"$MODEL_REVISION"')[2].partition(";")[0])) == set(_HUB_FILES)
+    assert "HF_HUB_OFFLINE=1" in of_image[""].of("ENV")[0]
+    assert "find_model(" in of_image[""].of("RUN")[-1]
     # On a laptop it is the bundled one, as ever.
     assert ModelSettings.model_fields["model"].default == "bundled"
 
@@ -563,7 +661,7 @@ def test_the_platform_asks_for_the_model_that_the_workers_image_holds() -> None:
 def steps() -> Iterator[tuple[str, dict[str, Any]]]:
     for file, workflow in WORKFLOWS.items():
         for job_name, job in workflow["jobs"].items():
-            yield from ((f"{file}: {job_name}", step) for step in job["steps"])
+            yield from ((f"{file}: {job_name}", step) for step in job.get("steps", ()))
 
 
 def test_workflows_use_actions_at_commits() -> None:
@@ -576,7 +674,10 @@ def test_workflows_use_actions_at_commits() -> None:
 def test_workflows_end_and_have_no_rights_that_they_do_not_need() -> None:
     for file, workflow in WORKFLOWS.items():
         assert workflow["permissions"] == {"contents": "read"}, file
-        assert all("timeout-minutes" in job for job in workflow["jobs"].values()), file
+        # A job that is another workflow has the limits of that one's jobs.
+        assert all("timeout-minutes" in job or "uses" in job for job in workflow["jobs"].values()), file
+        rights = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+        assert rights == ({"release": {"contents": "write"}} if file == "images.yaml" else {})
     for place, step in steps():
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False, place
@@ -586,12 +687,42 @@ def test_workflows_end_and_have_no_rights_that_they_do_not_need() -> None:
 
 @pytest.mark.parametrize(("tag", "status"), [("v{}", 0), ("v{}.1", 1), ("v0.0.0", 1)])
 def test_only_a_tag_of_this_version_is_released(tag: str, status: int) -> None:
-    first = next(step for step in WORKFLOWS["images.yaml"]["jobs"]["image"]["steps"] if "run" in step)
+    first = next(step for step in WORKFLOWS["images.yaml"]["jobs"]["version"]["steps"] if "run" in step)
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
     done = subprocess.run(
         ["bash", "-e", "-c", first["run"]], env={"GITHUB_REF_NAME": tag.format(version), "PATH": "/usr/bin:/bin"}, cwd=PROJECT
     )
     assert done.returncode == status
+
+
+def test_a_release_is_tested_built_and_scanned_before_one_job_pushes_it() -> None:
+    jobs = WORKFLOWS["images.yaml"]["jobs"]
+    needed = {name: job["needs"] for name, job in jobs.items() if "needs" in job}
+    assert needed == {"tests": "version", "image": "tests", "release": "image"}
+    assert jobs["tests"]["uses"] == "./.github/workflows/tests.yaml"
+    # YAML reads `on` as true.
+    assert "workflow_call" in WORKFLOWS["tests.yaml"][True]
+    names = [step.get("uses", step.get("name", "")).partition("@")[0] for step in jobs["image"]["steps"]]
+    assert names.index("docker/build-push-action") < names.index("aquasecurity/trivy-action") < names.index("actions/upload-artifact")
+    assert [name for name, job in jobs.items() if ".github/release push" in json.dumps(job)] == ["release"]
+    assert not any("push" in step.get("with", {}) or "docker push" in step.get("run", "") for _, step in steps())
+
+
+def test_an_image_says_what_it_was_made_of() -> None:
+    [build] = [step["with"] for step in WORKFLOWS["images.yaml"]["jobs"]["image"]["steps"] if "build-push-action" in step.get("uses", "")]
+    labels = {line.partition("=")[0].rpartition(".")[2] for line in build["labels"].splitlines()}
+    assert {"version", "revision", "source"} <= labels
+    assert (build["provenance"], build["sbom"]) == ("mode=max", True)
+
+
+def test_the_version_is_looked_up_for_the_images_that_are_pushed() -> None:
+    images = [entry["image"] for entry in WORKFLOWS["images.yaml"]["jobs"]["image"]["strategy"]["matrix"]["include"]]
+    lookup = WORKFLOWS["images.yaml"]["jobs"]["version"]["steps"][-1]["run"].split()
+    assert lookup[:2] == [".github/release", "refuse"]
+    assert lookup[4:] == images
+    # What the tests build, a release builds upon.
+    matrices = [WORKFLOWS[file]["jobs"]["image"]["strategy"]["matrix"] for file in ("tests.yaml", "images.yaml")]
+    assert matrices[0] == matrices[1]
 
 
 def test_the_tests_run_on_every_python_that_is_promised() -> None:

@@ -40,9 +40,16 @@ def test_the_page_builds_every_image_with_arguments_that_it_takes() -> None:
         taken = re.findall(r"^ARG (\w+)", text, re.MULTILINE)
         assert sorted(argument.partition("=")[0] for argument in builds()[path]) == sorted(set(taken) - {"MODEL_REVISION"})
         # pip reads them as its own options: they must be known where it runs.
-        first_stage = text.split("\nFROM ")[1]
-        assert first_stage.index("ARG PIP_NO_INDEX\n") < first_stage.index("pip install")
-        assert first_stage.index("ARG PIP_FIND_LINKS\n") < first_stage.index("pip install")
+        stage = text.partition(" AS dependencies\n")[2]
+        assert stage.index("ARG PIP_NO_INDEX\n") < stage.index("pip install")
+        assert stage.index("ARG PIP_FIND_LINKS\n") < stage.index("pip install")
+
+
+def test_the_page_builds_on_the_image_that_was_loaded() -> None:
+    """What `docker load` brings has a tag, and no digest."""
+    [pinned] = {found[1] for text in dockerfiles().values() if (found := re.search(r"^FROM (\S+)@sha256:\w+ AS base$", text, re.MULTILINE))}
+    commands = [words for words in COMMANDS if words[:2] == ["docker", "build"]]
+    assert [words[words.index("--build-context") + 1] for words in commands] == [f"base=docker-image://{pinned}"] * len(dockerfiles())
 
 
 def test_the_page_collects_what_the_images_need() -> None:
@@ -52,11 +59,12 @@ def test_the_page_collects_what_the_images_need() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
     while more := {name for extra in collected for line in extras[extra] for name in _own_extras(line)} - collected:
         collected |= more
-    assert {extra for text in dockerfiles().values() for extra in re.findall(r"'\.\[(\w+)\]'", text)} <= collected
+    assert {extra for text in dockerfiles().values() for extra in re.findall(r"requirements\.py (\w+)", text)} <= collected
     # What builds the project's own wheel, in the image.
     assert {re.split(r"\W", requirement)[0] for requirement in PYPROJECT["build-system"]["requires"]} <= set(collect)
     [saved] = [words for words in COMMANDS if words[:2] == ["docker", "save"]]
-    named = {image for text in dockerfiles().values() for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE)}
+    named = {image for text in dockerfiles().values() for image in re.findall(r"^FROM (\S+:\S+)@", text, re.MULTILINE)}
+    assert named
     compose = yaml.safe_load((PROJECT / "deploy" / "compose.yaml").read_text())
     named |= {service["image"] for service in compose["services"].values() if "build" not in service}
     assert named <= set(saved)

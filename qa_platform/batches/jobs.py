@@ -152,7 +152,7 @@ class _Following:
             elif datum.state == pps.DatumState.SUCCESS:
                 something_worked = True
         chosen = [(file, datum) for file, datums in failed.items() for datum in datums[:_REASONS_OF_FILE]]
-        reasons = [FailedDatum(job.pipeline.name, file, _reason(self.client, job, datum)) for file, datum in chosen[:_REASONS]]
+        reasons = [FailedDatum(job.pipeline.name, file, datum_reason(self.client, job, datum)) for file, datum in chosen[:_REASONS]]
         reasons += [FailedDatum(job.pipeline.name, file, "") for file, _ in chosen[_REASONS:]]
         return judge(reasons, something_worked=something_worked)
 
@@ -167,7 +167,7 @@ class _Following:
             time.sleep(0.5)
 
 
-def _reason(client: Client, job: pps.Job, datum_id: str) -> str:
+def datum_reason(client: Client, job: pps.Job, datum_id: str) -> str:
     """Why a datum failed, as the pipeline's meta repo has it; "" where it has nothing."""
     repo = pfs.Repo(name=job.pipeline.name, type="meta", project=job.pipeline.project)
     file = pfs.File(commit=pfs.Commit(repo=repo, id=job.id), path=f"/meta/{datum_id}/meta")

@@ -23,6 +23,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.run import Outcome, answer_batch
+from qa_platform.cli.doctor.findings import State
+from qa_platform.cli.doctor.workers import reach
 from qa_platform.cli.status.observe import Observer, ObserverSettings
 from qa_platform.clients import bucket, pachyderm
 from qa_platform.clients.pachyderm import job_of
@@ -266,7 +268,13 @@ def test_a_loader_without_its_database_charges_nobody_and_the_database_is_named(
     assert outcome.failure.verdict.blameless
     assert [(r.status, r.attempts) for r in outcome.records] == [(FileStatus.PENDING, 0)] * 2
     assert all("no_such_database" in r.error for r in outcome.records)
-    assert cluster.run(*versions, run="with-database").failure is None
+    with pachyderm.session(cluster.services.pachyderm, "asking the doctor") as client:
+        told = reach(client)
+        assert told.state is State.WRONG
+        assert "no_such_database" in told.detail
+        assert told.fix.endswith("qa-platform pachyderm apply")
+        assert cluster.run(*versions, run="with-database").failure is None
+        assert reach(client).state is State.OK
     assert statuses(cluster, versions) == [(FileStatus.FINISHED, 0, 2)] * 2
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import re
 import shlex
 import socket
 import time
@@ -20,15 +22,24 @@ import grpc
 import psycopg
 import pytest
 from click.testing import CliRunner
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickData, TickStatus
+from dagster._daemon.daemon import SensorDaemon
+from dagster._daemon.types import DaemonHeartbeat
+from dagster_shared.error import SerializableErrorInfo
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 from pachyderm_sdk.api import pps, version
 from pydantic import SecretStr
 from rich.console import Console
+from safetensors import safe_open
 
+from qa_platform.answering.model import BUNDLED, BUNDLED_FOLDER
+from qa_platform.cli.doctor import clocks, workers
 from qa_platform.cli.doctor import dagster as dagster_part
 from qa_platform.cli.doctor.examine import examine
-from qa_platform.cli.doctor.findings import Finding, State
+from qa_platform.cli.doctor.findings import Finding, Result, State, Wrong
 from qa_platform.cli.doctor.show import show
 from qa_platform.cli.main import main
 from qa_platform.clients.pachyderm import job_of, session
@@ -40,7 +51,7 @@ from qa_platform.ledger import Ledger
 from qa_platform.loading import migrate
 from qa_platform.provisioning.pipelines import Options, apply, specifications
 from qa_platform.provisioning.project_files import project_file
-from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings, WorkSettings
+from qa_platform.settings import BucketSettings, PachydermSettings, PipelinesSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.conftest import Database, new_database
 from qa_platform_tests.credentials import service_account
 from qa_platform_tests.flow import wait_until
@@ -196,36 +207,190 @@ def test_one_thing_that_is_wrong_is_named_with_its_fix_and_the_rest_is_looked_at
     assert sum(finding["state"] == "ok" for finding in findings.values()) > 5
 
 
-def test_a_sensor_that_does_not_beat_any_more_is_wrong_and_one_that_has_not_begun_is_not_known(
-    environment: dict[str, str], postgres_socket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def dagster_storage(postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """An empty database for the storage of a Dagster of its own, whose heartbeat is due every second."""
+    (tmp_path / "dagster.yaml").write_text(project_file("dagster.yaml").read_text())
     for name in ("QA_HEARTBEAT_SECONDS", "QA_SENSOR_SECONDS"):
         monkeypatch.setenv(name, "1")
-    wait_until(wrong_ones, "the heartbeat of the deployment is too old")
-    assert the_wrong_one().name == "Dagster heartbeat"
-    assert "incoming_files" in the_wrong_one().fix
-    with new_database(postgres_socket) as empty:
-        monkeypatch.setenv("DAGSTER_PG_URL", empty.url)
-        assert examined()["Dagster heartbeat"].detail.startswith("none yet")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with new_database(postgres_socket) as database:
+        monkeypatch.setenv("DAGSTER_PG_URL", database.url)
+        yield database
 
 
+def heartbeat() -> Result:
+    *_, result = dagster_part.PART.examine()
+    return result
+
+
+def test_a_sensor_that_has_not_begun_is_well_and_its_storage_stays_empty(dagster_storage: Database) -> None:
+    assert heartbeat().state is State.OK
+    assert heartbeat().detail.startswith("none yet")
+    with dagster_storage.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+
+
+@pytest.mark.usefixtures("dagster_storage")
+def test_a_heartbeat_that_has_ceased_comes_with_the_reason(tmp_path: Path) -> None:
+    location = RegisteredCodeLocationOrigin("qa-platform")
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), "incoming_files")
+    state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING)
+
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+
+        def sign_of_life(seconds_ago: float) -> None:
+            instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, SensorDaemon.daemon_type(), "daemon", []))
+
+        def tick(status: TickStatus, **more: Any) -> None:
+            names = (origin.get_id(), origin.instigator_name, InstigatorType.SENSOR)
+            instance.create_tick(TickData(*names, status, time.time(), selector_id=state.selector_id, **more))
+
+        instance.report_runless_asset_event(dg.AssetMaterialization(HEARTBEAT_ASSET))
+        assert heartbeat().state is State.OK
+        wait_until(lambda: heartbeat().state is State.WRONG, "the heartbeat is too old")
+        assert "there should be one every 1 s: Dagster's daemon does not run" in heartbeat().detail
+        sign_of_life(500)
+        assert "Dagster's daemon does not run; its last sign of life was 500 s ago" in heartbeat().detail
+        assert heartbeat().fix.startswith("start Dagster's daemon")
+        sign_of_life(0)
+        assert "has not ticked since: the code location does not load" in heartbeat().detail
+        assert "dagster definitions validate" in heartbeat().fix
+        instance.add_instigator_state(state)
+        tick(TickStatus.SKIPPED, skip_reason="1 runs were requested\nand do not exist")
+        assert "ended: 1 runs were requested and do not exist" in heartbeat().detail
+        cause = SerializableErrorInfo("the bucket cannot be reached", [], "TransientError")
+        tick(TickStatus.FAILURE, error=SerializableErrorInfo("Error occurred during the execution", [], "SensorExecutionError", cause))
+        assert "failed: the bucket cannot be reached" in heartbeat().detail
+        tick(TickStatus.STARTED)
+        assert "has not ended" in heartbeat().detail
+        instance.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
+        assert "the sensor incoming_files is switched off" in heartbeat().detail
+        assert heartbeat().fix.startswith("dagster sensor start incoming_files")
+
+
+def storage_config(where: Mapping[str, Any], *, in_parts: bool) -> dict[str, Any]:
+    """The storage in a `dagster.yaml`: as Dagster writes it today, or in the three parts that its chart writes."""
+    config = {"postgres_db": {**where, "password": {"env": "DAGSTER_PG_PASSWORD"}}}
+    if not in_parts:
+        return {"storage": {"postgres": config}}
+    return {
+        f"{name}_storage": {"module": f"dagster_postgres.{module}", "class": f"Postgres{kind}Storage", "config": config}
+        for name, module, kind in (
+            ("run", "run_storage", "Run"),
+            ("event_log", "event_log", "EventLog"),
+            ("schedule", "schedule_storage", "Schedule"),
+        )
+    }
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("away", [False, True])
 def test_a_storage_that_only_dagster_yaml_knows_is_asked(
-    environment: dict[str, str], postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+    environment: dict[str, str], postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool, in_parts: bool
 ) -> None:
     host = "127.0.0.1" if away else quote(postgres_socket, safe="")
     where = {"hostname": host, "port": 1 if away else 5432, "username": environment["PG_USER"], "db_name": environment["PG_DBNAME"]}
-    config = {"storage": {"postgres": {"postgres_db": {**where, "password": {"env": "DAGSTER_PG_PASSWORD"}}}}}
-    (tmp_path / "dagster.yaml").write_text(json.dumps(config))
+    (tmp_path / "dagster.yaml").write_text(json.dumps(storage_config(where, in_parts=in_parts)))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setenv("DAGSTER_PG_URL", "")
+    # The file does not name it.
+    monkeypatch.setenv("DAGSTER_PG_URL", "postgresql://127.0.0.1:1/elsewhere")
     monkeypatch.delenv("DAGSTER_PG_PASSWORD", raising=False)
-    assert "dagster instance info" in the_wrong_one().fix
+    with pytest.raises(Wrong, match="cannot be resolved") as caught:
+        list(dagster_part.PART.examine())
+    assert "dagster instance info" in caught.value.result.fix
     monkeypatch.setenv("DAGSTER_PG_PASSWORD", SECRET)
     finding = examined()["Dagster storage"]
     assert finding.state is (State.WRONG if away else State.OK)
-    assert environment["PG_DBNAME"] in finding.detail
+    # Three parts in one database are one.
+    assert finding.detail.count(f"/{environment['PG_DBNAME']}") == 1
     assert SECRET not in str(finding)
+
+
+def test_each_database_of_a_storage_in_parts_is_looked_at(postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_PG_PASSWORD", SECRET)
+    with new_database(postgres_socket) as events, new_database(postgres_socket, encoding="LATIN1") as runs:
+        server = {"hostname": quote(postgres_socket, safe=""), "username": events.user}
+        config = storage_config({**server, "db_name": events.dbname}, in_parts=True)
+        config["run_storage"] = storage_config({**server, "db_name": runs.dbname}, in_parts=True)["run_storage"]
+        (tmp_path / "dagster.yaml").write_text(json.dumps(config))
+        _, storage, beat = dagster_part.PART.examine()
+    assert storage.state is State.WRONG
+    assert f"{runs.dbname}: the database is encoded in LATIN1" in storage.detail
+    assert beat.detail.startswith("none yet")
+
+
+def test_a_dagster_yaml_that_dagster_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dagster.yaml").write_text("storage: {no_such: {}}")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with pytest.raises(Wrong, match="Dagster does not accept"):
+        list(dagster_part.PART.examine())
+
+
+@pytest.mark.parametrize(
+    ("ahead", "state", "said"),
+    [
+        ({}, State.UNKNOWN, "neither PostgreSQL nor the bucket answers"),
+        ({"PostgreSQL": 4.0, "the bucket": -1.0}, State.OK, "agree within 5 s"),
+        ({"PostgreSQL": 60.0, "the bucket": 1.0}, State.WRONG, "PostgreSQL is 59 s ahead of this machine and the bucket"),
+        ({"PostgreSQL": 60.0, "the bucket": 61.0}, State.WRONG, "this machine is 60 s behind PostgreSQL and the bucket"),
+        ({"PostgreSQL": -60.0}, State.WRONG, "PostgreSQL is 60 s behind this machine, or that one is wrong"),
+    ],
+)
+def test_the_clock_that_is_off_is_named(ahead: dict[str, float], state: State, said: str) -> None:
+    result = clocks.compare({"this machine": 0.0, **ahead})
+    assert result.state is state
+    assert said in result.detail
+
+
+def test_the_clocks_of_the_services_are_read(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    [result] = clocks.PART.examine()
+    assert result.detail.startswith("this machine, PostgreSQL, the bucket agree")
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() - 1000)
+        [result] = clocks.PART.examine()
+    assert re.search(r"^this machine is (999|100\d) s behind PostgreSQL and the bucket$", result.detail)
+    assert result.fix.endswith("on this machine")
+    # A server whose clock is off, as far as this database can tell.
+    with connect(PostgresSettings()) as connection:
+        connection.execute("CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $$SELECT now() + '1 hour'$$")
+        connection.execute(f"ALTER DATABASE {environment['PG_DBNAME']} SET search_path = public, pg_catalog")
+        try:
+            [result] = clocks.PART.examine()
+        finally:
+            connection.execute(f"ALTER DATABASE {environment['PG_DBNAME']} RESET search_path")
+            connection.execute("DROP FUNCTION public.clock_timestamp()")
+    assert re.search(r"^PostgreSQL is (3599|360\d) s ahead of this machine and the bucket$", result.detail)
+
+
+def test_workers_with_too_little_memory_for_the_model_are_named(
+    pachyderm: PachydermSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert examined()["worker memory"].detail == "limited to 2Gi; bundled takes about 572 MiB"
+    assert "no job has loaded a file" in examined()["worker database"].detail
+    (tmp_path / "sizes.json").write_text(json.dumps({ANSWER_PIPELINE: {"resource_limits": {"memory": "512Mi"}}}))
+    monkeypatch.setenv("QA_PIPELINES_PATCH", str(tmp_path / "sizes.json"))
+    _apply(patch=PipelinesSettings().patch, now=True)
+    finding = the_wrong_one()
+    assert finding.name == "worker memory"
+    assert "limited to 512Mi" in finding.detail
+    assert "resource_limits.memory" in finding.fix
+    monkeypatch.setenv("QA_MODEL", "acme/large")
+    assert "what acme/large takes is not known here" in examined()["worker memory"].detail
+
+
+@pytest.mark.parametrize(("quantity", "expected"), [("2Gi", 2**31), ("512M", 512e6), ("1.5e9", 1.5e9), ("1024", 1024)])
+def test_quantities_of_memory_are_those_of_kubernetes(quantity: str, expected: float) -> None:
+    assert workers.bytes_of(quantity) == expected
+
+
+def test_the_parameters_of_the_images_models_are_known() -> None:
+    with safe_open(BUNDLED_FOLDER / "model.safetensors", framework="numpy") as file:
+        assert sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys()) == workers.PARAMETERS[BUNDLED]  # noqa: SIM118
+    dockerfile = project_file("deploy/Dockerfile").read_text()
+    assert {name for name in workers.PARAMETERS if f"ARG MODEL={name}\n" in dockerfile} == workers.PARAMETERS.keys() - {BUNDLED}
 
 
 def test_a_wrong_password_is_told_from_a_server_that_is_away(
@@ -496,6 +661,7 @@ def test_a_role_that_is_missing_is_named_with_the_command_that_gives_it(
     assert [role for role in ROLES if role in findings["Pachyderm roles"].detail] == [role for role in ROLES if role not in roles]
     # What may not be seen is not taken for missing. Pipelines are seen, and compared by a dry run, without any role.
     expected = set() if "secretAdmin" in roles else {"secret dbaccess", "secret gcsaccess"}
+    expected |= set() if "repoWriter" in roles else {"worker database"}
     assert {name for name, finding in findings.items() if finding.state is State.UNKNOWN} == expected
     assert findings[f"repo {QUESTIONS_REPO}"].detail == "it exists"
     assert all(findings[f"pipeline {name}"].state is State.OK for name in (ANSWER_PIPELINE, LOAD_PIPELINE))

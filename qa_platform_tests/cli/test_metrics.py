@@ -31,6 +31,7 @@ from qa_platform.cli.metrics.readings import READINGS, SERVICES
 from qa_platform.clients.postgres import connect
 from qa_platform.contract import ANSWER_PIPELINE, HEARTBEAT_ASSET, LOAD_PIPELINE, FileStatus
 from qa_platform.ledger import Ledger
+from qa_platform.provisioning.project_files import project_file
 from qa_platform.settings import DagsterSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.checkout import PROJECT
 from qa_platform_tests.credentials import certificate, private_key
@@ -148,7 +149,7 @@ def test_the_exporter_survives_services_that_are_away_and_tells_no_secret(tmp_pa
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_PG_URL", f"postgresql://u:{SECRET}@127.0.0.1:1/d")
-    (tmp_path / "dagster.yaml").touch()
+    (tmp_path / "dagster.yaml").write_text(project_file("dagster.yaml").read_text())
     told: list[str] = []
     values = scrape(told)
     assert available(values) == {"certificates"}

@@ -16,6 +16,7 @@ from qa_platform.clients.postgres import WrongEncoding, connect
 from qa_platform.contract import DatumFault, FileVersion, ModelChoice, file_id
 from qa_platform.ledger import Ledger
 from qa_platform.loading.load import load_file
+from qa_platform.provisioning.project_files import project_file
 from qa_platform.results.facts import check_file, gather
 from qa_platform.settings import CheckSettings, PostgresSettings
 from qa_platform_tests.conftest import Database, new_database
@@ -76,7 +77,7 @@ def test_the_doctor_names_it_with_its_fix(other: Database, encoding: str) -> Non
 def test_the_doctor_names_the_encoding_of_dagsters_storage(
     other: Database, encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "dagster.yaml").touch()
+    (tmp_path / "dagster.yaml").write_text(project_file("dagster.yaml").read_text())
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_PG_URL", other.url)
     _, finding, _ = dagster.PART.examine()

@@ -239,6 +239,22 @@ def test_python_blocks_run(block: Block, stack: Stack, answered: Path) -> None:
     assert _run(shlex.join([sys.executable, "-c", block.text]), stack, answered)
 
 
+@pytest.mark.slow
+def test_commands_for_a_deployment_run(stack: Stack, answered: Path) -> None:
+    """Those of the platform in `console` blocks. The file is forgotten last. The command `metrics` has a test of its own."""
+    pages = ("deploying.md", "upgrading.md", "operating.md")
+    blocks = [block for page in pages for block in BLOCKS if block.page.name == page and block.language == "console"]
+    run_before = {command for _, command in RUN_HERE} | {"qa-platform metrics --listen 127.0.0.1:9464"}
+    commands = [command for block in blocks for command in block.commands if command.startswith("qa-platform ")]
+    lines = [command for command in commands if command not in run_before]
+    assert lines[-1] == "qa-platform forget my.csv"
+    for line in dict.fromkeys(lines):
+        _run(line, stack, answered)
+    seen = [line for line in _run("qa-platform status", stack, answered).splitlines() if "my.csv" in line]
+    assert seen
+    assert all("forgotten" in line for line in seen)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

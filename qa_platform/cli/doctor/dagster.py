@@ -1,4 +1,7 @@
-"""Dagster: its home folder, the PostgreSQL of its own storage, and the heartbeat of the sensor that finds uploads."""
+"""Dagster: its home folder, the PostgreSQL of its own storage, and the heartbeat of the sensor that finds uploads.
+
+Where the storage is, Dagster's own instance says. Its tables are read, and never made.
+"""
 
 import json
 import os
@@ -15,6 +18,8 @@ from qa_platform.settings import DagsterSettings, WorkSettings
 
 if TYPE_CHECKING:
     import psycopg
+    from dagster._core.instance.ref import InstanceRef
+    from dagster._serdes import ConfigurableClassData
 
 _EXPORT = "export DAGSTER_PG_URL=postgresql://USER:PASSWORD@HOST/DATABASE"
 _CONNECT_SECONDS = 5
@@ -24,14 +29,18 @@ def _examine() -> Iterator[Result]:
     settings = DagsterSettings()
     instance = settings.dagster_home / "dagster.yaml"
     yield _home(settings, instance)
-    storage = _storage(settings, instance)
-    if storage is None:
+    ref = _instance(instance)
+    storages = _storages(ref, settings, instance)
+    if not storages:
         yield ok(f"{instance} names no PostgreSQL; nothing else was checked")
         yield ok("not checked: Dagster's storage is not a PostgreSQL")
         return
-    with _connected(storage) as connection:
-        yield _encoding(connection, storage)
-        yield _heartbeat(connection, WorkSettings())
+    encodings = []
+    for storage in storages:
+        with _connected(storage) as connection:
+            encodings.append(_encoding(connection, storage))
+    yield next((result for result in encodings if result.fix), ok(", ".join(storage.where for storage in storages)))
+    yield _heartbeat(ref, storages[0], WorkSettings())
 
 
 def last_heartbeat() -> float | None:
@@ -43,11 +52,8 @@ def last_heartbeat() -> float | None:
     settings = DagsterSettings()
     instance = settings.dagster_home / "dagster.yaml"
     _home(settings, instance)
-    storage = _storage(settings, instance)
-    if storage is None:
-        return None
-    with _connected(storage) as connection:
-        return _last_materialization(connection, HEARTBEAT_ASSET)
+    storages = _storages(_instance(instance), settings, instance)
+    return _last_heartbeat(storages[0]) if storages else None
 
 
 @dataclass(frozen=True)
@@ -90,33 +96,41 @@ def _home(settings: DagsterSettings, instance: Path) -> Result:
     return ok(str(home))
 
 
-def _storage(settings: DagsterSettings, instance: Path) -> _Storage | None:
-    """Dagster's storage; None where it is another kind than PostgreSQL."""
-    url = settings.dagster_pg_url.get_secret_value()
-    if not url and "DAGSTER_PG_URL" in instance.read_text():
-        raise Wrong(f"DAGSTER_PG_URL is not set, and {instance} names it", _EXPORT)
-    if url:
-        return _Storage(url, "DAGSTER_PG_URL", fix="start it, or set DAGSTER_PG_URL to where it is")
-    if address := _storage_address(settings.dagster_home):
-        return _Storage(address, str(instance), fix=f"start it, or correct the storage that {instance} names")
-    return None
-
-
-def _storage_address(home: Path) -> str:
-    """The address of the PostgreSQL that an instance names, as a chart's `dagster.yaml` does in parts; "" where it names none."""
-    # Imported here: that takes a second or two. The storage itself is not opened, which would create its tables.
-    from dagster._config import process_config
+def _instance(instance: Path) -> "InstanceRef":
+    # Imported here: that takes a second or two.
     from dagster._core.instance.ref import InstanceRef
+
+    try:
+        return InstanceRef.from_dir(str(instance.parent))
+    except Exception as error:
+        # Not its text, which may quote the values.
+        raise Wrong(f"Dagster does not accept {instance} ({type(error).__name__})", "correct it: dagster instance info says why") from None
+
+
+def _storages(ref: "InstanceRef", settings: DagsterSettings, instance: Path) -> list[_Storage]:
+    """The PostgreSQL databases of an instance, each once, that of the events first. Empty where the storage is of another kind.
+
+    A `dagster.yaml` has one storage, or, as Dagster's chart writes it, one each for events, runs and schedules.
+    """
+    parts = (ref.storage_data, ref.event_storage_data, ref.run_storage_data, ref.schedule_storage_data)
+    found = [_resolved(part, settings, instance) for part in parts if part and part.module_name.partition(".")[0] == "dagster_postgres"]
+    return list(dict.fromkeys(found))
+
+
+def _resolved(part: "ConfigurableClassData", settings: DagsterSettings, instance: Path) -> _Storage:
+    from dagster._config import process_config
     from dagster_postgres.utils import pg_config, pg_url_from_config
 
-    storage = InstanceRef.from_dir(str(home)).storage_data
-    if storage is None or storage.module_name.partition(".")[0] != "dagster_postgres":
-        return ""
-    resolved = process_config(pg_config(), storage.config_dict)
+    # Only Dagster itself reads the variables that the file names.
+    source = "DAGSTER_PG_URL" if "env: DAGSTER_PG_URL" in part.config_yaml else str(instance)
+    if source == "DAGSTER_PG_URL" and not settings.dagster_pg_url.get_secret_value():
+        raise Wrong(f"DAGSTER_PG_URL is not set, and {instance} names it", _EXPORT)
+    resolved = process_config(pg_config(), part.config_dict)
     if not resolved.success or resolved.value is None:
         # Not Dagster's message, which may quote the values.
-        raise Wrong(f"the storage in {home / 'dagster.yaml'} cannot be resolved", "set the variables that it names: dagster instance info")
-    return pg_url_from_config(resolved.value)
+        raise Wrong(f"the storage in {instance} cannot be resolved", "set the variables that it names: dagster instance info")
+    fix = "start it, or set DAGSTER_PG_URL to where it is" if source != str(instance) else f"start it, or correct the storage in {instance}"
+    return _Storage(pg_url_from_config(resolved.value), source, fix)
 
 
 def _connected(storage: _Storage) -> "psycopg.Connection":
@@ -142,18 +156,23 @@ def _encoding(connection: "psycopg.Connection", storage: _Storage) -> Result:
     )
 
 
-def _heartbeat(connection: "psycopg.Connection", work: WorkSettings) -> Result:
+def _heartbeat(ref: "InstanceRef", storage: _Storage, work: WorkSettings) -> Result:
     """Whether the heartbeat of the bucket sensor is fresh. If not, uploads are not seen or get no runs."""
-    beaten_at = _last_materialization(connection, HEARTBEAT_ASSET)
+    from qa_platform.cli.doctor.sensor import why_silent
+
+    beaten_at = _last_heartbeat(storage)
     if beaten_at is None:
         return ok("none yet: it comes with the first tick of the sensor incoming_files, from Dagster's daemon")
     age = max(0.0, time.time() - beaten_at)
     if age <= work.heartbeat_fails_after:
         return ok(f"{age:.0f} s ago")
-    return wrong(
-        f"the last was {age:.0f} s ago; there should be one every {work.heartbeat_seconds} s: uploads are not seen, or get no runs",
-        "start Dagster's daemon; if it runs, fix the error of the last ticks of the sensor incoming_files",
-    )
+    silence = why_silent(ref, since=beaten_at)
+    return wrong(f"the last was {age:.0f} s ago; there should be one every {work.heartbeat_seconds} s: {silence.reason}", silence.fix)
+
+
+def _last_heartbeat(storage: _Storage) -> float | None:
+    with _connected(storage) as connection:
+        return _last_materialization(connection, HEARTBEAT_ASSET)
 
 
 def _last_materialization(connection: "psycopg.Connection", asset: str) -> float | None:

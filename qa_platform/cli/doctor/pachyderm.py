@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from qa_platform.cli.doctor import workers
 from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Part, Result, Wrong, ok, unknown, wrong
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.errors import InputError
@@ -26,7 +27,7 @@ _RELEASE_TAG = re.compile(r"v?(?P<version>\d+\.\d+(\.\d+)*\S*)")
 _SHOWN_DIFFERENCES = 4
 _NAMES = (
     *("pachd", "Pachyderm roles", f"repo {QUESTIONS_REPO}", "secret dbaccess", "secret gcsaccess"),
-    *(f"pipeline {ANSWER_PIPELINE}", f"pipeline {LOAD_PIPELINE}"),
+    *(f"pipeline {ANSWER_PIPELINE}", f"pipeline {LOAD_PIPELINE}", "worker memory", "worker database"),
 )
 
 
@@ -63,6 +64,8 @@ def _cluster(client: "Client", settings: PachydermSettings) -> Iterator[Result]:
     yield from _secrets(client, specs, lacking, fix=_apply_command(options))
     for name, info in deployed.items():
         yield _pipeline(client, name, info, specs[name], options=options)
+    yield workers.memory(deployed[ANSWER_PIPELINE])
+    yield workers.reach(client)
 
 
 def _pachd(client: "Client", settings: PachydermSettings) -> Result:

@@ -1,0 +1,25 @@
+"""Writes the packages that an extra of the project needs, without the project itself: ``requirements.py EXTRA < pyproject.toml``.
+
+The images install them before the project, in a layer of their own. What is written changes with the packages, and with nothing else.
+"""
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+
+def packages(project: dict[str, Any], extra: str) -> Iterator[str]:
+    """The requirements of an extra, and of the extras of the project that it names."""
+    for requirement in project["optional-dependencies"][extra]:
+        if own := re.fullmatch(rf"{project['name']}\[([\w,-]+)\]", requirement):
+            for other in own[1].split(","):
+                yield from packages(project, other)
+        else:
+            yield requirement
+
+
+if __name__ == "__main__":
+    project = tomllib.load(sys.stdin.buffer)["project"]
+    sys.stdout.writelines(f"{line}\n" for line in sorted({*project["dependencies"], *packages(project, sys.argv[1])}))
