@@ -1,7 +1,8 @@
 """Reading a batch: each file is streamed out of the bucket, cut into shards, and becomes a file set in Pachyderm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -61,7 +62,8 @@ class Intake:
 
         def fill(write: Write) -> None:
             again = self.again.get(folder, frozenset())
-            split_file(self.services, record, write, self.log, again=again, launch=self.launch)
+            skipped = partial(self.ledger.record_blank, record.version)
+            split_file(self.services, record, write, self.log, again=again, launch=self.launch, skipped=skipped)
 
         try:
             file_sets.make(folder, fill)
@@ -82,7 +84,14 @@ class Intake:
 
 
 def split_file(
-    services: Services, record: FileRecord, write: Write, log: Log, *, again: frozenset[str] = frozenset(), launch: str = ""
+    services: Services,
+    record: FileRecord,
+    write: Write,
+    log: Log,
+    *,
+    again: frozenset[str] = frozenset(),
+    launch: str = "",
+    skipped: Callable[[int], object] = lambda blank: None,
 ) -> Manifest:
     """Read a file's source out of the bucket and cut it into shards, see `ingest.split`.
 
@@ -103,6 +112,7 @@ def split_file(
                 write=write,
                 again=again,
                 launch=launch,
+                skipped=skipped,
                 log=log,
             )
         except FileRejected:
