@@ -609,5 +609,5 @@ def logger() -> dg.DagsterLogManager:
 
 def test_the_sensor_and_its_asset_are_part_of_the_definitions() -> None:
     names = {sensor.name for sensor in defs.get_repository_def().sensor_defs}
-    assert names == {"incoming_files", "done_files", "reconcile"}
+    assert names == {"incoming_files", "done_files", "reconcile", "platform_status"}
     assert {ANSWERED_QUESTIONS, QUESTION_ANSWER} <= {spec.key for spec in defs.resolve_all_asset_specs()}
