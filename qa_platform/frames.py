@@ -125,20 +125,21 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
         sys.stdout.buffer.writelines(_csv_lines(frame))
         return counts
     target = target.resolve()
-    partial = target.with_name(target.name + ".partial")
-    refuse_output(source, target, (target, partial))
+    # Not ``.partial``, from which `csvfile.answer_file` resumes.
+    unfinished = target.with_name(target.name + ".unfinished")
+    refuse_output(source, target, (target, unfinished))
     frame, counts = _frame_answered(answerer, source, options, limits)
     try:
-        with partial.open("wb") as out:
+        with unfinished.open("wb") as out:
             if is_parquet(target):
                 frame.to_parquet(out, engine="pyarrow")
             else:
                 out.writelines(_csv_lines(frame))
-        partial.replace(target)
+        unfinished.replace(target)
     except ValueError as error:
         raise InputError(f"it cannot be written: {error}", where=str(target)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return counts
 
 
