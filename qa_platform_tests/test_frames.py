@@ -11,6 +11,8 @@ import nbclient
 import nbformat
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -79,6 +81,13 @@ def test_parquet_is_answered_into_parquet_with_the_types_of_its_columns(tmp_path
     assert answer_command(target, "-o", source).exit_code == 0
     again = pd.read_parquet(source)
     assert again["input_answer"].equals(again["answer"])
+
+
+def test_whole_numbers_with_gaps_stay_whole_in_parquet_that_pandas_did_not_write(tmp_path: Path) -> None:
+    source = tmp_path / "my.parquet"
+    pq.write_table(pa.table({"question": ["Who built it?", "When?"], "context": [BRIDGE, BRIDGE], "n": [1, None]}), source)
+    result = answer_command(source)
+    assert [line.split(",")[2] for line in result.stdout.splitlines()] == ["n", "1", ""]
 
 
 def test_parquet_and_csv_are_answered_into_each_other(tmp_path: Path) -> None:
