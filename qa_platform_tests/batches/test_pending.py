@@ -331,7 +331,8 @@ def test_names_are_escaped_in_logs_and_in_what_dagster_shows(services: Services,
     texts = [str(value.value) for value in event.metadata.values()]
     assert all(text.isprintable() for text in texts)
     assert event.metadata["name"].value == shown
-    assert shown.replace("\\", "\\\\") in str(event.metadata["object"].value)
+    assert shown.replace("\\", "\\\\") in str(event.metadata["object, until it is answered"].value)
+    assert str(event.metadata["its answers, once answered"].value).isprintable()
     set_status(services, version, FileStatus.REJECTED)
     with caplog.at_level(logging.INFO), Ledger(services.postgres) as ledger:
         archive_file(services, ledger, record(services, version), log=logging.getLogger())
