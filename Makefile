@@ -46,7 +46,7 @@ lint: setup
 
 dev: $(RUNNABLE)
 	@echo 'Dagster: http://127.0.0.1:$(PORT)'
-	@QA_SENSOR_SECONDS=$${QA_SENSOR_SECONDS:-5} $(BIN)/qa-platform local run -- $(BIN)/python -m qa_platform.tools.dev -w workspace.yaml --host 127.0.0.1 --port $(PORT)
+	@QA_SENSOR_SECONDS=$${QA_SENSOR_SECONDS:-5} QA_HEARTBEAT_SECONDS=$${QA_HEARTBEAT_SECONDS:-30} $(BIN)/qa-platform local run -- $(BIN)/python -m qa_platform.tools.dev -w workspace.yaml --host 127.0.0.1 --port $(PORT)
 
 faults: setup
 	$(BIN)/python -m qa_platform_tests.faults $(ARGS)
@@ -64,7 +64,7 @@ docs: setup
 
 screenshot: setup
 	rm -rf .qa/screenshot
-	@$(BIN)/qa-platform local run --state .qa/screenshot -- $(BIN)/python -m qa_platform.tools.documentation.screenshot
+	@QA_HEARTBEAT_SECONDS=5 $(BIN)/qa-platform local run --state .qa/screenshot -- $(BIN)/python -m qa_platform.tools.documentation.screenshot
 
 clean:
 	rm -rf .venv .qa build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

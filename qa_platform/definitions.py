@@ -10,11 +10,13 @@ from qa_platform.orchestration.catalog import AssetFactory
 from qa_platform.orchestration.housekeeping import housekeeping_schedule
 from qa_platform.orchestration.jobs import answer_pending_files_job, answer_questions_job
 from qa_platform.orchestration.notifications import notification_sensors
+from qa_platform.orchestration.reports.status import platform_status
 from qa_platform.orchestration.resources import platform_resource
 from qa_platform.orchestration.sensors.done import done_files_sensor
 from qa_platform.orchestration.sensors.heartbeat import incoming_listing
 from qa_platform.orchestration.sensors.incoming import incoming_files_sensor
 from qa_platform.orchestration.sensors.reconcile import reconcile_sensor
+from qa_platform.orchestration.sensors.status import platform_status_sensor
 from qa_platform.settings import (
     BucketSettings,
     CatalogSettings,
@@ -37,6 +39,7 @@ def build_definitions() -> dg.Definitions:
             answer_files_asset(factory, ModelSettings().choice, execution),
             model_quality(factory),
             incoming_listing(factory, work),
+            platform_status(factory),
         ],
         asset_checks=[gold_check(execution), archive_check(execution)],
         jobs=[answer_questions, answer_pending_files_job(execution)],
@@ -45,6 +48,7 @@ def build_definitions() -> dg.Definitions:
             incoming_files_sensor(answer_questions, work),
             done_files_sensor(work, notifications),
             reconcile_sensor(work),
+            platform_status_sensor(work),
             *notification_sensors(notifications),
         ],
         resources={"platform": platform_resource(BucketSettings())},

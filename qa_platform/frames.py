@@ -1,25 +1,32 @@
 """Answers as pandas DataFrames: `answer` answers a frame on this machine, `read_answers` and `rejected` read PostgreSQL's tables.
 
+`answer_file` is for files of which one is Parquet.
+
 Where PostgreSQL is comes from the environment. Cells without a value are ``pd.NA``: text is of the dtype ``string``, numbers are ``Int64``
 and ``Float64``.
 """
 
 import io
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pandas.api.extensions import ExtensionArray
 
-from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, Precision, RowReason
+from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, Precision, RowReason, find_columns, pass_through_columns
 from qa_platform.errors import InputError
+from qa_platform.ingest.dialect import csv_line, csv_reader
 from qa_platform.settings import ModelSettings, PostgresSettings
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from qa_platform.answering import Answerer
-    from qa_platform.answering.rows import AskedRow
+    from qa_platform.answering import Answerer, AnswerOptions
+    from qa_platform.answering.rows import AskedRow, Counts
+    from qa_platform.ingest import TextLimits
     from qa_platform.ledger import Ledger
 
 # The columns of the answered CSV and of the report on rejected rows that are no text.
@@ -65,21 +72,106 @@ def answer(
         TransientError: the Hugging Face hub is unavailable.
     """
     from qa_platform.answering import Answerer, AnswerOptions
-    from qa_platform.answering.rows import ALTERNATIVES, alternatives_cell, answer_cells, answered_rows
+    from qa_platform.answering.rows import Counts
 
-    added = [*ANSWER_COLUMNS, *([ALTERNATIVES] if top_k > 1 else [])]
-    _check(frame, (question, context), added)
     options = AnswerOptions(top_k=top_k, align_to_words=ModelSettings().align_to_words)
     answerer = model if isinstance(model, Answerer) else Answerer(ModelChoice(model, precision=precision))
+    return _answered(frame, question, context, answerer, options, Counts(), progress=progress)
+
+
+def _answered(
+    frame: pd.DataFrame,
+    question: Hashable,
+    context: Hashable,
+    answerer: "Answerer",
+    options: "AnswerOptions",
+    counts: "Counts",
+    *,
+    progress: bool,
+) -> pd.DataFrame:
+    from qa_platform.answering.rows import ALTERNATIVES, alternatives_cell, answer_cells, answered_rows
+
+    added = [*ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])]
+    _check(frame, (question, context), added)
     # Before the bar, whose speed is that of answering.
     model_id = answerer.identity.id
     rows = []
     with _bar(len(frame), wanted=progress) as bar:
         for _, found in answered_rows(answerer, map(_asked, frame[question], frame[context]), options):
             rows.append([*answer_cells(found, model_id), alternatives_cell(found)])
+            counts.add(found)
             bar.update()
     columns = zip(*rows, strict=True) if rows else [()] * len(added)
     return frame.assign(**{name: _of_texts(name, cells) for name, cells in zip(added, columns, strict=False)})
+
+
+def answer_file(answerer: "Answerer", source: Path, target: Path | None, options: "AnswerOptions", *, limits: "TextLimits") -> "Counts":
+    """Answer a file into another, where one of the two is Parquet or both are; the others are CSV. All of it is held in memory.
+
+    The columns of Parquet keep their types, those of a CSV are text. One that clashes with an added column becomes ``input_<name>``. The
+    file appears when it is complete.
+
+    Args:
+        target: where to write; None writes a CSV to standard output.
+        limits: of the questions and contexts of a CSV.
+
+    Raises:
+        InputError: the source cannot be read, or lacks a column; the target is the source, or cannot hold the columns.
+    """
+    from qa_platform.answering.csvfile import is_parquet, refuse_output
+
+    if target is None:
+        frame, counts = _frame_answered(answerer, source, options, limits)
+        sys.stdout.buffer.writelines(_csv_lines(frame))
+        return counts
+    target = target.resolve()
+    # Not ``.partial``, from which `csvfile.answer_file` resumes.
+    unfinished = target.with_name(target.name + ".unfinished")
+    refuse_output(source, target, (target, unfinished))
+    frame, counts = _frame_answered(answerer, source, options, limits)
+    try:
+        with unfinished.open("wb") as out:
+            if is_parquet(target):
+                frame.to_parquet(out, engine="pyarrow")
+            else:
+                out.writelines(_csv_lines(frame))
+        unfinished.replace(target)
+    except ValueError as error:
+        raise InputError(f"it cannot be written: {error}", where=str(target)) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return counts
+
+
+def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pd.DataFrame, "Counts"]:
+    from qa_platform.answering.csvfile import answer_stream, is_parquet
+    from qa_platform.answering.rows import Counts
+
+    if not is_parquet(source):
+        with source.open("rb") as lines, tempfile.TemporaryFile() as answers, _bar(None, wanted=True) as bar:
+            counts = answer_stream(answerer, lines, answers, options, lambda row: bar.update(), limits=limits)
+            answers.seek(0)
+            return _of_csv(
+                io.TextIOWrapper(answers, encoding="utf-8", newline=""), {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
+            ), counts
+    try:
+        # Otherwise whole numbers with gaps would become fractions.
+        frame = pd.read_parquet(source, engine="pyarrow", dtype_backend="numpy_nullable")
+        question, context = find_columns([str(name) for name in frame.columns])
+    except (ValueError, OSError) as error:
+        raise InputError(f"it is not Parquet with questions and contexts: {error}", where=str(source)) from error
+    # As in a CSV: a column with the name of one that is added passes through under another.
+    frame.columns = pd.Index(pass_through_columns([*frame.columns]))
+    counts = Counts()
+    return _answered(frame, frame.columns[question], frame.columns[context], answerer, options, counts, progress=True), counts
+
+
+def _csv_lines(frame: pd.DataFrame) -> Iterator[bytes]:
+    """A frame as the lines of an answered CSV."""
+    frame = frame.assign(score=frame["score"].map("{:.6f}".format, na_action="ignore"))
+    yield csv_line([str(name) for name in frame.columns])
+    for row in frame.itertuples(index=False):
+        yield csv_line(["" if _is_missing(cell) else str(cell) for cell in row])
 
 
 def read_answers(
@@ -139,16 +231,13 @@ def rejected(file: str) -> pd.DataFrame:
         TransientError: PostgreSQL is unavailable.
     """
     from qa_platform.clients.postgres import connect
-    from qa_platform.ingest.dialect import csv_reader
     from qa_platform.ledger import Ledger
     from qa_platform.results.rejected_csv import rejected_report
 
     settings = PostgresSettings()
     with Ledger(settings) as ledger, connect(settings) as connection:
         report = b"".join(rejected_report(ledger, connection, _storable("file", file)))
-    header, *rows = csv_reader(io.StringIO(report.decode(), newline=""))
-    cells = zip(*rows, strict=True) if rows else [()] * len(header)
-    return pd.DataFrame({name: _of_texts(name, column) for name, column in zip(header, cells, strict=True)})
+    return _of_csv(io.StringIO(report.decode(), newline=""), _NUMBERS)
 
 
 def _check(frame: pd.DataFrame, wanted: Iterable[Hashable], added: Sequence[str]) -> None:
@@ -182,7 +271,7 @@ def _is_missing(cell: object) -> bool:
     return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
 
 
-def _bar(rows: int, *, wanted: bool) -> "tqdm":
+def _bar(rows: int | None, *, wanted: bool) -> "tqdm":
     """A bar on standard error, where somebody looks at it: in a notebook or a terminal, and not in a log."""
     from rich.console import Console
     from tqdm import tqdm
@@ -217,7 +306,16 @@ def _storable(where: str, text: str) -> str:
     return text
 
 
-def _of_texts(column: str, cells: Iterable[str]) -> ExtensionArray:
+def _of_csv(lines: Iterable[str], kinds: Mapping[str, type]) -> pd.DataFrame:
+    """A CSV as a frame. Columns are text, but those that ``kinds`` names."""
+    header, *rows = csv_reader(lines)
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"it has several columns {twice[0]!r}", advice="rename all but one")
+    cells = zip(*rows, strict=True) if rows else [()] * len(header)
+    return pd.DataFrame({name: _of_texts(name, column, kinds) for name, column in zip(header, cells, strict=True)})
+
+
+def _of_texts(column: str, cells: Iterable[str], kinds: Mapping[str, type] = _NUMBERS) -> ExtensionArray:
     """A column out of cells of a CSV; an empty cell has no value."""
-    kind = _NUMBERS.get(column, str)
+    kind = kinds.get(column, str)
     return pd.array([kind(cell) if cell else None for cell in cells], dtype=_DTYPES[kind])

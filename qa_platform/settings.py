@@ -279,7 +279,8 @@ class WorkSettings(BaseSettings):
         default=300,
         ge=1,
         description="Least seconds between two materialisations of the heartbeat `incoming_listing`: one per listing would fill Dagster's "
-        "event log. The asset is not fresh after three times as long, which leaves time for a busy machine or a restart.",
+        "event log. The asset is not fresh after three times as long, which leaves time for a busy machine or a restart. Also between two "
+        "looks whether the asset `platform_status` has changed.",
     )
     archive: Literal["move", "keep", "delete"] = Field(
         default="move", description="What happens to an upload once its answers are in Postgres."

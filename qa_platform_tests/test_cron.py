@@ -71,9 +71,10 @@ def here(bucket: storage.Bucket, database: Database, tmp_path: Path) -> Here:
 
 
 def test_a_tick_answers_what_is_new_once_and_a_later_one_archives_it(here: Here) -> None:
-    versions = [here.upload(f"{town}.csv", csv_of(bridge(town), bridge(town), ("", "no question"))) for town in ("Ulm", "Graz")]
+    content = csv_of(bridge("Ulm"), bridge("Graz"), ("", "no question"), ("", ""))
+    versions = [here.upload(f"{number}.csv", content) for number in range(2)]
     photo = here.upload("photo.csv", b"\x89PNG\r\n\x1a\n" + bytes(100))
-    assert here.tick("job1") == ["Ulm.csv", "Graz.csv"]
+    assert here.tick("job1") == ["0.csv", "1.csv"]
     assert sorted(p.name for p in (here.folder / "job1").iterdir()) == sorted(file_id(v.name) for v in versions)
     assert here.record(photo).status is FileStatus.REJECTED
     assert here.tick("job2") == [], "what is not loaded yet is not answered again"
@@ -83,6 +84,7 @@ def test_a_tick_answers_what_is_new_once_and_a_later_one_archives_it(here: Here)
     for version in versions:
         record = here.record(version)
         assert (record.status, record.answered, record.rejected, record.pachyderm_job) == (FileStatus.FINISHED, 2, 1, "job1")
+        assert record.blank == 1
     assert [name for name in here.objects() if name.startswith("incoming/")] == []
 
 

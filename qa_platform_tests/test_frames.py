@@ -11,11 +11,15 @@ import nbclient
 import nbformat
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 
 from qa_platform import frames
 from qa_platform.answering import Answerer, AnswerOptions
 from qa_platform.answering.csvfile import answer_stream
+from qa_platform.cli.answering import answer as answer_command_of_cli
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.schema import ANSWERS
 from qa_platform.contract import ANSWER_COLUMNS, RowReason, partition_key
@@ -53,6 +57,67 @@ def test_a_frame_without_rows_gets_the_same_columns(answerer: Answerer) -> None:
     assert list(answered.columns) == [*ASKED.columns, *ANSWER_COLUMNS, "alternatives"]
     assert len(answered) == 0
     assert answered["score"].dtype == "Float64"
+
+
+def answer_command(*arguments: object) -> Result:
+    return CliRunner().invoke(answer_command_of_cli, [*map(str, arguments), "--threads", "1"])
+
+
+def test_parquet_is_answered_into_parquet_with_the_types_of_its_columns(tmp_path: Path) -> None:
+    source, target = tmp_path / "my.parquet", tmp_path / "answered.parquet"
+    asked = pd.DataFrame(
+        {"Context": [BRIDGE, BRIDGE, None], "QUESTION": ["Who built it?", "When?", "Who?"], "n": [1, None, 3]}, index=[7, 3, 9]
+    )
+    asked.astype({"n": "Int64"}).to_parquet(source)
+    result = answer_command(source, "-o", target, "--top-k", 2)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "3 rows, 2 answered, 0 without answer, 1 rejected\n"
+    answered = pd.read_parquet(target, dtype_backend="numpy_nullable")
+    assert list(answered.columns) == [*asked.columns, *ANSWER_COLUMNS, "alternatives"]
+    assert answered["answer"].fillna("-").to_dict() == {7: "Ada Blum", 3: "1872", 9: "-"}
+    assert answered["error"].fillna("-").to_list() == ["-", "-", "empty_context"]
+    assert [str(answered[name].dtype) for name in ("n", "score", "answer_start")] == ["Int64", "Float64", "Int64"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["answered.parquet", "my.parquet"]
+    assert answer_command(target, "-o", source).exit_code == 0
+    again = pd.read_parquet(source)
+    assert again["input_answer"].equals(again["answer"])
+
+
+def test_whole_numbers_with_gaps_stay_whole_in_parquet_that_pandas_did_not_write(tmp_path: Path) -> None:
+    source = tmp_path / "my.parquet"
+    pq.write_table(pa.table({"question": ["Who built it?", "When?"], "context": [BRIDGE, BRIDGE], "n": [1, None]}), source)
+    result = answer_command(source)
+    assert [line.split(",")[2] for line in result.stdout.splitlines()] == ["n", "1", ""]
+
+
+def test_parquet_and_csv_are_answered_into_each_other(tmp_path: Path) -> None:
+    source, parquet, target, direct = (tmp_path / name for name in ("my.csv", "my.parquet", "answered.csv", "direct.csv"))
+    source.write_bytes(f'question;context;line\nWho built it?;{BRIDGE};one\n;{BRIDGE};"a\r;b"\n'.encode())
+    assert answer_command(source, "-o", direct).exit_code == 0
+    assert answer_command(source, "-o", parquet).exit_code == 0
+    answered = pd.read_parquet(parquet, dtype_backend="numpy_nullable")
+    assert answered["line"].to_list() == ["one", "a\r;b"]
+    assert answered["error"].fillna("-").to_list() == ["-", "empty_question"]
+    assert answered["score"].dtype == "Float64"
+    answered[["question", "context", "line"]].to_parquet(parquet)
+    assert answer_command(parquet, "-o", target).exit_code == 0
+    assert target.read_bytes() == direct.read_bytes()
+    assert answer_command(parquet).stdout_bytes == direct.read_bytes()
+
+
+def test_what_cannot_be_answered_as_parquet_is_refused_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet, twice = tmp_path / "my.parquet", tmp_path / "twice.csv"
+    parquet.write_text("question,context\n")
+    assert "my.parquet: it is not Parquet" in str(answer_command(parquet).exception)
+    ASKED.rename(columns={"context": "text"}).to_parquet(parquet)
+    assert "columns called 'context'" in str(answer_command(parquet).exception)
+    ASKED.to_parquet(parquet)
+    assert "this is the input" in str(answer_command(parquet, "-o", parquet).exception)
+    twice.write_text(f"question,context,a,a\nWho?,{BRIDGE},1,2\n")
+    assert "several columns 'a'" in str(answer_command(twice, "-o", tmp_path / "out.parquet").exception)
+    monkeypatch.setattr("qa_platform.cli.answering.find_spec", lambda name: None)
+    assert str(answer_command(parquet).exception) == "Parquet needs pandas and pyarrow and tqdm; pip install 'qa-platform[frames]'"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.parquet", "twice.csv"]
 
 
 def test_a_bad_row_has_its_reason_and_the_others_have_their_answers(answerer: Answerer) -> None:

@@ -81,12 +81,10 @@ def answer_file(
         FileRejected: the file cannot be read as a CSV of questions. Nothing of it is kept.
         InputError: the output would overwrite the input, is not an ordinary file, or is being written by another run.
     """
-    if target.exists() and not target.is_file():
-        raise InputError("not an ordinary file", where=str(target), advice="name another output, or none for standard output")
     target = target.resolve()
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    _refuse_input(source, target, (target, partial, state, _unfinished(state)))
+    refuse_output(source, target, (target, partial, state, _unfinished(state)))
     origin = _origin(answerer, source, options)
     with source.open("rb") as lines, _locked(partial) as out:
         try:
@@ -106,7 +104,22 @@ def answer_file(
     return counts
 
 
-def _refuse_input(source: Path, target: Path, written: Iterable[Path]) -> None:
+def is_parquet(path: Path) -> bool:
+    """Whether a file is to be Parquet, by its name."""
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def refuse_output(source: Path, target: Path, written: Iterable[Path]) -> None:
+    """Refuse a target that is not an ordinary file, or for which the source would be overwritten.
+
+    Args:
+        written: all files that are written on the way to the target.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if target.exists() and not target.is_file():
+        raise InputError("not an ordinary file", where=str(target), advice="name another output, or none for standard output")
     for path in written:
         if path.exists() and path.samefile(source):
             what = f"this is the input, which answers written to {target} would overwrite"

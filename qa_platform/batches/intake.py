@@ -1,8 +1,9 @@
 """Reading a batch: each file is streamed out of the bucket, cut into shards, and becomes a file set in Pachyderm."""
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
@@ -80,7 +81,8 @@ class Intake:
                 write(path, chunks)
 
             again = self.again.get(folder, frozenset())
-            split_file(self.services, record, write_unless_over, self.log, again=again, launch=self.launch)
+            skipped = partial(self.ledger.record_blank, record.version)
+            split_file(self.services, record, write_unless_over, self.log, again=again, launch=self.launch, skipped=skipped)
 
         try:
             file_sets.make(folder, fill)
@@ -127,7 +129,14 @@ class _Postponed(Exception):
 
 
 def split_file(
-    services: Services, record: FileRecord, write: Write, log: Log, *, again: frozenset[str] = frozenset(), launch: str = ""
+    services: Services,
+    record: FileRecord,
+    write: Write,
+    log: Log,
+    *,
+    again: frozenset[str] = frozenset(),
+    launch: str = "",
+    skipped: Callable[[int], object] = lambda blank: None,
 ) -> Manifest:
     """Read a file's source out of the bucket and cut it into shards, see `ingest.split`.
 
@@ -148,6 +157,7 @@ def split_file(
                 write=write,
                 again=again,
                 launch=launch,
+                skipped=skipped,
                 log=log,
             )
         except FileRejected:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,9 +18,10 @@ from qa_platform.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qa_platform.answering.engine import Answerer
+    from qa_platform.answering.engine import Answerer, AnswerOptions
     from qa_platform.answering.rows import AskedRow, Counts
     from qa_platform.evaluation.evaluate import Evaluation, Figures
+    from qa_platform.ingest import TextLimits
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # The status that shells report for a command that Ctrl-C ended.
@@ -77,9 +79,12 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
     """Answer the CSV FILE on this machine, without any service.
 
     With -o the same command continues a run that was stopped.
+
+    FILE and the output may be Parquet, if their names end in .parquet. Then all rows are held in memory, and a run that was stopped begins
+    again.
     """
     from qa_platform.answering import AnswerOptions
-    from qa_platform.answering.csvfile import answer_file, answer_stream
+    from qa_platform.answering.csvfile import is_parquet
     from qa_platform.ingest import TextLimits
     from qa_platform.settings import IngestSettings
 
@@ -90,29 +95,47 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
         align_to_words=_aligned(values["align_to_words"]),
     )
     limits = TextLimits.of(IngestSettings())
+    has_parquet = is_parquet(file) or (output is not None and is_parquet(output))
+    if has_parquet:
+        _need_parquet()
     answerer = _answerer(**values)
     try:
-        # A bar must not share a terminal with the rows.
-        shown = output is not None or not sys.stdout.isatty()
-        with _progress(file.stat().st_size, unit="rows", shown=shown) as bar:
+        if has_parquet:
+            from qa_platform import frames
 
-            def report(row: "AskedRow") -> None:
-                bar(row.size)
-
-            def skipped(row: "AskedRow") -> None:
-                bar(row.size, skipped=True)
-
-            if output:
-                counts = answer_file(answerer, file, output, options, report, skipped=skipped, limits=limits)
-            else:
-                with file.open("rb") as source:
-                    counts = answer_stream(answerer, source, sys.stdout.buffer, options, report, limits=limits)
-                sys.stdout.buffer.flush()
+            counts = frames.answer_file(answerer, file, output, options, limits=limits)
+        else:
+            counts = _answer_csv(answerer, file, output, options, limits)
+        sys.stdout.buffer.flush()
     except KeyboardInterrupt:
-        again = "; the same command continues from here" if output else ""
+        again = "; the same command continues from here" if output and not has_parquet else ""
         click.echo(f"stopped{again}", err=True)
         sys.exit(_INTERRUPTED)
     _summarize(counts)
+
+
+def _need_parquet() -> None:
+    if missing := [library for library in ("pandas", "pyarrow", "tqdm") if find_spec(library) is None]:
+        raise InputError(f"Parquet needs {' and '.join(missing)}", advice="pip install 'qa-platform[frames]'")
+
+
+def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: "AnswerOptions", limits: "TextLimits") -> "Counts":
+    from qa_platform.answering.csvfile import answer_file, answer_stream
+
+    # A bar must not share a terminal with the rows.
+    shown = output is not None or not sys.stdout.isatty()
+    with _progress(file.stat().st_size, unit="rows", shown=shown) as bar:
+
+        def report(row: "AskedRow") -> None:
+            bar(row.size)
+
+        def skipped(row: "AskedRow") -> None:
+            bar(row.size, skipped=True)
+
+        if output:
+            return answer_file(answerer, file, output, options, report, skipped=skipped, limits=limits)
+        with file.open("rb") as source:
+            return answer_stream(answerer, source, sys.stdout.buffer, options, report, limits=limits)
 
 
 def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":

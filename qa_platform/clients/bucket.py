@@ -172,6 +172,11 @@ def _report_beside(place: str) -> str:
     return place.removesuffix(".gz").removesuffix(".csv") + _REPORT_SUFFIX
 
 
+def report_name(version: FileVersion) -> str:
+    """The place of the report on a rejected file."""
+    return _report_beside(archived_name(version, rejected=True))
+
+
 def place_when_done(version: FileVersion, *, mode: str, rejected: bool = False) -> str:
     """The place where `archive` leaves a source; "" if it deletes it."""
     if mode == "keep":
@@ -269,7 +274,7 @@ def write_report(bucket: storage.Bucket, version: FileVersion, report: bytes) ->
     Raises:
         InputError, TransientError: the bucket refuses it, or is unavailable.
     """
-    place = _report_beside(archived_name(version, rejected=True))
+    place = report_name(version)
     with bucket_errors(f"writing {place}"):
         before = _blob(bucket, place)
         # An equal report is not written again: a retention policy would refuse that.

@@ -6,7 +6,6 @@ without gold answers (SQuAD v2) is right exactly when nothing is answered.
 """
 
 import collections
-import csv
 import hashlib
 import json
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qa_platform.errors import InputError
+from qa_platform.ingest import ROW_HINTS, FileRejected, iter_rows
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -41,18 +41,23 @@ class GoldQuestion:
 
 
 def read_gold(path: Path) -> list[GoldQuestion]:
-    """Read a gold set: SQuAD JSON (v1 or v2), or a CSV with the columns question, context and answers.
+    """Read a gold set: SQuAD JSON (v1 or v2) if its name ends in ``.json``, else a CSV with the columns question, context and answers.
 
-    A CSV's ``answers`` cell is a JSON list of strings, or one answer as plain text. An empty cell means that there is no answer.
+    A CSV is read as uploads are, see `ingest`: with any of their delimiters, also in gzip. Its ``answers`` cell is a JSON list of strings,
+    or one answer as plain text. An empty cell means that there is no answer.
 
     Raises:
-        InputError: the file is neither, or has no questions.
+        InputError: the file is neither, or has no questions; or the right answers of a row cannot be told.
     """
-    try:
-        questions = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_squad(path))
-    except UnicodeDecodeError as error:
-        # The error's position is in the block that was read, not in the file, so it is not shown.
-        raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
+    if path.suffix.lower() == ".json":
+        questions = list(_read_squad(path))
+    else:
+        try:
+            questions = list(_read_csv(path))
+        except FileRejected as error:
+            rejection = error.rejection
+            where = ", ".join(filter(None, (str(path), rejection.where)))
+            raise InputError(f"{rejection.reason}: {rejection.detail}", where=where, advice=rejection.hint) from error
     if not questions:
         raise InputError("it has no questions", where=str(path))
     return questions
@@ -67,26 +72,29 @@ def _read_squad(path: Path) -> Iterator[GoldQuestion]:
                     answers = tuple(GoldAnswer(a["text"], a.get("answer_start")) for a in qa["answers"])
                     group = article.get("title") or f"{path.stem}-{number}"
                     yield GoldQuestion(str(qa["id"]), group, qa["question"], paragraph["context"], answers)
+    except UnicodeDecodeError as error:
+        raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=str(path)) from error
 
 
 def _read_csv(path: Path) -> Iterator[GoldQuestion]:
-    csv.field_size_limit(2**31 - 1)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"question", "context", "answers"} - set(reader.fieldnames or ())
-        if missing:
+    with path.open("rb") as file:
+        rows = iter_rows(file)
+        names = [name.strip().lower() for name in rows.columns]
+        if names.count("answers") != 1:
             raise InputError(
-                f"it has no column {' and no column '.join(sorted(missing))}",
+                "it has no column answers" if "answers" not in names else "it has several columns called answers",
                 where=str(path),
                 advice="a gold CSV has the columns question, context and answers",
             )
-        for number, row in enumerate(reader, start=1):
-            if None in (row["question"], row["context"], row["answers"]):
-                raise InputError("it has fewer cells than the header", where=f"{path}, row {number}")
-            answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row["answers"]))
-            yield GoldQuestion(str(number), path.stem, row["question"], row["context"], answers)
+        place = names.index("answers")
+        for row in rows:
+            # A row that only its question or its context spoils is kept: the platform rejects it, so it is not answered.
+            if (fault := row.rejection) and fault.column not in (rows.columns[rows.question], rows.columns[rows.context]):
+                raise InputError(f"{fault.reason}: {fault.detail}", where=f"{path}, line {row.line}", advice=ROW_HINTS[fault.reason])
+            answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]))
+            yield GoldQuestion(str(row.row), path.stem, row.cells[rows.question], row.cells[rows.context], answers)
 
 
 def _answers_of_cell(cell: str) -> list[str]:

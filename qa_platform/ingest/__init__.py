@@ -20,7 +20,7 @@ there once. At most 1,000 columns and 1 MiB.
 
 **Rows** are numbered from 1, without the header; ``line`` is the line of the file on which a row begins, and the header is line 1. Blank
 lines, at the end or elsewhere, are not rows, and neither are rows of nothing but empty cells, as Excel leaves them: both are skipped, and
-counted as blank. The log of the run that reads the file has their number. Cells pass unchanged: no trimming, no conversion, no
+counted as blank: `question_file.blank`. Cells pass unchanged: no trimming, no conversion, no
 interpretation of formulas.
 
 **File or row?** A row is rejected where the damage is certainly inside it, and the rows around it are intact. A file is rejected where the

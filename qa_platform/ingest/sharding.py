@@ -44,6 +44,7 @@ def split(
     align_to_words: bool = True,
     again: Collection[str] = (),
     launch: str = "",
+    skipped: Callable[[int], object] = lambda blank: None,
     log: logging.Logger | logging.LoggerAdapter = _log,
 ) -> Manifest:
     """Cut a CSV into shards, reading it once, and hand each file to ``write(path, chunks)``, the manifest last.
@@ -57,7 +58,7 @@ def split(
         again: names of shards that are answered again, although Pachyderm counts them as done.
         launch: a text that differs with every launch, which makes new datums of the shards in ``again``. With the first shard, which
             carries the manifest, the file is loaded again as well.
-        log: where the numbers of rows are told, those of the skipped ones too, which are counted nowhere else.
+        skipped: is told how many blank rows were skipped. The manifest does not say it: older loaders refuse fields that they do not know.
 
     Raises:
         FileRejected: the file is damaged. That may be found only at its end.
@@ -86,6 +87,7 @@ def split(
         launch=launch if shard_name(0) in again else "",
     )
     write(f"{shard_name(0)}/{MANIFEST}", _chunks(manifest.to_json().encode()))
+    skipped(reader.blank)
     counts = (manifest.rows, manifest.rejected, reader.blank, len(entries))
     log.info("%s: %d rows, %d rejected, %d blank ones skipped, %d shards", version.shown, *counts)
     return manifest

@@ -3,13 +3,14 @@
 # Only constants of this package are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from psycopg.rows import class_row
 
-from qa_platform.clients.postgres import limit_seconds
+from qa_platform.clients.postgres import limit_seconds, only_row
 from qa_platform.contract import FileStatus
 from qa_platform.ledger.conditions import LIVE, NOT_ARCHIVED, OPEN
 from qa_platform.ledger.records import FileRecord, Records, select
@@ -41,6 +42,49 @@ class Totals:
     last_load: datetime | None
 
 
+@dataclass(frozen=True)
+class Loads:
+    """What was loaded in some time."""
+
+    files: int
+    answered: int
+    no_answer: int
+    rejected: int
+
+    @property
+    def rows(self) -> int:
+        return self.answered + self.no_answer + self.rejected
+
+    @property
+    def answered_percent(self) -> float | None:
+        """The share of the rows that have an answer, in percent; None without rows."""
+        return 100 * self.answered / self.rows if self.rows else None
+
+
+@dataclass(frozen=True)
+class Day(Loads):
+    """What was loaded on one day, UTC."""
+
+    date: date
+
+
+def stage_seconds(record: FileRecord) -> dict[str, float]:
+    """How long a loaded file took in each stage. Stages that did not happen in this order in one attempt are left out."""
+    started, answered = record.started_at, record.answered_at
+    # A file that was asked for again waits since then, which is not recorded.
+    seen = record.created_at if record.load_id == 1 else None
+    # Shards that Pachyderm answered for an earlier commit keep the time of that.
+    if started is None or answered is None or answered < started:
+        answered = None
+    stages = {"waiting": (seen, started), "answering": (started, answered), "loading": (answered, record.loaded_at)}
+    return {stage: (end - begin).total_seconds() for stage, (begin, end) in stages.items() if begin and end and end >= begin}
+
+
+def quantile(values: Collection[float], share: float) -> float:
+    """The smallest of the values that ``share`` of them do not exceed."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
 class Overview(Records):
     """Reading figures. No method writes, and none reads for longer than it is told.
 
@@ -70,7 +114,48 @@ class Overview(Records):
             limit_seconds(cursor, seconds)
             return select(cursor, rest, {"window": window, "limit": limit})
 
+    def count_failed(self, *, seconds: float) -> int:
+        """How many files are parked as ``failed``. One that was uploaded again is not counted, whatever becomes of that."""
+        with self._transaction() as cursor:
+            limit_seconds(cursor, seconds)
+            query = """
+                SELECT count(*) FROM question_file f WHERE f.status = 'failed' AND NOT EXISTS (
+                    SELECT FROM question_file g WHERE g.source_file = f.source_file AND g.generation > f.generation)
+            """
+            return int(only_row(cursor.execute(query))[0])
 
+    def loads(self, window: float, *, seconds: float) -> Loads:
+        """What was loaded in the last ``window`` seconds."""
+        with self._transaction() as cursor:
+            limit_seconds(cursor, seconds)
+            with cursor.connection.cursor(row_factory=class_row(Loads)) as rows:
+                since = "f.loaded_at > now() - make_interval(secs => %(window)s)"
+                loads = rows.execute(f"SELECT {_LOADS} FROM question_file f WHERE {_LOADED} AND {since}", {"window": window}).fetchone()
+        assert loads is not None
+        return loads
+
+    def days(self, number: int, *, seconds: float) -> list[Day]:
+        """What was loaded today and on the days before, ``number`` days in all, today last. A file counts on the day of its last load."""
+        with self._transaction() as cursor:
+            limit_seconds(cursor, seconds)
+            with cursor.connection.cursor(row_factory=class_row(Day)) as rows:
+                return rows.execute(_DAYS, {"before": number - 1}).fetchall()
+
+
+_LOADED = "f.status IN ('loaded', 'finished')"
+_LOADS = """
+    count(f.source_file) AS files, coalesce(sum(f.answered), 0)::bigint AS answered,
+    coalesce(sum(f.no_answer), 0)::bigint AS no_answer, coalesce(sum(f.rejected), 0)::bigint AS rejected
+"""
+_DAYS = f"""
+    SELECT day::date AS date, {_LOADS} FROM generate_series(date_trunc('day', now() AT TIME ZONE 'UTC') - make_interval(days => %(before)s),
+        now() AT TIME ZONE 'UTC', '1 day') AS day
+    LEFT JOIN (
+        SELECT f.*, date_trunc('day', f.loaded_at AT TIME ZONE 'UTC') AS day FROM question_file f
+        WHERE {_LOADED} AND f.loaded_at >= now() - make_interval(days => %(before)s + 1)
+    ) f USING (day)
+    GROUP BY day ORDER BY day
+"""
 # A file that is to be answered again may be old: it waits since its last load at most.
 _TOTALS = f"""
     SELECT coalesce(sum(f.answered), 0)::bigint AS answered,

@@ -15,6 +15,7 @@ RAW_QUESTIONS = dg.AssetKey("raw_questions")
 ANSWERED_QUESTIONS = dg.AssetKey("answered_questions")
 QUESTION_ANSWER = dg.AssetKey("question_answer")
 MODEL_QUALITY = dg.AssetKey("model_quality")
+PLATFORM_STATUS = dg.AssetKey("platform_status")
 
 _GROUP = "questions"
 # Incremented when the same model would give other answers: files answered before are stale in Dagster from then on.

@@ -331,7 +331,8 @@ def test_names_are_escaped_in_logs_and_in_what_dagster_shows(services: Services,
     texts = [str(value.value) for value in event.metadata.values()]
     assert all(text.isprintable() for text in texts)
     assert event.metadata["name"].value == shown
-    assert shown.replace("\\", "\\\\") in str(event.metadata["object"].value)
+    assert shown.replace("\\", "\\\\") in str(event.metadata["object, until it is answered"].value)
+    assert str(event.metadata["its answers, once answered"].value).isprintable()
     set_status(services, version, FileStatus.REJECTED)
     with caplog.at_level(logging.INFO), Ledger(services.postgres) as ledger:
         archive_file(services, ledger, record(services, version), log=logging.getLogger())
@@ -609,5 +610,5 @@ def logger() -> dg.DagsterLogManager:
 
 def test_the_sensor_and_its_asset_are_part_of_the_definitions() -> None:
     names = {sensor.name for sensor in defs.get_repository_def().sensor_defs}
-    assert names == {"incoming_files", "done_files", "reconcile"}
+    assert names == {"incoming_files", "done_files", "reconcile", "platform_status"}
     assert {ANSWERED_QUESTIONS, QUESTION_ANSWER} <= {spec.key for spec in defs.resolve_all_asset_specs()}

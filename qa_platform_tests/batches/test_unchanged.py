@@ -66,13 +66,16 @@ def test_another_file_of_the_same_size_and_checksum_is_no_copy_in_the_archive(se
 
 
 def test_the_same_content_is_unchanged(services: Services) -> None:
-    answered(services, CONTENT)
+    before = answered(services, CONTENT)
+    with Ledger(services.postgres) as ledger:
+        ledger.record_blank(before, 3)
     again = upload(services.bucket, "a.csv", io.BytesIO(CONTENT))
     found = look(services).plan
     assert (found.unchanged, found.batches) == ((again,), ())
     assert tidy(services, found, logging.getLogger(__name__))
     with Ledger(services.postgres) as ledger:
-        assert ledger.records([again])["a.csv", again.generation].status is FileStatus.UNCHANGED
+        record = ledger.records([again])["a.csv", again.generation]
+        assert (record.status, record.blank) == (FileStatus.UNCHANGED, 3)
 
 
 def test_another_content_of_the_same_size_and_checksum_is_answered(services: Services) -> None:

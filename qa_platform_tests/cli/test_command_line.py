@@ -11,6 +11,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -523,6 +524,14 @@ def test_whatever_names_and_errors_hold_the_overview_fits_and_obeys_nobody(files
     assert all(line.isprintable() for line in unbounded)
     for file in files:
         assert all(line.plain.isprintable() for line in details(Snapshot(NOW, (file,)), width=80))
+
+
+def test_the_details_of_a_file_say_how_many_blank_rows_were_skipped() -> None:
+    shown: dict[int | None, list[str]] = {}
+    for blank in (None, 0, 2):
+        made = replace(record("a.csv", FileStatus.FINISHED), blank=blank)
+        shown[blank] = [str(line) for line in details(Snapshot(NOW, (FileState(made.version, made),)), width=80) if "blank" in str(line)]
+    assert shown == {None: [], 0: [], 2: ["blank rows, skipped: 2"]}
 
 
 def test_what_is_in_work_is_shown_first_where_not_all_fits_and_long_messages_say_where_the_rest_is() -> None:

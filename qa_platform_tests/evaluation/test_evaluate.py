@@ -1,4 +1,7 @@
+import gzip
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,9 +34,57 @@ def test_the_evaluate_command_prints_json(tmp_path: Path) -> None:
     assert fits("evaluate", result.stdout)
 
 
+@pytest.mark.parametrize("name", ["gold.csv", "gold.json"])
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_a_gold_set_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
-    path = tmp_path / "gold.csv"
+def test_a_gold_set_in_another_encoding_is_named(tmp_path: Path, encoding: str, name: str) -> None:
+    path = tmp_path / name
     path.write_text("question,context,answers\nWer?,Es war Zoë.,Zoë\n", encoding=encoding)
-    with pytest.raises(InputError, match=r"gold\.csv: it is not in UTF-8 .* save it as UTF-8"):
+    with pytest.raises(InputError, match=rf"{re.escape(name)}\b.*: .*(?i:as UTF-8)"):
+        read_gold(path)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("text", ["{0}", "\ufeff{0}", "sep=;\r\n{0}", "\n{0}\n;;;\n"], ids=["plain", "mark", "sep", "blank"])
+def test_a_gold_set_may_be_of_any_dialect_of_an_upload(tmp_path: Path, text: str, pack: Callable[[bytes], bytes]) -> None:
+    rows = 'Topic;ANSWERS;Context;Question\nx;["Ada Blum", "Blum"];"By Ada; in 1872.";Who?\nx;;By Ada.;When?\n'
+    path = tmp_path / "gold.csv.gz"
+    for delimiter in ";\t|":
+        path.write_bytes(pack(text.format(rows).replace(";", delimiter).encode()))
+        who, when = read_gold(path)
+        assert (who.question, who.context, [answer.text for answer in who.answers]) == (
+            "Who?",
+            f"By Ada{delimiter} in 1872.",
+            ["Ada Blum", "Blum"],
+        )
+        assert (when.question, when.answers) == ("When?", ())
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("Who?,By Ada.\n", "line 3: too_few_cells: 2 cells"),
+        ("Who?,By Ada.,a,b\n", "line 3: too_many_cells: 4 cells"),
+        ('Who?,By "Ada"x,"Ada"x\n', "line 3: bad_quoting"),
+        ("Who?,By Ada.,A\0a\n", "line 3: nul_character"),
+        ('Who?,By Ada.,"Ada\n', "line 3.*: unbalanced_quote"),
+    ],
+)
+def test_a_row_whose_right_answers_cannot_be_told_is_named(tmp_path: Path, row: str, why: str) -> None:
+    path = tmp_path / "gold.csv"
+    path.write_text(f"question,context,answers\nWho?,By Ada.,Ada\n{row}")
+    with pytest.raises(InputError, match=rf"gold\.csv, {why}"):
+        read_gold(path)
+
+
+def test_a_question_that_cannot_be_asked_stays_in_the_gold_set(tmp_path: Path) -> None:
+    path = tmp_path / "gold.csv"
+    path.write_text("question,context,answers\n,By Ada.,Ada\n")
+    assert [[answer.text for answer in question.answers] for question in read_gold(path)] == [["Ada"]]
+
+
+@pytest.mark.parametrize(("header", "why"), [("question,context", "no column answers"), ("question,context,answers,Answers", "several")])
+def test_a_gold_set_needs_one_column_of_right_answers(tmp_path: Path, header: str, why: str) -> None:
+    path = tmp_path / "gold.csv"
+    path.write_text(f"{header}\nWho?,By Ada.,Ada,Ada\n")
+    with pytest.raises(InputError, match=why):
         read_gold(path)

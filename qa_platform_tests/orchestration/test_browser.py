@@ -14,7 +14,7 @@ from qa_platform.contract import FileStatus
 from qa_platform.embedded.stack import Stack, open_stack
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.settings import PostgresSettings
-from qa_platform.tools.documentation.browser import chromium, entry, open_browser, show_assets, show_partition
+from qa_platform.tools.documentation.browser import chromium, entry, open_browser, show_assets, show_partition, show_status
 from qa_platform.tools.documentation.screenshot import free_port, wait_for
 from qa_platform_tests.checkout import make_checkout
 from qa_platform_tests.conftest import server_folder
@@ -50,7 +50,7 @@ def dev() -> Iterator[Dev]:
     with server_folder() as folder:
         make_checkout(folder)
         port = free_port()
-        environment = {**os.environ, "QA_SENSOR_SECONDS": "1"}
+        environment = {**os.environ, "QA_SENSOR_SECONDS": "1", "QA_HEARTBEAT_SECONDS": "1"}
         with (folder / "dev.log").open("wb") as log:
             # Whatever these tests run in is set up already.
             command = ["make", "--old-file=.venv/.installed", "dev", f"PORT={port}"]
@@ -94,3 +94,9 @@ def test_an_upload_ends_as_answers_in_the_browser(dev: Dev) -> None:
             # Long names are shown without their middle; the whole one is hidden beside it.
             page.get_by_text(check, exact=True).first.wait_for(state="attached")
         page.get_by_text("Succeeded", exact=True).nth(2).wait_for()
+
+        show_status(page, dev.address)
+        assert "All is well. Answered in the last 24 hours: 1 file with 2 rows. 50.0 %" in entry(page, "in short").inner_text()
+        for picture in (entry(page, "rows by day").locator("img").first, entry(page, "scores, last 24 hours").locator("img").first):
+            picture.evaluate("image => image.decode()")
+            assert picture.evaluate("image => image.naturalWidth") > 0

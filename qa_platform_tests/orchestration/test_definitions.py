@@ -21,6 +21,7 @@ from qa_platform.orchestration.catalog import (
     ANSWERED_SCHEMA,
     COLUMN_LINEAGE,
     MODEL_QUALITY,
+    PLATFORM_STATUS,
     QUESTION_ANSWER,
     RAW_QUESTIONS,
     RAW_SCHEMA,
@@ -32,9 +33,9 @@ from qa_platform.orchestration.catalog import (
 )
 from qa_platform.orchestration.partitions import POOL
 from qa_platform.orchestration.resources import platform_resource
-from qa_platform.orchestration.sensors.heartbeat import HEARTBEAT
+from qa_platform.orchestration.sensors.heartbeat import HEARTBEAT, incoming_listing
 from qa_platform.provisioning.project_files import project_file
-from qa_platform.settings import BucketSettings, CatalogSettings, ModelSettings
+from qa_platform.settings import BucketSettings, CatalogSettings, ModelSettings, WorkSettings
 
 # Our own part of the time that loading the definitions takes, and what it draws in besides, beside their libraries alone.
 MORE_THAN_LIBRARIES = 1.5
@@ -80,7 +81,7 @@ def specs() -> dict[dg.AssetKey, dg.AssetSpec]:
 
 
 def test_every_asset_is_described_owned_and_grouped(specs: dict[dg.AssetKey, dg.AssetSpec]) -> None:
-    assert set(specs) == {RAW_QUESTIONS, ANSWERED_QUESTIONS, QUESTION_ANSWER, MODEL_QUALITY, HEARTBEAT}
+    assert set(specs) == {RAW_QUESTIONS, ANSWERED_QUESTIONS, QUESTION_ANSWER, MODEL_QUALITY, HEARTBEAT, PLATFORM_STATUS}
     for spec in specs.values():
         assert spec.description
         assert spec.group_name == "questions"
@@ -99,6 +100,11 @@ def test_the_heartbeat_has_a_freshness_policy_and_the_uploads_have_one_where_the
     expected = raw_questions(AssetFactory(CatalogSettings()), expected_hours=30).freshness_policy
     assert expected
     assert expected.fail_window.to_timedelta() == timedelta(hours=30)  # type: ignore[attr-defined]
+
+
+def test_a_heart_that_beats_every_second_does_not_cost_the_definitions() -> None:
+    spec = incoming_listing(AssetFactory(CatalogSettings()), WorkSettings(heartbeat_seconds=1, sensor_seconds=1))
+    assert spec.freshness_policy.fail_window.to_timedelta() == timedelta(minutes=1)  # type: ignore[union-attr]
 
 
 def test_the_columns_of_the_catalogue_are_those_of_the_table(stack: Stack) -> None:

@@ -11,6 +11,7 @@ import urllib.request
 from dataclasses import asdict
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 import pytest
@@ -25,7 +26,14 @@ from qa_platform.definitions import defs
 from qa_platform.embedded.stack import Stack
 from qa_platform.ledger import Ledger
 from qa_platform.orchestration.assets.model_quality import gold_check
-from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, MODEL_QUALITY, QUESTION_ANSWER, RAW_QUESTIONS, current_code_version
+from qa_platform.orchestration.catalog import (
+    ANSWERED_QUESTIONS,
+    MODEL_QUALITY,
+    PLATFORM_STATUS,
+    QUESTION_ANSWER,
+    RAW_QUESTIONS,
+    current_code_version,
+)
 from qa_platform.orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import COMPLETE, RECORDED, SPANS, file_evaluations
 from qa_platform.orchestration.reports.gold import GOOD_ENOUGH
@@ -60,6 +68,10 @@ def test_new_files_are_answered_by_one_run_and_rejected_ones_do_not_hold_the_oth
     assert flow.materializations(ANSWERED_QUESTIONS, photo.name) == flow.materializations(QUESTION_ANSWER, photo.name) == 0
     assert len(flow.objects("rejected/batch/photo.csv/")) == 2, "the file and a report"
     assert flow.objects("incoming/batch/") == []
+    (observed,) = flow.instance.fetch_observations(dg.AssetRecordsFilter(RAW_QUESTIONS, asset_partitions=[photo.name]), limit=2).records
+    assert observed.asset_observation
+    (place,) = (name for name in flow.objects("rejected/batch/photo.csv/") if name.endswith(".report.csv"))
+    assert f"/o/{quote(place, safe='')}?" in str(observed.asset_observation.metadata["report"].value)
     checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations() if e.partition is None}
     assert checks
     assert all(checks.values())
@@ -233,7 +245,7 @@ def test_the_checks_fail_when_the_table_does_not_hold_what_was_answered(flow: Fl
 
 
 def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow) -> None:
-    content = csv_of(bridge("Ulm <b>|</b>"), bridge("Graz", 1900), ("", "nothing is asked"))
+    content = csv_of(bridge("Ulm <b>|</b>"), bridge("Graz", 1900), ("", "nothing is asked"), ("", ""))
     version = flow.upload("shown.csv", content)
     assert [r.success for r in flow.tick_and_run()] == [True]
     record = flow.record(version)
@@ -246,7 +258,11 @@ def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow)
         shown: dict[str, Any] = {label: entry.value for label, entry in materialization.metadata.items()}
         # The table has no row that was rejected.
         assert shown["dagster/partition_row_count"] == (2 if asset == QUESTION_ANSWER else 3)
-        assert (shown["rows"], shown["answered"], shown["rejected"]) == (3, 2, 1)
+        assert (shown["rows"], shown["answered"], shown["rejected"], shown["blank rows, skipped"]) == (3, 2, 1, 1)
+        assert shown["rejected rows, and why"] == "qa-platform answers shown.csv --rejected"
+        with connect(PostgresSettings()) as connection:
+            assert len(connection.execute(shown["its answers"]).fetchall()) == 2
+        assert shown["seconds answering"] + shown["seconds loading"] == pytest.approx(shown["seconds"], abs=0.03)
         assert "| empty\\_question | 1 |" in shown["rows without an answer, by reason"]
         assert shown["scores"].startswith("![answers by score")
         assert "Ulm \\<b\\>&#124;\\</b\\>" in shown["first answers"]
@@ -264,6 +280,23 @@ def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow)
             assert source.read() == content
         assert {"dagster/column_schema", "dagster/column_lineage", "documentation"} <= shown.keys()
         assert (materialization.tags or {})["dagster/code_version"] == current_code_version(ModelSettings().choice)
+
+
+def test_the_status_of_the_platform_is_reported_when_something_has_changed(flow: Flow) -> None:
+    def report() -> dict[str, Any]:
+        flow._evaluate("platform_status")
+        event = flow.instance.get_latest_materialization_event(PLATFORM_STATUS)
+        assert event
+        assert event.asset_materialization
+        return {"at": event.timestamp, **{label: entry.value for label, entry in event.asset_materialization.metadata.items()}}
+
+    before = report()
+    assert report() == before
+    flow.upload("status.csv", csv_of(bridge("Ulm"), ("", "nothing is asked")))
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    after = report()
+    assert after["at"] > before["at"]
+    assert (after["files a day"], after["rows a day"]) == (before["files a day"] + 1, before["rows a day"] + 2)
 
 
 def test_the_run_the_sensor_and_the_job_for_ci_write_answered_csvs_and_the_pages_link_to_them(

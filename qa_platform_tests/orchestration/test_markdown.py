@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from qa_platform.orchestration.reports.markdown import INLINE_LIMIT, cell, histogram, table
+from qa_platform.orchestration.reports.markdown import INLINE_LIMIT, bar_chart, cell, histogram, table
 from qa_platform.orchestration.reports.uploads import object_link
 
 HOSTILE = [
@@ -103,3 +103,16 @@ def test_a_histogram_is_an_inline_picture_with_a_bar_for_every_part_that_has_ans
     bars = "".join(path.get("d", "") for path in svg.findall("{*}path"))
     assert bars.count("M") == sum(1 for count in counts if count)
     assert "<img" in rendered(markdown)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=14, max_size=14))
+def test_a_bar_chart_is_an_inline_picture_whose_upper_bars_stand_on_the_lower_ones(bars: list[tuple[int, int]]) -> None:
+    markdown = bar_chart(bars, "rows by day", "16 Nov", "today")
+    assert len(markdown) < INLINE_LIMIT
+    (source,) = re.findall(r"\(<data:image/svg\+xml,([^<>]*)>\)$", markdown)
+    svg = ElementTree.fromstring(unquote(source))
+    paths = "".join(path.get("d", "") for path in svg.findall("{*}path"))
+    drawn = [(int(x), int(bottom), int(top)) for x, bottom, top in re.findall(r"M(\d+) (\d+)V(\d+)h", paths)]
+    assert len(drawn) == sum(1 for bar in bars for count in bar if count)
+    assert all(top < bottom for _, bottom, top in drawn)
+    assert [text.text for text in svg.findall(".//{*}text")] == [f"{max(map(sum, bars)) or 1:,}", "16 Nov", "today"]

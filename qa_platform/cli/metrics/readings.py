@@ -3,10 +3,8 @@
 No label is the name of a file or of anything else that people choose.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -88,7 +86,7 @@ def _files() -> Iterator[Metric]:
 def _recent() -> Iterator[Metric]:
     from qa_platform.clients.postgres import connect
     from qa_platform.ledger import Ledger
-    from qa_platform.results.low_scores import count_low_scores
+    from qa_platform.results.recent_scores import recent_scores
 
     settings = PostgresSettings()
     with Ledger(settings) as ledger:
@@ -98,36 +96,22 @@ def _recent() -> Iterator[Metric]:
     yield _gauges("qa_recent_rows", "Rows of the recent files, by result.", "result", rows)
     yield _stages(records)
     with connect(settings) as connection:
-        looked_at, low = count_low_scores(
-            connection, records, low_score=CheckSettings().low_score, limit=_RECENT_ROWS, seconds=_STATEMENT_SECONDS
-        )
-    yield _gauge("qa_recent_scored_answers", "Answers of the recent files whose scores were read, at most 100000.", looked_at)
-    yield _gauge("qa_recent_low_score_answers", "Those of them with a score below QA_LOW_SCORE.", low)
+        low_score = CheckSettings().low_score
+        scores = recent_scores(connection, records, low_score=low_score, limit=_RECENT_ROWS, seconds=_STATEMENT_SECONDS)
+    yield _gauge("qa_recent_scored_answers", "Answers of the recent files whose scores were read, at most 100000.", scores.rows)
+    yield _gauge("qa_recent_low_score_answers", "Those of them with a score below QA_LOW_SCORE.", scores.low)
 
 
 def _stages(records: Sequence["FileRecord"]) -> Metric:
-    """How long the recent files took in each stage. Stages that did not happen in this order in one attempt are left out."""
+    from qa_platform.ledger.overview import quantile, stage_seconds
+
     family = GaugeMetricFamily("qa_recent_stage_seconds", "Seconds that the recent files took, by stage.", labels=["stage", "quantile"])
-    seconds: dict[str, list[float]] = {"waiting": [], "answering": [], "loading": []}
-    for record in records:
-        # A file that was asked for again waits since then, which is not recorded.
-        seen = record.created_at if record.load_id == 1 else None
-        # Shards that Pachyderm answered for an earlier commit keep the time of that.
-        for stage, begin, end in (
-            ("waiting", seen, record.started_at),
-            ("answering", record.started_at, record.answered_at),
-            ("loading", _not_before(record.answered_at, record.started_at), record.loaded_at),
-        ):
-            if begin and end and end >= begin:
-                seconds[stage].append((end - begin).total_seconds())
-    for stage, values in seconds.items():
-        for quantile in _QUANTILES if values else ():
-            family.add_metric([stage, f"{quantile:g}"], sorted(values)[math.ceil(quantile * len(values)) - 1])
+    stages = [stage_seconds(record) for record in records]
+    for stage in ("waiting", "answering", "loading"):
+        values = [seconds[stage] for seconds in stages if stage in seconds]
+        for share in _QUANTILES if values else ():
+            family.add_metric([stage, f"{share:g}"], quantile(values, share))
     return family
-
-
-def _not_before(moment: datetime | None, first: datetime | None) -> datetime | None:
-    return moment if moment and first and moment >= first else None
 
 
 def _jobs() -> Iterator[Metric]:

@@ -1,5 +1,6 @@
 """Renders a snapshot of the files for people: an overview, the details of one file, and lines for a log."""
 
+import shlex
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -111,7 +112,8 @@ def details(snapshot: Snapshot, *, width: int | None) -> list[Text]:
             "Pachyderm job": record.pachyderm_job,
             "its log": f"qa-platform pachyderm logs {record.pachyderm_job}" if record.pachyderm_job else "",
             "Dagster run": record.dagster_run,
-            "rejected rows": f"qa-platform answers {record.version.shown} --rejected" if record.rejected else "",
+            "blank rows, skipped": str(record.blank or ""),
+            "rejected rows": f"qa-platform answers {shlex.quote(record.version.shown)} --rejected" if record.rejected else "",
         }
     lines += [Text(f"{name}: {fact}", "red" if name == "note" and newest.unwell else "") for name, fact in facts.items() if fact]
     return [*lines, *(Text(problem, "yellow") for problem in snapshot.problems)]

@@ -15,6 +15,7 @@ from qa_platform.clients.services import Services
 from qa_platform.contract import ANSWER_PIPELINE, INCOMING, FileStatus, ModelChoice, partition_key
 from qa_platform.errors import QaPlatformError
 from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.overview import stage_seconds
 from qa_platform.ledger.states import ARCHIVABLE
 from qa_platform.orchestration.catalog import (
     ANSWERED_QUESTIONS,
@@ -26,6 +27,7 @@ from qa_platform.orchestration.catalog import (
 )
 from qa_platform.orchestration.pipes import job_url
 from qa_platform.orchestration.reports.checks import file_evaluations, reasons_table, rows_table
+from qa_platform.orchestration.reports.commands import answers_query, rejects_command
 from qa_platform.orchestration.reports.gold import quality_events
 from qa_platform.orchestration.reports.markdown import histogram
 from qa_platform.orchestration.reports.uploads import answered_link, object_link
@@ -121,42 +123,55 @@ class Reporter:
         return evaluations
 
     def _metadata(self, facts: FileFacts, links: dict[str, str]) -> dict[str, Any]:
+        """What a file's pages show, in this order: its figures, where to go next, its answers, how they came about."""
         record, scores, low = facts.record, facts.scores, self.checks.low_score
         metadata: dict[str, Any] = {
             "rows": record.rows,
             "answered": record.answered,
             "no_answer": record.no_answer,
             "rejected": record.rejected,
-            "rows without an answer, by reason": dg.MetadataValue.md(reasons_table(facts)),
         }
-        if record.started_at and record.loaded_at:
-            seconds = (record.loaded_at - record.started_at).total_seconds()
-            metadata |= {"seconds": round(seconds, 2), "rows per second": round(record.rows / max(seconds, 0.001), 1)}
-        return metadata | {
-            "model": record.model,
-            "model revision": record.model_revision,
-            "precision": record.model_precision,
+        if record.blank:
+            metadata["blank rows, skipped"] = record.blank
+        metadata |= {"its answers": answers_query(record.version.name)}
+        if record.rejected:
+            metadata["rejected rows, and why"] = rejects_command(record.version.name)
+        metadata |= {
+            "source": self._source_link(record),
+            **answered_link(self.services.bucket, record.version, self.services.work),
+            "Pachyderm job": _job_link(record, links),
+            "rows without an answer, by reason": dg.MetadataValue.md(reasons_table(facts)),
             "scores": dg.MetadataValue.md(histogram(scores.counts, low=low)),
             "mean score": round(scores.mean, 4),
             f"scores below {low:g}": scores.low,
             "first answers": dg.MetadataValue.md(rows_table(facts.first)),
             "lowest scores": dg.MetadataValue.md(rows_table(facts.lowest)),
-            "source": self._source_link(record),
-            **answered_link(self.services.bucket, record.version, self.services.work),
+        }
+        if record.started_at and record.loaded_at:
+            seconds = (record.loaded_at - record.started_at).total_seconds()
+            metadata |= {"seconds": round(seconds, 2), "rows per second": round(record.rows / max(seconds, 0.001), 1)}
+        return metadata | {
+            **{f"seconds {stage}": round(seconds, 2) for stage, seconds in stage_seconds(record).items()},
+            "model": record.model,
+            "model revision": record.model_revision,
+            "precision": record.model_precision,
             "generation": str(record.version.generation),
             "Pachyderm commit": record.pachyderm_commit,
-            "Pachyderm job": _job_link(record, links),
             "documentation": documentation(self.catalog, "how-it-works.md"),
         }
 
     def _observation(self, record: FileRecord) -> dg.AssetObservation:
         """The observation of the upload of a file that is not in the table, with its state and the reason."""
+        report = {}
+        if record.status is FileStatus.REJECTED:
+            report["report"] = object_link(self.services.bucket, bucket.report_name(record.version))
         return dg.AssetObservation(
             asset_key=RAW_QUESTIONS,
             partition=partition_key(record.version.name),
             metadata={
                 "status": str(record.status),
                 "why": escaped_lines(record.error),
+                **report,
                 "source": self._source_link(record),
                 "attempts": record.attempts,
             },

@@ -1,4 +1,4 @@
-"""Markdown for Dagster's pages: tables of cells with any content, and a histogram of scores as a small picture."""
+"""Markdown for Dagster's pages: tables of cells with any content, and bars as a small picture."""
 
 import re
 from collections.abc import Sequence
@@ -61,21 +61,43 @@ def _fits(text: str) -> bool:
 
 def histogram(counts: Sequence[int], *, low: float) -> str:
     """The numbers of scores in equal intervals from 0 to 1, as an inline picture. Scores below ``low`` have another colour."""
-    most, width = max(counts, default=0) or 1, _STEP * len(counts) + 8
-    bars = {_BAR_COLOUR: "", _LOW_COLOUR: ""}
-    for number, count in enumerate(counts):
-        if count:
-            # A single answer among a million stays visible.
-            top = min(_BASE - 1, round(_BASE - (_BASE - _TOP) * count / most))
-            colour = _LOW_COLOUR if (number + 1) / len(counts) <= low + 1e-9 else _BAR_COLOUR
-            bars[colour] += f"M{4 + number * _STEP} {_BASE}V{top}h{_STEP - 1}V{_BASE}"
-    paths = "".join(f"<path d='{path}' fill='{colour}'/>" for colour, path in bars.items() if path)
-    labels = f"<text x='4' y='92'>0</text><text x='{width // 2 - 14}' y='92'>score</text><text x='{width - 10}' y='92'>1</text>"
+    bars = [(0, count) if (number + 1) / len(counts) <= low + 1e-9 else (count, 0) for number, count in enumerate(counts)]
+    return _picture(bars, "answers by score", ("0", "score", "1"))
+
+
+def bar_chart(bars: Sequence[tuple[int, int]], what: str, first: str, last: str) -> str:
+    """Two numbers per bar, the second on top of the first, as an inline picture.
+
+    Args:
+        what: what is counted, in words.
+        first: the text below the first bar.
+        last: the text below the last bar.
+    """
+    return _picture(bars, what, (first, "", last))
+
+
+def _picture(bars: Sequence[tuple[int, int]], what: str, labels: tuple[str, str, str]) -> str:
+    most, width = max(map(sum, bars), default=0) or 1, _STEP * len(bars) + 8
+
+    def top(count: int) -> int:
+        # A single answer among a million stays visible.
+        return min(_BASE - 1, round(_BASE - (_BASE - _TOP) * count / most)) if count else _BASE
+
+    lower = upper = ""
+    for number, (below, above) in enumerate(bars):
+        left, middle = 4 + number * _STEP, top(below)
+        if below:
+            lower += f"M{left} {_BASE}V{middle}h{_STEP - 1}V{_BASE}"
+        if above:
+            upper += f"M{left} {middle}V{min(top(below + above), middle - 1)}h{_STEP - 1}V{middle}"
+    paths = "".join(f"<path d='{path}' fill='{colour}'/>" for path, colour in ((lower, _BAR_COLOUR), (upper, _LOW_COLOUR)) if path)
+    places = ("x='4'", f"x='{width // 2}' text-anchor='middle'", f"x='{width - 4}' text-anchor='end'")
+    words = "".join(f"<text {place} y='92'>{label}</text>" for place, label in zip(places, labels, strict=True) if label)
     svg = (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{_HEIGHT}'>{paths}"
         f"<g font-family='sans-serif' font-size='11' fill='{_TEXT_COLOUR}'><path d='M4 {_BASE}h{width - 8}v1H4'/>"
-        f"<text x='4' y='10'>{most:,}</text>{labels}</g></svg>"
+        f"<text x='4' y='10'>{most:,}</text>{words}</g></svg>"
     )
     # Not base64, which would be a third longer.
     encoded = re.sub("[<>#%]", lambda match: f"%{ord(match.group()):02X}", svg)
-    return f"![answers by score, at most {most:,}](<data:image/svg+xml,{encoded}>)"
+    return f"![{what}, at most {most:,}](<data:image/svg+xml,{encoded}>)"

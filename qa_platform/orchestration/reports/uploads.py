@@ -9,6 +9,7 @@ from qa_platform.clients.answered import answered_name
 from qa_platform.clients.bucket import place_when_done
 from qa_platform.contract import INCOMING, FileVersion, partition_key
 from qa_platform.orchestration.catalog import RAW_QUESTIONS, REPORTED_TAGS
+from qa_platform.orchestration.reports.commands import answers_query
 from qa_platform.orchestration.reports.markdown import cell
 from qa_platform.settings import WorkSettings
 from qa_platform.text import escaped
@@ -25,9 +26,10 @@ def uploaded(bucket: storage.Bucket, version: FileVersion, work: WorkSettings) -
         tags={"dagster/data_version": str(version.generation), **REPORTED_TAGS},
         metadata={
             "name": version.shown,
-            "object": object_link(bucket, INCOMING + version.name),
-            "once answered": object_link(bucket, place_when_done(version, mode=work.archive)),
+            "object, until it is answered": object_link(bucket, INCOMING + version.name),
+            "object, once answered": object_link(bucket, place_when_done(version, mode=work.archive)),
             **answered_link(bucket, version, work),
+            "its answers, once answered": answers_query(version.name),
             "generation": str(version.generation),
             "bytes": version.size,
             "crc32c": version.crc32c,

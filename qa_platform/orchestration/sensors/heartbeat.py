@@ -14,12 +14,14 @@ from qa_platform.text import escaped_lines
 
 HEARTBEAT = dg.AssetKey(HEARTBEAT_ASSET)
 
+# Dagster refuses a shorter window, and with it all definitions.
+_LEAST_WINDOW_SECONDS = 60.0
 # Characters of the reason why files are deferred.
 _SHOWN_CHARACTERS = 500
 
 
 def incoming_listing(factory: AssetFactory, work: WorkSettings) -> dg.AssetSpec:
-    fail_after = timedelta(seconds=work.heartbeat_fails_after)
+    fail_after = timedelta(seconds=max(work.heartbeat_fails_after, _LEAST_WINDOW_SECONDS))
     return factory.spec(
         HEARTBEAT,
         description="What the bucket sensor saw, every few minutes. If it is not fresh, uploads are not seen or get no run: the daemon, "

@@ -62,6 +62,12 @@ def show_partition(page: "Page", address: str, name: str) -> None:
     page.get_by_text("dagster/partition_row_count").wait_for()
 
 
+def show_status(page: "Page", address: str) -> None:
+    """Open the page of the platform's status, and wait until it shows the score distribution."""
+    page.goto(f"{address}/assets/platform_status", wait_until="domcontentloaded")
+    entry(page, "scores, last 24 hours")
+
+
 def entry(page: "Page", name: str) -> "Locator":
     """An entry of the metadata on the page, once it is shown: its row, with the picture or table in it."""
     row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))

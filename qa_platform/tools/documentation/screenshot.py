@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from qa_platform.errors import TransientError
 from qa_platform.provisioning.project_files import project_file
 from qa_platform.tools import demo
-from qa_platform.tools.documentation.browser import HEIGHT, WIDTH, entry, open_browser, show_assets, show_partition
+from qa_platform.tools.documentation.browser import HEIGHT, WIDTH, entry, open_browser, show_assets, show_partition, show_status
 
 SHOWN_FILE = "lighthouses.csv"
 _START_SECONDS = 240.0
 _GRAPH_HEIGHT = 640
+_STATUS_HEIGHT = 1150
 # Time for fonts and lines to be drawn, which the page does not signal.
 _DRAWN_MILLISECONDS = 3_000
 
@@ -70,11 +71,16 @@ def main() -> int:
     subprocess.run(["qa-platform", "upload", str(project_file("samples") / "gold.csv"), "--as", "gold/samples.csv"], check=True)
     status = demo.main()
     docs = project_file("docs")
-    with _webserver() as address, open_browser() as page:
+    # The daemon: the status is reported a little after the demonstration.
+    with demo.daemon(), _webserver() as address, open_browser() as page:
         page.set_viewport_size({"width": WIDTH, "height": _GRAPH_HEIGHT})
         show_assets(page, address)
         page.wait_for_timeout(_DRAWN_MILLISECONDS)
         page.screenshot(path=docs / "dagster-assets.png")
+        page.set_viewport_size({"width": WIDTH, "height": _STATUS_HEIGHT})
+        show_status(page, address)
+        page.wait_for_timeout(_DRAWN_MILLISECONDS)
+        page.screenshot(path=docs / "dagster-status.png")
         page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         show_partition(page, address, SHOWN_FILE)
         entry(page, "first answers")

@@ -1,0 +1,27 @@
+"""What a person types next, about one file: the query of its answers, the command for its rejected rows."""
+
+import shlex
+
+import dagster as dg
+
+from qa_platform.text import escaped
+
+
+def answers_query(name: str) -> dg.MetadataValue:
+    """The SQL that reads a file's answers."""
+    columns = "row_number, question, answer, score, flag"
+    where = f"source_file = {_literal(name)}"
+    return dg.MetadataValue.text(f"SELECT {columns} FROM question_answer WHERE {where} ORDER BY row_number")  # noqa: S608  # for people
+
+
+def rejects_command(name: str) -> dg.MetadataValue:
+    """The command that says which rows were rejected, why, and what to do about them."""
+    return dg.MetadataValue.text(f"qa-platform answers {shlex.quote(escaped(name))} --rejected")
+
+
+def _literal(text: str) -> str:
+    """A text as PostgreSQL reads it, and as a page may show it."""
+    quoted = text.replace("'", "''")
+    if text.isprintable():
+        return f"'{quoted}'"
+    return "E'" + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted.replace("\\", "\\\\")) + "'"

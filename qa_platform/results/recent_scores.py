@@ -1,0 +1,74 @@
+"""The scores of recently loaded files, for monitoring."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from qa_platform.clients.postgres import limit_seconds, transaction
+from qa_platform.ledger import FileRecord
+from qa_platform.results.facts import BUCKETS
+
+
+@dataclass(frozen=True)
+class RecentScores:
+    """The scores of answers.
+
+    Args:
+        rows: answers that were looked at.
+        low: those of them that are flagged as low, or have a score below QA_LOW_SCORE.
+        counts: answers by score, in `BUCKETS` equal parts of 0 to 1. Answers without such a score are in none.
+        total: the sum of these scores.
+    """
+
+    rows: int
+    low: int
+    counts: tuple[int, ...]
+    total: float
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of the scores; None without any."""
+        return self.total / sum(self.counts) if any(self.counts) else None
+
+
+def recent_scores(
+    connection: psycopg.Connection, records: Sequence[FileRecord], *, low_score: float, limit: int, seconds: float
+) -> RecentScores:
+    """The scores of the answers of some files.
+
+    Args:
+        records: the files, of which the first are looked at first.
+        limit: rows that are looked at, at most.
+
+    Raises:
+        TransientError: it takes longer than ``seconds``, or PostgreSQL is unavailable.
+    """
+    # The limit in the innermost query makes a nested loop of it: a plain join could become a scan of every row of every file.
+    query = """
+        SELECT CASE WHEN score BETWEEN 0 AND 1 THEN least(width_bucket(score, 0, 1, %(buckets)s), %(buckets)s) END,
+            count(*), count(*) FILTER (WHERE score < %(low)s OR flag = 'low_score'), sum(score)
+        FROM (
+            SELECT q.score, q.flag FROM unnest(%(names)s::text[], %(generations)s::bigint[]) AS f (name, generation)
+            CROSS JOIN LATERAL (
+                SELECT score, flag FROM question_answer
+                WHERE source_file = f.name AND generation = f.generation LIMIT %(limit)s
+            ) q LIMIT %(limit)s
+        ) looked_at GROUP BY 1
+    """
+    values = {
+        "names": [record.version.name for record in records],
+        "generations": [record.version.generation for record in records],
+        "buckets": BUCKETS,
+        "low": low_score,
+        "limit": limit,
+    }
+    counts, rows, low, total = [0] * BUCKETS, 0, 0, 0.0
+    with transaction(connection, about="reading recent scores") as cursor:
+        limit_seconds(cursor, seconds)
+        for bucket, number, low_rows, sum_ in cursor.execute(query, values):
+            rows, low = rows + number, low + low_rows
+            if bucket is not None:
+                counts[bucket - 1] = number
+                total += sum_
+    return RecentScores(rows, low, tuple(counts), total)
