@@ -209,10 +209,8 @@ def test_one_thing_that_is_wrong_is_named_with_its_fix_and_the_rest_is_looked_at
 
 @pytest.fixture
 def dagster_storage(postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    """An empty database for the storage of a Dagster of its own, whose heartbeat is due every second."""
+    """An empty database for the storage of a Dagster of its own."""
     (tmp_path / "dagster.yaml").write_text(project_file("dagster.yaml").read_text())
-    for name in ("QA_HEARTBEAT_SECONDS", "QA_SENSOR_SECONDS"):
-        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     with new_database(postgres_socket) as database:
         monkeypatch.setenv("DAGSTER_PG_URL", database.url)
@@ -232,7 +230,7 @@ def test_a_sensor_that_has_not_begun_is_well_and_its_storage_stays_empty(dagster
 
 
 @pytest.mark.usefixtures("dagster_storage")
-def test_a_heartbeat_that_has_ceased_comes_with_the_reason(tmp_path: Path) -> None:
+def test_a_heartbeat_that_has_ceased_comes_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     location = RegisteredCodeLocationOrigin("qa-platform")
     origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), "incoming_files")
     state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING)
@@ -248,10 +246,12 @@ def test_a_heartbeat_that_has_ceased_comes_with_the_reason(tmp_path: Path) -> No
 
         instance.report_runless_asset_event(dg.AssetMaterialization(HEARTBEAT_ASSET))
         assert heartbeat().state is State.OK
+        for name in ("QA_HEARTBEAT_SECONDS", "QA_SENSOR_SECONDS"):
+            monkeypatch.setenv(name, "1")
         wait_until(lambda: heartbeat().state is State.WRONG, "the heartbeat is too old")
         assert "there should be one every 1 s: Dagster's daemon does not run" in heartbeat().detail
         sign_of_life(500)
-        assert "Dagster's daemon does not run; its last sign of life was 500 s ago" in heartbeat().detail
+        assert re.search(r"Dagster's daemon does not run; its last sign of life was 5\d\d s ago$", heartbeat().detail)
         assert heartbeat().fix.startswith("start Dagster's daemon")
         sign_of_life(0)
         assert "has not ticked since: the code location does not load" in heartbeat().detail
