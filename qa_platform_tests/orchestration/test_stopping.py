@@ -142,7 +142,8 @@ def test_a_run_in_a_stopped_code_location_is_told_and_in_a_killed_one_is_found(d
         deployment.monitor()
     assert deployment.status(lost) is dg.DagsterRunStatus.FAILURE
     assert states(job_id)[ANSWER_PIPELINE] == pps.JobState.JOB_RUNNING, "it is adopted by the next run"
-    go.touch()
+    # The job waits for the file until then: one that ended before the claim did would need no run.
     (request,) = wait_until(flow.tick, "the claim has run out")
+    go.touch()
     assert flow.run(request).success
     assert (flow.record(version).pachyderm_job, len(flow.rows(version.name))) == (job_id, ROWS)
