@@ -6,8 +6,6 @@ claiming, reporting and archiving.
 
 import argparse
 import csv
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,9 +24,6 @@ from qa_platform.provisioning.project_files import project_file
 _CONTEXT = 120
 # Goals on two cores: seconds for all files, and the platform's own seconds for one of them.
 WHOLE_SECONDS, OWN_SECONDS = 30.0, 0.05
-# Sized for small files on two cores: each core has a worker of either pipeline, and each worker one datum set.
-_SMALL_FILES = {"parallelism_spec": {"constant": 2}, "datum_set_spec": {"size_bytes": None, "per_worker": 1}}
-_PATCH = {ANSWER_PIPELINE: {**_SMALL_FILES, "transform": {"env": {"QA_THREADS": "1"}}}, LOAD_PIPELINE: _SMALL_FILES}
 _JOB = ("dagster", "job", "execute", "-m", "qa_platform.definitions", "-j", "answer_pending_files")
 
 
@@ -37,27 +32,19 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=300)
     parser.add_argument("--rows", type=int, default=5, help="rows of a file")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="qa-bench-") as folder:
-        patch = Path(folder) / "patch.json"
-        patch.write_text(json.dumps(_PATCH))
-        os.environ["QA_PIPELINES_PATCH"] = str(patch)
-        return _measure(Path(folder), arguments.files, arguments.rows)
-
-
-def _measure(folder: Path, files: int, rows_of_a_file: int) -> int:
-    with open_stack(folder / "state") as stack:
+    with tempfile.TemporaryDirectory(prefix="qa-bench-") as folder, open_stack(Path(folder) / "state") as stack:
         # No file is pending, so this is the start of Dagster alone.
         start = _seconds(_JOB, stack)
-        rows = _rows(files * rows_of_a_file)
-        engine = _engine_alone(stack, folder, rows)
-        _upload(stack, folder, files, rows)
+        rows = _rows(arguments.files * arguments.rows)
+        engine = _engine_alone(stack, Path(folder), rows)
+        _upload(stack, Path(folder), arguments.files, rows)
         whole = _seconds(_JOB, stack)
         jobs = _job_seconds(stack)
         finished = _finished(stack)
-    own = (whole - start - jobs) / files
-    print(f"{files} files of {rows_of_a_file} rows: {whole:.1f} s; the engine alone answers them in {engine:.1f} s")
+    own = (whole - start - jobs) / arguments.files
+    print(f"{arguments.files} files of {arguments.rows} rows: {whole:.1f} s; the engine alone answers them in {engine:.1f} s")
     print(f"Dagster's start {start:.1f} s; Pachyderm jobs {jobs:.1f} s; the platform's own part {own:.3f} s a file")
-    good = finished == files and whole <= WHOLE_SECONDS and own <= OWN_SECONDS
+    good = finished == arguments.files and whole <= WHOLE_SECONDS and own <= OWN_SECONDS
     print(f"goals: {WHOLE_SECONDS:.0f} s and {OWN_SECONDS} s a file, {'met' if good else 'MISSED'}; {finished} files are finished")
     return 0 if good else 1
 
