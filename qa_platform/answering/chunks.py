@@ -43,11 +43,16 @@ def chunked(pairs: Iterable[tuple[str, str]], kept: Callable[[], int] = lambda: 
         yield chunk
 
 
-def batches(windows: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
-    """Batches of windows of similar length, the longest first, of at most ``tokens`` tokens each, padding included."""
+def batches(windows: Sequence[Window], tokens: int, threads: int) -> Iterator[list[Window]]:
+    """Batches of windows of similar length, the longest first, of at most ``tokens`` tokens each, padding included.
+
+    A few windows are spread over all threads. A batch takes the window that fills its share, so that none is left over for one batch more.
+    """
+    lengths = [len(window.ids) for window in windows]
+    limit = min(tokens, -(-sum(lengths) // threads) + min(lengths, default=1) - 1)
     batch: list[Window] = []
     for window in sorted(windows, key=lambda window: -len(window.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > tokens:
+        if batch and (len(batch) + 1) * len(batch[0].ids) > limit:
             yield batch
             batch = []
         batch.append(window)

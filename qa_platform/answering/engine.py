@@ -275,9 +275,7 @@ class _Run:
         asked = tuple(_Asked(slot, pair[1], entry) for (slot, pair), entry in zip(new, tokenized, strict=True))
         windows = [window for entry in tokenized for window in entry.windows]
         runtime = self._loaded.runtime
-        # A few rows are spread over all threads.
-        share = -(-sum(len(window.ids) for window in windows) // runtime.requests)
-        results = tuple(running.submit(self._infer, batch) for batch in batches(windows, min(runtime.tokens, share)))
+        results = tuple(running.submit(self._infer, batch) for batch in batches(windows, runtime.tokens, runtime.requests))
         return _Chunk(rows, asked, results)
 
     def _slot(self, pair: tuple[str, str], new: list[tuple[_Slot, tuple[str, str]]]) -> _Slot:

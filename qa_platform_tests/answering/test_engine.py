@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from qa_platform.answering import Answer, Answerer, AnswerOptions, chunks
-from qa_platform.answering.chunks import chunked
+from qa_platform.answering.chunks import batches, chunked
 from qa_platform.answering.model import find_model, load_tokenizer
 from qa_platform.answering.runtimes import int8
 from qa_platform.answering.runtimes.base import Batch, pad
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.spans import Span
-from qa_platform.answering.windows import Layout, WindowSize, tokenize
+from qa_platform.answering.windows import Layout, Window, WindowSize, tokenize
 from qa_platform.contract import CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, ModelChoice, Precision, RowReason
 from qa_platform.errors import InputError
 from qa_platform.evaluation.gold import GoldAnswer, GoldQuestion
@@ -293,6 +294,24 @@ def test_fewer_rows_are_remembered_the_more_answers_each_has(
 def test_pairs_that_are_alike_only_when_joined_are_different_pairs(tiny: Answerer) -> None:
     errors = [answer.error for answer in tiny.answer([("", "abc"), ("ab", "c"), ("a", "bc"), ("abc", "")])]
     assert errors == [RowReason.EMPTY_QUESTION, None, None, RowReason.EMPTY_CONTEXT]
+
+
+@given(lengths=st.lists(st.integers(1, 512), max_size=40), tokens=st.integers(1, 2048), threads=st.integers(1, 8))
+def test_batches_hold_every_window_once_and_no_more_tokens_than_allowed(lengths: list[int], tokens: int, threads: int) -> None:
+    windows = [window_of(length) for length in lengths]
+    portions = list(batches(windows, tokens, threads))
+    assert sorted(id(window) for batch in portions for window in batch) == sorted(map(id, windows))
+    assert all(len(batch) == 1 or len(batch) * max(len(window.ids) for window in batch) <= tokens for batch in portions)
+
+
+@given(rows=st.integers(1, 16), length=st.integers(1, 60), threads=st.integers(1, 8))
+def test_a_few_rows_are_spread_evenly_over_the_threads(rows: int, length: int, threads: int) -> None:
+    portions = [len(batch) for batch in batches([window_of(length)] * rows, 1024, threads)]
+    assert max(portions) == math.ceil(rows / threads)
+
+
+def window_of(length: int) -> Window:
+    return Window(row=0, ids=np.zeros(length, dtype=np.int32), offset=0, first=0, length=length)
 
 
 def test_chunks_are_bounded_in_rows_characters_and_what_is_kept() -> None:

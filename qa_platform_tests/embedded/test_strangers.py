@@ -24,6 +24,7 @@ from qa_platform.embedded import peers, postgres_access
 from qa_platform.embedded.account import Account, _copy
 from qa_platform.embedded.environment import inherited
 from qa_platform.embedded.guard import Guard
+from qa_platform.embedded.pachd.protocol import worker_api
 from qa_platform.embedded.pachd.protocol.worker_api import WorkerEndpoint
 from qa_platform.embedded.private import own_folder, token_file
 from qa_platform.embedded.stack import Stack
@@ -207,6 +208,18 @@ class TestOtherUsers:
         assert "this worker belongs to another user" in said
 
     def test_a_worker_refuses_whom_the_kernel_calls_another_user(self, worker: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_api, "_TRUSTED_SECONDS", 3600.0)
+        with grpc.insecure_channel(f"localhost:{worker.port}") as channel:
+            assert WorkerStub(channel).next_datum(error="").env == ["got=it"]
+            monkeypatch.setattr(peers, "_ROOT", -1)
+            monkeypatch.setattr(os, "geteuid", lambda: NOBODY - 1)
+            assert WorkerStub(channel).next_datum(error="").env == ["got=it"], "its user is known"
+            another = grpc.insecure_channel(f"localhost:{worker.port}", [("grpc.use_local_subchannel_pool", 1)])
+            with another, refused(grpc.StatusCode.PERMISSION_DENIED, "this worker belongs to another user"):
+                WorkerStub(another).next_datum(error="")
+
+    def test_a_worker_looks_again_at_a_connection_that_is_older(self, worker: WorkerEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_api, "_TRUSTED_SECONDS", 0.0)
         with grpc.insecure_channel(f"localhost:{worker.port}") as channel:
             assert WorkerStub(channel).next_datum(error="").env == ["got=it"]
             monkeypatch.setattr(peers, "_ROOT", -1)
