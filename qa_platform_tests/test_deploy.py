@@ -538,6 +538,8 @@ def test_an_image_is_slim_pinned_and_without_root(path: Path) -> None:
     assert int(user) > 0
     [install] = of_image["dependencies"].of("RUN")
     assert install.count("pip install") == install.count("--constraint constraints.txt")
+    # pip leaves out of the image what an earlier command has installed beside it.
+    assert install.startswith("pip install --prefix /installed ")
 
 
 def test_all_images_are_built_on_one_that_is_kept_current() -> None:
