@@ -179,7 +179,7 @@ class Tick:
             with place.open("ab") as file:
                 file.writelines(chunks)
 
-        manifest = split_file(self.services, record, write, _log, skipped=partial(self.ledger.record_blank, record.version))
+        manifest = split_file(self.services, record, write, _log, told=partial(self.ledger.record_form, record.version))
         for shard in manifest.shards:
             done = answer_shard(answerer, source / shard.name, target / shard.name)
             _log.info("%s, %s: %d rows in %.1f s", record.version.shown, shard.name, done.rows, done.seconds)

@@ -84,7 +84,7 @@ def test_a_tick_answers_what_is_new_once_and_a_later_one_archives_it(here: Here)
     for version in versions:
         record = here.record(version)
         assert (record.status, record.answered, record.rejected, record.pachyderm_job) == (FileStatus.FINISHED, 2, 1, "job1")
-        assert record.blank == 1
+        assert (record.blank, record.delimiter) == (1, ",")
     assert [name for name in here.objects() if name.startswith("incoming/")] == []
 
 

@@ -182,7 +182,7 @@ def _answer(
         if options.top_k > 1:
             cells.append(alternatives_cell(answer))
         counts.add(answer)
-        yield csv_line(cells)
+        yield csv_line(cells, delimiter=rows.delimiter)
         report(row)
 
 
@@ -197,7 +197,8 @@ def _asked(rows: RowReader, done: int, skipped: Report) -> Iterator[AskedRow]:
 
 
 def _header(rows: RowReader, options: AnswerOptions) -> bytes:
-    return csv_line([*rows.columns, *ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])])
+    columns = [*rows.columns, *ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])]
+    return csv_line(columns, delimiter=rows.delimiter)
 
 
 def _origin(answerer: Answerer, source: Path, options: AnswerOptions) -> str:

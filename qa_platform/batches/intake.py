@@ -1,7 +1,7 @@
 """Reading a batch: each file is streamed out of the bucket, cut into shards, and becomes a file set in Pachyderm."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ from qa_platform.clients.services import Log, Services
 from qa_platform.clients.source import SourceChanged
 from qa_platform.contract import Manifest, file_id
 from qa_platform.errors import QaPlatformError, TransientError
-from qa_platform.ingest import FileRejected, Write, split
+from qa_platform.ingest import FileRejected, ToldForm, Write, split
 from qa_platform.ledger import FileRecord, Ledger
 
 
@@ -81,8 +81,8 @@ class Intake:
                 write(path, chunks)
 
             again = self.again.get(folder, frozenset())
-            skipped = partial(self.ledger.record_blank, record.version)
-            split_file(self.services, record, write_unless_over, self.log, again=again, launch=self.launch, skipped=skipped)
+            told = partial(self.ledger.record_form, record.version)
+            split_file(self.services, record, write_unless_over, self.log, again=again, launch=self.launch, told=told)
 
         try:
             file_sets.make(folder, fill)
@@ -136,7 +136,7 @@ def split_file(
     *,
     again: frozenset[str] = frozenset(),
     launch: str = "",
-    skipped: Callable[[int], object] = lambda blank: None,
+    told: ToldForm = lambda *, blank, delimiter: None,
 ) -> Manifest:
     """Read a file's source out of the bucket and cut it into shards, see `ingest.split`.
 
@@ -157,7 +157,7 @@ def split_file(
                 write=write,
                 again=again,
                 launch=launch,
-                skipped=skipped,
+                told=told,
                 log=log,
             )
         except FileRejected:

@@ -1,6 +1,7 @@
 """The answered CSVs in the bucket: one object for each file, which belongs to its newest answers."""
 
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -60,6 +61,8 @@ def write_answered(
 ) -> bool:
     """Write the answered CSV of a file as a stream, in place of older answers. If ``content`` raises, nothing is written.
 
+    It is compressed if the object's name ends in ``.gz``, as the upload's does.
+
     Args:
         content: makes the CSV, piece by piece. It is not called if the object has these answers already.
         may_write: whether these are still the newest answers. It is called after the object was looked at: if newer ones are written
@@ -73,6 +76,7 @@ def write_answered(
         TransientError: the bucket is unavailable, or the object changed meanwhile.
     """
     place = answered_name(prefix, answers.name)
+    is_gzip = place.lower().endswith(".gz")
     with bucket_errors(f"writing {place}"):
         before = bucket.get_blob(place, timeout=_TIMEOUT_SECONDS)
         if before is not None:
@@ -87,8 +91,8 @@ def write_answered(
         blob.metadata = answers.metadata
         try:
             blob.upload_from_file(
-                _Stream(content()),
-                content_type="text/csv; charset=utf-8",
+                _Stream(_gzipped(content()) if is_gzip else content()),
+                content_type="application/gzip" if is_gzip else "text/csv; charset=utf-8",
                 if_generation_match=before.generation if before else 0,
                 timeout=_TIMEOUT_SECONDS,
                 retry=DEFAULT_RETRY,
@@ -96,6 +100,13 @@ def write_answered(
         except PreconditionFailed as error:
             raise TransientError("the answered CSV was replaced while it was written", where=place) from error
     return True
+
+
+def _gzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
 
 
 class _Stream(io.RawIOBase):

@@ -11,7 +11,7 @@ an unquoted cell is therefore an ordinary character, and a cell with a space bef
 
 **The delimiter** is that with which the header has its two columns: the first of comma, semicolon, tab and vertical bar. A first line
 ``sep=;``, as Excel knows it, names it; if the header has the columns with another one, or that is none of the four, the file is rejected.
-Rows are read with the header's delimiter, and all that is written has commas.
+Rows are read with the header's delimiter. Shards have commas; what is answered has the header's delimiter again.
 
 **The header** is the first line that is not blank, after the line ``sep=``. It has ``question`` and ``context`` once each, in any order and
 any case, with or without spaces around. Every other column passes through untouched, whatever its name. A name that clashes with a column
@@ -55,11 +55,11 @@ take many times the place of the file.
 
 from qa_platform.ingest.buffer import ByteSource
 from qa_platform.ingest.damage import FILE_HINTS, ROW_HINTS, FileRejected, FileRejection
-from qa_platform.ingest.dialect import csv_line
+from qa_platform.ingest.dialect import csv_line, with_delimiter
 from qa_platform.ingest.reading import Row, RowReader, iter_rows
 from qa_platform.ingest.report import REPORT_COLUMNS, report_on_file, report_on_rows
 from qa_platform.ingest.rules import TextLimits
-from qa_platform.ingest.sharding import Write, split
+from qa_platform.ingest.sharding import ToldForm, Write, split
 from qa_platform.ingest.unpacking import Unpacked
 
 __all__ = [
@@ -72,6 +72,7 @@ __all__ = [
     "Row",
     "RowReader",
     "TextLimits",
+    "ToldForm",
     "Unpacked",
     "Write",
     "csv_line",
@@ -79,4 +80,5 @@ __all__ = [
     "report_on_file",
     "report_on_rows",
     "split",
+    "with_delimiter",
 ]

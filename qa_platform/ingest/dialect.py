@@ -1,9 +1,11 @@
 """The CSV dialect: how records are parsed and written, everywhere in the platform.
 
 Commas between cells, double quotes around cells that need them, quotes inside a quoted cell written twice (RFC 4180). Reading is
-strict: text after a closing quote and a quote left open are errors. Uploads may have another delimiter; all that is written has commas.
+strict: text after a closing quote and a quote left open are errors. Uploads may have another delimiter, which their answered CSVs have
+too. In Pachyderm there are commas.
 """
 
+import codecs
 import csv
 import io
 import re
@@ -54,17 +56,32 @@ def parse(text: str, *, delimiter: str = ",") -> list[list[str]]:
     return list(csv_reader(io.StringIO(text, newline="\n"), delimiter=delimiter))
 
 
-def csv_text(cells: Sequence[str]) -> str:
+def csv_text(cells: Sequence[str], *, delimiter: str = ",") -> str:
     """One record, quoted where it must be, without a line end."""
     out = io.StringIO()
     # With "\n" here, Python before 3.13 leaves a cell with a carriage return unquoted, which then reads as two rows.
-    csv.writer(out, lineterminator="\r\n").writerow(cells)
+    csv.writer(out, lineterminator="\r\n", delimiter=delimiter).writerow(cells)
     return out.getvalue().removesuffix("\r\n")
 
 
-def csv_line(cells: Sequence[str]) -> bytes:
+def csv_line(cells: Sequence[str], *, delimiter: str = ",") -> bytes:
     """One record in UTF-8, with its line feed."""
-    return csv_text(cells).encode() + b"\n"
+    return csv_text(cells, delimiter=delimiter).encode() + b"\n"
+
+
+def with_delimiter(pieces: Iterable[bytes], delimiter: str) -> Iterator[bytes]:
+    """A CSV that has commas, in pieces, as one with another delimiter, record by record."""
+    for cells in csv_reader(_lines(pieces)):
+        yield csv_line(cells, delimiter=delimiter)
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    rest = ""
+    for text in codecs.iterdecode(pieces, "utf-8"):
+        *whole, rest = (rest + text).split("\n")
+        yield from (f"{line}\n" for line in whole)
+    if rest:
+        yield rest
 
 
 def with_line_end(record: bytes) -> bytes:

@@ -62,7 +62,7 @@ class RowReader:
         self.columns = header.columns
         self.question = header.question
         self.context = header.context
-        self._delimiter = header.delimiter
+        self.delimiter = header.delimiter
 
     def __iter__(self) -> Iterator[Row]:
         buffer = self._buffer
@@ -82,7 +82,7 @@ class RowReader:
     def _parse(self, block: bytes) -> Generator[Row, None, tuple[int, int]]:
         """The rows of a block of whole lines. Returns the number of lines and bytes that they take: the last row may be unfinished."""
         width, question, context = len(self.columns), self.question, self.context
-        has_commas = self._delimiter == ","
+        has_commas = self.delimiter == ","
         question_limit, context_limit = self._limits.question, self._limits.context
         first_line, lines = self._buffer.line, io.BytesIO(block).readlines()
         ends = list(itertools.accumulate(map(len, lines), initial=0))
@@ -91,7 +91,7 @@ class RowReader:
         texts = itertools.chain(map(bytes.decode, pending), () if self._buffer.ended else _block_end())
         done = 0
         while done < len(lines):
-            reader = csv_reader(texts, delimiter=self._delimiter)
+            reader = csv_reader(texts, delimiter=self.delimiter)
             first = done
             try:
                 for cells in reader:
@@ -137,7 +137,7 @@ class RowReader:
             column = "" if fault.cell is None else self.columns[fault.cell]
             return self._rejected(raw, line, fault.reason, cells=cells, column=column, detail=fault.detail)
         self._row += 1
-        return Row(self._row, line, cells, with_line_end(raw) if self._delimiter == "," else csv_line(cells), None)
+        return Row(self._row, line, cells, with_line_end(raw) if self.delimiter == "," else csv_line(cells), None)
 
     def _too_large(self, raw: bytes, line: int, *, size: int, lines: int) -> Row:
         detail = f"{size:,} bytes on {max(1, lines):,} lines; {ROW_LIMIT:,} bytes are allowed"
@@ -171,7 +171,7 @@ class RowReader:
 
     def _damaged_length(self, block: bytes, start: int, line: int) -> int:
         """The length in bytes of the record at ``start``, which the parser refused; 0 where it continues beyond the block."""
-        scan = RecordEnd(self._delimiter)
+        scan = RecordEnd(self.delimiter)
         end = scan.find(block, start)
         if end >= 0:
             return end - start
@@ -187,11 +187,11 @@ class RowReader:
         if len(raw) > ROW_LIMIT:
             return self._too_large(raw, line, size=len(raw), lines=raw.count(b"\n"))
         try:
-            return self._judged(raw, line, parse(text, delimiter=self._delimiter)[0])
+            return self._judged(raw, line, parse(text, delimiter=self.delimiter)[0])
         except CsvError as error:
             detail = str(error)
         try:
-            parse(BARE_RETURN.sub("\n", text), delimiter=self._delimiter)
+            parse(BARE_RETURN.sub("\n", text), delimiter=self.delimiter)
         except CsvError:
             return self._rejected(raw, line, RowReason.BAD_QUOTING, detail=detail)
         return self._rejected(raw, line, RowReason.BARE_CARRIAGE_RETURN, detail="a carriage return outside quotes, without a line feed")
@@ -200,7 +200,7 @@ class RowReader:
         """Read past the record at the beginning of the buffer, which is too large. Only its head is kept."""
         buffer = self._buffer
         head, first_line = buffer.data[:RAW_LIMIT], buffer.line
-        scan = RecordEnd(self._delimiter)
+        scan = RecordEnd(self.delimiter)
         size, rest = 0, b""
         while True:
             end = scan.find(buffer.data)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from qa_platform.contract import (
     MANIFEST,
@@ -33,6 +34,12 @@ _LEAST_PART_OF_HEADER = 16
 Write = Callable[[str, Iterable[bytes]], None]
 
 
+class ToldForm(Protocol):
+    """Is told, once a file was read, how many blank rows were skipped, and what stands between its cells."""
+
+    def __call__(self, *, blank: int, delimiter: str) -> object: ...
+
+
 def split(
     source: ByteSource,
     *,
@@ -44,7 +51,7 @@ def split(
     align_to_words: bool = True,
     again: Collection[str] = (),
     launch: str = "",
-    skipped: Callable[[int], object] = lambda blank: None,
+    told: ToldForm = lambda *, blank, delimiter: None,
     log: logging.Logger | logging.LoggerAdapter = _log,
 ) -> Manifest:
     """Cut a CSV into shards, reading it once, and hand each file to ``write(path, chunks)``, the manifest last.
@@ -58,7 +65,7 @@ def split(
         again: names of shards that are answered again, although Pachyderm counts them as done.
         launch: a text that differs with every launch, which makes new datums of the shards in ``again``. With the first shard, which
             carries the manifest, the file is loaded again as well.
-        skipped: is told how many blank rows were skipped. The manifest does not say it: older loaders refuse fields that they do not know.
+        told: is told what the manifest does not say: older loaders refuse fields that they do not know.
 
     Raises:
         FileRejected: the file is damaged. That may be found only at its end.
@@ -87,7 +94,7 @@ def split(
         launch=launch if shard_name(0) in again else "",
     )
     write(f"{shard_name(0)}/{MANIFEST}", _chunks(manifest.to_json().encode()))
-    skipped(reader.blank)
+    told(blank=reader.blank, delimiter=reader.delimiter)
     counts = (manifest.rows, manifest.rejected, reader.blank, len(entries))
     log.info("%s: %d rows, %d rejected, %d blank ones skipped, %d shards", version.shown, *counts)
     return manifest

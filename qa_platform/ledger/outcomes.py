@@ -42,10 +42,11 @@ class Outcomes(LedgerConnection):
             records = {r.version.name: r for r in select(cursor, f"FROM question_file f JOIN {WANTED} ON {IS_WANTED}", keys(mine))}
         return [records[version.name] for version in mine]
 
-    def record_blank(self, version: FileVersion, blank: int) -> None:
-        """Record how many blank rows were skipped when a version was read."""
-        values = {"name": version.name, "generation": version.generation, "blank": blank}
-        self._update("SET blank = %(blank)s WHERE f.source_file = %(name)s AND f.generation = %(generation)s", values)
+    def record_form(self, version: FileVersion, *, blank: int, delimiter: str) -> None:
+        """Record how many blank rows were skipped when a version was read, and what stands between its cells."""
+        values = {"name": version.name, "generation": version.generation, "blank": blank, "delimiter": delimiter}
+        change = "SET blank = %(blank)s, delimiter = %(delimiter)s"
+        self._update(f"{change} WHERE f.source_file = %(name)s AND f.generation = %(generation)s", values)
 
     def record_commit(self, owner: str, versions: Sequence[FileVersion], *, commit: str, job: str) -> None:
         """Record the Pachyderm commit that holds these versions of the owner's, and the job that answers it."""
@@ -164,7 +165,8 @@ class Outcomes(LedgerConnection):
                 f"""
                 UPDATE question_file f
                 SET status = 'unchanged', error = '', md5 = %(md5)s, retry_at = NULL, put_off_since = NULL,
-                    rows = g.rows, answered = g.answered, no_answer = g.no_answer, rejected = g.rejected, blank = g.blank,
+                    rows = g.rows, answered = g.answered, no_answer = g.no_answer, rejected = g.rejected,
+                    blank = g.blank, delimiter = g.delimiter,
                     model = g.model, model_revision = g.model_revision, model_precision = g.model_precision,
                     wanted_model = g.wanted_model, wanted_revision = g.wanted_revision, wanted_precision = g.wanted_precision,
                     pachyderm_commit = g.pachyderm_commit, pachyderm_job = g.pachyderm_job

@@ -25,7 +25,7 @@ _COLUMNS = f"""
     f.wanted_model, f.wanted_revision, f.wanted_precision, f.model, f.model_revision, f.model_precision, f.place,
     f.pachyderm_commit, f.pachyderm_job, f.batch_id, f.dagster_run,
     f.created_at, f.started_at, f.answered_at, f.loaded_at, f.archived_at, f.archive_error, f.csv_error,
-    f.error, f.rejection::text AS rejection, f.blank
+    f.error, f.rejection::text AS rejection, f.blank, f.delimiter
 """
 
 # The newest loads among which `recent_loads` looks, so that the look is bounded after the model has changed.
@@ -52,6 +52,7 @@ class FileRecord:
         archive_error: why the source of a file that is done could not be archived when that was last tried; else empty.
         csv_error: why the answered CSV could not be written to the bucket when that was last tried; else empty.
         blank: blank rows of the file, which were skipped and are in no other count; None where that was not recorded.
+        delimiter: what stands between the cells of the upload; None where that was not recorded.
     """
 
     version: FileVersion
@@ -86,6 +87,7 @@ class FileRecord:
     archive_error: str = ""
     csv_error: str = ""
     blank: int | None = None
+    delimiter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from qa_platform.clients.postgres import connect, only_row, transaction
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import PostgresSettings
 
-HEAD = "0006"
+HEAD = "0007"
 
 # Not alembic's default name: the database may be shared with another program that uses alembic.
 VERSION_TABLE = "question_answer_version"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from qa_platform.clients import pachyderm as pachd
 from qa_platform.clients.postgres import connect
 from qa_platform.contract import LOAD_PIPELINE, file_id
+from qa_platform.ingest import with_delimiter
 from qa_platform.ledger import FileRecord
 from qa_platform.results.rebuilt_csv import rebuilt_csv
 from qa_platform.settings import PachydermSettings, PostgresSettings
@@ -17,6 +18,8 @@ def answered_csv(
 ) -> Iterator[bytes]:
     """The answered CSV as it was loaded, piece by piece, or, once Pachyderm has removed it, as `rebuilt_csv` makes it.
 
+    It has the upload's delimiter.
+
     Args:
         record: the generation whose rows are in the tables: `Ledger.in_the_table`.
         tell: is told `REBUILT` before the first piece of a CSV that is rebuilt.
@@ -25,6 +28,13 @@ def answered_csv(
         InputError: Pachyderm or PostgreSQL refuses, or neither has all rows.
         TransientError: one of them is unavailable.
     """
+    pieces = _with_commas(pachyderm, postgres, record, tell)
+    return pieces if record.delimiter in (None, ",") else with_delimiter(pieces, record.delimiter)
+
+
+def _with_commas(
+    pachyderm: PachydermSettings, postgres: PostgresSettings, record: FileRecord, tell: Callable[[str], object]
+) -> Iterator[bytes]:
     name, begun = record.version.name, False
     # A record that was restored may name no commit.
     if record.pachyderm_commit:

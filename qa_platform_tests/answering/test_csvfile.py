@@ -94,6 +94,14 @@ def test_with_several_answers_the_others_have_a_column(tiny: Answerer) -> None:
     assert all(CONTEXT[other["start"] : other["end"]] == other["text"] for other in others)
 
 
+def test_what_is_answered_has_the_delimiter_of_the_input(tiny: Answerer) -> None:
+    with_commas, with_semicolons = io.BytesIO(), io.BytesIO()
+    answer_stream(tiny, io.BytesIO(b'question,context\nWho?,"Ada, or; Bo."\n'), with_commas, AnswerOptions())
+    answer_stream(tiny, io.BytesIO(b'sep=;\nquestion;context\nWho?;"Ada, or; Bo."\n'), with_semicolons, AnswerOptions())
+    text = with_semicolons.getvalue().decode()
+    assert list(csv.reader(io.StringIO(text), delimiter=";")) == rows_of(with_commas.getvalue())
+
+
 def test_a_stopped_file_is_taken_up_where_it_was(tiny: Answerer, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.csv", pairs(300, seed=2))
     answer_file(tiny, source, tmp_path / "whole.csv", AnswerOptions())

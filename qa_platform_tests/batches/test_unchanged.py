@@ -68,14 +68,14 @@ def test_another_file_of_the_same_size_and_checksum_is_no_copy_in_the_archive(se
 def test_the_same_content_is_unchanged(services: Services) -> None:
     before = answered(services, CONTENT)
     with Ledger(services.postgres) as ledger:
-        ledger.record_blank(before, 3)
+        ledger.record_form(before, blank=3, delimiter=";")
     again = upload(services.bucket, "a.csv", io.BytesIO(CONTENT))
     found = look(services).plan
     assert (found.unchanged, found.batches) == ((again,), ())
     assert tidy(services, found, logging.getLogger(__name__))
     with Ledger(services.postgres) as ledger:
         record = ledger.records([again])["a.csv", again.generation]
-        assert (record.status, record.blank) == (FileStatus.UNCHANGED, 3)
+        assert (record.status, record.blank, record.delimiter) == (FileStatus.UNCHANGED, 3, ";")
 
 
 def test_another_content_of_the_same_size_and_checksum_is_answered(services: Services) -> None:

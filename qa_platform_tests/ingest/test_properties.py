@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qa_platform.contract import RAW_LIMIT, FileReason, FileVersion, Manifest, ModelChoice, RowReason, ShardInfo
-from qa_platform.ingest import FileRejected, Row, RowReader, TextLimits, csv_line, damage, header, iter_rows, reading, split
+from qa_platform.ingest import FileRejected, Row, RowReader, TextLimits, csv_line, damage, header, iter_rows, reading, split, with_delimiter
+from qa_platform.ingest.dialect import parse
 from qa_platform.ingest.records import RecordEnd, whole_characters
 from qa_platform.settings import IngestSettings
 
@@ -188,6 +189,15 @@ def test_another_delimiter_changes_nothing_but_the_text(
         assert list(row.cells) == [cell.translate(swap) for cell in swapped.cells]
         assert (row.rejection and row.rejection.reason) == (swapped.rejection and swapped.rejection.reason)
         assert strict_cells(swapped.raw.decode()) == list(swapped.cells)
+
+
+@settings(max_examples=200, deadline=None)
+@given(table=tables, delimiter=st.sampled_from(";\t|"), size=st.integers(1, 50))
+def test_the_same_records_are_written_with_another_delimiter(table: list[list[str]], delimiter: str, size: int) -> None:
+    data = b"".join(map(csv_line, table))
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    assert b"".join(with_delimiter(pieces, delimiter)) == b"".join(csv_line(cells, delimiter=delimiter) for cells in table)
+    assert parse(b"".join(with_delimiter(pieces, delimiter)).decode(), delimiter=delimiter) == parse(data.decode())
 
 
 def check_accounts(data: bytes, sizes: list[int]) -> None:

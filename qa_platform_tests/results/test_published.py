@@ -1,5 +1,6 @@
 """Answered CSVs in the bucket: what they hold, that each gets there in the end, and that newer answers are never replaced by older ones."""
 
+import gzip
 import io
 import logging
 import tracemalloc
@@ -138,6 +139,21 @@ def test_a_finished_file_has_the_csv_that_answers_gives_under_the_prefix(
     assert look(services).objects == 0, "it is no upload"
     archive = compare_archive(services.bucket, world.ledger, services.work.suffixes)
     assert (archive.compared, archive.missing) == (1, {}), "it is no archived source"
+
+
+def test_the_answered_csv_has_the_delimiter_of_the_upload(world: World, answers: Callable[[str], bytes]) -> None:
+    version = world.finish("a.csv", b'question,context,answer\nWhere?,"Here, or; there.",Here\n')
+    world.ledger.record_form(version, blank=0, delimiter=";")
+    assert publish(world.services, LOG) == 0
+    assert world.answered("a.csv") == answers("a.csv") == b'question;context;answer\nWhere?;"Here, or; there.";Here\n'
+
+
+def test_the_answered_csv_of_a_compressed_upload_is_compressed(world: World, answers: Callable[[str], bytes]) -> None:
+    world.finish("a.csv.gz")
+    assert publish(world.services, LOG) == 0
+    blob = world.services.bucket.get_blob(f"{PREFIX}a.csv.gz")
+    assert (blob.content_type, blob.content_encoding) == ("application/gzip", None)
+    assert gzip.decompress(blob.download_as_bytes()) == answers("a.csv.gz") == CSV
 
 
 def test_once_pachyderm_has_removed_the_commit_the_csv_is_rebuilt_as_answers_does(

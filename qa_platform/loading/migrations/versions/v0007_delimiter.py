@@ -1,0 +1,19 @@
+"""What stands between the cells of an upload: its answered CSV has the same."""
+
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute("""
+        ALTER TABLE question_file ADD COLUMN delimiter text;
+        COMMENT ON COLUMN question_file.delimiter IS 'of the upload; NULL where the file was not read since revision 0007';
+    """)
+
+
+def downgrade() -> None:
+    op.execute("ALTER TABLE question_file DROP COLUMN delimiter")
