@@ -146,14 +146,16 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
 def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pd.DataFrame, "Counts"]:
     from qa_platform.answering.csvfile import answer_stream, is_parquet
     from qa_platform.answering.rows import Counts
+    from qa_platform.ingest import iter_rows
 
     if not is_parquet(source):
         with source.open("rb") as lines, tempfile.TemporaryFile() as answers, _bar(None, wanted=True) as bar:
             counts = answer_stream(answerer, lines, answers, options, lambda row: bar.update(), limits=limits)
             answers.seek(0)
-            return _of_csv(
-                io.TextIOWrapper(answers, encoding="utf-8", newline=""), {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
-            ), counts
+            delimiter = iter_rows(answers).delimiter
+            answers.seek(0)
+            kinds = {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
+            return _of_csv(io.TextIOWrapper(answers, encoding="utf-8", newline=""), kinds, delimiter), counts
     try:
         # Otherwise whole numbers with gaps would become fractions.
         frame = pd.read_parquet(source, engine="pyarrow", dtype_backend="numpy_nullable")
@@ -306,9 +308,9 @@ def _storable(where: str, text: str) -> str:
     return text
 
 
-def _of_csv(lines: Iterable[str], kinds: Mapping[str, type]) -> pd.DataFrame:
+def _of_csv(lines: Iterable[str], kinds: Mapping[str, type], delimiter: str = ",") -> pd.DataFrame:
     """A CSV as a frame. Columns are text, but those that ``kinds`` names."""
-    header, *rows = csv_reader(lines)
+    header, *rows = csv_reader(lines, delimiter=delimiter)
     if twice := [name for name in header if header.count(name) > 1]:
         raise InputError(f"it has several columns {twice[0]!r}", advice="rename all but one")
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
