@@ -24,8 +24,8 @@ from qa_platform.clients.postgres import connect
 from qa_platform.clients.schema import ANSWERS
 from qa_platform.contract import ANSWER_COLUMNS, RowReason, partition_key
 from qa_platform.errors import InputError
-from qa_platform.ingest.dialect import parse
 from qa_platform.ingest import REPORT_COLUMNS
+from qa_platform.ingest.dialect import parse
 from qa_platform.loading.load import load_file
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.checkout import PROJECT
