@@ -157,11 +157,16 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model that is wanted: ``bundled``, a folder, or a Hugging Face id with a revision; precision fp32, bf16, int8 or auto."""
+    """The model that is wanted: ``bundled``, a folder, or a Hugging Face id with a revision; precision fp32, bf16, int8 or auto.
+
+    ``no_answer_threshold``: "no answer" wins where its log probability exceeds the best answer's by more. None: the model may not say it,
+    unless it is asked to.
+    """
 
     id: str
     revision: str = ""
     precision: str = "fp32"
+    no_answer_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,12 +184,17 @@ class Rejection:
     raw: str = ""
 
 
+def _values(part: object) -> dict[str, Any]:
+    """The fields of a part of a document. One that is None is left out: programs that do not know it yet can read the rest."""
+    return {name: value for name, value in vars(part).items() if value is not None}
+
+
 class _Document:
     """A dataclass that is written as JSON. Unknown or missing fields are an error that names them."""
 
     def to_json(self) -> str:
         # Neither asdict, which copies, nor an indent, which takes the slow encoder: a shard may have thousands of rejections.
-        return json.dumps(vars(self), default=vars, ensure_ascii=True)
+        return json.dumps(vars(self), default=_values, ensure_ascii=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

@@ -53,6 +53,7 @@ def answer(
     model: "str | Answerer" = "bundled",
     precision: Precision | Literal["auto"] = "auto",
     top_k: int = 1,
+    handle_impossible_answer: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """A copy of a frame with the columns of `contract.ANSWER_COLUMNS` added; its own columns, its rows and its index stay.
@@ -65,6 +66,7 @@ def answer(
         model: ``bundled``, a folder, or a Hugging Face id; or an `Answerer`, which keeps its model loaded from call to call.
         precision: fp32, bf16, int8, or auto: what `qa-platform tune` found. An `Answerer` has its own.
         top_k: answers per row. With more than one, the next best are in the column ``alternatives``, a JSON list.
+        handle_impossible_answer: whether the model may give no answer, see `AnswerOptions` and `Answerer.no_answer_threshold`.
         progress: whether a bar is shown, in a notebook or a terminal.
 
     Raises:
@@ -74,7 +76,8 @@ def answer(
     from qa_platform.answering import Answerer, AnswerOptions
     from qa_platform.answering.rows import Counts
 
-    options = AnswerOptions(top_k=top_k, align_to_words=ModelSettings().align_to_words)
+    aligned = ModelSettings().align_to_words
+    options = AnswerOptions(top_k=top_k, handle_impossible_answer=handle_impossible_answer, align_to_words=aligned)
     answerer = model if isinstance(model, Answerer) else Answerer(ModelChoice(model, precision=precision))
     return _answered(frame, question, context, answerer, options, Counts(), progress=progress)
 

@@ -179,9 +179,16 @@ class ModelSettings(BaseSettings):
         default=True, description="Widen answers to whole words. Set it to `false` for languages without spaces between words."
     )
 
+    no_answer_threshold: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="Let the model say that a context has no answer: where the log probability of that exceeds the best answer's by more "
+        "than this. `qa-platform evaluate` finds it on a gold set. Without it every row is answered.",
+    )
+
     @property
     def choice(self) -> ModelChoice:
-        return ModelChoice(self.model, self.model_revision, self.precision)
+        return ModelChoice(self.model, self.model_revision, self.precision, self.no_answer_threshold)
 
     @property
     def pinned(self) -> ModelChoice:

@@ -7,8 +7,11 @@ PROJECT = Path(__file__).parents[1]
 # A CSV of the reader's own: the README's `my.csv`. Its second row cannot be answered.
 MY_CSV = "question,context\nWho built the bridge?,The bridge was built by Ada Blum in 1872.\nWho?,\n"
 
-# And a gold set.
-GOLD_CSV = 'question,context,answers\nWho built the bridge?,The bridge was built by Ada Blum in 1872.,"[""Ada Blum""]"\n'
+# And a gold set, with a question that has no answer.
+GOLD_CSV = (
+    'question,context,answers\nWho built the bridge?,The bridge was built by Ada Blum in 1872.,"[""Ada Blum""]"\n'
+    "Who paid for it?,The bridge was built by Ada Blum in 1872.,\n"
+)
 
 _OWN = (".venv", ".qa", ".git", "my.csv", "gold.csv")
 

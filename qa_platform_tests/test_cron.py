@@ -88,6 +88,21 @@ def test_a_tick_answers_what_is_new_once_and_a_later_one_archives_it(here: Here)
     assert [name for name in here.objects() if name.startswith("incoming/")] == []
 
 
+def test_an_equal_upload_is_answered_again_under_another_threshold_for_no_answer(here: Here) -> None:
+    content, plain = csv_of(bridge("Ulm"), bridge("Graz")), here.services.model
+    outcomes = []
+    for number, threshold in enumerate((None, -1000.0, -1000.0, 1000.0)):
+        here.services = replace(here.services, model=replace(plain, no_answer_threshold=threshold))
+        version = here.upload("a.csv", content)
+        if here.tick(f"job{number}"):
+            here.load(f"job{number}")
+        record = here.record(version)
+        outcomes.append((record.status, record.answered, record.no_answer, record.wanted_no_answer_threshold))
+        here.tick("archiving")
+    loaded, unchanged = FileStatus.LOADED, FileStatus.UNCHANGED
+    assert outcomes == [(loaded, 2, 0, None), (loaded, 0, 2, -1000.0), (unchanged, 0, 2, -1000.0), (loaded, 2, 0, 1000.0)]
+
+
 def test_the_file_that_a_worker_dies_of_is_charged_and_the_others_are_answered(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad, late = (here.upload(f"{name}.csv", csv_of(bridge(name))) for name in ("good", "bad", "late"))
 

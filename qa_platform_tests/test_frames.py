@@ -19,10 +19,12 @@ from click.testing import CliRunner, Result
 from qa_platform import frames
 from qa_platform.answering import Answerer, AnswerOptions
 from qa_platform.answering.csvfile import answer_stream
+from qa_platform.answering.model import find_model
+from qa_platform.answering.tuned import remember_threshold
 from qa_platform.cli.answering import answer as answer_command_of_cli
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.schema import ANSWERS
-from qa_platform.contract import ANSWER_COLUMNS, RowReason, partition_key
+from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, RowReason, partition_key
 from qa_platform.errors import InputError
 from qa_platform.ingest import REPORT_COLUMNS
 from qa_platform.ingest.dialect import parse
@@ -51,6 +53,18 @@ def test_a_frame_keeps_its_rows_index_and_columns_and_gets_ours(answerer: Answer
     assert [str(answered[name].dtype) for name in ANSWER_COLUMNS] == ["string", "Float64", "Int64", "Int64", "string", "string"]
     row = answered.loc[7]
     assert BRIDGE[row["answer_start"] : row["answer_end"]] == "Ada Blum"
+
+
+def test_a_model_may_say_of_a_frames_row_that_there_is_no_answer(
+    answerer: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path))
+    # As `qa-platform evaluate --remember` does.
+    remember_threshold(find_model(ModelChoice("bundled")), "cpu", -1000.0)
+    assert frames.answer(ASKED, model=answerer)["error"].isna().all()
+    assert frames.answer(ASKED, model=answerer, handle_impossible_answer=True)["error"].to_list() == ["no_answer"] * 2
+    chosen = Answerer(ModelChoice("bundled", no_answer_threshold=1000.0), threads=1)
+    assert frames.answer(ASKED, model=chosen, handle_impossible_answer=True)["error"].isna().all()
 
 
 def test_a_frame_without_rows_gets_the_same_columns(answerer: Answerer) -> None:

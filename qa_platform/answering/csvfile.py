@@ -203,7 +203,8 @@ def _header(rows: RowReader, options: AnswerOptions) -> bytes:
 
 def _origin(answerer: Answerer, source: Path, options: AnswerOptions) -> str:
     status = source.stat()
-    return json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, asdict(answerer.identity), asdict(options)])
+    how = (asdict(answerer.identity), asdict(options), answerer.no_answer_threshold(options))
+    return json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, *how])
 
 
 def _read_checkpoint(path: Path, origin: str) -> _Checkpoint | None:

@@ -7,15 +7,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qa_platform.answering.chunks import batches, chunked
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
-from qa_platform.answering.precision import tuned_precision
 from qa_platform.answering.runtimes.base import Runtime, pad
 from qa_platform.answering.runtimes.select import available_cores, load_runtime
 from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, best_spans, merge
+from qa_platform.answering.tuned import tuned_precision, tuned_threshold
 from qa_platform.answering.windows import Layout, Tokenized, Window, WindowSize, tokenize
 from qa_platform.contract import ANSWER_LIMIT, PRECISIONS, ModelChoice, Precision, RowReason
 from qa_platform.errors import InputError
@@ -37,6 +37,8 @@ class Answer:
 
     ``error`` is None for an answer; NO_ANSWER where the model finds none, as it was allowed to; LOW_SCORE for an answer below the wanted
     score, which is kept; otherwise it says why the row could not be answered. ``alternatives`` are the next best spans.
+
+    ``null_margin`` is the log probability of "no answer" less that of the best span, where the model may give no answer; else None.
     """
 
     answer: str
@@ -45,6 +47,7 @@ class Answer:
     end: int
     error: RowReason | None = None
     alternatives: tuple[Span, ...] = ()
+    null_margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class AnswerOptions:
 
     Args:
         top_k: spans per row; the best is the answer, the others its ``alternatives``.
-        handle_impossible_answer: whether the model may give no answer.
+        handle_impossible_answer: whether the model may give no answer. None: if its choice has a threshold for it.
         max_answer_len: tokens of an answer, at most.
         max_seq_len: tokens of a window; None means 384, or the model's maximum if that is less.
         doc_stride: tokens that neighbouring windows share; None means 128, or half the window if that is less. They share at most half
@@ -68,7 +71,7 @@ class AnswerOptions:
     """
 
     top_k: int = 1
-    handle_impossible_answer: bool = False
+    handle_impossible_answer: bool | None = None
     max_answer_len: int = 15
     max_seq_len: int | None = None
     doc_stride: int | None = None
@@ -145,13 +148,26 @@ class Answerer:
 
     @property
     def identity(self) -> ModelChoice:
-        """The model in use: its id, its resolved revision (for a folder, its weights' hash), and its precision."""
+        """The model in use: its choice with the resolved revision (for a folder, its weights' hash) and precision."""
         return self._warm().identity
 
     @property
     def runtime(self) -> str:
         """The library that runs the model, with its version."""
         return self._warm().runtime.name
+
+    def no_answer_threshold(self, options: AnswerOptions) -> float | None:
+        """How far the log probability of "no answer" must exceed the best span's for it to win. None: the model may not give it.
+
+        It is the threshold of the model's choice, else what `qa-platform evaluate` stored for the model on this machine, else 0.
+        """
+        chosen = self._choice.no_answer_threshold
+        allowed = options.handle_impossible_answer
+        if not (allowed or (allowed is None and chosen is not None)):
+            return None
+        if chosen is None:
+            chosen = tuned_threshold(self._warm().files, self._device)
+        return 0.0 if chosen is None else chosen
 
     def warm_up(self) -> None:
         """Find and load the model, unless it is loaded.
@@ -197,7 +213,7 @@ class Answerer:
         spans = SpanOptions(
             top_k=options.top_k,
             max_answer_len=options.max_answer_len,
-            null=options.handle_impossible_answer,
+            null=self.no_answer_threshold(options),
             align_to_words=options.align_to_words,
             best_mention=options.best_mention,
         )
@@ -224,7 +240,8 @@ def _load(choice: ModelChoice, *, threads: int, device: str) -> _Loaded:
     precision = _precision(files, choice.precision, device)
     runtime = load_runtime(files, precision=precision, threads=threads, device=device)
     tokenizer = load_tokenizer(files)
-    return _Loaded(files, ModelChoice(files.id, files.revision, precision), tokenizer, Layout.of(tokenizer), runtime)
+    identity = replace(choice, id=files.id, revision=files.revision, precision=precision)
+    return _Loaded(files, identity, tokenizer, Layout.of(tokenizer), runtime)
 
 
 def _precision(files: ModelFiles, wanted: str, device: str) -> Precision:
@@ -313,15 +330,15 @@ class _Run:
         if asked.tokenized.reason:
             return _unanswered(asked.tokenized.reason)
         ranked = merge(asked.context, asked.tokenized, spans, self._options)
-        if not ranked:
+        if not ranked.spans:
             return _unanswered(RowReason.UNUSABLE_ANSWER)
-        best = ranked[0]
+        best, *others = ranked.spans
         error = None
         if best.start == best.end:
             error = RowReason.NO_ANSWER
         elif best.score < self._min_score:
             error = RowReason.LOW_SCORE
-        return Answer(best.text, best.score, best.start, best.end, error, tuple(ranked[1:]))
+        return Answer(best.text, best.score, best.start, best.end, error, tuple(others), ranked.margin)
 
 
 def _unanswered(reason: RowReason) -> Answer:

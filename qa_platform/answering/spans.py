@@ -12,6 +12,7 @@ The pipeline reports that sum, which may exceed 1 where windows overlap. Here a 
 each other, so their sum is a probability; over windows it is 1 - prod(1 - p), the probability that at least one window holds the answer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,15 +26,16 @@ from qa_platform.contract import ANSWER_LIMIT
 
 @dataclass(frozen=True)
 class SpanOptions:
-    """``top_k``: answers per row, at most. ``max_answer_len``: tokens of an answer, at most. ``null``: whether "no answer" may win.
+    """``top_k``: answers per row, at most. ``max_answer_len``: tokens of an answer, at most.
 
+    ``null``: "no answer" wins where its log probability exceeds the best text's by more; None: it may not win.
     ``align_to_words``: spans are widened to whole words. ``best_mention``: a text gets the place of its best mention, not of its
     first.
     """
 
     top_k: int = 1
     max_answer_len: int = 15
-    null: bool = False
+    null: float | None = None
     align_to_words: bool = True
     best_mention: bool = True
 
@@ -129,8 +131,19 @@ def _best(scores: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], N
     return rows[rank < count], columns[rank < count]
 
 
-def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], options: SpanOptions) -> list[Span]:
-    """The best answers of one row from the spans of all its windows, best first; at most ``options.top_k``.
+@dataclass(frozen=True)
+class Ranked:
+    """The best answers of one row, best first; none where all that the model marks is unusable.
+
+    ``margin`` is the log probability of "no answer" less that of the best text, where "no answer" may win; else None.
+    """
+
+    spans: list[Span]
+    margin: float | None
+
+
+def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], options: SpanOptions) -> Ranked:
+    """The best answers of one row from the spans of all its windows; at most ``options.top_k``.
 
     With ``options.null`` "no answer" competes with the lowest probability that any window gives it. A span of white space, or of more
     characters than an answer may have, is none; so there may be no answer.
@@ -147,14 +160,21 @@ def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], opti
             merged.add(number, score)
             if options.best_mention:
                 merged.move(start, end, score)
-    ranked = list(texts.values())
-    if options.null:
-        score = min(best.null for best in spans)
-        null = _Merged(0, 0, score)
-        null.add(0, score)
-        ranked.append(null)
-    ranked.sort(key=lambda merged: -merged.total)
-    return [Span(context[m.start : m.end], m.probability, m.start, m.end) for m in ranked[: options.top_k]]
+    ranked = sorted(texts.values(), key=lambda merged: -merged.total)
+    found = [Span(context[m.start : m.end], m.probability, m.start, m.end) for m in ranked[: options.top_k]]
+    if options.null is None:
+        return Ranked(found, None)
+    null = min(best.null for best in spans)
+    margin = _margin(null, ranked[0].total if ranked else 0.0)
+    place = 0 if margin > options.null else max(1, sum(m.total >= null for m in ranked))
+    found.insert(place, Span("", null, 0, 0))
+    return Ranked(found[: options.top_k], margin)
+
+
+def _margin(null: float, best: float) -> float:
+    """The log of ``null / best``, which is above 0 exactly where ``null`` is the greater. Probabilities may be 0."""
+    ratio = null / best if best else math.inf if null else 1.0
+    return math.log(ratio) if ratio else -math.inf
 
 
 class _Merged:

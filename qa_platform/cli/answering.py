@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from qa_platform.answering.engine import Answerer, AnswerOptions
     from qa_platform.answering.rows import AskedRow, Counts
     from qa_platform.evaluation.evaluate import Evaluation, Figures
+    from qa_platform.evaluation.no_answer import NoAnswer
     from qa_platform.ingest import TextLimits
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -61,9 +63,10 @@ def _choice(*, model: str | None, revision: str | None, precision: str | None = 
     from qa_platform.settings import ModelSettings
 
     default = ModelSettings().choice
-    # A revision belongs to its model: the setting is no default for another model.
-    revision = revision or (default.revision if model in (None, default.id) else "")
-    return ModelChoice(model or default.id, revision, precision or default.precision)
+    if model and model != default.id:
+        # A revision and a threshold belong to their model: the settings are no default for another model.
+        default = ModelChoice(model, precision=default.precision)
+    return replace(default, revision=revision or default.revision, precision=precision or default.precision)
 
 
 @click.command()
@@ -73,7 +76,7 @@ def _choice(*, model: str | None, revision: str | None, precision: str | None = 
 @_precision_option
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers per row; the others go into `alternatives`.")
 @click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, help="Flag answers below this probability as low_score.")
-@click.option("--impossible", is_flag=True, help="Let the model say that a context has no answer.")
+@click.option("--impossible", is_flag=True, help="Let the model say that a context has no answer  [yes if QA_NO_ANSWER_THRESHOLD is set]")
 @_align_option
 def answer(file: Path, output: Path | None, **values: Any) -> None:
     """Answer the CSV FILE on this machine, without any service.
@@ -91,7 +94,7 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
     options = AnswerOptions(
         top_k=values["top_k"],
         min_score=values["min_score"],
-        handle_impossible_answer=values["impossible"],
+        handle_impossible_answer=values["impossible"] or None,
         align_to_words=_aligned(values["align_to_words"]),
     )
     limits = TextLimits.of(IngestSettings())
@@ -200,31 +203,44 @@ def _progress(total: int, *, unit: str, shown: bool) -> Iterator[_Advance]:
 @_precision_option
 @click.option("--held-out", is_flag=True, help="Only the sixth of the paragraphs that the bundled model was not trained on.")
 @click.option("--impossible/--no-impossible", default=None, help="Whether the model may say that there is no answer [by the gold set].")
+@click.option("--remember", is_flag=True, help="Store the threshold of no answer with the best F1 for this model on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")
 @_align_option
-def evaluate(gold: Path, held_out: bool, impossible: bool | None, as_json: bool, align_to_words: bool | None, **values: Any) -> None:
+def evaluate(
+    gold: Path, held_out: bool, impossible: bool | None, remember: bool, as_json: bool, align_to_words: bool | None, **values: Any
+) -> None:
     """Measure exact match and F1 of a model on a gold set.
 
-    GOLD is SQuAD JSON, or a CSV with the columns question, context and answers.
+    GOLD is SQuAD JSON, or a CSV with the columns question, context and answers. If it has questions without an answer, the threshold with
+    the best F1 is found: how much likelier no answer has to be than the best answer. --remember stores it for `answer --impossible`.
     """
+    from qa_platform.answering.model import find_model
+    from qa_platform.answering.tuned import remember_threshold
     from qa_platform.cli.json_output import json_document
+    from qa_platform.evaluation import evaluate as evaluation
     from qa_platform.evaluation import gold as squad
-    from qa_platform.evaluation.evaluate import evaluate as run
 
     questions = [question for question in squad.read_gold(gold) if not held_out or squad.held_out(question)]
     if not questions:
         raise InputError(f"it has no question{' that is held out' if held_out else ''}", where=str(gold))
+    if remember and (impossible is False or not evaluation.has_both_kinds(questions)):
+        advice = "a threshold is found by questions with and without an answer, where the model may say that there is none"
+        raise InputError("there is no threshold to store", where=str(gold), advice=advice)
     answerer = _answerer(**values)
     with _progress(len(questions), unit="questions", shown=True) as bar:
         aligned = _aligned(align_to_words)
-        result = run(answerer, questions, handle_impossible_answer=impossible, align_to_words=aligned, report=lambda: bar(1))
+        result = evaluation.evaluate(
+            answerer, questions, handle_impossible_answer=impossible, align_to_words=aligned, report=lambda: bar(1)
+        )
+    if remember and result.no_answer:
+        remember_threshold(find_model(_choice(**values)), values["device"], result.no_answer.best.threshold)
     if as_json:
         click.echo(json_document(result))
     else:
-        _show(result)
+        _show(result, remembered=remember)
 
 
-def _show(result: "Evaluation") -> None:
+def _show(result: "Evaluation", *, remembered: bool) -> None:
     from qa_platform.cli.terminal import console, one_line
 
     out = console()
@@ -234,6 +250,29 @@ def _show(result: "Evaluation") -> None:
     _print_figures(out, "by characters of the context", "characters", result.by_context)
     _print_figures(out, "by score, a tenth of the questions each", "score", result.by_score)
     out.print(f"\nmean distance of score and exact match over the tenths: {result.calibration_error:.3f}", soft_wrap=True)
+    if result.no_answer:
+        _print_thresholds(out, result.no_answer, remembered=remembered)
+
+
+def _print_thresholds(out: "Console", found: "NoAnswer", *, remembered: bool) -> None:
+    from qa_platform.cli.terminal import table
+
+    headers = ("threshold", "exact match %", "F1 %", "F1 % answerable", "F1 % unanswerable")
+    cells = []
+    for name, row in (("default", found.default), ("best F1", found.best)):
+        figures = (row.exact_match, row.f1, row.f1_answerable, row.f1_unanswerable)
+        cells.append((f"{name}: {row.threshold:g}", *(f"{figure:.1f}" for figure in figures)))
+    out.print('\nby the threshold that "no answer" has to exceed', style="italic")
+    for line in table(headers, cells, width=out.width if out.is_terminal else None, right=range(1, len(headers))):
+        out.print(line, soft_wrap=True)
+    if found.in_use:
+        out.print(f"\nall figures above these are at the threshold in use, {found.in_use!r}", soft_wrap=True)
+    out.print("\nthe best threshold " + _use_of(found.best.threshold, remembered=remembered), soft_wrap=True)
+
+
+def _use_of(threshold: float, *, remembered: bool) -> str:
+    stored = "is stored for this model on this machine" if remembered else "is stored for this machine with --remember"
+    return f"{stored}: `qa-platform answer --impossible` takes it; for the pipelines set QA_NO_ANSWER_THRESHOLD={threshold!r}"
 
 
 def _print_figures(out: "Console", title: str, group: str, rows: tuple["Figures", ...]) -> None:

@@ -1,12 +1,14 @@
 """Evaluating a model on a gold set: exact match and F1, by length of context and by score."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qa_platform.answering.engine import Answer, Answerer
-from qa_platform.contract import ModelChoice
+from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
+from qa_platform.contract import ModelChoice, RowReason
 from qa_platform.evaluation.gold import GoldQuestion, exact_match, f1
+from qa_platform.evaluation.no_answer import NoAnswer, Outcome, compare_thresholds
 
 _CONTEXT_BOUNDS = (250, 500, 1000, 2000, 4000)
 _DECILES = 10
@@ -28,7 +30,8 @@ class Evaluation:
     """A model's figures on a gold set.
 
     ``by_score`` has deciles of the score. ``calibration_error`` is the mean distance between score and exact match over them, in [0, 1],
-    weighted by their size.
+    weighted by their size. ``no_answer`` is None where the model might not say that there is no answer, and where the set has no
+    questions of both kinds.
     """
 
     model: ModelChoice
@@ -36,6 +39,7 @@ class Evaluation:
     by_context: tuple[Figures, ...]
     by_score: tuple[Figures, ...]
     calibration_error: float
+    no_answer: NoAnswer | None
 
 
 @dataclass(frozen=True)
@@ -63,20 +67,47 @@ def evaluate(
     """
     if handle_impossible_answer is None:
         handle_impossible_answer = has_unanswerable(gold)
-    pairs = [(question.question, question.context) for question in gold]
-    answers = answerer.answer(pairs, handle_impossible_answer=handle_impossible_answer, align_to_words=align_to_words)
-    judged = []
-    for question, answer in zip(gold, answers, strict=True):
-        judged.append(_judge(question, answer))
+    options = AnswerOptions(handle_impossible_answer=handle_impossible_answer, align_to_words=align_to_words)
+    answers = []
+    for answer in answerer.answer(_pairs(gold), options):
+        answers.append(answer)
         report()
+    judged = list(map(_judge, gold, answers))
     by_score = _deciles(judged)
     calibration = sum(group.questions * abs(group.score - group.exact_match / 100) for group in by_score) / len(judged)
-    return Evaluation(answerer.identity, _figures("all", judged), _by_context(judged), by_score, calibration)
+    threshold = answerer.no_answer_threshold(options)
+    no_answer = None
+    if threshold is not None and has_both_kinds(gold):
+        no_answer = compare_thresholds(_outcomes(answerer, gold, answers, options), threshold)
+    return Evaluation(answerer.identity, _figures("all", judged), _by_context(judged), by_score, calibration, no_answer)
+
+
+def has_both_kinds(gold: Sequence[GoldQuestion]) -> bool:
+    """Whether the set has questions with an answer, and such without one."""
+    return len({bool(question.answers) for question in gold}) > 1
 
 
 def has_unanswerable(gold: Sequence[GoldQuestion]) -> bool:
     """Whether the set has questions without an answer."""
     return any(not question.answers for question in gold)
+
+
+def _pairs(gold: Sequence[GoldQuestion]) -> list[tuple[str, str]]:
+    return [(question.question, question.context) for question in gold]
+
+
+def _outcomes(answerer: Answerer, gold: Sequence[GoldQuestion], answers: Sequence[Answer], options: AnswerOptions) -> list[Outcome]:
+    """Every question with and without its best answer. Questions without an answer are asked again for the best one."""
+    silent = [question for question, answer in zip(gold, answers, strict=True) if answer.error is RowReason.NO_ANSWER]
+    best = answerer.answer(_pairs(silent), replace(options, handle_impossible_answer=False))
+    outcomes = []
+    for question, answer in zip(gold, answers, strict=True):
+        judged = _judge(question, next(best) if answer.error is RowReason.NO_ANSWER else answer)
+        # A rejected row is answered at no threshold.
+        margin = math.inf if answer.null_margin is None else answer.null_margin
+        silence = f1("", [gold.text for gold in question.answers])
+        outcomes.append(Outcome(margin, judged.f1, judged.exact_match, silence, bool(question.answers)))
+    return outcomes
 
 
 def _judge(question: GoldQuestion, answer: Answer) -> _Judged:

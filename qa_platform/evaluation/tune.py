@@ -6,11 +6,11 @@ A precision passes the gate if its F1 on the gate's questions is at most GATE be
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from qa_platform.answering.engine import Answerer, AnswerOptions
 from qa_platform.answering.model import find_model
-from qa_platform.answering.precision import remember_precision
+from qa_platform.answering.tuned import remember_precision
 from qa_platform.contract import PRECISIONS, ModelChoice, Precision
 from qa_platform.errors import InputError
 from qa_platform.evaluation.evaluate import has_unanswerable
@@ -51,7 +51,7 @@ def tune(choice: ModelChoice, gold: Sequence[GoldQuestion], *, threads: int = 0,
     trials = []
     for precision in PRECISIONS:
         try:
-            trials.append(_try(Answerer(ModelChoice(choice.id, choice.revision, precision), threads=threads, device=device), gold))
+            trials.append(_try(Answerer(replace(choice, precision=precision), threads=threads, device=device), gold))
         except InputError:
             # Not every model runs in every precision; all run in float32.
             if precision == "fp32":

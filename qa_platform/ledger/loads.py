@@ -101,12 +101,12 @@ def record_loaded(cursor: psycopg.Cursor, loaded: Loaded) -> FileStatus:
         INSERT INTO question_file AS f (
             source_file, generation, size, crc32c, file_id, partition_key, place, load_id, status,
             rows, answered, no_answer, rejected, wanted_model, wanted_revision, wanted_precision,
-            model, model_revision, model_precision, pachyderm_job, pachyderm_commit, answered_at, loaded_at
+            wanted_no_answer_threshold, model, model_revision, model_precision, pachyderm_job, pachyderm_commit, answered_at, loaded_at
         )
         VALUES (
             %(name)s, %(generation)s, %(size)s, %(crc32c)s, %(file_id)s, %(partition_key)s, %(place)s, %(load_id)s, 'loaded',
             %(rows)s, %(answered)s, %(no_answer)s, %(rejected)s, %(wanted_model)s, %(wanted_revision)s, %(wanted_precision)s,
-            %(model)s, %(model_revision)s, %(model_precision)s, %(job)s, %(commit)s, %(answered_at)s, now()
+            %(wanted_no_answer_threshold)s, %(model)s, %(model_revision)s, %(model_precision)s, %(job)s, %(commit)s, %(answered_at)s, now()
         )
         ON CONFLICT (source_file, generation) DO UPDATE SET
             status = CASE
@@ -115,7 +115,8 @@ def record_loaded(cursor: psycopg.Cursor, loaded: Loaded) -> FileStatus:
             load_id = greatest(f.load_id, excluded.load_id),
             rows = excluded.rows, answered = excluded.answered, no_answer = excluded.no_answer,
             rejected = excluded.rejected, wanted_model = excluded.wanted_model, wanted_revision = excluded.wanted_revision,
-            wanted_precision = excluded.wanted_precision, model = excluded.model, model_revision = excluded.model_revision,
+            wanted_precision = excluded.wanted_precision, wanted_no_answer_threshold = excluded.wanted_no_answer_threshold,
+            model = excluded.model, model_revision = excluded.model_revision,
             model_precision = excluded.model_precision, answered_at = excluded.answered_at,
             -- A replay loads nothing new: it must not look like the end of the work that loaded the file.
             loaded_at = CASE
@@ -145,7 +146,7 @@ def _identity(manifest: Manifest) -> dict[str, str | int]:
     }
 
 
-def _figures(loaded: Loaded) -> dict[str, str | int | datetime | None]:
+def _figures(loaded: Loaded) -> dict[str, str | int | float | datetime | None]:
     wanted, used = loaded.manifest.model, loaded.answered_by
     return {
         "rows": loaded.manifest.rows,
@@ -155,6 +156,7 @@ def _figures(loaded: Loaded) -> dict[str, str | int | datetime | None]:
         "wanted_model": wanted.id,
         "wanted_revision": wanted.revision,
         "wanted_precision": wanted.precision,
+        "wanted_no_answer_threshold": wanted.no_answer_threshold,
         "model": used.id,
         "model_revision": used.revision,
         "model_precision": used.precision,

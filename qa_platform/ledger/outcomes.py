@@ -169,6 +169,7 @@ class Outcomes(LedgerConnection):
                     blank = g.blank, delimiter = g.delimiter,
                     model = g.model, model_revision = g.model_revision, model_precision = g.model_precision,
                     wanted_model = g.wanted_model, wanted_revision = g.wanted_revision, wanted_precision = g.wanted_precision,
+                    wanted_no_answer_threshold = g.wanted_no_answer_threshold,
                     pachyderm_commit = g.pachyderm_commit, pachyderm_job = g.pachyderm_job
                 FROM (
                     SELECT * FROM question_file WHERE source_file = %(name)s AND loaded_at IS NOT NULL AND generation <> %(generation)s

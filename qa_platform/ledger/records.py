@@ -4,7 +4,7 @@
 # ruff: noqa: S608
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,8 @@ _COLUMNS = f"""
     f.source_file, f.generation, f.size, f.crc32c, f.md5, f.status, f.load_id, f.rows, f.answered, f.no_answer, f.rejected,
     CASE WHEN {LIVE} THEN f.claim_owner ELSE '' END AS claim_owner, f.attempts, {DUE} AS due,
     f.put_off_since IS NOT NULL AS was_deferred,
-    f.wanted_model, f.wanted_revision, f.wanted_precision, f.model, f.model_revision, f.model_precision, f.place,
+    f.wanted_model, f.wanted_revision, f.wanted_precision, f.wanted_no_answer_threshold,
+    f.model, f.model_revision, f.model_precision, f.place,
     f.pachyderm_commit, f.pachyderm_job, f.batch_id, f.dagster_run,
     f.created_at, f.started_at, f.answered_at, f.loaded_at, f.archived_at, f.archive_error, f.csv_error,
     f.error, f.rejection::text AS rejection, f.blank, f.delimiter
@@ -45,6 +46,7 @@ class FileRecord:
         due: false while a failed or deferred file waits for its next attempt.
         was_deferred: the file has waited, uncharged, since it was last loaded or charged.
         wanted_model: the model that was asked for, with revision and precision. Empty before a load, as the counts are 0.
+        wanted_no_answer_threshold: the threshold that was asked for with it; None where the model might not say "no answer".
         model: the model that answered, with revision and precision. Empty before a load.
         place: the name of the object that holds this generation; empty if the object was deleted.
         error: why the file is not done, for people. Of a running file: what its job waits for.
@@ -88,6 +90,7 @@ class FileRecord:
     csv_error: str = ""
     blank: int | None = None
     delimiter: str | None = None
+    wanted_no_answer_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,10 @@ class Records(LedgerConnection):
                 (SELECT * FROM question_file g WHERE g.source_file = w.name AND g.loaded_at IS NOT NULL
                  ORDER BY g.generation DESC LIMIT 1) f
                 WHERE f.status IN ('loaded', 'finished')
-                AND (f.wanted_model, f.wanted_revision, f.wanted_precision) = (%(model)s, %(revision)s, %(precision)s)
+                AND (f.wanted_model, f.wanted_revision, f.wanted_precision) = (%(id)s, %(revision)s, %(precision)s)
+                AND f.wanted_no_answer_threshold IS NOT DISTINCT FROM %(no_answer_threshold)s::double precision
             """
-            values = {"names": list(chunk), "model": model.id, "revision": model.revision, "precision": model.precision}
+            values = {"names": list(chunk), **asdict(model)}
             result.update((record.version.name, record.version) for record in self._select(rest, values))
         return result
 

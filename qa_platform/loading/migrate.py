@@ -8,7 +8,7 @@ from qa_platform.clients.postgres import connect, only_row, transaction
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import PostgresSettings
 
-HEAD = "0007"
+HEAD = "0008"
 
 # Not alembic's default name: the database may be shared with another program that uses alembic.
 VERSION_TABLE = "question_answer_version"

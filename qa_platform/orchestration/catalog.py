@@ -68,9 +68,10 @@ class AssetFactory:
 
 
 def code_version(wanted: ModelChoice, *, revision_of_bundled: str) -> str:
-    """The version of a file's answers: that of the code, and the wanted model with its revision and precision."""
+    """The version of a file's answers: that of the code, and the wanted model with its revision, precision and threshold of "no answer"."""
     revision = revision_of_bundled if wanted.id == BUNDLED else wanted.revision
-    return f"{_ANSWERING_VERSION}-{wanted.id}{f'@{revision}' if revision else ''}-{wanted.precision}"
+    threshold = "" if wanted.no_answer_threshold is None else f"-no_answer>{wanted.no_answer_threshold}"
+    return f"{_ANSWERING_VERSION}-{wanted.id}{f'@{revision}' if revision else ''}-{wanted.precision}{threshold}"
 
 
 def current_code_version(wanted: ModelChoice) -> str:

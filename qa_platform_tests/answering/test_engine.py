@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,37 @@ def certain(monkeypatch: pytest.MonkeyPatch, answerer: Answerer, *places: int) -
 
 def test_no_answer_wins_where_it_is_allowed_and_likelier(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
     certain(monkeypatch, tiny, 0)
-    assert one(tiny, QUESTION, CONTEXT, handle_impossible_answer=True) == Answer("", 1.0, 0, 0, RowReason.NO_ANSWER)
+    silent = one(tiny, QUESTION, CONTEXT, handle_impossible_answer=True)
+    assert replace(silent, null_margin=None) == Answer("", 1.0, 0, 0, RowReason.NO_ANSWER)
     assert one(tiny, QUESTION, CONTEXT).answer
+
+
+def test_no_answer_wins_above_the_threshold_of_the_models_choice(tiny: Answerer, folder: Path) -> None:
+    asked = pairs(20, longest=200)
+    by_default = list(tiny.answer(asked, handle_impossible_answer=True, top_k=3))
+    margins = [answer.null_margin for answer in by_default if answer.null_margin is not None]
+    assert len(margins) == len(asked)
+    assert [answer.error is RowReason.NO_ANSWER for answer in by_default] == [margin > 0 for margin in margins]
+    for threshold in (min(margins) - 1, sorted(margins)[7], max(margins)):
+        answerer = Answerer(ModelChoice(str(folder), no_answer_threshold=threshold), threads=2)
+        answers = list(answerer.answer(asked, top_k=3))
+        assert [answer.error is RowReason.NO_ANSWER for answer in answers] == [margin > threshold for margin in margins]
+        # The order of all others is the same.
+        for answer, before in zip(answers, by_default, strict=True):
+            texts, texts_before = ([span.answer, *(other.text for other in span.alternatives)] for span in (answer, before))
+            assert [text for text in texts if text][:2] == [text for text in texts_before if text][:2]
+            assert answer.null_margin == before.null_margin
+        assert all(answer.answer and answer.null_margin is None for answer in answerer.answer(asked, handle_impossible_answer=False))
+
+
+def test_no_answer_that_loses_against_a_threshold_comes_after_the_best_answer(
+    tiny: Answerer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer = Answerer(ModelChoice(str(folder), no_answer_threshold=200.0), threads=2)
+    certain(monkeypatch, answerer, 0)
+    answer = one(answerer, QUESTION, CONTEXT, top_k=3)
+    assert answer.answer
+    assert [other.text for other in answer.alternatives].index("") == 0
 
 
 def test_no_answer_loses_where_the_model_knows_one(bundled: Answerer) -> None:

@@ -17,7 +17,9 @@ import pytest
 from pachyderm_sdk.api.worker import NextDatumRequest, NextDatumResponse
 
 from qa_platform.answering import Answerer
+from qa_platform.answering.model import find_model
 from qa_platform.answering.shard import answer_shard
+from qa_platform.answering.tuned import remember_threshold
 from qa_platform.answering.worker import Worker
 from qa_platform.contract import (
     ANSWER_COLUMNS,
@@ -114,6 +116,26 @@ def test_the_shard_says_whether_answers_are_widened_to_words(tmp_path: Path) -> 
         expected = [answer.answer for answer in answerer.answer(asked, align_to_words=aligned)]
         assert [row[3] for row in read_answers(tmp_path / f"out-{aligned}")[1:]] == expected
     assert read_answers(tmp_path / "out-True") != read_answers(tmp_path / "out-False")
+
+
+def test_the_model_says_no_answer_where_the_shards_model_has_a_threshold_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path / "cache"))
+    model = ModelChoice(str(make_bert(tmp_path / "model")))
+    # What somebody stored on a worker's machine does not count.
+    remember_threshold(find_model(model), "cpu", -100.0)
+    rows = [["1", question, context] for question, context in pairs(10)]
+    worker = Worker(tmp_path)
+    for name, threshold, expected in (("without", None, 0), ("low", -100.0, 10), ("high", 100.0, 0)):
+        wanted = dataclasses.replace(model, no_answer_threshold=threshold)
+        write_shard(tmp_path / "questions" / "file" / name, rows, model=wanted)
+        worker.do(f"/pfs/questions/file/{name}")
+        done = ShardInfo.from_json((tmp_path / "out" / "file" / name / SHARD_INFO).read_bytes())
+        assert (done.answered, done.no_answer) == (10 - expected, expected)
+        assert done.model == wanted
+        assert done.answered_by
+        assert done.answered_by.no_answer_threshold == threshold
 
 
 def test_a_shard_with_other_rows_than_it_says_is_refused(answerer: Answerer, tmp_path: Path) -> None:

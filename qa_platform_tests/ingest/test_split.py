@@ -4,10 +4,12 @@ import csv
 import hashlib
 import io
 import itertools
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +85,18 @@ def test_every_shard_says_how_it_is_to_be_answered() -> None:
             align_to_words=aligned,
         )
         assert ShardInfo.from_json(files["part-00000/shard.json"]).align_to_words is aligned
+
+
+def test_documents_without_a_threshold_are_those_of_programs_that_know_none() -> None:
+    shard = ShardInfo(1, 1, "00", MODEL)
+    assert list(json.loads(shard.to_json())["model"]) == ["id", "revision", "precision"]
+    assert ShardInfo.from_json(shard.to_json()).model.no_answer_threshold is None
+    with_threshold = replace(shard, model=replace(MODEL, no_answer_threshold=-0.1))
+    assert ShardInfo.from_json(with_threshold.to_json()) == with_threshold
+    manifest = Folder().split(HEADER + b"q,c\n")
+    assert "threshold" not in manifest.to_json()
+    asked = replace(manifest, model=with_threshold.model)
+    assert Manifest.from_json(asked.to_json()) == asked
 
 
 def test_good_rows_are_copied_byte_for_byte() -> None:

@@ -16,7 +16,7 @@ from qa_platform.ledger import Ledger
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.flow import wait_until
 from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, NOT_UTF8, known, load
-from qa_platform_tests.loading_helpers import CRC32C, SIZE
+from qa_platform_tests.loading_helpers import BUNDLED, CRC32C, SIZE
 
 
 def test_a_rejected_file_keeps_its_reason(ledger: Ledger) -> None:
@@ -78,7 +78,7 @@ def test_what_is_being_worked_on_is_not_up_for_archiving_by_others(ledger: Ledge
 def test_an_unchanged_upload_shows_the_figures_of_the_answers_that_stand_for_it(
     ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    load(connection, tmp_path, A1)
+    load(connection, tmp_path, A1, wanted=replace(BUNDLED, no_answer_threshold=-0.1))
     same = replace(A2, size=SIZE, crc32c=CRC32C, md5="md5")
     ledger.claim([same], owner="run", lease_seconds=HELD)
     connection.execute("UPDATE question_file SET pachyderm_commit = 'commit' WHERE generation = 1")
@@ -90,6 +90,7 @@ def test_an_unchanged_upload_shows_the_figures_of_the_answers_that_stand_for_it(
     assert (found.status, found.rows, found.answered, found.model, found.pachyderm_commit) == (
         *(FileStatus.UNCHANGED, 2, 2, "minilm-squad", "commit"),
     )
+    assert (found.wanted_model, found.wanted_no_answer_threshold) == ("bundled", -0.1)
 
 
 def test_an_upload_is_not_unchanged_any_more_when_a_late_job_has_loaded_another_content(

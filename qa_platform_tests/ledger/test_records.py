@@ -1,5 +1,6 @@
 """Reading records, and asking for retries."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -30,6 +31,25 @@ def test_the_answers_in_the_table_are_known_by_model_and_only_while_nobody_wants
     assert answered(ModelChoice("other")) == {"a.csv": 2}
     ledger.request_retries(["a.csv"])
     assert answered(ModelChoice("other")) == {}
+
+
+def test_answers_are_those_of_a_model_with_its_threshold_for_no_answer(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    with_threshold = replace(BUNDLED, no_answer_threshold=-0.1)
+
+    def answered(model: ModelChoice) -> bool:
+        return "a.csv" in ledger.latest_answered(["a.csv"], model=model)
+
+    load(connection, tmp_path, A1)
+    assert known(ledger, A1).wanted_no_answer_threshold is None
+    assert answered(BUNDLED)
+    assert not answered(with_threshold)
+    load(connection, tmp_path, A1, load_id=2, wanted=with_threshold)
+    assert known(ledger, A1).wanted_no_answer_threshold == -0.1
+    assert answered(with_threshold)
+    assert not answered(BUNDLED)
+    assert not answered(replace(BUNDLED, no_answer_threshold=0.0))
 
 
 def test_a_retry_asks_for_the_newest_generation_under_a_new_load_id(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import dagster as dg
 import psycopg
 import pytest
 import yaml  # type: ignore[import-untyped]  # Dagster brings it, without types
+from pydantic import ValidationError
 
 from qa_platform.answering.model import BUNDLED, BUNDLED_FOLDER, BUNDLED_REVISION_FILE, bundled_revision, find_model
 from qa_platform.clients.services import Services
@@ -135,7 +136,18 @@ def test_the_code_version_names_the_model_and_its_revision(specs: dict[dg.AssetK
     assert current_code_version(ModelSettings().choice).startswith("1-bundled@")
     of_hub = code_version(ModelChoice("a/b", "main", "bf16"), revision_of_bundled="unused")
     assert of_hub == "1-a/b@main-bf16"
+    assert code_version(ModelChoice("a/b", "main", "bf16", -0.5), revision_of_bundled="unused") == "1-a/b@main-bf16-no_answer>-0.5"
     assert all(spec.code_version for spec in specs.values())
+
+
+def test_a_threshold_for_no_answer_is_handed_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.setenv("QA_NO_ANSWER_THRESHOLD", "-0.5")
+    assert platform_resource(BucketSettings()).services().model == ModelChoice("bundled", no_answer_threshold=-0.5)
+    for value in ("nan", "inf"):
+        monkeypatch.setenv("QA_NO_ANSWER_THRESHOLD", value)
+        with pytest.raises(ValidationError, match="finite number"):
+            ModelSettings()
 
 
 def test_a_precision_that_workers_would_resolve_by_themselves_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:

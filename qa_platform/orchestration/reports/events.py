@@ -203,7 +203,7 @@ def answers_version(record: FileRecord) -> str:
 
 
 def _materialization(record: FileRecord, asset: dg.AssetKey, metadata: dict[str, Any]) -> dg.AssetMaterialization:
-    wanted = ModelChoice(record.wanted_model, record.wanted_revision, record.wanted_precision)
+    wanted = ModelChoice(record.wanted_model, record.wanted_revision, record.wanted_precision, record.wanted_no_answer_threshold)
     upload, answers = str(record.version.generation), answers_version(record)
     source = ("raw_questions", upload) if asset == ANSWERED_QUESTIONS else ("answered_questions", answers)
     # The table holds only the rows with an answer.

@@ -1,19 +1,23 @@
-"""The precision ``auto``: the one that `qa-platform tune` chose for a model on this machine, kept on disk; float32 before that.
+"""What was chosen for a model on this machine, kept on disk: the precision ``auto`` by `qa-platform tune`, and the threshold of
+"no answer" by `qa-platform evaluate`.
 
-A choice holds for one model, the versions of the libraries, and the kind of CPU and GPU.
+Choices hold for one model, the versions of the libraries, and the kind of CPU and GPU.
 """
 
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from qa_platform.answering.model import ModelFiles
 from qa_platform.contract import PRECISIONS, Precision
 from qa_platform.settings import TuningSettings
 
+_THRESHOLD = "no_answer_threshold"
 _PACKAGES = ("qa-platform", "openvino", "torch", "transformers")
 # The instructions that decide how fast a CPU computes in each precision.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -21,18 +25,38 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_
 
 def tuned_precision(files: ModelFiles, device: str) -> Precision:
     """The precision that was chosen for a model on this machine, or float32."""
-    try:
-        chosen = json.loads(_path(files, device).read_text(encoding="utf-8"))["chosen"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "fp32"
+    chosen = _read(_path(files, device)).get("chosen")
     return next((precision for precision in PRECISIONS if precision == chosen), "fp32")
+
+
+def tuned_threshold(files: ModelFiles, device: str) -> float | None:
+    """The threshold of "no answer" that was chosen for a model on this machine, if one was."""
+    value = _read(_path(files, device)).get(_THRESHOLD)
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def remember_precision(files: ModelFiles, device: str, document: dict[str, object]) -> None:
     """Write the choice to disk; ``document["chosen"]`` is the precision."""
-    path = _path(files, device)
+    _remember(_path(files, device), document)
+
+
+def remember_threshold(files: ModelFiles, device: str, threshold: float) -> None:
+    """Write the threshold of "no answer" to disk."""
+    _remember(_path(files, device), {_THRESHOLD: threshold})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _remember(path: Path, choices: dict[str, object]) -> None:
+    """Write choices to disk. Others that are there stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    path.write_text(json.dumps({**_read(path), **choices}, indent=1), encoding="utf-8")
 
 
 def _path(files: ModelFiles, device: str) -> Path:

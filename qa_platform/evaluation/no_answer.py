@@ -1,0 +1,102 @@
+"""Choosing by a gold set how much likelier "no answer" has to be than the best answer before the model says it."""
+
+import collections
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a question counts, whether the model answers it or not.
+
+    ``margin`` is the log probability of "no answer" less that of the best answer; infinite if there is no answer to give. ``f1`` and
+    ``exact_match`` are those of the best answer, in [0, 1]; ``silence`` is what both are without one. ``answerable``: it has a right
+    answer.
+    """
+
+    margin: float
+    f1: float
+    exact_match: float
+    silence: float
+    answerable: bool
+
+
+@dataclass(frozen=True)
+class ThresholdFigures:
+    """The figures, in percent, where "no answer" is said if its margin is above ``threshold``: of all questions, and of both kinds."""
+
+    threshold: float
+    exact_match: float
+    f1: float
+    f1_answerable: float
+    f1_unanswerable: float
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """What thresholds for "no answer" make of a gold set.
+
+    ``in_use`` is the threshold of all other figures of an evaluation; ``default`` are the figures at 0, ``best`` those with the best F1.
+    """
+
+    in_use: float
+    default: ThresholdFigures
+    best: ThresholdFigures
+
+
+def compare_thresholds(outcomes: Sequence[Outcome], in_use: float) -> NoAnswer:
+    """Compare the default threshold with the best one. There are questions of both kinds."""
+    return NoAnswer(in_use, figures_at(0.0, outcomes), figures_at(best_threshold(outcomes), outcomes))
+
+
+def best_threshold(outcomes: Sequence[Outcome]) -> float:
+    """The threshold with the best F1. Among equals it is 0 if that is one of them, else in the range of equals that is nearest to 0."""
+    gains: dict[float, float] = collections.defaultdict(float)
+    for outcome in outcomes:
+        # An infinite margin is on the same side of every threshold.
+        if math.isfinite(outcome.margin):
+            gains[outcome.margin] += outcome.silence - outcome.f1
+    margins = sorted(gains)
+    ranges = itertools.pairwise([-math.inf, *margins, math.inf])
+    # From the lowest threshold, above which are all margins, upwards.
+    totals = itertools.accumulate((-gains[margin] for margin in margins), initial=sum(gains.values()))
+    # Rounded: equal F1 must not differ by the order of its sum.
+    (low, high), _ = max(zip(ranges, totals, strict=True), key=lambda found: (round(found[1], 9), *_nearness(*found[0])))
+    return 0.0 if low <= 0 < high else _middle(low, high)
+
+
+def _nearness(low: float, high: float) -> tuple[bool, float]:
+    return low <= 0 < high, -min(abs(low), abs(high))
+
+
+def _middle(low: float, high: float) -> float:
+    """A number near the middle of ``[low, high)``, with few digits; 1 beyond the other end if one is infinite."""
+    if low == -math.inf:
+        low = high - 2
+    elif high == math.inf:
+        high = low + 2
+    margin = (high - low) / 4
+    candidates = (round((low + high) / 2, digits) for digits in range(17))
+    # The lower end is always in the range.
+    return next((value for value in candidates if low + margin <= value < high - margin), low)
+
+
+def figures_at(threshold: float, outcomes: Sequence[Outcome]) -> ThresholdFigures:
+    """The figures at a threshold. There are questions of both kinds."""
+
+    def percent(figure: Callable[[Outcome], float], among: Sequence[Outcome]) -> float:
+        values = [outcome.silence if outcome.margin > threshold else figure(outcome) for outcome in among]
+        return round(100 * sum(values) / len(values), 2)
+
+    def f1(outcome: Outcome) -> float:
+        return outcome.f1
+
+    return ThresholdFigures(
+        threshold,
+        percent(lambda outcome: outcome.exact_match, outcomes),
+        percent(f1, outcomes),
+        percent(f1, [outcome for outcome in outcomes if outcome.answerable]),
+        percent(f1, [outcome for outcome in outcomes if not outcome.answerable]),
+    )
