@@ -1,20 +1,31 @@
 """Bounded portions: pairs in chunks, for reading ahead and tokenising; windows in batches, for the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from qa_platform.answering.windows import Window
 
-# Rows and characters that are tokenised together. The first chunk is small, so that the first answers come at once. Later chunks are
-# large enough to sort windows by length, and small enough to show progress and to bound the memory: a character that is a token of its
-# own takes hundreds of bytes while it is tokenised.
+# The rows of the first chunk, which is small, so that the first answers come at once.
 _FIRST_ROWS = 32
-_CHUNK_ROWS = 256
-_CHUNK_CHARACTERS = 2**18
 # Bytes that a caller keeps for the pairs of one chunk, at most.
 _CHUNK_KEPT = 2**24
 
 
-def chunked(pairs: Iterable[tuple[str, str]], kept: Callable[[], int] = lambda: 0) -> Iterator[list[tuple[str, str]]]:
+@dataclass(frozen=True)
+class ChunkSize:
+    """Rows and characters that are tokenised together, at most.
+
+    Chunks are large enough to sort windows by length, and small enough to show progress and to bound the memory: a character that is a
+    token of its own takes hundreds of bytes while it is tokenised.
+    """
+
+    rows: int = 256
+    characters: int = 2**18
+
+
+def chunked(
+    pairs: Iterable[tuple[str, str]], kept: Callable[[], int] = lambda: 0, size: ChunkSize = ChunkSize()
+) -> Iterator[list[tuple[str, str]]]:
     """Consecutive pairs in lists that are bounded in rows, characters and ``kept`` bytes. A pair beyond a bound is a list of its own.
 
     The first list is small. What ``pairs`` raises is raised after the pairs that came before.
@@ -27,14 +38,14 @@ def chunked(pairs: Iterable[tuple[str, str]], kept: Callable[[], int] = lambda: 
     try:
         for pair in pairs:
             more, more_held = len(pair[0]) + len(pair[1]), kept()
-            if chunk and (characters + more > _CHUNK_CHARACTERS or held + more_held > _CHUNK_KEPT):
+            if chunk and (characters + more > size.characters or held + more_held > _CHUNK_KEPT):
                 yield chunk
-                chunk, rows, characters, held = [], _CHUNK_ROWS, 0, 0
+                chunk, rows, characters, held = [], size.rows, 0, 0
             chunk.append(pair)
             characters, held = characters + more, held + more_held
             if len(chunk) >= rows:
                 yield chunk
-                chunk, rows, characters, held = [], _CHUNK_ROWS, 0, 0
+                chunk, rows, characters, held = [], size.rows, 0, 0
     except Exception:
         if chunk:
             yield chunk

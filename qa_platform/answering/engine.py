@@ -14,7 +14,7 @@ from qa_platform.answering.chunks import batches, chunked
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
 from qa_platform.answering.runtimes.base import Runtime, pad
 from qa_platform.answering.runtimes.select import available_cores, load_runtime
-from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, best_spans, merge
+from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, merge
 from qa_platform.answering.tuned import tuned_precision, tuned_threshold
 from qa_platform.answering.windows import Layout, Tokenized, Window, WindowSize, tokenize
 from qa_platform.contract import ANSWER_LIMIT, PRECISIONS, ModelChoice, Precision, RowReason
@@ -217,7 +217,7 @@ class Answerer:
             align_to_words=options.align_to_words,
             best_mention=options.best_mention,
         )
-        return _Run(loaded, size, spans, options.min_score).answers(chunked(pairs, kept))
+        return _Run(loaded, size, spans, options.min_score).answers(chunked(pairs, kept, loaded.runtime.chunk))
 
     def _warm(self) -> "_Loaded":
         with self._lock:
@@ -315,8 +315,8 @@ class _Run:
             self._weight -= self._slots.popitem(last=False)[1].weight
 
     def _infer(self, windows: Sequence[Window]) -> _Results:
-        start, end = self._loaded.runtime.run(pad(windows, self._loaded.layout))
-        return list(zip(windows, best_spans(start, end, windows, self._options), strict=True))
+        spans = self._loaded.runtime.best_spans(pad(windows, self._loaded.layout), windows, self._options)
+        return list(zip(windows, spans, strict=True))
 
     def _finish(self, chunk: _Chunk) -> None:
         of_row: dict[int, list[tuple[int, WindowSpans]]] = collections.defaultdict(list)

@@ -1,9 +1,10 @@
 """From logits to answers, with the meaning of the transformers 4.57 question-answering pipeline.
 
 Per window, the start logits and the end logits each get a softmax over the context's tokens and [CLS]. A span's probability is
-p(start) * p(end); it has at most ``max_answer_len`` tokens. The best 2 * top_k + 10 spans are widened to whole words. The probabilities of
-equal texts, ignoring case, are added up over places and windows, and the highest sums win. Ties go to the earlier window, then to the
-earlier place.
+p(start) * p(end); it has at most ``max_answer_len`` tokens. Spans are ranked by the sums of their logits, which float64 adds without
+rounding: so every runtime finds the same ones in the same logits. The best 2 * top_k + 10 spans are widened to whole words. The
+probabilities of equal texts, ignoring case, are added up over places and windows, and the highest sums win. Ties go to the earlier window,
+then to the earlier place.
 
 The place of a text, and so its spelling, is that of its best-scored mention. The pipeline gives the place of the first window that
 proposes the text at all, however unlikely it is there.
@@ -84,14 +85,15 @@ def best_spans(
     columns = first + np.arange(width)
     outside = columns >= last
     columns = np.minimum(columns, start_logits.shape[1] - 1)
-    start_log_p, start_null = _log_softmax(start_logits, columns, outside)
-    end_log_p, end_null = _log_softmax(end_logits, columns, outside)
-    scores = _span_scores(start_log_p, end_log_p, options.max_answer_len)
+    start, start_total = _of_context(start_logits, columns, outside)
+    end, end_total = _of_context(end_logits, columns, outside)
+    total = start_total + end_total
+    scores = _span_scores(start, end, options.max_answer_len)
     rows, positions = _best(scores.reshape(len(windows), -1), options.candidates)
     starts, lengths = np.divmod(positions, scores.shape[2])
-    chances = np.exp(scores.reshape(len(windows), -1)[rows, positions])
+    chances = np.exp(scores.reshape(len(windows), -1)[rows, positions] - total[rows])
     bounds = np.searchsorted(rows, np.arange(len(windows) + 1)).tolist()
-    null = np.exp(start_null + end_null).tolist()
+    null = np.exp(start_logits[:, 0].astype(np.float64) + end_logits[:, 0] - total).tolist()
     result = []
     for row, window in enumerate(windows):
         part = slice(bounds[row], bounds[row + 1])
@@ -100,19 +102,20 @@ def best_spans(
     return result
 
 
-def _log_softmax(
+def _of_context(
     logits: NDArray[np.float32], columns: NDArray[np.int64], outside: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Log probabilities of the context's tokens, shape (windows, width), -inf outside, and of [CLS], shape (windows,)."""
+    """The logits of the context's tokens, shape (windows, width), -inf outside; and the softmax's denominator, as a logarithm."""
     null = logits[:, 0].astype(np.float64)
     context = np.where(outside, -np.inf, np.take_along_axis(logits, columns, axis=1).astype(np.float64))
     highest = np.maximum(context.max(axis=1), null)
     total = np.log(np.exp(context - highest[:, None]).sum(axis=1) + np.exp(null - highest)) + highest
-    return context - total[:, None], null - total
+    # Where a logit is no number, no span is any.
+    return np.where(np.isfinite(total)[:, None], context, -np.inf), total
 
 
 def _span_scores(start: NDArray[np.float64], end: NDArray[np.float64], longest: int) -> NDArray[np.float64]:
-    """Log probability of the span from token s over n + 1 tokens at [window, s, n]; -inf beyond the context."""
+    """The sum of the logits of the span from token s over n + 1 tokens at [window, s, n]; -inf beyond the context."""
     width = start.shape[1]
     longest = min(longest, width)
     padded = np.pad(end, ((0, 0), (0, longest - 1)), constant_values=-np.inf)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from qa_platform.answering import Answer, Answerer, AnswerOptions, chunks
-from qa_platform.answering.chunks import batches, chunked
+from qa_platform.answering.chunks import ChunkSize, batches, chunked
 from qa_platform.answering.model import find_model, load_tokenizer
 from qa_platform.answering.runtimes import int8
 from qa_platform.answering.runtimes.base import Batch, pad
@@ -345,7 +345,7 @@ def window_of(length: int) -> Window:
 
 
 def test_chunks_are_bounded_in_rows_characters_and_what_is_kept() -> None:
-    limit = chunks._CHUNK_CHARACTERS
+    limit = ChunkSize().characters
     rows = [("q", "c")] * 300 + [("q", "c" * (limit // 2))] * 5 + [("q", "c" * CONTEXT_LIMIT)] * 3 + [("q", "c")] * 300
     portions = list(chunked(rows))
     assert [row for chunk in portions for row in chunk] == rows

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qa_platform.answering.chunks import ChunkSize
+from qa_platform.answering.spans import SpanOptions, WindowSpans
 from qa_platform.answering.windows import Layout, Window
 
 
@@ -20,17 +22,22 @@ class Batch:
 
 
 class Runtime(Protocol):
-    """A loaded model. ``run`` may be called by ``requests`` threads at once, with at most ``tokens`` tokens a batch.
+    """A loaded model. ``requests`` threads may use it at once, with at most ``tokens`` tokens a batch. ``tokens`` may fall.
 
-    ``name`` is the library that runs the model, with its version.
+    ``name`` is the library that runs the model, with its version. ``chunk`` is how much to read ahead, for batches of that size.
     """
 
     name: str
     requests: int
     tokens: int
+    chunk: ChunkSize
 
     def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Start and end logits, each of shape (windows, tokens)."""
+        ...
+
+    def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+        """The best spans of each of ``windows``, of which ``batch`` is made: those that `spans.best_spans` finds in the logits."""
         ...
 
 

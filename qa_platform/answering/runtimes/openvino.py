@@ -1,15 +1,19 @@
 """The OpenVINO runtime: models that `graph` can build, on CPUs."""
 
 import queue
+from collections.abc import Sequence
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.model import ModelFiles
 from qa_platform.answering.runtimes.base import Batch
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.runtimes.int8 import quantized
+from qa_platform.answering.spans import SpanOptions, WindowSpans, best_spans
+from qa_platform.answering.windows import Window
 from qa_platform.contract import Precision
 from qa_platform.errors import InputError
 
@@ -28,6 +32,7 @@ class OpenVinoRuntime:
         self.name = f"openvino {ov.__version__}"
         self.requests = threads
         self.tokens = _TOKENS
+        self.chunk = ChunkSize()
         self._offset = files.position_offset
         model = _load(files, precision=precision, threads=threads)
         self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
@@ -43,6 +48,10 @@ class OpenVinoRuntime:
             self._idle.put(request)
         logits = flat.reshape(*batch.ids.shape, 2)
         return logits[:, :, 0], logits[:, :, 1]
+
+    def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+        """See `Runtime.best_spans`."""
+        return best_spans(*self.run(batch), windows, options)
 
 
 def _load(files: ModelFiles, *, precision: Precision, threads: int) -> ov.CompiledModel:

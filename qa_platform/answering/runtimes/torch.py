@@ -1,25 +1,53 @@
 """The torch runtime: any extractive model that transformers can load, on CPUs and GPUs."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import transformers.utils.logging
 from numpy.typing import NDArray
 from transformers import AutoModelForQuestionAnswering
-from transformers.utils import logging
 
+from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.model import ModelFiles
 from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.decoding import spans_of, torch_spans
+from qa_platform.answering.spans import SpanOptions, WindowSpans
+from qa_platform.answering.windows import Window
 from qa_platform.contract import Precision
-from qa_platform.errors import InputError
+from qa_platform.errors import InputError, TransientError
+
+_log = logging.getLogger(__name__)
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_TOKENS = {"cpu": 4096, "cuda": 65536}
+
+
+@dataclass(frozen=True)
+class _Portions:
+    """How a kind of device is kept busy.
+
+    Attributes:
+        tokens: of a batch, at most.
+        requests: batches under way: while one is read, the device has another to compute.
+        step: lengths of batches are multiples of it, so that the device meets few shapes.
+        chunk: holds several batches.
+    """
+
+    tokens: int
+    requests: int
+    step: int
+    chunk: ChunkSize
+
+
+_PORTIONS = {"cpu": _Portions(4096, 1, 1, ChunkSize()), "cuda": _Portions(2**17, 3, 32, ChunkSize(rows=2048, characters=2**21))}
 
 
 class TorchRuntime:
-    """A model loaded by transformers. On a GPU two batches run at once, so that one is copied while the other is computed.
+    """A model loaded by transformers.
 
     Raises:
         InputError: there is no such device, the model cannot be loaded, or it does not run in this precision.
@@ -28,76 +56,152 @@ class TorchRuntime:
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
         self._device = _device(device)
         self.name = f"torch {torch.__version__} on {self._device}"
-        self.requests = 2 if self._device.type == "cuda" else 1
-        self.tokens = _TOKENS.get(self._device.type, _TOKENS["cpu"])
+        portions = _PORTIONS.get(self._device.type, _PORTIONS["cpu"])
+        self.requests, self.tokens, self.chunk = portions.requests, portions.tokens, portions.chunk
+        self._halved = False
+        self._step = portions.step
+        self._longest = files.longest_window
         self._takes_types = files.takes_token_types
-        where = f"model {files.id}"
-        if precision == "bf16" and files.family == "deberta":
-            raise InputError("transformers' DeBERTa of the first version cannot compute in bf16", where=where, advice="use fp32")
-        # The second version computes positions in float32 whatever its weights are; autocast converts where the two meet.
+        # The second version of DeBERTa computes positions in float32 whatever its weights are; autocast converts where the two meet.
         self._mixed = precision == "bf16" and files.family == "deberta-v2"
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
-        try:
-            with _no_progress_bar():
-                model, report = AutoModelForQuestionAnswering.from_pretrained(
-                    files.folder,
-                    dtype=_DTYPES[precision],
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        # A damaged config.json raises errors of many types.
-        except Exception as error:
-            raise InputError(f"transformers cannot load {files.folder}: {error}", where=where) from error
-        # transformers has filled them with random numbers. A pooler has no part in extractive answers.
-        if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
-            raise InputError(f"its weights lack {', '.join(missing[:3])}, and {len(missing)} in all", where=where)
-        self._model = model.to(self._device).eval()
+        # It makes a plan for every new shape, which takes longer than the batch.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        self._model = _model(files, precision).to(self._device).eval()
+        if self._device.type == "cuda":
+            self.tokens = min(self.tokens, self._tokens_that_fit(min(files.default_window, 512)))
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Runtime.run`."""
-        lengths = self._to_device(batch.lengths)
-        inputs = {"input_ids": self._to_device(batch.ids).long()}
-        inputs["attention_mask"] = (torch.arange(batch.ids.shape[1], device=self._device) < lengths[:, None]).long()
-        if self._takes_types:
-            inputs["token_type_ids"] = self._to_device(batch.types).long()
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
-            output = self._model(**inputs)
-        logits = self._from_device(torch.stack((output.start_logits, output.end_logits)).float())
+        logits = self._from_device(torch.stack(self._logits(batch)))[:, :, : batch.ids.shape[1]]
         return logits[0], logits[1]
 
-    def _to_device(self, values: NDArray[np.int32]) -> torch.Tensor:
-        tensor = torch.from_numpy(values)
-        if self._device.type == "cuda":
-            # A copy from pinned memory does not wait for the GPU.
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+    def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+        """See `Runtime.best_spans`. A batch that the device has no memory for is halved, as are all that follow.
 
-    def _from_device(self, values: torch.Tensor) -> NDArray[np.float32]:
+        Raises:
+            TransientError: the device has no memory for a single window.
+        """
+        found = self._spans_in_memory(batch, windows, options)
+        if found is not None:
+            return found
+        # Not where the error was caught: it holds on to the memory of what failed.
+        if len(windows) == 1:
+            raise TransientError("it has no memory for one window", where=str(self._device), advice="free memory, or use a smaller model")
+        self._halve(batch.ids.size)
+        middle = len(windows) // 2
+        parts = (slice(None, middle), slice(middle, None))
+        batches = [Batch(batch.ids[part], batch.types[part], batch.lengths[part]) for part in parts]
+        return [spans for half, part in zip(batches, parts, strict=True) for spans in self.best_spans(half, windows[part], options)]
+
+    def _spans_in_memory(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans] | None:
+        try:
+            return self._spans(batch, windows, options)
+        except torch.OutOfMemoryError:
+            return None
+
+    @torch.inference_mode()
+    def _spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+        places = np.array([(window.offset, window.length) for window in windows], np.int32)
+        width, on_device = int(places[:, 1].max()), self._to_device(places)
+        logits = self._logits(batch)
+        if self._device.type != "cuda":
+            # Not every other device has float64.
+            on_device, logits = on_device.cpu(), (logits[0].cpu(), logits[1].cpu())
+        return spans_of(self._from_device(torch_spans(*logits, on_device, width, options)), windows)
+
+    def _halve(self, tokens: int) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.tokens = min(self.tokens, tokens // 2)
+        if not self._halved:
+            self._halved = True
+            _log.warning("%s has no memory for a batch of %d tokens: batches are halved until they fit", self._device, tokens)
+
+    def _logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Start and end logits, on the device, with as many columns as the padded batch has there."""
+        length = min(-(-batch.ids.shape[1] // self._step) * self._step, self._longest)
+        inputs = {"input_ids": self._to_device(batch.ids, length).long()}
+        inputs["attention_mask"] = self._mask(self._to_device(batch.lengths), length)
+        if self._takes_types:
+            inputs["token_type_ids"] = self._to_device(batch.types, length).long()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
+            output = self._model(**inputs)
+        return output.start_logits.float(), output.end_logits.float()
+
+    def _mask(self, lengths: torch.Tensor, length: int) -> torch.Tensor:
+        real = torch.arange(length, device=self._device) < lengths[:, None]
+        if self._model.config._attn_implementation != "sdpa":
+            return real.long()
+        # In the form that attention takes. Of any other transformers asks whether it masks anything, and so waits for the device.
+        return real[:, None, None, :].expand(-1, 1, length, -1)
+
+    def _tokens_that_fit(self, length: int) -> int:
+        """The tokens for which half of the device's free memory is enough, judged by a small batch."""
+        ids = np.zeros((8, length), np.int32)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        self.run(Batch(ids, ids, np.full(8, length, np.int32)))
+        spent = torch.cuda.max_memory_allocated(self._device) - before
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return max(length, free // 2 * ids.size // max(spent, 1))
+
+    def _to_device(self, values: NDArray[np.int32], columns: int = 0) -> torch.Tensor:
+        """The values on the device, padded with zeros to a number of columns."""
+        on_gpu = self._device.type == "cuda"
+        shape = (*values.shape[:1], max(columns, values.shape[1])) if values.ndim > 1 else values.shape
+        # A copy from pinned memory does not wait for the GPU.
+        host = torch.zeros(shape, dtype=torch.int32, pin_memory=on_gpu)
+        host.numpy()[..., : values.shape[-1]] = values
+        return host.to(self._device, non_blocking=on_gpu)
+
+    def _from_device(self, values: torch.Tensor) -> NDArray[Any]:
         if self._device.type != "cuda":
             return values.cpu().numpy()
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         # Wait for this batch alone, not for the next one, which follows it in the same stream.
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(self._device))
         copied.synchronize()
         return host.numpy()
+
+
+def _model(files: ModelFiles, precision: Precision) -> Any:
+    where = f"model {files.id}"
+    if precision == "bf16" and files.family == "deberta":
+        raise InputError("transformers' DeBERTa of the first version cannot compute in bf16", where=where, advice="use fp32")
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForQuestionAnswering.from_pretrained(
+                files.folder,
+                dtype=_DTYPES[precision],
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    # A damaged config.json raises errors of many types.
+    except Exception as error:
+        raise InputError(f"transformers cannot load {files.folder}: {error}", where=where) from error
+    # transformers has filled them with random numbers. A pooler has no part in extractive answers.
+    if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
+        raise InputError(f"its weights lack {', '.join(missing[:3])}, and {len(missing)} in all", where=where)
+    return model
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Switch off the progress bar, which transformers shows even where its output is a file."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,68 @@
+"""`spans.best_spans` in torch: the best spans of a batch are found where its logits are, and only they leave the device."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qa_platform.answering.spans import SpanOptions, WindowSpans
+from qa_platform.answering.windows import Window
+
+
+def torch_spans(
+    start_logits: torch.Tensor, end_logits: torch.Tensor, places: torch.Tensor, width: int, options: SpanOptions
+) -> torch.Tensor:
+    """The best spans of each window of a batch, for `spans_of`. Nothing here waits for the device.
+
+    Args:
+        start_logits, end_logits: float32, shape (windows, tokens), padded on the right.
+        places: where the windows' contexts begin, and how many tokens they have, shape (windows, 2).
+        width: tokens of the longest of those contexts.
+
+    Returns:
+        float64, shape (windows, 2 + 3 * spans): the logarithm of the softmaxes' denominators, and the sum of the logits of [CLS]; then, of
+        the spans, best first, the first tokens, counted in the window's part of the context, the tokens less one, and the sums of logits.
+        Sums of -inf are no spans.
+    """
+    columns = torch.arange(width, device=places.device)
+    outside = columns >= places[:, 1:]
+    columns = (places[:, :1] + columns).clamp(max=start_logits.shape[1] - 1).long()
+    start, start_total = _of_context(start_logits.double(), columns, outside)
+    end, end_total = _of_context(end_logits.double(), columns, outside)
+    longest = min(options.max_answer_len, width)
+    after = torch.nn.functional.pad(end, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
+    scores = start[:, :, None] + after
+    # Of many spans few are sorted: the best begin at the tokens with the best spans of their own, ties included.
+    starts = _best(scores.amax(2), options.candidates).sort(1).values
+    scores = scores.take_along_dim(starts[:, :, None], 1).flatten(1)
+    chosen = _best(scores, options.candidates)
+    null = start_logits[:, :1].double() + end_logits[:, :1]
+    firsts, lengths = starts.take_along_dim(chosen // longest, 1), chosen % longest
+    return torch.cat([start_total + end_total, null, firsts, lengths, scores.take_along_dim(chosen, 1)], 1)
+
+
+def spans_of(found: NDArray[np.float64], windows: Sequence[Window]) -> list[WindowSpans]:
+    """What `torch_spans` found, window by window."""
+    total, null = found[:, :1], found[:, 1:2]
+    firsts, lengths, scores = np.split(found[:, 2:], 3, axis=1)
+    starts, ends = firsts.astype(np.int64), (firsts + lengths).astype(np.int64)
+    chances, nulls = np.exp(scores - total), np.exp(null - total)[:, 0].tolist()
+    counts = np.isfinite(scores).sum(1).tolist()
+    return [
+        WindowSpans(starts[row, :count] + window.first, ends[row, :count] + window.first, chances[row, :count], nulls[row])
+        for row, (window, count) in enumerate(zip(windows, counts, strict=True))
+    ]
+
+
+def _of_context(logits: torch.Tensor, columns: torch.Tensor, outside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of the context's tokens, -inf outside; and the softmax's denominator, as a logarithm, shape (windows, 1)."""
+    context = logits.take_along_dim(columns, 1).masked_fill(outside, -torch.inf)
+    total = torch.cat([logits[:, :1], context], 1).logsumexp(1, keepdim=True)
+    # Where a logit is no number, no span is any.
+    return context.masked_fill(~total.isfinite(), -torch.inf), total
+
+
+def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The columns of the ``count`` highest scores of every row, the highest first, ties by column. `topk` promises no order of ties."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
