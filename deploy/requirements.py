@@ -1,4 +1,4 @@
-"""Writes the packages that an extra of the project needs, without the project itself: ``requirements.py EXTRA < pyproject.toml``.
+"""Writes the packages that extras of the project need, without the project itself: ``requirements.py EXTRA… < pyproject.toml``.
 
 The images install them before the project, in a layer of their own. What is written changes with the packages, and with nothing else.
 """
@@ -22,4 +22,5 @@ def packages(project: dict[str, Any], extra: str) -> Iterator[str]:
 
 if __name__ == "__main__":
     project = tomllib.load(sys.stdin.buffer)["project"]
-    sys.stdout.writelines(f"{line}\n" for line in sorted({*project["dependencies"], *packages(project, sys.argv[1])}))
+    wanted = {requirement for extra in sys.argv[1:] for requirement in packages(project, extra)}
+    sys.stdout.writelines(f"{line}\n" for line in sorted({*project["dependencies"], *wanted}))

@@ -53,24 +53,25 @@ def main() -> int:
     try:
         migrate.upgrade(PostgresSettings(), accept_newer=True)
         services = Services.from_environment(bucket.account_client(BucketSettings()))
-        tick(services, worker.pfs_root / "out", job_id=DatumSettings().pach_job_id, threads=worker.threads)
+        tick(services, worker.pfs_root / "out", job_id=DatumSettings().pach_job_id, threads=worker.threads, device=worker.device)
     except QaPlatformError as error:
         _log.error("%s", error)
         return 1
     return 0
 
 
-def tick(services: Services, out: Path, *, job_id: str, threads: int = 0) -> list[FileVersion]:
+def tick(services: Services, out: Path, *, job_id: str, threads: int = 0, device: str = "cpu") -> list[FileVersion]:
     """Answer one batch of what waits into ``out``; the files that were answered.
 
     Args:
         job_id: Pachyderm's job, which owns the claims meanwhile and is recorded with the files.
 
     Raises:
+        InputError: there is no such device.
         TransientError: the bucket or PostgreSQL is unavailable. The next tick, or this datum's next try, does it again.
     """
     with Ledger(services.postgres) as ledger:
-        return Tick(services, ledger, out, job_id).answer(threads)
+        return Tick(services, ledger, out, job_id).answer(threads, device)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Tick:
     out: Path
     job_id: str
 
-    def answer(self, threads: int) -> list[FileVersion]:
+    def answer(self, threads: int, device: str) -> list[FileVersion]:
         """Do all steps. See `tick`."""
         self._give_up_old_claims()
         with bucket_errors("looking at the bucket"):
@@ -91,7 +92,7 @@ class Tick:
         _log.info("%d files wait", plan.waiting)
         if not plan.batches:
             return []
-        answerer = Answerer(self.services.model, threads=threads)
+        answerer = Answerer(self.services.model, threads=threads, device=device)
         answerer.warm_up()
         answered = []
         with lease(self.ledger, self.job_id, self.services.work.lease_seconds, _log), self._released_after_an_error():

@@ -220,6 +220,10 @@ class WorkerSettings(BaseSettings):
 
     pfs_root: Path = Field(default=Path("/pfs"), description="Folder in which a pipeline worker finds its inputs and `out`.")
     threads: int = Field(default=0, ge=0, description="Threads of one answering process; 0 uses every available core.")
+    device: str = Field(
+        default="cpu",
+        description="Device of an answering process: `cpu`, or a GPU as torch names it: `cuda`. Without that GPU nothing is answered.",
+    )
     grpc_port: int = Field(
         default=1080, validation_alias="PPS_WORKER_GRPC_PORT", description="Port of Pachyderm's worker, which assigns datums."
     )

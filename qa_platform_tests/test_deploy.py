@@ -570,16 +570,14 @@ def test_a_changed_line_of_the_project_downloads_nothing_and_pushes_only_the_pro
     assert [text for name, text in final[:own] if name == "COPY" and re.match(r"(?!--from)(?!qa_platform/answering/models/ )", text)] == []
 
 
-@pytest.mark.parametrize("extra", ["cron", "loader", "kubernetes"])
-def test_the_list_of_packages_is_that_of_the_extra_and_no_version_of_the_project_is_in_it(extra: str) -> None:
+@pytest.mark.parametrize("extras", [["cron"], ["loader"], ["kubernetes"], ["cron", "torch"]])
+def test_the_list_of_packages_is_that_of_the_extras_and_no_version_of_the_project_is_in_it(extras: list[str]) -> None:
     def listed(text: str) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / "deploy" / "requirements.py"), extra], input=text, capture_output=True, text=True, check=True
-        )
-        return done.stdout.splitlines()
+        command = [sys.executable, str(PROJECT / "deploy" / "requirements.py"), *extras]
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout.splitlines()
 
     text = (PROJECT / "pyproject.toml").read_text()
-    expected, seen = {_plain(requirement) for requirement in _wanted("")}, [extra]
+    expected, seen = {_plain(requirement) for requirement in _wanted("")}, [*extras]
     for name in seen:
         for requirement in _wanted(name):
             if requirement.name == "qa-platform":

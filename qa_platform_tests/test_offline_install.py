@@ -38,7 +38,7 @@ def test_the_page_builds_every_image_with_arguments_that_it_takes() -> None:
     assert set(builds()) == set(dockerfiles())
     for path, text in dockerfiles().items():
         taken = re.findall(r"^ARG (\w+)", text, re.MULTILINE)
-        assert sorted(argument.partition("=")[0] for argument in builds()[path]) == sorted(set(taken) - {"MODEL_REVISION"})
+        assert sorted(argument.partition("=")[0] for argument in builds()[path]) == sorted(set(taken) - {"MODEL_REVISION", "EXTRA"})
         # pip reads them as its own options: they must be known where it runs.
         stage = text.partition(" AS dependencies\n")[2]
         assert stage.index("ARG PIP_NO_INDEX\n") < stage.index("pip install")

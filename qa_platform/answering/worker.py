@@ -24,9 +24,10 @@ _PFS = PurePosixPath("/pfs")
 class Worker:
     """Answers shards below ``root``, and copies the manifest that a file's first shard carries. Keeps one model loaded."""
 
-    def __init__(self, root: Path, *, threads: int = 0) -> None:
+    def __init__(self, root: Path, *, threads: int = 0, device: str = "cpu") -> None:
         self._root = root
         self._threads = threads
+        self._device = device
         self._wanted: ModelChoice | None = None
         self._answerer: Answerer | None = None
 
@@ -35,7 +36,7 @@ class Worker:
 
         Raises:
             InputError: the datum lies elsewhere, or does not match its ``shard.json``.
-            TransientError: the model cannot be loaded.
+            TransientError: the model cannot be loaded, or not on this device.
             OSError: a file cannot be read or written.
         """
         source = self._source(datum)
@@ -62,15 +63,18 @@ class Worker:
         if self._answerer is None or wanted != self._wanted:
             self._answerer = None
             try:
-                answerer = Answerer(wanted, threads=self._threads)
+                answerer = Answerer(wanted, threads=self._threads, device=self._device)
                 answerer.warm_up()
             except Exception as error:
                 raise TransientError(
-                    f"it cannot be loaded: {error}", where=f"model {wanted.id!r}", advice="check QA_MODEL and QA_MODEL_REVISION"
+                    f"it cannot be loaded: {error}",
+                    where=f"model {wanted.id!r}",
+                    advice=f"check QA_MODEL, QA_MODEL_REVISION and the workers' QA_DEVICE, which is {self._device}",
                 ) from error
             self._wanted, self._answerer = wanted, answerer
             model = answerer.identity
-            _log.info("model %s, revision %s, %s, by %s", model.id, model.revision, model.precision, answerer.runtime)
+            about = (model.id, model.revision, model.precision, answerer.runtime, self._device)
+            _log.info("model %s, revision %s, %s, by %s; QA_DEVICE is %s", *about)
         return self._answerer
 
 
@@ -78,7 +82,7 @@ def main() -> None:
     """Read the settings and serve. Logs go to standard output, which Pachyderm keeps."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = WorkerSettings()
-    worker = Worker(settings.pfs_root, threads=settings.threads)
+    worker = Worker(settings.pfs_root, threads=settings.threads, device=settings.device)
     serve(lambda environment: worker.do(environment[QUESTIONS_REPO]), settings.grpc_port)
 
 

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import grpc
 import openvino
 import pytest
+import torch
 from pachyderm_sdk.api.worker import NextDatumRequest, NextDatumResponse
 
 from qa_platform.answering import Answerer
@@ -162,6 +164,13 @@ def test_the_worker_passes_on_the_manifest_that_the_first_shard_carries(tmp_path
     assert not (tmp_path / "out" / "some-file" / "part-00000" / MANIFEST).exists()
 
 
+def test_the_worker_says_which_device_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_shard(tmp_path / "questions" / "some-file" / "part-00000")
+    with caplog.at_level(logging.INFO):
+        Worker(tmp_path, threads=1, device="cpu:0").do("/pfs/questions/some-file/part-00000")
+    assert f"by torch {torch.__version__} on cpu:0; QA_DEVICE is cpu:0" in caplog.text
+
+
 class Datums:
     """A NextDatum service that hands out a list of datums, then blocks, as Pachyderm's worker does."""
 
@@ -200,9 +209,10 @@ def datums(tmp_path: Path) -> Iterator[Datums]:
     datums.closing.set()
 
 
-def test_the_worker_process_works_on_datum_after_datum_and_reports_a_broken_one(datums: Datums, tmp_path: Path) -> None:
+def run_worker(datums: Datums, root: Path, **variables: str) -> str:
+    """Run the worker's process until it has asked for more datums than there are. Returns what it logged."""
     server, port = served(datums)
-    environment = {**os.environ, "PPS_WORKER_GRPC_PORT": str(port), "QA_PFS_ROOT": str(tmp_path), "QA_THREADS": "1"}
+    environment = {**os.environ, "PPS_WORKER_GRPC_PORT": str(port), "QA_PFS_ROOT": str(root), "QA_THREADS": "1", **variables}
     command = [sys.executable, "-m", "qa_platform.answering.worker"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert datums.waiting.wait(60)
@@ -210,6 +220,11 @@ def test_the_worker_process_works_on_datum_after_datum_and_reports_a_broken_one(
         output = process.communicate()[0]
     datums.closing.set()
     server.stop(0)
+    return output
+
+
+def test_the_worker_process_works_on_datum_after_datum_and_reports_a_broken_one(datums: Datums, tmp_path: Path) -> None:
+    output = run_worker(datums, tmp_path)
     assert datums.errors[:2] == ["", ""]
     fault = DatumFault.of_reason(datums.errors[2])
     assert fault is not None
@@ -218,3 +233,16 @@ def test_the_worker_process_works_on_datum_after_datum_and_reports_a_broken_one(
     assert datums.errors[3] == ""
     assert len(read_answers(tmp_path / "out" / "some-file" / "part-00001")) == 7
     assert "part-00000: 6 rows" in output
+
+
+@pytest.mark.slow
+def test_without_its_device_the_worker_answers_nothing_and_blames_no_file(datums: Datums, tmp_path: Path) -> None:
+    run_worker(datums, tmp_path, QA_DEVICE="cuda:99")
+    assert datums.errors[0] == ""
+    for error in (datums.errors[1], datums.errors[3]):
+        fault = DatumFault.of_reason(error)
+        assert fault is not None
+        assert fault.blameless
+        assert f"device 'cuda:99': this torch ({torch.__version__}) sees {torch.cuda.device_count()} GPUs" in fault.cause
+        assert "QA_DEVICE, which is cuda:99" in fault.advice
+    assert not list(tmp_path.glob("out/**/*.csv"))

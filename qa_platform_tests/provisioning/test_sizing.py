@@ -1,6 +1,7 @@
 """Workers and patches of the pipelines: what a deployment may change, and what is refused by name."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,16 @@ def test_a_pod_patch_may_add_to_the_pod(tmp_path: Path) -> None:
     ]
     patch = {"pod_patch": json.dumps(operations), "pod_spec": '{"priorityClassName": "batch"}'}
     assert wanted(patch=patch_file(tmp_path, {LOAD_PIPELINE: patch}))[LOAD_PIPELINE].items() >= patch.items()
+
+
+def test_the_patches_of_the_page_are_accepted(tmp_path: Path) -> None:
+    page = (project_file("pachyderm").parent / "docs" / "deploying.md").read_text()
+    patches = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]
+    [gpu] = [patch for patch in patches if "QA_DEVICE" in str(patch)]
+    for patch in patches:
+        spec = wanted(patch=patch_file(tmp_path, patch))[ANSWER_PIPELINE]
+        assert spec.items() >= {name: value for name, value in patch[ANSWER_PIPELINE].items() if name != "transform"}.items()
+    assert gpu[ANSWER_PIPELINE]["resource_limits"]["gpu"] == SIZED["resource_limits"]["gpu"]
 
 
 # --- As they ship ---

@@ -56,6 +56,8 @@ class TorchRuntime:
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
         self._device = _device(device)
         self.name = f"torch {torch.__version__} on {self._device}"
+        if self._device.type == "cuda":
+            self.name += f" ({torch.cuda.get_device_name(self._device)})"
         portions = _PORTIONS.get(self._device.type, _PORTIONS["cpu"])
         self.requests, self.tokens, self.chunk = portions.requests, portions.tokens, portions.chunk
         self._halved = False
