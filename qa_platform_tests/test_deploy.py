@@ -601,6 +601,15 @@ def _plain(requirement: Requirement) -> str:
     return f"{requirement.name}{sorted(requirement.extras)}{requirement.specifier}"
 
 
+def test_the_page_builds_workers_for_gpus_with_an_extra_that_there_is() -> None:
+    page = (PROJECT / "docs" / "deploying.md").read_text()
+    [(extra, file)] = re.findall(r"^docker build --build-arg EXTRA=(\S+) --file (\S+) ", page, re.MULTILINE)
+    listing = stages(PROJECT / file)["requirements"]
+    assert listing.of("ARG") == ["EXTRA="]
+    assert "requirements.py cron $EXTRA <" in listing.of("RUN")[0]
+    assert {requirement.name for requirement in _wanted(extra)} == {"torch", "transformers"}
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_an_image_is_built_from_what_is_there(path: Path) -> None:
     of_image = stages(path)

@@ -43,12 +43,12 @@ def expected_f1(start: torch.Tensor, end: torch.Tensor, first: torch.Tensor, las
     not padding) have shape (windows, answers). The result has shape (windows,).
     """
     tokens = start.shape[1]
-    begin = torch.arange(tokens)[:, None]
-    stop = begin + torch.arange(LONGEST_ANSWER)
+    begin = torch.arange(tokens, device=start.device)[:, None]
+    stop = begin + torch.arange(LONGEST_ANSWER, device=start.device)
     # (windows, tokens, lengths)
     score = start[:, :, None] + end[:, stop.clamp(max=tokens - 1)]
     weight = score.masked_fill(stop >= tokens, -1e4).flatten(1).softmax(-1).view(score.shape)
-    best = torch.zeros(score.shape)
+    best = torch.zeros_like(score)
     for column in range(first.shape[1]):
         left, till = first[:, column, None, None], last[:, column, None, None]
         common = (torch.minimum(stop, till) - torch.maximum(begin, left) + 1).clamp(min=0)

@@ -18,7 +18,7 @@ GUESSED_TOGETHER = 2048
 WINDOWS_TOGETHER = 32
 
 
-def taught(teacher: Path, questions: Sequence[GoldQuestion]) -> list[Example]:
+def taught(teacher: Path, questions: Sequence[GoldQuestion], *, device: str = "cpu") -> list[Example]:
     """The questions with the guesses of ``teacher``, a model folder.
 
     Guesses are stored in ``<teacher>.guesses``, by the weights' hash: what these weights have guessed once is not guessed again.
@@ -28,7 +28,8 @@ def taught(teacher: Path, questions: Sequence[GoldQuestion]) -> list[Example]:
     missing = [key for key in asked if key not in store.guesses]
     if missing:
         tokenizer = load_tokenizer(teacher)
-        model = AutoModelForQuestionAnswering.from_pretrained(teacher, dtype=torch.bfloat16, attn_implementation="eager").eval()
+        model = AutoModelForQuestionAnswering.from_pretrained(teacher, dtype=torch.bfloat16, attn_implementation="eager")
+        model = model.to(device).eval()
     for first in range(0, len(missing), GUESSED_TOGETHER):
         part = missing[first : first + GUESSED_TOGETHER]
         store.add(dict(zip(part, _guesses(model, tokenizer, [asked[key] for key in part]), strict=True)))
@@ -72,9 +73,9 @@ def _guesses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questio
     for first in range(0, len(windows), WINDOWS_TOGETHER):
         batch = windows[first : first + WINDOWS_TOGETHER]
         inputs = tensors([window for _, window in batch], tokenizer)
-        out = model(**{name: inputs[name] for name in INPUTS if name in inputs})
+        out = model(**{name: inputs[name].to(model.device) for name in INPUTS if name in inputs})
         logits = torch.stack([out.start_logits, out.end_logits], -1).float()
-        odds = (logits - logits[:, :1]).clamp(min=UNLIKELY).numpy()
+        odds = (logits - logits[:, :1]).clamp(min=UNLIKELY).cpu().numpy()
         for (row, window), of_window in zip(batch, odds, strict=True):
             tokens = (window.offsets[:, 1] > window.offsets[:, 0]).nonzero()[0]
             begins, ends = window.offsets[tokens, 0], window.offsets[tokens, 1] - 1

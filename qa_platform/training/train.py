@@ -26,7 +26,8 @@ from all-mpnet-base-v2. The recipe differs from plain fine-tuning in this:
 
 The model computes in bfloat16 throughout, with float32 master weights for the optimizer: on a CPU with AMX that takes two
 thirds of the time of automatic mixed precision. Attention is not fused: the backward pass of PyTorch's fused attention
-takes half of a step there.
+takes half of a step there. It computes on a GPU if there is one (``--device``). All that is drawn at random is drawn on the CPU, so a run
+that was begun on one may be resumed on the other.
 
 One paragraph in six (`gold.held_out`) is never trained on. A killed run is resumed by the same command. Figures go to standard output and
 to ``train_log.jsonl`` in each run's checkpoint folder.
@@ -46,6 +47,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
+from qa_platform.answering.runtimes.torch import torch_device
+from qa_platform.errors import InputError
 from qa_platform.evaluation.gold import held_out, read_gold
 from qa_platform.training.data import WEIGHTS, Example, Recipe, load_tokenizer, masked, schedule_of, tensors
 from qa_platform.training.losses import loss_of
@@ -70,10 +73,10 @@ class PooledDropout(torch.nn.Module):
 
     POOL_ELEMENTS = 2**24
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, probability: float, device: torch.device) -> None:
         super().__init__()
         keep = torch.rand(self.POOL_ELEMENTS) >= probability
-        self._pool = (keep / (1 - probability)).to(torch.bfloat16)
+        self._pool = (keep / (1 - probability)).to(device, torch.bfloat16)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -84,7 +87,7 @@ class PooledDropout(torch.nn.Module):
 
 def with_pooled_dropout(model: PreTrainedModel, probability: float) -> None:
     """Replace the dropout layers of a model by one `PooledDropout`."""
-    shared = PooledDropout(probability)
+    shared = PooledDropout(probability, model.device)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.Dropout) and child.p > 0:
@@ -104,10 +107,12 @@ class Checkpoint:
         partial.replace(self._path)
 
     def load(self) -> dict | None:
-        return torch.load(self._path, weights_only=True) if self._path.exists() else None
+        return torch.load(self._path, weights_only=True, map_location="cpu") if self._path.exists() else None
 
 
-def train_averaged(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *, members: int, rounds: int) -> None:
+def train_averaged(
+    start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *, members: int, rounds: int, device: str = "cpu"
+) -> None:
     """Train ``members`` models ``rounds`` times, each round from the average of the one before, and write the last average to ``out``.
 
     Rounds after the first have one epoch, at half the rate. The members lie in ``<out>.round-R.member-M``, with their checkpoints;
@@ -116,7 +121,7 @@ def train_averaged(start: Path, examples: Sequence[Example], out: Path, recipe: 
     for number in range(rounds):
         folders = [out.with_name(f"{out.name}.round-{number + 1}.member-{member + 1}") for member in range(members)]
         for member, folder in enumerate(folders):
-            train(start, examples, folder, replace(recipe, seed=recipe.seed + number * members + member))
+            train(start, examples, folder, replace(recipe, seed=recipe.seed + number * members + member), device=device)
         if number == 0:
             recipe = replace(recipe, epochs=1, learning_rate=recipe.learning_rate / 2)
         start = out if number + 1 == rounds else out.with_name(f"{out.name}.round-{number + 1}")
@@ -131,11 +136,15 @@ def average(folders: Sequence[Path], out: Path) -> None:
     save_file(mean, out / WEIGHTS, metadata={"format": "pt"})
 
 
-def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe) -> None:
-    """Train on ``examples`` and write the model folder ``out``. Checkpoints and the log lie in ``<out>.work``."""
+def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *, device: str = "cpu") -> None:
+    """Train on ``examples`` and write the model folder ``out``. Checkpoints and the log lie in ``<out>.work``.
+
+    Args:
+        device: as torch names it.
+    """
     torch.manual_seed(recipe.seed)
     work = out.with_name(out.name + ".work")
-    run = _Run(start, examples, recipe, Checkpoint(work))
+    run = _Run(start, examples, recipe, Checkpoint(work), device)
     run.resume()
     with (work / "train_log.jsonl").open("a") as log:
         run.finish(log)
@@ -148,13 +157,14 @@ class _Run:
     ``master`` has the float32 weights; ``model`` is its bfloat16 copy, which computes; ``average`` follows ``master``, and is the result.
     """
 
-    def __init__(self, start: Path, examples: Sequence[Example], recipe: Recipe, checkpoint: Checkpoint) -> None:
+    def __init__(self, start: Path, examples: Sequence[Example], recipe: Recipe, checkpoint: Checkpoint, device: str) -> None:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(start)
-        self.master = AutoModelForQuestionAnswering.from_pretrained(
+        master = AutoModelForQuestionAnswering.from_pretrained(
             start, dtype=torch.float32, attention_probs_dropout_prob=0.0, attn_implementation="eager"
-        ).train()
+        )
+        self.master = master.to(device).train()
         self.average = copy.deepcopy(self.master)
         self.model = copy.deepcopy(self.master).to(torch.bfloat16)
         with_pooled_dropout(self.model, HIDDEN_DROPOUT)
@@ -210,7 +220,8 @@ class _Run:
 
     def _batch(self, step: int) -> dict[str, torch.Tensor]:
         batch = tensors(self.schedule[step], self.tokenizer)
-        return masked(batch, self.recipe.masked, self.tokenizer.mask_token_id, self.tokenizer.all_special_ids)
+        batch = masked(batch, self.recipe.masked, self.tokenizer.mask_token_id, self.tokenizer.all_special_ids)
+        return {name: values.to(self.master.device) for name, values in batch.items()}
 
     def _keep(self) -> None:
         self.checkpoint.save(
@@ -252,6 +263,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--members", type=int, default=2, help="runs that are averaged")
     parser.add_argument("--rounds", type=int, default=1, help="how often members are trained and averaged, each time from the last average")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="as torch names it; without it cuda where there is a GPU, else cpu (here %(default)s)",
+    )
     return parser
 
 
@@ -260,7 +276,8 @@ def _examples(args: argparse.Namespace) -> list[Example]:
     of_path: dict[Path, list[Example]] = {}
     for path in args.data:
         questions = [question for question in read_gold(path) if not held_out(question)]
-        of_path[path] = taught(args.teacher, questions) if args.teacher else [Example(question) for question in questions]
+        untaught = [Example(question) for question in questions]
+        of_path[path] = taught(args.teacher, questions, device=args.device) if args.teacher else untaught
     return [example for path in [*args.data, *args.repeat] for example in of_path[path]]
 
 
@@ -269,6 +286,10 @@ def main() -> None:
     args = parser.parse_args()
     if strange := {*args.repeat} - {*args.data}:
         parser.error(f"--repeat is for files among --data, and these are not: {', '.join(sorted(map(str, strange)))}")
+    try:
+        torch_device(args.device)
+    except InputError as error:
+        parser.error(str(error))
     recipe = Recipe(
         epochs=args.epochs,
         learning_rate=args.learning_rate,
@@ -280,8 +301,8 @@ def main() -> None:
         seed=args.seed,
     )
     examples = _examples(args)
-    print(recipe, len(examples), "questions", flush=True)
-    train_averaged(args.start, examples, args.out, recipe, members=args.members, rounds=args.rounds)
+    print(recipe, len(examples), "questions, on", args.device, flush=True)
+    train_averaged(args.start, examples, args.out, recipe, members=args.members, rounds=args.rounds, device=args.device)
 
 
 if __name__ == "__main__":

@@ -235,7 +235,6 @@ def test_the_worker_process_works_on_datum_after_datum_and_reports_a_broken_one(
     assert "part-00000: 6 rows" in output
 
 
-@pytest.mark.slow
 def test_without_its_device_the_worker_answers_nothing_and_blames_no_file(datums: Datums, tmp_path: Path) -> None:
     run_worker(datums, tmp_path, QA_DEVICE="cuda:99")
     assert datums.errors[0] == ""

@@ -43,6 +43,7 @@ CHECKED_BY = {
     "pg_restore": "batches/test_restore.py::test_a_dump_from_before_the_uploads_is_made_good_by_one_command",
     "psql --host HOST": f"{HERE}test_a_password_is_changed_as_the_page_says",
     "docker build --file": "tests.yaml: The image can be built",
+    "docker build --build-arg EXTRA": "test_deploy.py::test_the_page_builds_workers_for_gpus_with_an_extra_that_there_is",
     "docker build --network host": "test_offline_install.py::test_the_page_builds_on_the_image_that_was_loaded",
     'docker run --rm --volume "$PWD/gold.csv': f"{HERE}test_what_runs_in_a_container_is_a_command",
     'docker run --rm --volume "$PWD:/source"': "test_offline_install.py::test_the_page_collects_what_the_images_need",

@@ -352,9 +352,12 @@ def test_the_command_asks_the_teacher_and_repeats_what_it_is_told_to(
     with pytest.raises(SystemExit):
         run("--repeat", str(tmp_path / "other.json"))
     assert "other.json" in capsys.readouterr().err
-    run("--repeat", str(path), "--teacher", str(teacher), "--members", "1")
+    with pytest.raises(SystemExit):
+        run("--device", "cuda:99")
+    assert "device 'cuda:99': this torch" in capsys.readouterr().err
+    run("--repeat", str(path), "--teacher", str(teacher), "--members", "1", "--device", "cpu")
     output = capsys.readouterr().out
-    assert f"{2 * asked} questions" in output
+    assert f"{2 * asked} questions, on cpu" in output
     assert str({"guessed": asked, "of": asked}) in output
     assert 0 < asked < 24
     AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")

@@ -54,7 +54,7 @@ class TorchRuntime:
     """
 
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
-        self._device = _device(device)
+        self._device = torch_device(device)
         self.name = f"torch {torch.__version__} on {self._device}"
         if self._device.type == "cuda":
             self.name += f" ({torch.cuda.get_device_name(self._device)})"
@@ -206,7 +206,12 @@ def _no_progress_bar() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The device that torch calls so.
+
+    Raises:
+        InputError: there is none.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
