@@ -168,7 +168,7 @@ def test_a_pod_patch_may_add_to_the_pod(tmp_path: Path) -> None:
 
 def test_the_patches_of_the_page_are_accepted(tmp_path: Path) -> None:
     page = (project_file("pachyderm").parent / "docs" / "deploying.md").read_text()
-    patches = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]
+    patches: list[Any] = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]
     [gpu] = [patch for patch in patches if "QA_DEVICE" in str(patch)]
     for patch in patches:
         spec = wanted(patch=patch_file(tmp_path, patch))[ANSWER_PIPELINE]

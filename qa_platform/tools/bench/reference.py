@@ -49,6 +49,7 @@ class ReferenceRequest:
         pairs: questions and contexts.
         batch_size: all pairs are asked in one call, with this batch size; 0 asks one pair per call.
         threads: the threads of torch; 0 for its default.
+        device, dtype: where the model runs, and in what numbers, as torch names them.
         options: arguments of the pipeline's call.
     """
 
@@ -56,6 +57,8 @@ class ReferenceRequest:
     pairs: tuple[tuple[str, str], ...]
     batch_size: int = 0
     threads: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,9 +88,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     # "auto" would take the half precision of the file.
-    model = transformers.AutoModelForQuestionAnswering.from_pretrained(request["model"], dtype=torch.float32)
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(request["model"], dtype=getattr(torch, request["dtype"]))
     tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"])
-    ask = transformers.pipeline("question-answering", model=model, tokenizer=tokenizer, device="cpu")
+    ask = transformers.pipeline("question-answering", model=model, tokenizer=tokenizer, device=request["device"])
     inputs = [{"question": question, "context": context} for question, context in request["pairs"]]
     ask(question="Who waits?", context="The first call waits for code to load.")
     begun = time.perf_counter()
