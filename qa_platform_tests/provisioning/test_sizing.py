@@ -173,7 +173,7 @@ def test_the_patches_of_the_page_are_accepted(tmp_path: Path) -> None:
     for patch in patches:
         spec = wanted(patch=patch_file(tmp_path, patch))[ANSWER_PIPELINE]
         assert spec.items() >= {name: value for name, value in patch[ANSWER_PIPELINE].items() if name != "transform"}.items()
-    assert gpu[ANSWER_PIPELINE]["resource_limits"]["gpu"] == SIZED["resource_limits"]["gpu"]
+    assert gpu[ANSWER_PIPELINE]["resource_limits"]["gpu"] == {"type": "nvidia.com/gpu", "number": 1}
 
 
 # --- As they ship ---

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ from qa_platform.tools.bench.reference import ORACLE_FOLDER, ReferenceRequest, r
 
 # Questions per second, end to end.
 GOALS: dict[tuple[str, Precision], float] = {("bundled", "bf16"): 10_000, ("BERT-large's size", "bf16"): 3_000}
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+LARGE: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROUNDS = 2
 # With the question about 200 tokens.
