@@ -19,6 +19,7 @@ from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
 from qa_platform.contract import ANSWER_PIPELINE, FileStatus, FileVersion, ModelChoice, file_id
 from qa_platform.embedded.stack import BUCKET, open_stack
+from qa_platform.errors import InputError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
 from qa_platform.loading.load import load_file
@@ -101,6 +102,13 @@ def test_an_equal_upload_is_answered_again_under_another_threshold_for_no_answer
         here.tick("archiving")
     loaded, unchanged = FileStatus.LOADED, FileStatus.UNCHANGED
     assert outcomes == [(loaded, 2, 0, None), (loaded, 0, 2, -1000.0), (unchanged, 0, 2, -1000.0), (loaded, 2, 0, 1000.0)]
+
+
+def test_a_tick_without_its_device_answers_nothing_and_charges_no_file(here: Here) -> None:
+    here.upload("a.csv", csv_of(bridge("Ulm")))
+    with pytest.raises(InputError, match="device 'cuda:99'"):
+        cron.tick(here.services, here.folder / "job1", job_id="job1", device="cuda:99")
+    assert here.tick("job2") == ["a.csv"]
 
 
 def test_the_file_that_a_worker_dies_of_is_charged_and_the_others_are_answered(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,15 @@ def test_without_the_memory_for_a_window_the_device_is_to_blame(folder: Path, mo
         runtime.best_spans(*batch_of([20, 20]), SpanOptions())
 
 
+def test_without_the_memory_for_the_model_the_device_is_to_blame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(TransientError, match="cpu: it has no memory for the model"):
+        runtime_of(folder)
+
+
 def test_attention_that_plans_for_every_shape_is_off(folder: Path) -> None:
     torch.backends.cuda.enable_cudnn_sdp(True)
     runtime_of(folder)

@@ -51,6 +51,7 @@ class TorchRuntime:
 
     Raises:
         InputError: there is no such device, the model cannot be loaded, or it does not run in this precision.
+        TransientError: the device has no memory for the model.
     """
 
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
@@ -70,9 +71,9 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         # It makes a plan for every new shape, which takes longer than the batch.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self._model = _model(files, precision).to(self._device).eval()
+        self._model = self._moved(_model(files, precision))
         if self._device.type == "cuda":
-            self.tokens = min(self.tokens, self._tokens_that_fit(min(files.default_window, 512)))
+            self.tokens = min(self.tokens, self._tokens_that_fit(files.default_window))
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -91,12 +92,21 @@ class TorchRuntime:
             return found
         # Not where the error was caught: it holds on to the memory of what failed.
         if len(windows) == 1:
-            raise TransientError("it has no memory for one window", where=str(self._device), advice="free memory, or use a smaller model")
+            raise self._no_memory_for("one window")
         self._halve(batch.ids.size)
         middle = len(windows) // 2
         parts = (slice(None, middle), slice(middle, None))
         batches = [Batch(batch.ids[part], batch.types[part], batch.lengths[part]) for part in parts]
         return [spans for half, part in zip(batches, parts, strict=True) for spans in self.best_spans(half, windows[part], options)]
+
+    def _moved(self, model: Any) -> Any:
+        try:
+            return model.to(self._device).eval()
+        except torch.OutOfMemoryError as error:
+            raise self._no_memory_for("the model") from error
+
+    def _no_memory_for(self, what: str) -> TransientError:
+        return TransientError(f"it has no memory for {what}", where=str(self._device), advice="free memory, or use a smaller model")
 
     def _spans_in_memory(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans] | None:
         try:
