@@ -6,10 +6,12 @@ a guard in front. The sockets of the code servers are private, as are all files 
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from dagster._cli import dev
+from dagster._utils.warnings import SupersessionWarning
 
 _ITS_OWN, _GUARDED = "dagster_webserver", "qa_platform.tools.webserver"
 _start = dev.open_ipc_subprocess  # type: ignore[attr-defined]
@@ -24,6 +26,8 @@ def main() -> None:
     os.umask(0o077)
     # `dagster dev` has no option for it.
     dev.open_ipc_subprocess = _start_guarded  # type: ignore[attr-defined,assignment]
+    # Nobody has typed the command that it warns of.
+    warnings.simplefilter("ignore", SupersessionWarning)
     dev.dev_command()
 
 
