@@ -221,8 +221,8 @@ class Builder:
         return op.add(op.multiply(normal, op.constant(self._weights[name + ".weight"])), op.constant(self._weights[name + ".bias"]))
 
 
-def compile_graph(model: ov.Model, *, precision: Precision, threads: int) -> ov.CompiledModel:
-    """Compile a graph for this CPU, for ``threads`` single-threaded requests at once."""
+def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counted: bool = False) -> ov.CompiledModel:
+    """Compile a graph for this CPU, for ``threads`` single-threaded requests at once; ``counted`` ones count what each operation takes."""
     options = {
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
         "INFERENCE_NUM_THREADS": threads,
@@ -230,6 +230,7 @@ def compile_graph(model: ov.Model, *, precision: Precision, threads: int) -> ov.
         # Attention stays separate products and a softmax. OpenVINO's fused kernel was slower on processors with AVX-512 and no AMX,
         # where this was measured.
         "SNIPPETS_MODE": "DISABLE",
+        "PERF_COUNT": counted,
     }
     return ov.Core().compile_model(model, "CPU", options)
 

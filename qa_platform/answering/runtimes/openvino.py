@@ -18,7 +18,7 @@ from qa_platform.contract import Precision
 from qa_platform.errors import InputError
 
 # Tokens of a batch. With more, a layer's intermediate values leave the caches; with fewer, the multipliers are idle.
-_TOKENS = 1024
+TOKENS = 1024
 
 
 class OpenVinoRuntime:
@@ -31,7 +31,7 @@ class OpenVinoRuntime:
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int) -> None:
         self.name = f"openvino {ov.__version__}"
         self.requests = threads
-        self.tokens = _TOKENS
+        self.tokens = TOKENS
         self.chunk = ChunkSize()
         self._offset = files.position_offset
         model = _load(files, precision=precision, threads=threads)

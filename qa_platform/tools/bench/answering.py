@@ -263,6 +263,17 @@ def _table(title: str, lines: Sequence[Line], questions: int) -> Iterator[str]:
         yield f"{line.name:34}{questions / line.seconds:12.1f}{ratios}{line.f1:8.2f}{line.same:9.2%}{line.ceiling:9.0%}"
 
 
+def gold_questions(data: Path | None, number: int) -> list[GoldQuestion]:
+    """Questions of a folder with SQuAD JSON, or of a gold set; of the samples where there is none."""
+    paths = [_SAMPLES] if data is None else sorted(data.rglob("*.json")) if data.is_dir() else [data]
+    # The bundled model was trained on the rest of the data, so only the part that was held out is asked.
+    asked = (question for path in paths for question in read_gold(path) if data is None or held_out(question))
+    # Without duplicates: the engine answers equal pairs only once, and a duplicate would count twice.
+    gold = list({(question.question, question.context): question for question in asked}.values())
+    random.Random(1).shuffle(gold)
+    return gold[:number]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with SQuAD JSON, or a gold set")
@@ -275,13 +286,7 @@ def main() -> int:
     if not options.oracle.is_dir():
         print(f"the reference is not installed in {options.oracle}: run make setup", file=sys.stderr)
         return 1
-    paths = [_SAMPLES] if options.data is None else sorted(options.data.rglob("*.json")) if options.data.is_dir() else [options.data]
-    # The bundled model was trained on the rest of the data, so only the part that was held out is asked.
-    asked = (question for path in paths for question in read_gold(path) if options.data is None or held_out(question))
-    # Without duplicates: the engine answers equal pairs only once, and a duplicate would count twice.
-    gold = list({(question.question, question.context): question for question in asked}.values())
-    random.Random(1).shuffle(gold)
-    gold = gold[: options.questions]
+    gold = gold_questions(options.data, options.questions)
     setting = Setting(options.threads, options.rounds, options.oracle)
     print(f"{setting.threads} threads, the best of {setting.rounds} rounds")
     lines = measure(BUNDLED_FOLDER, gold, setting)
