@@ -6,7 +6,7 @@ The topic gpu, which needs a GPU, runs only where it is named.
 import subprocess
 import sys
 
-TOPICS = ("answering", "ingest", "loading", "pachd", "sensor", "sets", "small_files", "stack", "stages")
+TOPICS = ("answering", "ingest", "large", "loading", "pachd", "sensor", "sets", "small_files", "stack", "stages")
 ON_A_GPU = ("gpu",)
 
 
