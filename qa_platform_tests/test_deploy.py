@@ -542,6 +542,14 @@ def test_an_image_is_slim_pinned_and_without_root(path: Path) -> None:
     assert install.startswith("pip install --prefix /installed ")
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_an_image_that_cannot_start_its_program_is_not_built(path: Path) -> None:
+    [command] = [json.loads(text) for text in stages(path)[""].of("CMD")]
+    check = stages(path)[""].of("RUN")[-1]
+    assert check.startswith("--network=none python -c ")
+    assert command[command.index("-m") + 1] in check
+
+
 def test_all_images_are_built_on_one_that_is_kept_current() -> None:
     assert len({stages(path)["base"].base for path in DOCKERFILES}) == 1
     updates = yaml.safe_load((PROJECT / ".github" / "dependabot.yml").read_text())["updates"]

@@ -12,8 +12,9 @@ from qa_platform.embedded.pachd.errors import PermissionDenied
 from qa_platform.embedded.pachd.protocol.rpc import Call, Handlers, Method, start_server
 from qa_platform.embedded.peers import is_trusted
 
-# To look up the user of a connection, the kernel walks through its whole table, which takes milliseconds: as long as a small datum. The
-# port of a connection that was closed goes to nobody else within a second.
+# To look up the user of a connection, the kernel walks through its whole table, which takes milliseconds: as long as a small datum. So a
+# connection is trusted for a second. Its port goes to nobody else so soon after it was closed in order; if it broke off, another user
+# would have to catch that very port within the rest of the second.
 _TRUSTED_SECONDS = 1.0
 
 
