@@ -6,71 +6,77 @@ grapheme clusters, which a reader takes for one character, and to the lost lette
 """
 
 import itertools
-from dataclasses import dataclass
+from array import array
+from bisect import bisect_left, bisect_right
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import regex
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import tokenizers
 
 _CLUSTER = regex.compile(r"\X")
-# Finds characters that can be a part of a longer cluster. Most texts have none, and are done.
+# Finds characters that can be a part of a longer cluster. A place with none on either side is a border.
 _CAN_JOIN = regex.compile(r"[^\p{GCB=Other}\p{GCB=Control}\p{GCB=CR}\p{GCB=LF}]|\r\n")
 _PROBE = "Ada Blum built a bridge, in 1872."
 
 
-@dataclass(frozen=True)
 class Characters:
-    """The places of a context's tokens. The tokenizer's own Encoding has them too, and takes several times the memory.
+    """The places of a context's tokens, looked up one by one: of a context few tokens are asked for, and lists of all take longer to make.
 
-    ``offsets``: the first character, and the one after the last, of every token; shape (tokens, 2). ``words``: the number of every
-    token's word, in ascending order; shape (tokens,).
+    Args:
+        encoding: the context ``text`` as the tokenizer gives it.
+        loses_letters: the result of `loses_letters` for the tokenizer.
     """
 
-    offsets: NDArray[np.int32]
-    words: NDArray[np.int32]
+    def __init__(self, encoding: "tokenizers.Encoding", text: str, *, loses_letters: bool = False) -> None:
+        self._encoding = encoding
+        self._text = text
+        self._loses_letters = loses_letters
+        # Whether no two of its characters make one cluster; most texts are so.
+        self._single = text.isascii() and "\r\n" not in text
 
-    @classmethod
-    def of(cls, encoding: "tokenizers.Encoding", text: str, *, loses_letters: bool = False) -> "Characters":
-        """The places of the tokens of ``text``; ``loses_letters``: the result of `loses_letters` for the tokenizer."""
-        offsets = _offsets(encoding)
-        if loses_letters:
-            offsets = _with_lost_letters(offsets, text)
-        if not (text.isascii() and "\r\n" not in text) and _CAN_JOIN.search(text):
-            offsets = _whole_clusters(offsets, text)
-        return cls(offsets, np.array(encoding.word_ids, np.int32))
+    def place(self, first: int, last: int) -> tuple[int, int]:
+        """Where the tokens from ``first`` to ``last`` lie in the text: their first character, and the one after the last."""
+        start, end = self._offset(first)[0], self._offset(last)[1]
+        if self._loses_letters:
+            start = self._with_lost_letters(first, start)
+        if self._single:
+            return start, end
+        if _CAN_JOIN.search(self._text, max(start - 1, 0), start + 1):
+            start = self._borders[bisect_right(self._borders, start) - 1]
+        if _CAN_JOIN.search(self._text, max(end - 1, 0), end + 1):
+            end = self._borders[bisect_left(self._borders, end)]
+        return start, end
+
+    def word(self, token: int, first: int, last: int) -> tuple[int, int]:
+        """The first and the last token of the word of ``token``, of those from ``first`` to ``last``."""
+        word_of = self._encoding.token_to_word
+        word, low, high = word_of(token), token, token
+        while low > first and word_of(low - 1) == word:
+            low -= 1
+        while high < last and word_of(high + 1) == word:
+            high += 1
+        return low, high
+
+    @cached_property
+    def _borders(self) -> "array[int]":
+        """Where the text's grapheme clusters begin, and its length."""
+        return array("i", itertools.chain((match.start() for match in _CLUSTER.finditer(self._text)), [len(self._text)]))
+
+    def _offset(self, token: int) -> tuple[int, int]:
+        offset = self._encoding.token_to_chars(token)
+        assert offset is not None
+        return offset
+
+    def _with_lost_letters(self, token: int, start: int) -> int:
+        """A token begins after the white space, or the token, that comes before it."""
+        gap = self._text[self._offset(token - 1)[1] if token else 0 : start]
+        return start - len(gap.split()[-1]) if gap and not gap[-1].isspace() else start
 
 
 def loses_letters(tokenizer: "tokenizers.Tokenizer") -> bool:
     """Whether the tokenizer's offsets leave out letters, as RobBERT's do."""
     covered = {place for start, end in tokenizer.encode(_PROBE, add_special_tokens=False).offsets for place in range(start, end)}
     return any(not character.isspace() and place not in covered for place, character in enumerate(_PROBE))
-
-
-def _offsets(encoding: "tokenizers.Encoding") -> NDArray[np.int32]:
-    # Several times as fast as an array made from the tuples.
-    flat = np.fromiter(itertools.chain.from_iterable(encoding.offsets), np.int32, 2 * len(encoding))
-    return flat.reshape(-1, 2)
-
-
-def _with_lost_letters(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
-    """Each token begins after the white space, or the token, that comes before it."""
-    result = offsets.copy()
-    covered = 0
-    for number, (start, end) in enumerate(offsets.tolist()):
-        gap = text[covered:start]
-        if gap and not gap[-1].isspace():
-            result[number, 0] = start - len(gap.split()[-1])
-        covered = max(covered, end)
-    return result
-
-
-def _whole_clusters(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
-    """Each token begins where its first character's cluster does, and ends where its last one's does."""
-    borders = np.fromiter(itertools.chain((match.start() for match in _CLUSTER.finditer(text)), [len(text)]), np.int32)
-    starts = borders[np.searchsorted(borders, offsets[:, 0], "right") - 1]
-    ends = borders[np.searchsorted(borders, offsets[:, 1], "left")]
-    return np.stack([starts, ends], axis=1)

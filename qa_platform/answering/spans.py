@@ -14,7 +14,7 @@ each other, so their sum is a probability; over windows it is 1 - prod(1 - p), t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,12 +154,14 @@ def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], opti
     assert tokenized.characters is not None
     texts: dict[str, _Merged] = {}
     for number, (window, best) in enumerate(zip(tokenized.windows, spans, strict=True)):
-        starts, ends = _widened(tokenized.characters, window, best) if options.align_to_words else _exact(tokenized.characters, best)
-        for start, end, score in zip(starts, ends, best.scores.tolist(), strict=True):
+        places = _places(tokenized.characters, window, best, options.align_to_words)
+        for (start, end), score in zip(places, best.scores.tolist(), strict=True):
             text = context[start:end].lower()
-            if end - start > ANSWER_LIMIT or not text or text.isspace():
-                continue
-            merged = texts.setdefault(text, _Merged(start, end, score))
+            merged = texts.get(text)
+            if merged is None:
+                if end - start > ANSWER_LIMIT or not text or text.isspace():
+                    continue
+                merged = texts[text] = _Merged(start, end, score)
             merged.add(number, score)
             if options.best_mention:
                 merged.move(start, end, score)
@@ -212,14 +214,18 @@ class _Merged:
         return 1.0 - self._none * (1.0 - self._sum)
 
 
-def _widened(characters: Characters, window: Window, spans: WindowSpans) -> tuple[list[int], list[int]]:
-    """The beginnings and ends, in the context, of the whole words that the spans touch, as far as they lie in the window."""
-    words = characters.words[window.first : window.first + window.length]
-    first = np.searchsorted(words, characters.words[spans.starts], "left") + window.first
-    last = np.searchsorted(words, characters.words[spans.ends], "right") + window.first - 1
-    return characters.offsets[first, 0].tolist(), characters.offsets[last, 1].tolist()
-
-
-def _exact(characters: Characters, spans: WindowSpans) -> tuple[list[int], list[int]]:
-    """The beginnings and ends of the spans' own tokens."""
-    return characters.offsets[spans.starts, 0].tolist(), characters.offsets[spans.ends, 1].tolist()
+def _places(characters: Characters, window: Window, spans: WindowSpans, align_to_words: bool) -> Iterator[tuple[int, int]]:
+    """The beginning and end, in the context, of each span; of the whole words that it touches, as far as they lie in the window."""
+    words: dict[int, tuple[int, int]] = {}
+    places: dict[tuple[int, int], tuple[int, int]] = {}
+    for first, last in zip(spans.starts.tolist(), spans.ends.tolist(), strict=True):
+        if align_to_words:
+            for token in (first, last):
+                if token not in words:
+                    low, high = characters.word(token, window.first, window.first + window.length - 1)
+                    words.update(dict.fromkeys(range(low, high + 1), (low, high)))
+            first, last = words[first][0], words[last][1]
+        place = places.get((first, last))
+        if place is None:
+            place = places[first, last] = characters.place(first, last)
+        yield place

@@ -114,7 +114,7 @@ def tokenize(tokenizer: "tokenizers.Tokenizer", layout: Layout, pairs: Sequence[
     encodings.update(zip(short, tokenizer.encode_batch(short, add_special_tokens=False), strict=True))
     ids: dict[str, NDArray[np.int32]] = {text: np.array(encoding.ids, np.int32) for text, encoding in encodings.items()}
     contexts = dict.fromkeys(context for _, context in pairs)
-    characters = {text: Characters.of(encodings[text], text, loses_letters=layout.loses_letters) for text in contexts}
+    characters = {text: Characters(encodings[text], text, loses_letters=layout.loses_letters) for text in contexts}
     return [_windows(row, ids[question], ids[context], characters[context], layout, size) for row, (question, context) in enumerate(pairs)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import regex
 import tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import models, pre_tokenizers, processors, trainers
@@ -131,9 +131,12 @@ def test_an_answer_neither_begins_nor_ends_within_a_character(tiny: Answerer, co
 @settings(max_examples=60, deadline=None)
 def test_the_tokens_of_every_tokenizer_lie_on_borders_of_characters(family: str, context: str) -> None:
     encoding = TOKENIZERS[family].encode(context, add_special_tokens=False)
-    offsets = Characters.of(encoding, context).offsets
-    assert set(offsets.ravel().tolist()) <= borders(context)
-    for (start, end), (left, right) in zip(offsets.tolist(), encoding.offsets, strict=True):
+    characters = Characters(encoding, context)
+    for token, (left, right) in enumerate(encoding.offsets):
+        start, end = characters.place(token, token)
+        assert {start, end} <= borders(context)
+        # No border between a token's own and where it was moved to.
+        assert borders(context) & {*range(start + 1, left + 1), *range(right, end)} == set()
         assert start <= left <= right <= end
 
 
@@ -168,13 +171,24 @@ def test_a_tokenizer_that_loses_letters_is_known_and_no_other() -> None:
 def test_lost_letters_are_given_back_to_their_words() -> None:
     text = "Marta Olsen a took  over, in 1987"
     encoding = lossy_tokenizer().encode(text, add_special_tokens=False)
-    places = Characters.of(encoding, text, loses_letters=True)
+    characters = Characters(encoding, text, loses_letters=True)
     words = ["Marta", "Olsen", "a", "took", "over", ",", "in", "1987"]
-    found = [
-        text[places.offsets[places.words == word, 0].min() : places.offsets[places.words == word, 1].max()]
-        for word in dict.fromkeys(places.words.tolist())
-    ]
+    found = []
+    for token in range(len(encoding)):
+        start, end = characters.place(*characters.word(token, 0, len(encoding) - 1))
+        found.append(text[start:end])
     assert list(dict.fromkeys(found)) == words
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+@given(context=joined, data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_word_is_all_its_tokens_in_the_window(family: str, context: str, data: st.DataObject) -> None:
+    encoding = TOKENIZERS[family].encode(context, add_special_tokens=False)
+    assume(len(encoding))
+    first, token, last = sorted(data.draw(st.tuples(*[st.integers(0, len(encoding) - 1)] * 3)))
+    of_word = [i for i in range(first, last + 1) if encoding.word_ids[i] == encoding.word_ids[token]]
+    assert Characters(encoding, context).word(token, first, last) == (of_word[0], of_word[-1])
 
 
 # Words
