@@ -47,6 +47,12 @@ class Recipe:
     seed: int
 
 
+def arithmetic(device: str) -> torch.dtype:
+    """What training computes in: bfloat16, but float32 on a CPU without AVX-512, which emulates bfloat16 number by number."""
+    slow = device == "cpu" and "AVX2" in torch.backends.cpu.get_cpu_capability()
+    return torch.float32 if slow else torch.bfloat16
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """A model folder's tokenizer, without truncation and padding."""
     tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(folder))

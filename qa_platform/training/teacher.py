@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerFast
 
 from qa_platform.evaluation.gold import GoldQuestion
-from qa_platform.training.data import INPUTS, WEIGHTS, Example, Guess, features, load_tokenizer, tensors
+from qa_platform.training.data import INPUTS, WEIGHTS, Example, Guess, arithmetic, features, load_tokenizer, tensors
 
 # The lowest log odds of a guess, in nats.
 UNLIKELY = -20.0
@@ -28,7 +28,7 @@ def taught(teacher: Path, questions: Sequence[GoldQuestion], *, device: str = "c
     missing = [key for key in asked if key not in store.guesses]
     if missing:
         tokenizer = load_tokenizer(teacher)
-        model = AutoModelForQuestionAnswering.from_pretrained(teacher, dtype=torch.bfloat16, attn_implementation="eager")
+        model = AutoModelForQuestionAnswering.from_pretrained(teacher, dtype=arithmetic(device), attn_implementation="eager")
         model = model.to(device).eval()
     for first in range(0, len(missing), GUESSED_TOGETHER):
         part = missing[first : first + GUESSED_TOGETHER]

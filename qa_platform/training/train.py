@@ -26,7 +26,8 @@ from all-mpnet-base-v2. The recipe differs from plain fine-tuning in this:
 
 The model computes in bfloat16 throughout, with float32 master weights for the optimizer: on a CPU with AMX that takes two
 thirds of the time of automatic mixed precision. Attention is not fused: the backward pass of PyTorch's fused attention
-takes half of a step there. It computes on a GPU if there is one (``--device``). All that is drawn at random is drawn on the CPU, so a run
+takes half of a step there. A CPU without AVX-512 computes in float32: bfloat16 takes it a hundred times as long. It computes on a GPU if
+there is one (``--device``). All that is drawn at random is drawn on the CPU, so a run
 that was begun on one may be resumed on the other.
 
 One paragraph in six (`gold.held_out`) is never trained on. A killed run is resumed by the same command. Figures go to standard output and
@@ -50,7 +51,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 from qa_platform.answering.runtimes.torch import torch_device
 from qa_platform.errors import InputError
 from qa_platform.evaluation.gold import held_out, read_gold
-from qa_platform.training.data import WEIGHTS, Example, Recipe, load_tokenizer, masked, schedule_of, tensors
+from qa_platform.training.data import WEIGHTS, Example, Recipe, arithmetic, load_tokenizer, masked, schedule_of, tensors
 from qa_platform.training.losses import loss_of
 from qa_platform.training.teacher import taught
 
@@ -73,10 +74,10 @@ class PooledDropout(torch.nn.Module):
 
     POOL_ELEMENTS = 2**24
 
-    def __init__(self, probability: float, device: torch.device) -> None:
+    def __init__(self, probability: float, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         keep = torch.rand(self.POOL_ELEMENTS) >= probability
-        self._pool = (keep / (1 - probability)).to(device, torch.bfloat16)
+        self._pool = (keep / (1 - probability)).to(device, dtype)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -87,7 +88,7 @@ class PooledDropout(torch.nn.Module):
 
 def with_pooled_dropout(model: PreTrainedModel, probability: float) -> None:
     """Replace the dropout layers of a model by one `PooledDropout`."""
-    shared = PooledDropout(probability, model.device)
+    shared = PooledDropout(probability, model.device, model.dtype)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.Dropout) and child.p > 0:
@@ -154,7 +155,7 @@ def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *
 class _Run:
     """One training run. ``done`` counts the steps that are behind it, of those of the ``schedule``.
 
-    ``master`` has the float32 weights; ``model`` is its bfloat16 copy, which computes; ``average`` follows ``master``, and is the result.
+    ``master`` has the float32 weights; ``model`` is its copy in `arithmetic`, which computes; ``average`` follows ``master``, and is the result.
     """
 
     def __init__(self, start: Path, examples: Sequence[Example], recipe: Recipe, checkpoint: Checkpoint, device: str) -> None:
@@ -166,7 +167,7 @@ class _Run:
         )
         self.master = master.to(device).train()
         self.average = copy.deepcopy(self.master)
-        self.model = copy.deepcopy(self.master).to(torch.bfloat16)
+        self.model = copy.deepcopy(self.master).to(arithmetic(device))
         with_pooled_dropout(self.model, HIDDEN_DROPOUT)
         self.optimizer = _optimizer(self.master, recipe)
         self.schedule = schedule_of(self.tokenizer, examples, recipe)
