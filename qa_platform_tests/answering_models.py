@@ -10,6 +10,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from qa_platform.answering.engine import Answerer, LoadedModel
+
 _PLAIN = "harbour lighthouse keeper Marta Olsen river Tamsin orchard 1987 42 copper kettle museum, opened; northern! line's co-operative"
 _SCRIPTS = (
     "Zürich naïve façade Ærø Łódź Straße İstanbul Москва Київ Αθήνα ירושלים القاهرة नमस्ते दुनिया 東京 大阪市 한국어 ภาษาไทย ქართული ሰላም"
@@ -176,3 +178,10 @@ def _write_tokenizer(folder: Path, family: str, tokenizer: tokenizers.Tokenizer,
         "mask_token": mask,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
+
+
+def model_of(answerer: Answerer) -> LoadedModel:
+    """The model that an answerer has loaded in this process."""
+    model = answerer._warm().model
+    assert isinstance(model, LoadedModel)
+    return model

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qa_platform.answering.chunks import batches, chunked
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
+from qa_platform.answering.processes import Processes, processes_for
 from qa_platform.answering.runtimes.base import Runtime, pad
 from qa_platform.answering.runtimes.select import available_cores, load_runtime
 from qa_platform.answering.spans import Span, SpanOptions, WindowSpans, merge
@@ -132,17 +134,20 @@ class Answerer:
         model: ``bundled``, a folder, or a Hugging Face id; or a ModelChoice with revision and precision.
         threads: threads that compute; 0 means one for every core that this process may use.
         device: ``cpu``, or a GPU as torch names it: ``cuda``.
+        processes: processes that answer; 0 means as many as keep the device busy, which for a CPU is this process alone.
 
     Raises:
-        InputError: ``threads`` is negative.
+        InputError: ``threads`` or ``processes`` is negative.
     """
 
-    def __init__(self, model: ModelChoice | str = "bundled", *, threads: int = 0, device: str = "cpu") -> None:
-        if threads < 0:
-            raise InputError(f"must be 0 or more, and is {threads}", where="threads")
+    def __init__(self, model: ModelChoice | str = "bundled", *, threads: int = 0, device: str = "cpu", processes: int = 0) -> None:
+        for name, value in (("threads", threads), ("processes", processes)):
+            if value < 0:
+                raise InputError(f"must be 0 or more, and is {value}", where=name)
         self._choice = ModelChoice(model) if isinstance(model, str) else model
         self._threads = threads
         self._device = device
+        self._processes = processes or processes_for(device)
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
 
@@ -154,7 +159,7 @@ class Answerer:
     @property
     def runtime(self) -> str:
         """The library that runs the model, with its version."""
-        return self._warm().runtime.name
+        return self._warm().runtime
 
     def no_answer_threshold(self, options: AnswerOptions) -> float | None:
         """How far the log probability of "no answer" must exceed the best span's for it to win. None: the model may not give it.
@@ -217,31 +222,46 @@ class Answerer:
             align_to_words=options.align_to_words,
             best_mention=options.best_mention,
         )
-        return _Run(loaded, size, spans, options.min_score).answers(chunked(pairs, kept, loaded.runtime.chunk))
+        if isinstance(loaded.model, Processes):
+            return loaded.model.answers(chunked(pairs, kept, loaded.model.chunk), options)
+        return _Run(loaded.model, size, spans, options.min_score).answers(chunked(pairs, kept, loaded.model.runtime.chunk))
 
     def _warm(self) -> "_Loaded":
         with self._lock:
             if self._loaded is None:
-                self._loaded = _load(self._choice, threads=self._threads or available_cores(), device=self._device)
+                self._loaded = self._load()
             return self._loaded
+
+    def _load(self) -> "_Loaded":
+        files = find_model(self._choice)
+        precision = _precision(files, self._choice.precision, self._device)
+        identity = replace(self._choice, id=files.id, revision=files.revision, precision=precision)
+        if self._processes > 1:
+            make = partial(Answerer, self._choice, threads=self._threads, device=self._device, processes=1)
+            processes = Processes(make, self._processes, self._device)
+            return _Loaded(files, identity, processes.runtime(), processes)
+        runtime = load_runtime(files, precision=precision, threads=self._threads or available_cores(), device=self._device)
+        tokenizer = load_tokenizer(files)
+        return _Loaded(files, identity, runtime.name, LoadedModel(tokenizer, Layout.of(tokenizer), runtime))
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    files: ModelFiles
-    identity: ModelChoice
+class LoadedModel:
+    """A model in this process."""
+
     tokenizer: "tokenizers.Tokenizer"
     layout: Layout
     runtime: Runtime
 
 
-def _load(choice: ModelChoice, *, threads: int, device: str) -> _Loaded:
-    files = find_model(choice)
-    precision = _precision(files, choice.precision, device)
-    runtime = load_runtime(files, precision=precision, threads=threads, device=device)
-    tokenizer = load_tokenizer(files)
-    identity = replace(choice, id=files.id, revision=files.revision, precision=precision)
-    return _Loaded(files, identity, tokenizer, Layout.of(tokenizer), runtime)
+@dataclass(frozen=True)
+class _Loaded:
+    """A model with its identity, in this process or in others. ``runtime`` is the library that runs it, with its version."""
+
+    files: ModelFiles
+    identity: ModelChoice
+    runtime: str
+    model: LoadedModel | Processes
 
 
 def _precision(files: ModelFiles, wanted: str, device: str) -> Precision:
@@ -256,8 +276,8 @@ def _precision(files: ModelFiles, wanted: str, device: str) -> Precision:
 class _Run:
     """One call of `Answerer.answer`."""
 
-    def __init__(self, loaded: _Loaded, size: WindowSize, options: SpanOptions, min_score: float) -> None:
-        self._loaded = loaded
+    def __init__(self, model: LoadedModel, size: WindowSize, options: SpanOptions, min_score: float) -> None:
+        self._model = model
         self._size = size
         self._options = options
         self._min_score = min_score
@@ -268,7 +288,7 @@ class _Run:
     def answers(self, chunks: Iterator[list[tuple[str, str]]]) -> Iterator[Answer]:
         """Two chunks are in progress: while the batches of one run and are decoded, the next one is read and tokenised."""
         reading = ThreadPoolExecutor(1, "qa-tokenize")
-        running = ThreadPoolExecutor(self._loaded.runtime.requests, "qa-infer")
+        running = ThreadPoolExecutor(self._model.runtime.requests, "qa-infer")
         try:
             coming = reading.submit(self._prepare, chunks, running)
             while (chunk := coming.result()) is not None:
@@ -288,10 +308,10 @@ class _Run:
             return None
         new: list[tuple[_Slot, tuple[str, str]]] = []
         rows = tuple(self._slot(pair, new) for pair in chunk)
-        tokenized = tokenize(self._loaded.tokenizer, self._loaded.layout, [pair for _, pair in new], self._size)
+        tokenized = tokenize(self._model.tokenizer, self._model.layout, [pair for _, pair in new], self._size)
         asked = tuple(_Asked(slot, pair[1], entry) for (slot, pair), entry in zip(new, tokenized, strict=True))
         windows = [window for entry in tokenized for window in entry.windows]
-        runtime = self._loaded.runtime
+        runtime = self._model.runtime
         results = tuple(running.submit(self._infer, batch) for batch in batches(windows, runtime.tokens, runtime.requests))
         return _Chunk(rows, asked, results)
 
@@ -315,7 +335,7 @@ class _Run:
             self._weight -= self._slots.popitem(last=False)[1].weight
 
     def _infer(self, windows: Sequence[Window]) -> _Results:
-        spans = self._loaded.runtime.best_spans(pad(windows, self._loaded.layout), windows, self._options)
+        spans = self._model.runtime.best_spans(pad(windows, self._model.layout), windows, self._options)
         return list(zip(windows, spans, strict=True))
 
     def _finish(self, chunk: _Chunk) -> None:

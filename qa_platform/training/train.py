@@ -155,7 +155,7 @@ def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *
 class _Run:
     """One training run. ``done`` counts the steps that are behind it, of those of the ``schedule``.
 
-    ``master`` has the float32 weights; ``model`` is its copy in `arithmetic`, which computes; ``average`` follows ``master``, and is the result.
+    ``master`` has the float32 weights; ``model``, its copy in `arithmetic`, computes; ``average`` follows ``master``, and is the result.
     """
 
     def __init__(self, start: Path, examples: Sequence[Example], recipe: Recipe, checkpoint: Checkpoint, device: str) -> None:

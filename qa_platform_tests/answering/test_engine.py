@@ -27,7 +27,7 @@ from qa_platform.contract import CONTEXT_LIMIT, PRECISIONS, QUESTION_LIMIT, Mode
 from qa_platform.errors import InputError
 from qa_platform.evaluation.gold import GoldAnswer, GoldQuestion
 from qa_platform.evaluation.tune import tune
-from qa_platform_tests.answering_models import make_bert, pairs
+from qa_platform_tests.answering_models import make_bert, model_of, pairs
 
 QUESTION = "Who keeps the lighthouse?"
 CONTEXT = "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over in 1987."
@@ -180,7 +180,7 @@ def certain(monkeypatch: pytest.MonkeyPatch, answerer: Answerer, *places: int) -
         logits[:, places] = 50
         return logits, logits.copy()
 
-    monkeypatch.setattr(answerer._warm().runtime, "run", run)
+    monkeypatch.setattr(model_of(answerer).runtime, "run", run)
 
 
 def test_no_answer_wins_where_it_is_allowed_and_likelier(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_no_answer_loses_where_the_model_knows_one(bundled: Answerer) -> None:
 
 
 def test_ties_go_to_the_earlier_place(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = len(tiny._warm().tokenizer.encode("?").ids)  # special tokens around it, too: [CLS] ? [SEP]
+    before = len(model_of(tiny).tokenizer.encode("?").ids)  # special tokens around it, too: [CLS] ? [SEP]
     certain(monkeypatch, tiny, before + 1, before + 3)
     answer = one(tiny, "?", ". ; , ! ?", top_k=2, max_answer_len=1)
     assert [answer.answer, *(span.text for span in answer.alternatives)] == [";", "!"]
@@ -299,7 +299,7 @@ def test_equal_pairs_are_asked_once(tiny: Answerer, monkeypatch: pytest.MonkeyPa
 
 def counted_windows(monkeypatch: pytest.MonkeyPatch, answerer: Answerer) -> list[int]:
     """Grows by the windows of every batch that the model is asked about."""
-    runtime = answerer._warm().runtime
+    runtime = model_of(answerer).runtime
     windows: list[int] = []
     run = runtime.run
 

@@ -16,7 +16,7 @@ from qa_platform.answering.characters import Characters, loses_letters
 from qa_platform.answering.runtimes.base import Batch
 from qa_platform.answering.windows import Layout
 from qa_platform.contract import RowReason
-from qa_platform_tests.answering_models import make_bert, make_tokenizer, texts
+from qa_platform_tests.answering_models import make_bert, make_tokenizer, model_of, texts
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Answerer:
 
 def sure(monkeypatch: pytest.MonkeyPatch, answerer: Answerer, words: dict[str, tuple[float, float]]) -> None:
     """Have the model mark every token of these words: as a start and as an end, with these logits."""
-    loaded = answerer._warm()
+    loaded = model_of(answerer)
     marked = {loaded.tokenizer.token_to_id(word): logits for word, logits in words.items()}
     assert None not in marked
 
@@ -53,7 +53,7 @@ FAR = "OLSEN " + ". " * 40 + "Olsen "
 
 def by_the_neighbour(monkeypatch: pytest.MonkeyPatch, answerer: Answerer) -> None:
     """Have the model be unsure of the answer in the first window, and sure of it in the others."""
-    loaded = answerer._warm()
+    loaded = model_of(answerer)
     word = loaded.tokenizer.encode("olsen", add_special_tokens=False).ids
     assert len(word) == 1
 
@@ -195,7 +195,7 @@ def test_a_word_is_all_its_tokens_in_the_window(family: str, context: str, data:
 
 
 def test_an_answer_is_widened_to_whole_words_unless_told_otherwise(tiny: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = tiny._warm().tokenizer
+    tokenizer = model_of(tiny).tokenizer
     context = next(
         word for word in ("keeperx", "oldkeeper", "keepers1987") if len(tokenizer.encode(word, add_special_tokens=False).ids) > 1
     )

@@ -22,7 +22,7 @@ from qa_platform.answering.spans import SpanOptions, best_spans
 from qa_platform.answering.windows import Layout, Window
 from qa_platform.contract import ModelChoice
 from qa_platform.errors import TransientError
-from qa_platform_tests.answering_models import make_bert, make_model, pairs
+from qa_platform_tests.answering_models import make_bert, make_model, model_of, pairs
 
 # With this name for it BERT too is run by torch.
 ON_TORCH = "cpu:0"
@@ -97,7 +97,7 @@ def test_answers_are_the_same_in_a_gpus_portions(tmp_path: Path, monkeypatch: py
     rows = pairs(150, longest=200)
     model = str(make_model(family, tmp_path))
     answerer = Answerer(model, threads=1, device=ON_TORCH)
-    shapes = shapes_of(monkeypatch, answerer._warm().runtime)
+    shapes = shapes_of(monkeypatch, model_of(answerer).runtime)
     ours = list(answerer.answer(rows, top_k=2))
     monkeypatch.undo()
     theirs = list(Answerer(model, threads=1).answer(rows, top_k=2))

@@ -11,7 +11,7 @@ from qa_platform.answering import Answerer
 from qa_platform.answering.runtimes.base import Batch
 from qa_platform.answering.windows import Layout, Tokenized, WindowSize, tokenize
 from qa_platform.contract import RowReason
-from qa_platform_tests.answering_models import make_bert, make_tokenizer
+from qa_platform_tests.answering_models import make_bert, make_tokenizer, model_of
 
 TOKENIZER = make_tokenizer("bert")
 LAYOUT = Layout.of(TOKENIZER)
@@ -68,7 +68,7 @@ def test_a_long_question_costs_few_windows_or_is_refused(question: int, context:
 def test_the_model_computes_no_more_than_the_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answerer = Answerer(str(make_bert(tmp_path)), threads=1)
     answerer.warm_up()
-    runtime = answerer._warm().runtime
+    runtime = model_of(answerer).runtime
     computed: list[int] = []
     run = runtime.run
 

@@ -36,12 +36,15 @@ def test_it_prints_every_way_beside_the_ceiling_and_ends_with_the_goals(
     monkeypatch.setattr(gpu, "LARGE", tiny)
     monkeypatch.setattr(gpu, "_SQUARES", {"cpu": (64,)})
     monkeypatch.setattr(gpu, "_PIPELINE_BATCHES", (2,))
+    monkeypatch.setattr(gpu, "processes_for", lambda device: 2)
     monkeypatch.setattr(gpu, "GOALS", dict.fromkeys(gpu.GOALS, 0.001))
     assert run(monkeypatch, "--device", "cpu:0", "--questions", "4") == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert last.startswith("the goals are met, in questions/s: bundled in bf16 ")
-    measured = [line.split(",")[:2] for line in lines if line.endswith("%")]
-    assert measured == [[model, f" {precision}"] for model in ("bundled", "BERT-large's size") for precision in ("fp32", "bf16", "bf16")]
+    lines = [line for line in lines if line.endswith("%")]
+    ways = ("fp32", "fp32", "bf16", "bf16", "bf16")
+    assert [line.split(",")[:2] for line in lines] == [[model, f" {way}"] for model in ("bundled", "BERT-large's size") for way in ways]
+    assert ["in 2 processes" in line for line in lines] == 2 * [False, True, False, True, False]
 
 
 def test_a_missed_goal_is_named() -> None:

@@ -22,6 +22,7 @@ import torch
 
 from qa_platform.answering import Answerer
 from qa_platform.answering.model import BUNDLED_FOLDER
+from qa_platform.answering.processes import processes_for
 from qa_platform.answering.runtimes.select import available_cores
 from qa_platform.answering.runtimes.torch import torch_device
 from qa_platform.contract import ModelChoice, Precision
@@ -54,7 +55,7 @@ class Line:
 
     def __str__(self) -> str:
         share = self.operations / self.ceiling
-        return f"{self.name:46}{self.rate:12.1f}{self.operations / 1e12:10.2f}{self.ceiling / 1e12:10.2f}{share:8.1%}"
+        return f"{self.name:80}{self.rate:12.1f}{self.operations / 1e12:10.2f}{self.ceiling / 1e12:10.2f}{share:8.1%}"
 
 
 def questions(count: int) -> list[tuple[str, str]]:
@@ -97,14 +98,17 @@ def _product(size: int, dtype: torch.dtype, device: str) -> Product:
     return Product(compute, 2 * size**3)
 
 
-def measure(name: str, folder: Path, pairs: Sequence[tuple[str, str]], device: str, ceilings: dict[Precision, float]) -> Iterator[Line]:
-    """The engine in each precision."""
+def measure(
+    name: str, folder: Path, pairs: Sequence[tuple[str, str]], device: str, ceilings: dict[Precision, float]
+) -> Iterator[tuple[Precision, Line]]:
+    """The engine in each precision: in one process, then in as many as it takes for the device."""
     work = work_of(folder, pairs) / len(pairs)
     for precision, most in ceilings.items():
-        answerer = Answerer(ModelChoice(str(folder), precision=precision), device=device)
-        list(answerer.answer(pairs[:_WARM_UP_QUESTIONS]))
-        rate = len(pairs) / min(_seconds(answerer, pairs) for _ in range(_ROUNDS))
-        yield Line(f"{name}, {precision}, {answerer.runtime}", rate, rate * work, most)
+        for processes in dict.fromkeys((1, processes_for(device))):
+            answerer = Answerer(ModelChoice(str(folder), precision=precision), device=device, processes=processes)
+            list(answerer.answer(pairs[: processes * _WARM_UP_QUESTIONS]))
+            rate = len(pairs) / min(_seconds(answerer, pairs) for _ in range(_ROUNDS))
+            yield precision, Line(f"{name}, {precision}, {answerer.runtime}", rate, rate * work, most)
 
 
 def _seconds(answerer: Answerer, pairs: Sequence[tuple[str, str]]) -> float:
@@ -150,11 +154,11 @@ def main() -> int:
     pairs = questions(options.questions)
     ceilings = {precision: ceiling(precision, options.device) for precision in _DTYPES}
     print(f"{len(pairs)} questions, {available_cores()} cores, the best of {_ROUNDS} rounds")
-    print(f"{'':46}{'questions/s':>12}{'TFLOP/s':>10}{'ceiling':>10}{'share':>8}")
+    print(f"{'':80}{'questions/s':>12}{'TFLOP/s':>10}{'ceiling':>10}{'share':>8}")
     rates: dict[tuple[str, Precision], float] = {}
     with tempfile.TemporaryDirectory(prefix="qa-bench-") as scratch:
         for name, folder in (("bundled", BUNDLED_FOLDER), ("BERT-large's size", write_large(Path(scratch)))):
-            for precision, line in zip(ceilings, measure(name, folder, pairs, options.device, ceilings), strict=True):
+            for precision, line in measure(name, folder, pairs, options.device, ceilings):
                 rates[name, precision] = line.rate
                 print(line, flush=True)
             print(measure_pipeline(name, folder, pairs, options.device, options.oracle, ceilings["bf16"]), flush=True)

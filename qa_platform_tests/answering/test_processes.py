@@ -1,0 +1,160 @@
+"""Several processes that answer for one, here on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qa_platform.answering import Answer, Answerer
+from qa_platform.answering import processes as answering_processes
+from qa_platform.answering.chunks import ChunkSize
+from qa_platform.answering.processes import Processes, processes_for
+from qa_platform.errors import InputError, TransientError
+from qa_platform_tests.answering_models import make_bert, pairs
+
+pytestmark = pytest.mark.slow
+
+ROWS = [*pairs(300, longest=80), ("", "no question"), ("no context", "")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Answerer:
+    return Answerer(str(folder), threads=1)
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> Answerer:
+    return Answerer(str(folder), threads=1, processes=2)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "chunk", ChunkSize(rows=20, characters=2**16))
+
+
+def children() -> set[int]:
+    """The processes that answer for this one."""
+    return {child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())}
+
+
+def places(answers: Iterable[Answer]) -> list[tuple[str, int, int]]:
+    return [(answer.answer, answer.start, answer.end) for answer in answers]
+
+
+def test_they_answer_as_one_process_does_and_in_order(alone: Answerer, both: Answerer) -> None:
+    ours, theirs = list(both.answer(ROWS, top_k=3)), list(alone.answer(ROWS, top_k=3))
+    assert places(ours) == places(theirs)
+    assert [answer.error for answer in ours] == [answer.error for answer in theirs]
+    # Rows that are computed together differ, and so do the last digits.
+    assert [answer.score for answer in ours] == pytest.approx([answer.score for answer in theirs], rel=1e-4)
+    assert both.identity == alone.identity
+    assert both.runtime == f"{alone.runtime}, in 2 processes"
+    assert len(children()) == 2
+
+
+def test_what_the_rows_raise_comes_after_the_answers_to_all_before(alone: Answerer, both: Answerer) -> None:
+    def failing() -> Iterator[tuple[str, str]]:
+        yield from ROWS[:75]
+        raise OSError("the disk is gone")
+
+    answers = both.answer(failing())
+    assert places(next(answers) for _ in range(75)) == places(alone.answer(ROWS[:75]))
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(answers)
+
+
+def test_few_rows_are_read_ahead_of_the_answers(both: Answerer) -> None:
+    read = 0
+
+    def counted() -> Iterator[tuple[str, str]]:
+        nonlocal read
+        for row in ROWS:
+            read += 1
+            yield row
+
+    answers = both.answer(counted())
+    for _ in range(40):
+        next(answers)
+    # The first chunk has 32 rows; what was answered, and four chunks under way.
+    assert read <= 32 + 6 * 20
+    del answers
+    assert len(list(both.answer(ROWS[:5]))) == 5, "given up early, they still answer"
+
+
+@pytest.mark.faults
+def test_a_killed_process_fails_the_rows_under_way_and_the_next_are_answered(alone: Answerer, both: Answerer) -> None:
+    list(both.answer(ROWS[:5]))
+    answers = both.answer(ROWS)
+    next(answers)
+    for child in children():
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(TransientError, match="device cpu: a process that answers on it died"):
+        list(answers)
+    assert places(both.answer(ROWS)) == places(alone.answer(ROWS))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_they_end_with_the_process_that_they_answer_for(folder: Path, sign: signal.Signals) -> None:
+    program = f"""
+import itertools
+from qa_platform.answering import Answer, Answerer
+for _ in Answerer({str(folder)!r}, threads=1, processes=2).answer(itertools.repeat(("Who?", "Olsen took over."))):
+    print("answered", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"answered\n"
+        helpers = [child for child in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        assert len(helpers) == 2
+        parent.stdout.close()
+        parent.send_signal(sign)
+    _, left = psutil.wait_procs(helpers, timeout=30)
+    assert left == []
+
+
+def test_they_end_with_the_answerer(folder: Path) -> None:
+    before = children()
+    answerer = Answerer(str(folder), threads=1, processes=2)
+    list(answerer.answer(ROWS[:5]))
+    own = [psutil.Process(pid) for pid in children() - before]
+    assert len(own) == 2
+    del answerer
+    _, left = psutil.wait_procs(own, timeout=30)
+    assert left == []
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] + 1}))
+    with pytest.raises(InputError) as alone:
+        Answerer(str(folder), threads=1).warm_up()
+    with pytest.raises(InputError) as of_processes:
+        Answerer(str(folder), threads=1, processes=2).warm_up()
+    assert (str(of_processes.value), of_processes.value.where) == (str(alone.value), alone.value.where)
+
+
+def test_how_many_a_device_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for cores in (1, 2, 4, 8, 16, 64):
+        monkeypatch.setattr(answering_processes, "available_cores", lambda cores=cores: cores)
+        found[cores] = processes_for("cuda:0")
+        assert processes_for("cpu") == 1
+    assert found == {1: 1, 2: 1, 4: 1, 8: 2, 16: 4, 64: 4}
+
+
+def test_their_number_is_not_negative() -> None:
+    with pytest.raises(InputError, match="processes: must be 0 or more, and is -1"):
+        Answerer(processes=-1)
