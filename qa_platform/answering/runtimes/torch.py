@@ -151,14 +151,14 @@ class TorchRuntime:
         return real[:, None, None, :].expand(-1, 1, length, -1)
 
     def _tokens_that_fit(self, length: int) -> int:
-        """The tokens for which half of the device's free memory is enough, judged by a small batch."""
+        """The tokens for which an eighth of the device's free memory is enough, judged by a small batch. Other processes take as much."""
         ids = np.zeros((8, length), np.int32)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         self.run(Batch(ids, ids, np.full(8, length, np.int32)))
         spent = torch.cuda.max_memory_allocated(self._device) - before
         free, _ = torch.cuda.mem_get_info(self._device)
-        return max(length, free // 2 * ids.size // max(spent, 1))
+        return max(length, free // 8 * ids.size // max(spent, 1))
 
     def _to_device(self, values: NDArray[np.int32], columns: int = 0) -> torch.Tensor:
         """The values on the device, padded with zeros to a number of columns."""
