@@ -92,7 +92,7 @@ class Tick:
         _log.info("%d files wait", plan.waiting)
         if not plan.batches:
             return []
-        answerer = Answerer(self.services.model, threads=threads, device=device)
+        answerer = Answerer(self.services.model, threads=threads, device=device, processes=0)
         answerer.warm_up()
         answered = []
         with lease(self.ledger, self.job_id, self.services.work.lease_seconds, _log), self._released_after_an_error():

@@ -34,7 +34,7 @@ class Characters:
         self._encoding = encoding
         self._text = text
         self._loses_letters = loses_letters
-        # Whether no two of its characters make one cluster; most texts are so.
+        # Such a text has no cluster of several characters.
         self._single = text.isascii() and "\r\n" not in text
 
     def place(self, first: int, last: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qa_platform.answering.chunks import batches, chunked
+from qa_platform.answering.chunks import ChunkSize, batches, chunked
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
 from qa_platform.answering.processes import Processes, processes_for
 from qa_platform.answering.runtimes.base import Runtime, pad
@@ -134,13 +134,14 @@ class Answerer:
         model: ``bundled``, a folder, or a Hugging Face id; or a ModelChoice with revision and precision.
         threads: threads that compute; 0 means one for every core that this process may use.
         device: ``cpu``, or a GPU as torch names it: ``cuda``.
-        processes: processes that answer; 0 means as many as keep the device busy, which for a CPU is this process alone.
+        processes: processes that answer. 0 means as many as keep the device busy, which for a CPU is this process alone. With more than
+            one the program's own file is imported by each: it needs ``if __name__ == "__main__":``.
 
     Raises:
         InputError: ``threads`` or ``processes`` is negative.
     """
 
-    def __init__(self, model: ModelChoice | str = "bundled", *, threads: int = 0, device: str = "cpu", processes: int = 0) -> None:
+    def __init__(self, model: ModelChoice | str = "bundled", *, threads: int = 0, device: str = "cpu", processes: int = 1) -> None:
         for name, value in (("threads", threads), ("processes", processes)):
             if value < 0:
                 raise InputError(f"must be 0 or more, and is {value}", where=name)
@@ -159,7 +160,7 @@ class Answerer:
     @property
     def runtime(self) -> str:
         """The library that runs the model, with its version."""
-        return self._warm().runtime
+        return self._warm().model.name
 
     def no_answer_threshold(self, options: AnswerOptions) -> float | None:
         """How far the log probability of "no answer" must exceed the best span's for it to win. None: the model may not give it.
@@ -222,9 +223,7 @@ class Answerer:
             align_to_words=options.align_to_words,
             best_mention=options.best_mention,
         )
-        if isinstance(loaded.model, Processes):
-            return loaded.model.answers(chunked(pairs, kept, loaded.model.chunk), options)
-        return _Run(loaded.model, size, spans, options.min_score).answers(chunked(pairs, kept, loaded.model.runtime.chunk))
+        return loaded.model.answers(chunked(pairs, kept, loaded.model.chunk), Wanted(size, spans, options.min_score))
 
     def _warm(self) -> "_Loaded":
         with self._lock:
@@ -236,31 +235,51 @@ class Answerer:
         files = find_model(self._choice)
         precision = _precision(files, self._choice.precision, self._device)
         identity = replace(self._choice, id=files.id, revision=files.revision, precision=precision)
-        if self._processes > 1:
-            make = partial(Answerer, self._choice, threads=self._threads, device=self._device, processes=1)
-            processes = Processes(make, self._processes, self._device)
-            return _Loaded(files, identity, processes.runtime(), processes)
-        runtime = load_runtime(files, precision=precision, threads=self._threads or available_cores(), device=self._device)
-        tokenizer = load_tokenizer(files)
-        return _Loaded(files, identity, runtime.name, LoadedModel(tokenizer, Layout.of(tokenizer), runtime))
+        threads = self._threads or max(1, available_cores() // self._processes)
+        if self._processes == 1:
+            return _Loaded(files, identity, LoadedModel.of(files, precision, threads=threads, device=self._device))
+        make = partial(_load_again, identity, precision, threads=threads, device=self._device)
+        return _Loaded(files, identity, Processes(make, self._processes, self._device))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the rows of one call are answered."""
+
+    size: WindowSize
+    spans: SpanOptions
+    min_score: float
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in this process."""
+    """A model in this process. ``name`` is the library that runs it, with its version; ``chunk`` is how much to read ahead."""
 
+    name: str
+    chunk: ChunkSize
     tokenizer: "tokenizers.Tokenizer"
     layout: Layout
     runtime: Runtime
 
+    @classmethod
+    def of(cls, files: ModelFiles, precision: Precision, *, threads: int, device: str) -> "LoadedModel":
+        runtime = load_runtime(files, precision=precision, threads=threads, device=device)
+        tokenizer = load_tokenizer(files)
+        return cls(runtime.name, runtime.chunk, tokenizer, Layout.of(tokenizer), runtime)
+
+    def answers(self, chunks: Iterator[list[tuple[str, str]]], wanted: Wanted) -> Iterator[Answer]:
+        """The answers to the rows of all chunks, in order."""
+        return _Run(self, wanted).answers(chunks)
+
+
+def _load_again(identity: ModelChoice, precision: Precision, *, threads: int, device: str) -> LoadedModel:
+    return LoadedModel.of(find_model(identity), precision, threads=threads, device=device)
+
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model with its identity, in this process or in others. ``runtime`` is the library that runs it, with its version."""
-
     files: ModelFiles
     identity: ModelChoice
-    runtime: str
     model: LoadedModel | Processes
 
 
@@ -276,11 +295,11 @@ def _precision(files: ModelFiles, wanted: str, device: str) -> Precision:
 class _Run:
     """One call of `Answerer.answer`."""
 
-    def __init__(self, model: LoadedModel, size: WindowSize, options: SpanOptions, min_score: float) -> None:
+    def __init__(self, model: LoadedModel, wanted: Wanted) -> None:
         self._model = model
-        self._size = size
-        self._options = options
-        self._min_score = min_score
+        self._size = wanted.size
+        self._options = wanted.spans
+        self._min_score = wanted.min_score
         # Used by the tokenising thread alone.
         self._slots: collections.OrderedDict[bytes, _Slot] = collections.OrderedDict()
         self._weight = 0

@@ -5,6 +5,8 @@ processes have the model on the same device, and each is given whole chunks of r
 """
 
 import collections
+import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,16 +14,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.runtimes.select import available_cores
-from qa_platform.errors import TransientError
+from qa_platform.errors import QaPlatformError, TransientError
 
 if TYPE_CHECKING:
-    from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
+    from qa_platform.answering.engine import Answer, LoadedModel, Wanted
 
-_Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 _Pairs = list[tuple[str, str]]
 
@@ -37,46 +38,42 @@ def processes_for(device: str) -> int:
 
 
 class Processes:
-    """Processes that each have an `Answerer`. They end when this object does, and when this process does.
+    """Processes that each have a model. They end when this object does, and when this process does.
 
     Args:
-        make: makes a process's own `Answerer`, for this process alone.
+        make: loads a process's model, in that process.
         count: how many processes.
         device: what they answer on, for messages.
+
+    Raises:
+        InputError: the model cannot be loaded.
+        TransientError: the device has no memory for it.
     """
 
     # A file's shard has 2,000 rows: all processes get a part of it.
     chunk = ChunkSize(rows=512, characters=2**19)
 
-    def __init__(self, make: "Callable[[], Answerer]", count: int, device: str) -> None:
+    def __init__(self, make: "Callable[[], LoadedModel]", count: int, device: str) -> None:
         self._make = make
         self._count = count
         self._device = device
-        self._pool = self._started()
         self._lock = threading.Lock()
+        self._pool = self._started()
+        names = [self._result(future) for future in [self._submit(_name) for _ in range(count)]]
+        self.name = f"{names[0]}, in {count} processes"
 
-    def runtime(self) -> str:
-        """The library that runs the model in these processes, with its version. Loads the model in all of them.
-
-        Raises:
-            InputError: it cannot be loaded.
-            TransientError: the device has no memory for it.
-        """
-        names = [self._result(future) for future in [self._submit(_runtime) for _ in range(self._count)]]
-        return f"{names[0]}, in {self._count} processes"
-
-    def answers(self, chunks: Iterator[_Pairs], options: "AnswerOptions") -> "Iterator[Answer]":
+    def answers(self, chunks: Iterator[_Pairs], wanted: "Wanted") -> "Iterator[Answer]":
         """The answers to the rows of all chunks, in order. Chunks are read in another thread. Equal rows of a chunk are asked once.
 
         Raises:
-            TransientError: a process died. The next call starts new ones.
+            TransientError: a process died, and the next call starts new ones; or a new one cannot load the model.
         """
         reading = ThreadPoolExecutor(1, "qa-read")
         underway: collections.deque[Future[Future[list[Answer]] | None]] = collections.deque()
 
         def give() -> "Future[list[Answer]] | None":
             chunk = next(chunks, None)
-            return None if chunk is None else self._submit(_answers, chunk, options)
+            return None if chunk is None else self._submit(_answers, chunk, wanted, self._device)
 
         try:
             while True:
@@ -98,33 +95,34 @@ class Processes:
         threads = max(1, available_cores() // self._count)
         return ProcessPoolExecutor(self._count, context, initializer=_start, initargs=(self._make, threads))
 
-    def _submit(self, work: Callable[_Given, _Result], *args: _Given.args, **kwargs: _Given.kwargs) -> Future[_Result]:
+    def _submit(self, work: Callable[..., _Result], *args: object) -> Future[_Result]:
         with self._lock:
             try:
-                return self._pool.submit(work, *args, **kwargs)
+                return self._pool.submit(work, *args)
             except BrokenProcessPool:
                 self._pool = self._started()
-                return self._pool.submit(work, *args, **kwargs)
+                return self._pool.submit(work, *args)
 
     def _result(self, future: Future[_Result]) -> _Result:
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise TransientError(
-                "a process that answers on it died", where=f"device {self._device}", advice="if it was killed for memory, give it more"
-            ) from error
+            advice = "if it was killed for memory, give it more; if it could not start, what it says is on standard error"
+            raise TransientError("a process that answers on it died", where=f"device {self._device}", advice=advice) from error
 
 
-# What follows runs in those processes. Each has one `Answerer`, made when its first work comes.
-_made: dict[str, Any] = {}
+# What follows runs in those processes.
+
+_make: "Callable[[], LoadedModel]"
 
 
-def _start(make: "Callable[[], Answerer]", threads: int) -> None:
-    # An interrupt is for the process that gives the work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
+def _start(make: "Callable[[], LoadedModel]", threads: int) -> None:
+    global _make
+    _make = make
+    # At an interrupt from the terminal it ends at once, and has nothing to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _made["make"] = make
 
 
 def _end_with_parent() -> None:
@@ -134,17 +132,32 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _answerer() -> "Answerer":
-    if "answerer" not in _made:
-        answerer = _made["make"]()
-        answerer.warm_up()
-        _made["answerer"] = answerer
-    return _made["answerer"]
+@functools.cache
+def _model() -> "LoadedModel":
+    return _make()
 
 
-def _runtime() -> str:
-    return _answerer().runtime
+def _name() -> str:
+    with _only_own_errors():
+        return _model().name
 
 
-def _answers(pairs: _Pairs, options: "AnswerOptions") -> "list[Answer]":
-    return list(_answerer().answer(pairs, options))
+def _answers(pairs: _Pairs, wanted: "Wanted", device: str) -> "list[Answer]":
+    with _only_own_errors():
+        try:
+            model = _model()
+        except QaPlatformError as error:
+            # It was loaded before: not what was asked for is wrong, but the device, or the model's folder.
+            raise TransientError(f"the model cannot be loaded again: {error}", where=f"device {device}") from error
+        return list(model.answers(iter([pairs]), wanted))
+
+
+@contextlib.contextmanager
+def _only_own_errors() -> Iterator[None]:
+    """Others may fail to unpickle, which would end all processes."""
+    try:
+        yield
+    except QaPlatformError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error

@@ -157,10 +157,10 @@ def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], opti
         places = _places(tokenized.characters, window, best, options.align_to_words)
         for (start, end), score in zip(places, best.scores.tolist(), strict=True):
             text = context[start:end].lower()
+            if end - start > ANSWER_LIMIT or not text or text.isspace():
+                continue
             merged = texts.get(text)
             if merged is None:
-                if end - start > ANSWER_LIMIT or not text or text.isspace():
-                    continue
                 merged = texts[text] = _Merged(start, end, score)
             merged.add(number, score)
             if options.best_mention:
@@ -217,15 +217,16 @@ class _Merged:
 def _places(characters: Characters, window: Window, spans: WindowSpans, align_to_words: bool) -> Iterator[tuple[int, int]]:
     """The beginning and end, in the context, of each span; of the whole words that it touches, as far as they lie in the window."""
     words: dict[int, tuple[int, int]] = {}
-    places: dict[tuple[int, int], tuple[int, int]] = {}
-    for first, last in zip(spans.starts.tolist(), spans.ends.tolist(), strict=True):
+    known: dict[tuple[int, int], tuple[int, int]] = {}
+    for span in zip(spans.starts.tolist(), spans.ends.tolist(), strict=True):
         if align_to_words:
-            for token in (first, last):
+            for token in span:
                 if token not in words:
                     low, high = characters.word(token, window.first, window.first + window.length - 1)
                     words.update(dict.fromkeys(range(low, high + 1), (low, high)))
-            first, last = words[first][0], words[last][1]
-        place = places.get((first, last))
-        if place is None:
-            place = places[first, last] = characters.place(first, last)
-        yield place
+            tokens = words[span[0]][0], words[span[1]][1]
+        else:
+            tokens = span
+        if tokens not in known:
+            known[tokens] = characters.place(*tokens)
+        yield known[tokens]

@@ -63,7 +63,7 @@ class Worker:
         if self._answerer is None or wanted != self._wanted:
             self._answerer = None
             try:
-                answerer = Answerer(wanted, threads=self._threads, device=self._device)
+                answerer = Answerer(wanted, threads=self._threads, device=self._device, processes=0)
                 answerer.warm_up()
             except Exception as error:
                 raise TransientError(

@@ -144,7 +144,7 @@ def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: 
 def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":
     from qa_platform.answering import Answerer
 
-    answerer = Answerer(_choice(**values), threads=threads, device=device)
+    answerer = Answerer(_choice(**values), threads=threads, device=device, processes=0)
     answerer.warm_up()
     return answerer
 

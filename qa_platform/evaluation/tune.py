@@ -51,7 +51,7 @@ def tune(choice: ModelChoice, gold: Sequence[GoldQuestion], *, threads: int = 0,
     trials = []
     for precision in PRECISIONS:
         try:
-            trials.append(_try(Answerer(replace(choice, precision=precision), threads=threads, device=device), gold))
+            trials.append(_try(Answerer(replace(choice, precision=precision), threads=threads, device=device, processes=0), gold))
         except InputError:
             # Not every model runs in every precision; all run in float32.
             if precision == "fp32":

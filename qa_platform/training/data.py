@@ -49,8 +49,8 @@ class Recipe:
 
 def arithmetic(device: str) -> torch.dtype:
     """What training computes in: bfloat16, but float32 on a CPU without AVX-512, which emulates bfloat16 number by number."""
-    slow = device == "cpu" and "AVX2" in torch.backends.cpu.get_cpu_capability()
-    return torch.float32 if slow else torch.bfloat16
+    emulated = torch.device(device).type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return torch.float32 if emulated else torch.bfloat16
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

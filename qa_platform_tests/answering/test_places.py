@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from qa_platform.answering import Answer, Answerer
+from qa_platform.answering import Answer, Answerer, spans
 from qa_platform.answering.characters import Characters, loses_letters
 from qa_platform.answering.runtimes.base import Batch
-from qa_platform.answering.windows import Layout
+from qa_platform.answering.windows import Layout, Tokenized, Window
 from qa_platform.contract import RowReason
 from qa_platform_tests.answering_models import make_bert, make_tokenizer, model_of, texts
 
@@ -235,3 +235,19 @@ def test_no_answer_is_said_only_where_it_may_be(tiny: Answerer, monkeypatch: pyt
     assert one(tiny, "Who?", "x" * 50_000, handle_impossible_answer=True).error is RowReason.NO_ANSWER
     assert one(tiny, "Who?", "x" * 50_000).error is RowReason.UNUSABLE_ANSWER
     assert one(tiny, "Who?", "Marta Olsen").error is None
+
+
+def test_a_text_that_is_too_long_is_no_answer_though_a_shorter_one_equals_it_but_for_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In lower case the first word has as many characters as the second."""
+    monkeypatch.setattr(spans, "ANSWER_LIMIT", 3)
+    context = "İİ i̇i̇"
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoding = tokenizer.encode(context)
+    window = Window(0, np.array(encoding.ids, np.int32), 0, 0, 2)
+    assert context[:2].lower() == context[3:].lower()
+    best = spans.WindowSpans(np.array([1, 0]), np.array([1, 0]), np.array([0.6, 0.3]), 0.0)
+    tokenized = Tokenized((window,), Characters(encoding, context))
+    (answer,) = spans.merge(context, tokenized, [best], spans.SpanOptions()).spans
+    assert answer.text == context[:2]
+    assert answer.score == pytest.approx(0.3)

@@ -105,6 +105,48 @@ def test_a_killed_process_fails_the_rows_under_way_and_the_next_are_answered(alo
 
 
 @pytest.mark.faults
+def test_new_processes_answer_with_the_same_model_or_not_at_all(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path)
+    answerer = Answerer(str(folder), threads=1, processes=2)
+    before = children()
+    answerer.warm_up()
+    for child in children() - before:
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(TransientError, match="died"):
+        list(answerer.answer(ROWS))
+    # Other weights have another revision.
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(TransientError, match=r"device cpu: the model cannot be loaded again: .*revision"):
+        list(answerer.answer(ROWS))
+
+
+@pytest.mark.faults
+def test_an_interrupt_ends_them_at_once(folder: Path) -> None:
+    """As at a terminal, which sends it to all of them."""
+    program = f"""
+import itertools
+from qa_platform.answering import Answerer
+for _ in Answerer({str(folder)!r}, threads=1, processes=2).answer(itertools.repeat(("Who?", "Olsen took over."))):
+    print("answered", flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        assert parent.stdout.readline() == b"answered\n"
+        helpers = [child for child in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        parent.stdout.close()
+        os.killpg(parent.pid, signal.SIGINT)
+        said = parent.stderr.read()
+    _, left = psutil.wait_procs(helpers, timeout=30)
+    assert left == []
+    assert said.count(b"Traceback") <= 2, "the interrupted program's own, and no process's beside it"
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_they_end_with_the_process_that_they_answer_for(folder: Path, sign: signal.Signals) -> None:
     program = f"""

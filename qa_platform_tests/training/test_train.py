@@ -87,10 +87,11 @@ def test_training_learns_and_writes_an_ordinary_folder(start: Path, tmp_path: Pa
 
 def test_a_cpu_that_has_no_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    for capability in ("AVX2", "AVX512"):
+    for capability in ("DEFAULT", "AVX2", "AVX512"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        found[capability] = (arithmetic("cpu"), arithmetic("cuda"))
-    assert found == {"AVX2": (torch.float32, torch.bfloat16), "AVX512": (torch.bfloat16, torch.bfloat16)}
+        found[capability] = (arithmetic("cpu:0"), arithmetic("cuda"))
+    single, half = torch.float32, torch.bfloat16
+    assert found == {"DEFAULT": (single, half), "AVX2": (single, half), "AVX512": (half, half)}
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_weights(
