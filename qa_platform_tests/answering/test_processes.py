@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -122,48 +123,41 @@ def test_new_processes_answer_with_the_same_model_or_not_at_all(tmp_path: Path) 
         list(answerer.answer(ROWS))
 
 
-@pytest.mark.faults
-def test_an_interrupt_ends_them_at_once(folder: Path) -> None:
-    """As at a terminal, which sends it to all of them."""
+@contextmanager
+def answering(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program, in a session of its own, that answers until it is stopped. Then the processes that answer for it have ended, too."""
     program = f"""
 import itertools
 from qa_platform.answering import Answerer
 for _ in Answerer({str(folder)!r}, threads=1, processes=2).answer(itertools.repeat(("Who?", "Olsen took over."))):
     print("answered", flush=True)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as parent:
-        assert parent.stdout is not None
-        assert parent.stderr is not None
-        assert parent.stdout.readline() == b"answered\n"
-        helpers = [child for child in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-        parent.stdout.close()
-        os.killpg(parent.pid, signal.SIGINT)
-        said = parent.stderr.read()
-    _, left = psutil.wait_procs(helpers, timeout=30)
-    assert left == []
-    assert said.count(b"Traceback") <= 2, "the interrupted program's own, and no process's beside it"
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
-def test_they_end_with_the_process_that_they_answer_for(folder: Path, sign: signal.Signals) -> None:
-    program = f"""
-import itertools
-from qa_platform.answering import Answer, Answerer
-for _ in Answerer({str(folder)!r}, threads=1, processes=2).answer(itertools.repeat(("Who?", "Olsen took over."))):
-    print("answered", flush=True)
-"""
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, start_new_session=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"answered\n"
         helpers = [child for child in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(child.cmdline())]
         assert len(helpers) == 2
         parent.stdout.close()
-        parent.send_signal(sign)
+        yield parent
     _, left = psutil.wait_procs(helpers, timeout=30)
     assert left == []
+
+
+@pytest.mark.faults
+def test_an_interrupt_ends_them_at_once(folder: Path) -> None:
+    """As at a terminal, which sends it to all of them."""
+    with answering(folder) as parent:
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.stderr is not None
+        assert parent.stderr.read().count(b"Traceback") <= 2, "the interrupted program's own, and no process's beside it"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_they_end_with_the_process_that_they_answer_for(folder: Path, sign: signal.Signals) -> None:
+    with answering(folder) as parent:
+        parent.send_signal(sign)
 
 
 def test_they_end_with_the_answerer(folder: Path) -> None:
