@@ -26,9 +26,8 @@ from all-mpnet-base-v2. The recipe differs from plain fine-tuning in this:
 
 The model computes in bfloat16 throughout, with float32 master weights for the optimizer: on a CPU with AMX that takes two
 thirds of the time of automatic mixed precision. Attention is not fused: the backward pass of PyTorch's fused attention
-takes half of a step there. A CPU without AVX-512 computes in float32: bfloat16 takes it a hundred times as long. It computes on a GPU if
-there is one (``--device``). All that is drawn at random is drawn on the CPU, so a run
-that was begun on one may be resumed on the other.
+takes half of a step there. A CPU without AVX-512 computes in float32, as it has to emulate bfloat16. It computes on a GPU if there is
+one (``--device``). All that is drawn at random is drawn on the CPU, so a run that was begun on one may be resumed on the other.
 
 One paragraph in six (`gold.held_out`) is never trained on. A killed run is resumed by the same command. Figures go to standard output and
 to ``train_log.jsonl`` in each run's checkpoint folder.
