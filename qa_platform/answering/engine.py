@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from qa_platform.answering.calibration import Calibration
 from qa_platform.answering.chunks import ChunkSize, batches, chunked
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
 from qa_platform.answering.processes import Processes, processes_for
@@ -260,12 +261,13 @@ class LoadedModel:
     tokenizer: "tokenizers.Tokenizer"
     layout: Layout
     runtime: Runtime
+    calibration: Calibration
 
     @classmethod
     def of(cls, files: ModelFiles, precision: Precision, *, threads: int, device: str) -> "LoadedModel":
         runtime = load_runtime(files, precision=precision, threads=threads, device=device)
         tokenizer = load_tokenizer(files)
-        return cls(runtime.name, runtime.chunk, tokenizer, Layout.of(tokenizer), runtime)
+        return cls(runtime.name, runtime.chunk, tokenizer, Layout.of(tokenizer), runtime, files.calibration)
 
     def answers(self, chunks: Iterator[list[tuple[str, str]]], wanted: Wanted) -> Iterator[Answer]:
         """The answers to the rows of all chunks, in order."""
@@ -371,7 +373,7 @@ class _Run:
         ranked = merge(asked.context, asked.tokenized, spans, self._options)
         if not ranked.spans:
             return _unanswered(RowReason.UNUSABLE_ANSWER)
-        best, *others = ranked.spans
+        best, *others = (replace(span, score=self._model.calibration.score(span.score)) for span in ranked.spans)
         error = None
         if best.start == best.end:
             error = RowReason.NO_ANSWER

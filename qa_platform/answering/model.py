@@ -6,10 +6,12 @@ Only safetensors weights and fast tokenizers are accepted, and no code that came
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qa_platform.answering.calibration import KEY, Calibration
 from qa_platform.contract import ModelChoice
 from qa_platform.errors import InputError, TransientError
 
@@ -44,7 +46,7 @@ _HEAD = "qa_outputs.weight"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on disk. ``revision`` is the hub's commit hash, or for folders the beginning of the weights' SHA-256."""
+    """A model on disk. ``revision`` is the hub's commit hash, or for folders the beginning of the SHA-256 of what answers and scores."""
 
     id: str
     folder: Path
@@ -88,6 +90,11 @@ class ModelFiles:
     def default_window(self) -> int:
         """Tokens of a window by default: 384, or `longest_window` if that is less."""
         return min(self.longest_window, _MAX_SEQ_LEN)
+
+    @property
+    def calibration(self) -> Calibration:
+        """See `Calibration.of`."""
+        return Calibration.of(self.config, model=self.id)
 
     @property
     def takes_token_types(self) -> bool:
@@ -140,7 +147,7 @@ def _read_folder(model_id: str, folder: Path, *, revision: str = "") -> ModelFil
     tokenizer = _read_json(tokenizer_config, needed_by=model_id) if tokenizer_config.exists() else {}
     if tokenizer.get("padding_side", "right") != "right":
         raise InputError("models whose windows are padded on the left are not supported", where=f"model {model_id}")
-    return ModelFiles(model_id, folder, revision or _content_hash(weights), config, tokenizer, weights)
+    return ModelFiles(model_id, folder, revision or _content_hash(weights, config), config, tokenizer, weights)
 
 
 def _weights(model_id: str, folder: Path) -> tuple[Path, ...]:
@@ -209,8 +216,11 @@ def _hash_of_file(path: Path, _changed: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _content_hash(weights: tuple[Path, ...]) -> str:
+def _content_hash(weights: tuple[Path, ...], config: Mapping[str, Any]) -> str:
+    """Of the weights, and of the scores' calibration where there is one: with another one the same answer has another score."""
     together = hashlib.sha256(b"".join(_hash_of_file(path, path.stat().st_mtime_ns) for path in weights))
+    if KEY in config:
+        together.update(json.dumps(config[KEY], sort_keys=True).encode())
     return together.hexdigest()[:_REVISION_LENGTH]
 
 

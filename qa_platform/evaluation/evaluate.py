@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
 from qa_platform.contract import ModelChoice, RowReason
@@ -12,6 +13,8 @@ from qa_platform.evaluation.no_answer import NoAnswer, Outcome, compare_threshol
 
 _CONTEXT_BOUNDS = (250, 500, 1000, 2000, 4000)
 _DECILES = 10
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,8 @@ class Figures:
 class Evaluation:
     """A model's figures on a gold set.
 
-    ``by_score`` has deciles of the score. ``calibration_error`` is the mean distance between score and exact match over them, in [0, 1],
-    weighted by their size. ``no_answer`` is None where the model might not say that there is no answer, and where the set has no
-    questions of both kinds.
+    ``by_score`` has deciles of the score. ``calibration_error`` is what the function finds. ``no_answer`` is None where the model might not
+    say that there is no answer, and where the set has no questions of both kinds.
     """
 
     model: ModelChoice
@@ -74,12 +76,18 @@ def evaluate(
         report()
     judged = list(map(_judge, gold, answers))
     by_score = _deciles(judged)
-    calibration = sum(group.questions * abs(group.score - group.exact_match / 100) for group in by_score) / len(judged)
+    calibration = calibration_error([entry.score for entry in judged], [entry.exact_match for entry in judged])
     threshold = answerer.no_answer_threshold(options)
     no_answer = None
     if threshold is not None and has_both_kinds(gold):
         no_answer = compare_thresholds(_outcomes(answerer, gold, answers, options), threshold)
     return Evaluation(answerer.identity, _figures("all", judged), _by_context(judged), by_score, calibration, no_answer)
+
+
+def calibration_error(scores: Sequence[float], exact_matches: Sequence[float]) -> float:
+    """The mean distance between score and exact match over the tenths of the scores, weighted by their size. All are in [0, 1]."""
+    parts = _tenths(sorted(zip(scores, exact_matches, strict=True), key=lambda pair: pair[0]))
+    return sum(abs(sum(score - right for score, right in part)) for part in parts) / len(scores)
 
 
 def has_both_kinds(gold: Sequence[GoldQuestion]) -> bool:
@@ -125,12 +133,15 @@ def _by_context(judged: Sequence[_Judged]) -> tuple[Figures, ...]:
 
 
 def _deciles(judged: Sequence[_Judged]) -> tuple[Figures, ...]:
-    """Ten groups of equal size, lowest scores first; fewer groups where there are fewer questions."""
-    ranked = sorted(judged, key=lambda entry: entry.score)
+    parts = _tenths(sorted(judged, key=lambda entry: entry.score))
+    return tuple(_figures(f"{part[0].score:.3f} to {part[-1].score:.3f}", part) for part in parts)
+
+
+def _tenths(ranked: Sequence[T]) -> list[Sequence[T]]:
+    """Ten groups of equal size; fewer groups where there are fewer entries."""
     count = min(_DECILES, len(ranked))
     bounds = [len(ranked) * number // count for number in range(count + 1)]
-    parts = [ranked[low:high] for low, high in itertools.pairwise(bounds)]
-    return tuple(_figures(f"{part[0].score:.3f} to {part[-1].score:.3f}", part) for part in parts)
+    return [ranked[low:high] for low, high in itertools.pairwise(bounds)]
 
 
 def _figures(group: str, judged: Sequence[_Judged]) -> Figures:

@@ -47,6 +47,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
+from qa_platform.answering.calibration import KEY
 from qa_platform.answering.runtimes.torch import torch_device
 from qa_platform.errors import InputError
 from qa_platform.evaluation.gold import held_out, read_gold
@@ -164,6 +165,8 @@ class _Run:
         master = AutoModelForQuestionAnswering.from_pretrained(
             start, dtype=torch.float32, attention_probs_dropout_prob=0.0, attn_implementation="eager"
         )
+        # It is that of other weights.
+        vars(master.config).pop(KEY, None)
         self.master = master.to(device).train()
         self.average = copy.deepcopy(self.master)
         self.model = copy.deepcopy(self.master).to(arithmetic(device))

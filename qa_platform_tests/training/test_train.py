@@ -17,10 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
+from qa_platform.answering.calibration import Calibration
+from qa_platform.answering.model import find_model
+from qa_platform.contract import ModelChoice
 from qa_platform.evaluation.gold import GoldAnswer, GoldQuestion, held_out
 from qa_platform.training import data
 from qa_platform.training import teacher as asking
 from qa_platform.training import train as training
+from qa_platform.training.calibrate import write
 from qa_platform.training.data import LONGEST_ANSWER, Example, Guess, Recipe, arithmetic, features, masked, negatives, shortened, tensors
 from qa_platform.training.losses import divergence, loss_of
 from qa_platform.training.teacher import UNLIKELY, taught
@@ -72,7 +76,10 @@ def losses(out: Path) -> list[float]:
 
 
 def test_training_learns_and_writes_an_ordinary_folder(start: Path, tmp_path: Path) -> None:
-    train(start, untaught(480), tmp_path / "model", RECIPE)
+    calibrated = shutil.copytree(start, tmp_path / "calibrated")
+    write(calibrated, Calibration(0.5, 0.5))
+    train(calibrated, untaught(480), tmp_path / "model", RECIPE)
+    assert find_model(ModelChoice(str(tmp_path / "model"))).calibration == Calibration(), "it was that of other weights"
     first, *_, last = losses(tmp_path / "model")
     assert last < first / 2
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")
