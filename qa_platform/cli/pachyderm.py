@@ -65,7 +65,7 @@ def pachyderm_group() -> None:
 @pachyderm_group.command("apply")
 @click.option("--registry", default="", type=NAME, help="Registry and owner of the images, such as docker.io/acme.")
 @click.option("--tag", default="", type=NAME, help="Tag of the images.")
-@click.option("--cron", is_flag=True, help="The pipeline that lists the bucket by itself, for a cluster without Dagster.")
+@click.option("--cron/--no-cron", default=None, help="The pipeline that lists the bucket by itself, for a cluster without Dagster.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers of question_answer, instead of QA_PIPELINES_WORKERS.")
 @click.option(
     "--patch",
@@ -78,13 +78,13 @@ def pachyderm_group() -> None:
     "--wait-minutes", type=click.FloatRange(min=0), default=30, show_default=True, help="How long to wait for the jobs of one pipeline."
 )
 def apply_command(
-    registry: str, tag: str, cron: bool, workers: int | None, patch: Path | None, dry_run: bool, now: bool, wait_minutes: float
+    registry: str, tag: str, cron: bool | None, workers: int | None, patch: Path | None, dry_run: bool, now: bool, wait_minutes: float
 ) -> None:
     """Create or update repo, secrets and pipelines.
 
     They are created on the pachd that PACHD_ADDRESS names. What is up to date is not changed. A changed pipeline is updated when its
     running jobs have ended, since an update kills them. Jobs that cannot end, because their workers or programs do not start, are named
-    and not waited for.
+    and not waited for. Without --registry, --tag or --cron, pipelines keep the registry, the tag and the variant that they have.
 
     The secrets' values come from PG_* and GCS_ACCESS, where certificates and the service account may be files. They are checked before
     anything is sent, and never shown. A secret that another tool created, such as kubectl or Helm, is used as it is.
@@ -155,7 +155,7 @@ def status_command(as_json: bool) -> None:
 
 @pachyderm_group.command("jobs")
 @click.option("--pipeline", type=click.Choice(_PIPELINES), help="Of this pipeline only.")
-@click.option("--limit", default=20, show_default=True, help="Jobs shown, newest first.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs shown, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def jobs_command(pipeline: str | None, limit: int, as_json: bool) -> None:
     """The newest jobs of the pipelines.

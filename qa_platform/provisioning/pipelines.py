@@ -6,8 +6,8 @@ updated, and an update waits for running jobs first.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ class Options:
     """How to apply.
 
     Args:
-        registry: registry and owner of the images; "" leaves the specifications'.
-        tag: tag of the images; "" leaves the specifications'.
-        cron: apply the variant whose pipeline lists the bucket itself, without Dagster.
+        registry: registry and owner of the images; "" leaves those of the deployed pipelines.
+        tag: tag of the images; "" leaves that of the deployed pipelines.
+        cron: apply the variant whose pipeline lists the bucket itself, without Dagster; None leaves the deployed variant.
         workers: workers of the answering pipeline; None leaves those of its specification and the patch.
         patch: file with a JSON merge patch for each pipeline, see `sizing`.
         dry_run: change nothing.
@@ -70,7 +70,7 @@ class Options:
 
     registry: str = ""
     tag: str = ""
-    cron: bool = False
+    cron: bool | None = None
     workers: int | None = None
     patch: Path | None = None
     dry_run: bool = False
@@ -96,8 +96,11 @@ def apply(
         TransientError: pachd is unavailable, or jobs still run after ``options.wait_seconds``.
     """
     secrets = {DATABASE_SECRET: database_secret(postgres), BUCKET_SECRET: bucket_secret(bucket)}
-    specs = list(specifications(options, postgres, bucket=bucket))
+    # What is unusable is refused before pachd is asked.
+    list(specifications(options, postgres, bucket=bucket))
     with session(pachyderm, "applying repos, secrets and pipelines") as client:
+        options = _completed(options, deployed_options(find_pipeline(client, name) for name in _SPEC_FILES))
+        specs = list(specifications(options, postgres, bucket=bucket))
         if options.cron and secrets[BUCKET_SECRET] is None and find_secret(client, BUCKET_SECRET) is None:
             raise InputError(
                 f"the cron variant needs the secret {BUCKET_SECRET}, which does not exist",
@@ -135,6 +138,33 @@ def specifications(options: Options, postgres: PostgresSettings, *, bucket: Buck
         if options.workers and name == ANSWER_PIPELINE:
             spec["parallelism_spec"] = {"constant": options.workers}
         yield name, spec
+
+
+def deployed_options(deployed: Iterable[pps.PipelineInfo | None]) -> Options | None:
+    """The options with which the deployed pipelines were applied: registry and tag from the images, the variant from the input.
+
+    None where no pipeline has an image of this project.
+    """
+    ours = [info for info in deployed if info and info.details.transform.image.rpartition("/")[2].partition(":")[0] in _images()]
+    if not ours:
+        return None
+    registry, _, image = ours[0].details.transform.image.rpartition("/")
+    cron = any(info.details.input.cron.name for info in ours)
+    return Options(registry=registry, tag=image.partition(":")[2], cron=cron)
+
+
+def _completed(options: Options, present: Options | None) -> Options:
+    """What ``options`` leave open is as it is at present."""
+    if present is None:
+        return options
+    cron = present.cron if options.cron is None else options.cron
+    return replace(options, registry=options.registry or present.registry, tag=options.tag or present.tag, cron=cron)
+
+
+def _images() -> set[str]:
+    """The names of the images, without registry and tag."""
+    specs = specifications(Options(), PostgresSettings(), bucket=BucketSettings())
+    return {spec["transform"]["image"].partition(":")[0] for _, spec in specs}
 
 
 def _not_secret(postgres: PostgresSettings) -> dict[str, str]:

@@ -96,6 +96,11 @@ def test_a_dry_run_shows_what_would_change_and_changes_nothing(clean: PachydermS
 def test_registry_and_tag_make_the_images_names(clean: PachydermSettings) -> None:
     apply(clean, POSTGRES, BucketSettings(), Options(registry="docker.io/acme/", tag="1.2"))
     assert images(clean) == {"docker.io/acme/qa-platform-question-answer:1.2", "docker.io/acme/qa-platform-push-answers-to-sql:1.2"}
+    # As after a change of a password: what is not named stays.
+    again = actions(apply(clean, POSTGRES, BucketSettings()))
+    assert (again[ANSWER_PIPELINE], again[LOAD_PIPELINE]) == ("unchanged", "unchanged")
+    apply(clean, POSTGRES, BucketSettings(), Options(tag="1.3"))
+    assert images(clean) == {"docker.io/acme/qa-platform-question-answer:1.3", "docker.io/acme/qa-platform-push-answers-to-sql:1.3"}
 
 
 def test_an_unusual_port_reaches_the_loader_though_the_secret_has_no_place_for_it(clean: PachydermSettings) -> None:
@@ -159,6 +164,9 @@ def test_the_cron_variant_needs_a_secret_and_takes_one_that_somebody_else_made(
     changes = {change.name: change for change in apply(with_secrets_of_others, POSTGRES, BucketSettings(), Options(cron=True))}
     assert changes[ANSWER_PIPELINE].action == "created"
     assert "created by another tool" in changes["gcsaccess"].detail
+    # It stays this variant until the other one is asked for.
+    assert actions(apply(with_secrets_of_others, POSTGRES, BucketSettings()))[ANSWER_PIPELINE] == "unchanged"
+    assert actions(apply(with_secrets_of_others, POSTGRES, BucketSettings(), Options(cron=False)))[ANSWER_PIPELINE] == "updated"
 
 
 def test_a_dry_run_names_a_secret_that_is_not_there(clean: PachydermSettings) -> None:

@@ -50,13 +50,13 @@ def _examine() -> Iterator[Result]:
 
 
 def _cluster(client: "Client", settings: PachydermSettings) -> Iterator[Result]:
-    from qa_platform.provisioning.pipelines import Options, find_pipeline, specifications
+    from qa_platform.provisioning.pipelines import Options, deployed_options, find_pipeline, specifications
 
     yield _pachd(client, settings)
     roles, lacking = _roles(client)
     yield roles
     deployed = {name: find_pipeline(client, name) for name in (ANSWER_PIPELINE, LOAD_PIPELINE)}
-    options = _deployed_options(deployed)
+    options = deployed_options(deployed.values())
     yield _repo(client, fix=_apply_command(options))
     sizes = PipelinesSettings()
     wanted = replace(options or Options(), workers=sizes.workers, patch=sizes.patch)
@@ -217,26 +217,6 @@ def _job_that_does_not_start(client: "Client", name: str) -> "pps.JobInfo | None
         if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
             raise
         return None
-
-
-def _deployed_options(deployed: dict[str, "pps.PipelineInfo | None"]) -> "Options | None":
-    """The options with which the deployed pipelines were applied: registry and tag from the images, the variant from the input.
-
-    None where no pipeline has an image of this project.
-    """
-    from qa_platform.provisioning.pipelines import Options, specifications
-
-    own = {
-        name: spec["transform"]["image"].rpartition(":")[0]
-        for name, spec in specifications(Options(), PostgresSettings(), bucket=BucketSettings())
-    }
-    for name, info in deployed.items():
-        base, _, tag = info.details.transform.image.rpartition(":") if info else ("", "", "")
-        registry, _, image = base.rpartition("/")
-        if info and image == own[name]:
-            answering = deployed[ANSWER_PIPELINE]
-            return Options(registry=registry, tag=tag, cron=bool(answering and answering.details.input.cron.name))
-    return None
 
 
 def _apply_command(options: "Options | None") -> str:
