@@ -24,6 +24,7 @@ from qa_platform.settings import (
     ModelSettings,
     NotificationSettings,
     WorkSettings,
+    settings_errors,
 )
 
 
@@ -55,4 +56,5 @@ def build_definitions() -> dg.Definitions:
     )
 
 
-defs = build_definitions()
+with settings_errors():
+    defs = build_definitions()

@@ -19,6 +19,7 @@ from pandas.api.extensions import ExtensionArray
 from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, Precision, RowReason, find_columns, pass_through_columns
 from qa_platform.errors import InputError
 from qa_platform.ingest.dialect import csv_line, csv_reader
+from qa_platform.ingest.packing import packed
 from qa_platform.settings import ModelSettings, PostgresSettings
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
             if is_parquet(target):
                 frame.to_parquet(out, engine="pyarrow")
             else:
-                out.writelines(_csv_lines(frame))
+                with packed(out, target.name) as stream:
+                    stream.writelines(_csv_lines(frame))
         unfinished.replace(target)
     except ValueError as error:
         raise InputError(f"it cannot be written: {error}", where=str(target)) from error
@@ -158,12 +160,17 @@ def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions"
             delimiter = iter_rows(answers).delimiter
             answers.seek(0)
             kinds = {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
-            return _of_csv(io.TextIOWrapper(answers, encoding="utf-8", newline=""), kinds, delimiter), counts
+            lines_of_answers = io.TextIOWrapper(answers, encoding="utf-8", newline="")
+            return _of_csv(lines_of_answers, kinds, delimiter, where=str(source)), counts
     try:
         # Otherwise whole numbers with gaps would become fractions.
         frame = pd.read_parquet(source, engine="pyarrow", dtype_backend="numpy_nullable")
-        question, context = find_columns([str(name) for name in frame.columns])
     except (ValueError, OSError) as error:
+        # Not pyarrow's text, which names no file.
+        raise InputError("it is not Parquet, or is damaged", where=str(source), advice="only Parquet may be called .parquet") from error
+    try:
+        question, context = find_columns([str(name) for name in frame.columns])
+    except ValueError as error:
         raise InputError(f"it is not Parquet with questions and contexts: {error}", where=str(source)) from error
     # As in a CSV: a column with the name of one that is added passes through under another.
     frame.columns = pd.Index(pass_through_columns([*frame.columns]))
@@ -245,7 +252,9 @@ def rejected(file: str) -> pd.DataFrame:
     return _of_csv(io.StringIO(report.decode(), newline=""), _NUMBERS)
 
 
-def _check(frame: pd.DataFrame, wanted: Iterable[Hashable], added: Sequence[str]) -> None:
+def _check(frame: object, wanted: Iterable[Hashable], added: Sequence[str]) -> None:
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(f"a DataFrame is needed, and this is a {type(frame).__name__}", advice="pandas.read_csv reads a file into one")
     if frame.columns.nlevels > 1:
         raise InputError("the frame's columns have several levels", advice="give it one name per column")
     for name in wanted:
@@ -287,13 +296,15 @@ def _bar(rows: int | None, *, wanted: bool) -> "tqdm":
 
 def _answered_file(ledger: "Ledger", file: str | None, partition: str | None) -> str:
     """The name of an answered file, by its name or its partition."""
+    from qa_platform.results.answered_record import answered_record
+
     name = file if file is None else _storable("file", file)
     if partition is not None:
         record = ledger.newest_by_partition([_storable("partition", partition)]).get(partition)
         name = record.version.name if record else None
-    if name is None or ledger.in_the_table(name) is None:
-        raise InputError("it is not answered", where=file or partition or "", advice="`qa-platform status` lists the files")
-    return name
+    if name is None:
+        raise InputError("it is not answered", where=partition or "", advice="`qa-platform status` lists the files")
+    return answered_record(ledger, name).version.name
 
 
 def _value(column: str, value: object) -> str | None:
@@ -311,11 +322,11 @@ def _storable(where: str, text: str) -> str:
     return text
 
 
-def _of_csv(lines: Iterable[str], kinds: Mapping[str, type], delimiter: str = ",") -> pd.DataFrame:
+def _of_csv(lines: Iterable[str], kinds: Mapping[str, type], delimiter: str = ",", *, where: str = "") -> pd.DataFrame:
     """A CSV as a frame. Columns are text, but those that ``kinds`` names."""
     header, *rows = csv_reader(lines, delimiter=delimiter)
     if twice := [name for name in header if header.count(name) > 1]:
-        raise InputError(f"it has several columns {twice[0]!r}", advice="rename all but one")
+        raise InputError(f"it has several columns {twice[0]!r}", where=where, advice="rename all but one")
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
     return pd.DataFrame({name: _of_texts(name, column, kinds) for name, column in zip(header, cells, strict=True)})
 

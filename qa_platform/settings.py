@@ -4,8 +4,11 @@ Each class reads its own variables when it is made. A process therefore needs on
 """
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -13,6 +16,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from qa_platform.contract import CONTEXT_LIMIT, INCOMING, PROCESSED, QUESTION_LIMIT, REJECTED, ModelChoice, Precision
 from qa_platform.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def _listed(value: object) -> object:
@@ -23,6 +29,9 @@ def _listed(value: object) -> object:
         return json.loads(value)
     return [item.strip() for item in value.split(",") if item.strip()]
 
+
+# An owner of an asset, as Dagster takes one.
+_OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:.+")
 
 # A variable with several values. NoDecode: pydantic's own decoding takes JSON only, and does not name the variable.
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
@@ -255,7 +264,6 @@ class WorkSettings(BaseSettings):
 
     suffixes: Texts = Field(
         default=(".csv", ".csv.gz"),
-        min_length=1,
         description="Suffixes of the names of objects that are files of questions, separated by commas.",
     )
     empty_seconds: float = Field(
@@ -290,17 +298,17 @@ class WorkSettings(BaseSettings):
         default=300,
         ge=1,
         description="Least seconds between two materialisations of the heartbeat `incoming_listing`: one per listing would fill Dagster's "
-        "event log. The asset is not fresh after three times as long, which leaves time for a busy machine or a restart. Also between two "
-        "looks whether the asset `platform_status` has changed.",
+        "event log. The asset is not fresh after three times the larger of this and `QA_SENSOR_SECONDS`, which leaves time for a busy "
+        "machine or a restart. Also between two looks whether the asset `platform_status` has changed.",
     )
     archive: Literal["move", "keep", "delete"] = Field(
-        default="move", description="What happens to an upload once its answers are in Postgres."
+        default="move", description="What happens to an upload once its answers are in PostgreSQL."
     )
     answered_prefix: str = Field(
         default="",
         description="Where the bucket gets the answered CSV of each file that is finished from now on, such as `answered/`: then "
-        "`answered/NAME` is that of NAME. Empty: nowhere. That is the default, because it is another copy of every upload, which only you "
-        "can remove.",
+        "`answered/NAME` is that of NAME. It ends with a slash, and is not below `incoming/`, `processed/` or `rejected/`. Empty: nowhere. "
+        "That is the default, because it is another copy of every upload, which only you can remove.",
     )
     partitions_kept: int = Field(
         default=10_000,
@@ -324,14 +332,16 @@ class WorkSettings(BaseSettings):
     def _apart(cls, prefix: str) -> str:
         # An answered CSV under `incoming/` would be answered, and one in the archive be taken for a source.
         if prefix and (not prefix.endswith("/") or prefix.startswith((INCOMING, PROCESSED, REJECTED))):
-            raise ValueError(f"it ends with a slash, and is not below {INCOMING}, {PROCESSED} or {REJECTED}")
+            raise ValueError(f"it must end with a slash, such as answered/, and must not be below {INCOMING}, {PROCESSED} or {REJECTED}")
         return prefix
 
     @field_validator("suffixes")
     @classmethod
     def _lower(cls, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+        if not suffixes:
+            raise ValueError("it must name at least one suffix, such as .csv")
         if not all(suffix.startswith(".") for suffix in suffixes):
-            raise ValueError("each suffix begins with a dot; several are separated by commas, as in .csv,.csv.gz")
+            raise ValueError("each suffix must begin with a dot; several are separated by commas, as in .csv,.csv.gz")
         # Names are compared in lower case.
         return tuple(suffix.lower() for suffix in suffixes)
 
@@ -351,6 +361,13 @@ class CatalogSettings(BaseSettings):
         ge=0,
         description="Hours within which a new upload is expected, after which the uploads are not fresh. 0: none is expected.",
     )
+
+    @field_validator("owners")
+    @classmethod
+    def _known_to_dagster(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_OWNER.fullmatch(owner) for owner in owners):
+            raise ValueError("each owner must be an e-mail address or team:NAME; several are separated by commas")
+        return owners
 
 
 class CheckSettings(BaseSettings):
@@ -451,6 +468,25 @@ class EmbeddedPachdSettings(BaseSettings):
     )
 
 
+@contextmanager
+def settings_errors() -> Iterator[None]:
+    """Turn the error of a wrong variable into the platform's own, which shows no values.
+
+    Raises:
+        InputError: a variable is wrong. It is named.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if message := wrong_settings(error):
+            # Without its cause, which shows values.
+            raise InputError(message, advice=SETTINGS_ADVICE) from None
+        raise
+
+
+SETTINGS_ADVICE = "set the variable as docs/configuration.md describes it, or unset it"
+
+
 def wrong_settings(error: Exception) -> str:
     """The variables that are wrong, if an error comes from making one of these classes, and why; else "". It shows no values."""
     if isinstance(error, SettingsError):
@@ -459,5 +495,10 @@ def wrong_settings(error: Exception) -> str:
     if owner is None or not isinstance(error, ValidationError):
         return ""
     prefix = owner.model_config.get("env_prefix", "")
-    wrong = [f"{prefix}{problem['loc'][0]}".upper() + f": {problem['msg']}" for problem in error.errors()]
+    wrong = [f"{prefix}{problem['loc'][0]}".upper() + f": {_fault(problem)}" for problem in error.errors()]
     return f"the environment cannot be used: {'; '.join(wrong)}"
+
+
+def _fault(problem: "ErrorDetails") -> str:
+    """What is wrong with a variable. pydantic puts a prefix before the text of a validator."""
+    return str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]

@@ -93,6 +93,10 @@ def test_parquet_is_answered_into_parquet_with_the_types_of_its_columns(tmp_path
     assert answered["error"].fillna("-").to_list() == ["-", "-", "empty_context"]
     assert [str(answered[name].dtype) for name in ("n", "score", "answer_start")] == ["Int64", "Float64", "Int64"]
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["answered.parquet", "my.parquet"]
+    packed = tmp_path / "answered.csv.gz"
+    assert answer_command(target, "-o", packed).exit_code == 0
+    assert len(pd.read_csv(packed)) == 3
+    packed.unlink()
     assert answer_command(target, "-o", source).exit_code == 0
     again = pd.read_parquet(source)
     assert again["input_answer"].equals(again["answer"])
@@ -123,13 +127,13 @@ def test_parquet_and_csv_are_answered_into_each_other(tmp_path: Path) -> None:
 def test_what_cannot_be_answered_as_parquet_is_refused_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet, twice = tmp_path / "my.parquet", tmp_path / "twice.csv"
     parquet.write_text("question,context\n")
-    assert "my.parquet: it is not Parquet" in str(answer_command(parquet).exception)
+    assert "my.parquet: it is not Parquet, or is damaged; " in str(answer_command(parquet).exception)
     ASKED.rename(columns={"context": "text"}).to_parquet(parquet)
     assert "columns called 'context'" in str(answer_command(parquet).exception)
     ASKED.to_parquet(parquet)
     assert "this is the input" in str(answer_command(parquet, "-o", parquet).exception)
     twice.write_text(f"question,context,a,a\nWho?,{BRIDGE},1,2\n")
-    assert "several columns 'a'" in str(answer_command(twice, "-o", tmp_path / "out.parquet").exception)
+    assert "twice.csv: it has several columns 'a'" in str(answer_command(twice, "-o", tmp_path / "out.parquet").exception)
     monkeypatch.setattr("qa_platform.cli.answering.find_spec", lambda name: None)
     assert str(answer_command(parquet).exception) == "Parquet needs pandas and pyarrow and tqdm; pip install 'qa-platform[frames]'"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.parquet", "twice.csv"]
@@ -171,6 +175,7 @@ def test_a_frame_has_the_answers_of_the_answered_csv(answerer: Answerer) -> None
         pytest.param(pd.concat([ASKED, ASKED]), {}, "index has 7 several times", id="duplicate index"),
         pytest.param(ASKED.set_axis(["question", "context", "context"], axis=1), {}, "several columns 'context'", id="duplicate columns"),
         pytest.param(pd.concat({"a": ASKED}, axis=1), {}, "several levels", id="levels"),
+        pytest.param("my.csv", {}, "a DataFrame is needed, and this is a str", id="a name"),
     ],
 )
 def test_a_frame_that_would_be_ambiguous_is_refused(frame: pd.DataFrame, columns: dict[str, Hashable], what: str) -> None:

@@ -63,6 +63,8 @@ def test_the_exporter_is_found_by_its_service_and_that_by_its_monitor() -> None:
     [port], [endpoint] = service["spec"]["ports"], monitor["endpoints"]
     assert endpoint["port"] == port["name"]
     assert {"name": port["targetPort"], "containerPort": port["port"]} in container()["ports"]
+    # Otherwise the label `service` of `qa_up` is replaced by the name of the Kubernetes service.
+    assert endpoint["honorLabels"]
     assert DEADLINE_SECONDS < int(endpoint["scrapeTimeout"].removesuffix("s")) < int(endpoint["interval"].removesuffix("s"))
 
 
@@ -92,6 +94,15 @@ def test_every_alert_is_whole_and_explained() -> None:
         assert rule["labels"]["severity"] in ("page", "warning")
         assert re.fullmatch(r"\d+[mh]", rule.get("for", "0m"))
         assert f"`{rule['alert']}`" in PAGE, f"{rule['alert']} is not in docs/operating.md"
+
+
+def test_a_heartbeat_that_never_came_is_as_bad_as_an_old_one() -> None:
+    [rule] = [rule for rule in RULES if rule["alert"] == "QaHeartbeatStale"]
+    old, never = rule["expr"].split(" or ")
+    assert old == "time() - qa_heartbeat_timestamp_seconds > qa_heartbeat_limit_seconds"
+    # The limit is served alone only if Dagster's storage was read and has no heartbeat.
+    assert never == "0 * qa_heartbeat_limit_seconds unless qa_heartbeat_timestamp_seconds"
+    assert rule["annotations"]["description"].startswith("{{ if $value }}")
 
 
 def test_every_panel_has_its_place_and_the_boards_data_source() -> None:

@@ -1,12 +1,24 @@
 """The values of a mounted secret, as a pipeline's program finds them, and variables with several values."""
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from dagster._core.definitions.utils import is_valid_owner
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings
 
 from qa_platform.errors import InputError
-from qa_platform.settings import BucketSettings, NotificationSettings, PostgresSettings, WorkSettings, wrong_settings
+from qa_platform.settings import (
+    BucketSettings,
+    CatalogSettings,
+    NotificationSettings,
+    PostgresSettings,
+    WorkSettings,
+    settings_errors,
+    wrong_settings,
+)
 
 
 @pytest.fixture
@@ -78,3 +90,30 @@ def test_a_port_that_kubernetes_made_of_a_services_name_is_refused_by_name(monke
     message = wrong_settings(refused.value)
     assert "PG_PORT: " in message
     assert "10.0.0.7" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value", "why"),
+    [
+        (WorkSettings, "QA_ANSWERED_PREFIX", "answered", "it must end with a slash, such as answered/, and must not be below incoming/"),
+        (WorkSettings, "QA_ANSWERED_PREFIX", "incoming/a/", "it must end with a slash, such as answered/, and must not be below incoming/"),
+        (WorkSettings, "QA_SUFFIXES", "csv", "each suffix must begin with a dot"),
+        (WorkSettings, "QA_SUFFIXES", "", "it must name at least one suffix"),
+        (CatalogSettings, "QA_OWNERS", "bob", "each owner must be an e-mail address or team:NAME"),
+        (CatalogSettings, "QA_OWNERS", "a@example.com,team:", "each owner must be an e-mail address or team:NAME"),
+    ],
+)
+def test_a_variable_that_breaks_a_rule_is_named_with_the_rule(
+    settings: type[BaseSettings], name: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=re.escape(f"the environment cannot be used: {name}: {why}")) as refused, settings_errors():
+        settings()
+    assert refused.value.advice
+
+
+@pytest.mark.parametrize("owner", ["a.b+c@mail.example.com", "team:x", "bob", "team:", "bob@example", "a b@example.com", "a@b.museums"])
+def test_an_owner_is_accepted_as_dagster_accepts_it(owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_OWNERS", owner)
+    with nullcontext() if is_valid_owner(owner) else pytest.raises(ValidationError):
+        CatalogSettings()

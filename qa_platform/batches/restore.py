@@ -118,5 +118,5 @@ class Restoration:
             record = newest.get(name)
             if name in found or (record and presences[name, record.version.generation] is not Presence.MISSING):
                 continue
-            detail = "neither the bucket nor Pachyderm has it; upload it again"
+            detail = "neither the bucket nor Pachyderm has it; upload it again" if record else "no file of that name is known"
             yield Restored(name, record.version.generation if record else 0, RestoreState.LOST, detail=detail)

@@ -1,6 +1,7 @@
 """The commands that need a model and no service: ``answer``, ``evaluate`` and ``tune``."""
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from qa_platform.cli.arguments import OUTPUT
 from qa_platform.contract import PRECISIONS, ModelChoice
 from qa_platform.errors import InputError
 
@@ -71,7 +73,7 @@ def _choice(*, model: str | None, revision: str | None, precision: str | None = 
 
 @click.command()
 @click.argument("file", type=_FILE)
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here, instead of to standard output.")
+@click.option("-o", "--output", type=OUTPUT, help="Write here, instead of to standard output; in gzip if the name ends in .gz.")
 @_model_options
 @_precision_option
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers per row; the others go into `alternatives`.")
@@ -88,7 +90,7 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
     """
     from qa_platform.answering import AnswerOptions
     from qa_platform.answering.csvfile import is_parquet
-    from qa_platform.ingest import TextLimits
+    from qa_platform.ingest import FileRejected, TextLimits
     from qa_platform.settings import IngestSettings
 
     options = AnswerOptions(
@@ -110,6 +112,8 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
         else:
             counts = _answer_csv(answerer, file, output, options, limits)
         sys.stdout.buffer.flush()
+    except FileRejected as error:
+        raise error.of_file(str(file)) from error
     except KeyboardInterrupt:
         again = "; the same command continues from here" if output and not has_parquet else ""
         click.echo(f"stopped{again}", err=True)
@@ -123,7 +127,7 @@ def _need_parquet() -> None:
 
 
 def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: "AnswerOptions", limits: "TextLimits") -> "Counts":
-    from qa_platform.answering.csvfile import answer_file, answer_stream
+    from qa_platform.answering.csvfile import answer_file, answer_stream, refuse_output
 
     # A bar must not share a terminal with the rows.
     shown = output is not None or not sys.stdout.isatty()
@@ -136,9 +140,31 @@ def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: 
             bar(row.size, skipped=True)
 
         if output:
-            return answer_file(answerer, file, output, options, report, skipped=skipped, limits=limits)
+            refuse_output(file, output, (output,))
+            with _packed_at_the_end(output) as target:
+                return answer_file(answerer, file, target, options, report, skipped=skipped, limits=limits)
         with file.open("rb") as source:
             return answer_stream(answerer, source, sys.stdout.buffer, options, report, limits=limits)
+
+
+@contextmanager
+def _packed_at_the_end(output: Path) -> Iterator[Path]:
+    """The file to answer into: the output, or, if its name asks for gzip, a file beside it, which becomes the output when it is complete.
+
+    A run that was stopped can go on with rows that are not compressed yet.
+    """
+    from qa_platform.ingest.packing import is_packed, packed
+
+    if not is_packed(output.name):
+        yield output
+        return
+    output = output.resolve()
+    rows, partial = (output.with_name(output.name + ending) for ending in (".rows", ".partial"))
+    yield rows
+    with rows.open("rb") as source, partial.open("wb") as out, packed(out, output.name) as target:
+        shutil.copyfileobj(source, target)
+    partial.replace(output)
+    rows.unlink()
 
 
 def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":
@@ -291,7 +317,8 @@ def _print_figures(out: "Console", title: str, group: str, rows: tuple["Figures"
 def tune(gold: Path, **values: Any) -> None:
     """Find a model's fastest precision on this machine.
 
-    The fastest one that passes the gate on GOLD (as for `evaluate`) is stored, and the precision `auto` means it from then on.
+    The fastest one that passes the gate on GOLD (as for `evaluate`) is stored, and the precision `auto` means it from then on. Without
+    GOLD it is samples/gold.csv in the current folder.
     """
     from qa_platform.evaluation import gold as squad
     from qa_platform.evaluation.tune import tune as run

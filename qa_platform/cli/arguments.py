@@ -1,12 +1,15 @@
-"""Arguments of commands that are names: of files in the bucket, of jobs, of images."""
+"""Arguments of commands that are names, of files in the bucket, of jobs, of images, and the files that commands write."""
 
+import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from qa_platform.errors import InputError
 from qa_platform.text import escaped
 
 # Completion is silent where the ledger does not answer in this time, and looks through so many of the newest records.
@@ -17,12 +20,17 @@ _PLAIN = re.compile(r"\w[\w./+-]*")
 
 
 class _Name(click.ParamType):
-    """A name in UTF-8. Python turns other bytes of an argument into lone surrogates, which nothing can store."""
+    """A name in UTF-8. Python turns other bytes of an argument into lone surrogates, which nothing can store.
+
+    An empty name is refused, unless it is the option's default.
+    """
 
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
+        if not text and not (param and param.default == text):
+            self.fail("a name must not be empty", param, ctx)
         if not is_text(text):
             self.fail(f"'{escaped(text)}' is not UTF-8, so nothing can have that name; `qa-platform status` lists the files", param, ctx)
         return text
@@ -41,7 +49,29 @@ class _FileName(_Name):
         return []
 
 
+class _Output(click.Path):
+    """A file to be written, in a folder that there is. ``-`` is standard output, as is no file: None."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, allow_dash=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path == STDIO:
+            return None
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise InputError(f"the folder {folder} does not exist", where=str(path), advice="create it, or name another output")
+        # A device or a pipe is written to as it is; beside a file another one is written first.
+        if not os.access(folder, os.W_OK | os.X_OK) and (path.is_file() or not path.exists()):
+            raise InputError(f"the folder {folder} cannot be written", where=str(path), advice="name another output")
+        return path
+
+
+# What a command line calls standard input, or standard output.
+STDIO = Path("-")
 NAME = _Name()
+OUTPUT = _Output()
 FILE_NAME = _FileName()
 
 

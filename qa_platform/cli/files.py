@@ -9,17 +9,16 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import filterfalse
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
 import click
 
-from qa_platform.cli.arguments import FILE_NAME, NAME, is_text
+from qa_platform.cli.arguments import FILE_NAME, OUTPUT, STDIO, is_text
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
-from qa_platform.errors import InputError
+from qa_platform.errors import InputError, QaPlatformError
 from qa_platform.text import escaped
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from qa_platform.cli.status.observe import ObserverSettings
 
-_STDIN = Path("-")
+_RENAME = "give it another name with --as"
 
 
 def _bucket() -> "storage.Bucket":
@@ -39,7 +38,9 @@ def _bucket() -> "storage.Bucket":
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--as", "name", type=NAME, help="Name in the bucket, instead of the file's own. For one file only; standard input needs it.")
+@click.option(
+    "--as", "name", type=FILE_NAME, help="Name in the bucket, instead of the file's own. For one file only; standard input needs it."
+)
 @click.option("--wait", is_flag=True, help="Follow the files, as `status --watch` does, until the platform is done with them.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: how long to wait at most.")
 def upload(files: tuple[Path, ...], name: str | None, wait: bool, timeout: float | None) -> None:
@@ -57,35 +58,70 @@ def upload(files: tuple[Path, ...], name: str | None, wait: bool, timeout: float
 
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
-    if name and len(files) > 1:
+    if name is not None and len(files) > 1:
         raise click.UsageError("--as names one file, and there are several")
-    if _STDIN in files and not name:
+    if STDIO in files and name is None:
         raise click.UsageError("standard input has no name: give it one with --as")
-    targets = {path: name or path.name for path in files}
-    for target in filterfalse(is_text, targets.values()):
-        raise click.UsageError(f"the name of '{escaped(target)}' is not UTF-8: give it another name with --as")
+    targets = {path: path.name if name is None else name for path in files}
+    if foreign := [target for target in targets.values() if not is_text(target)]:
+        raise click.UsageError(f"the name of '{escaped(foreign[0])}' is not UTF-8: give it another name with --as")
     if twice := [target for target, count in Counter(targets.values()).items() if count > 1]:
         raise click.UsageError(
             f"several files would be called {', '.join(map(escaped, twice))} in the bucket; upload them one by one, with --as"
         )
     suffixes = WorkSettings().suffixes
     for target in targets.values():
-        if not bucket.is_question_file(INCOMING + target, suffixes):
-            raise InputError(
-                f"the platform answers files that end in {', '.join(suffixes)}", where=target, advice="give it such a name with --as"
-            )
+        _check_name(target, suffixes)
     # Read before anything is uploaded: it may be wrong.
     settings = _observer_settings() if wait else None
-    versions = []
+    versions: list[FileVersion] = []
     for path, target in targets.items():
-        with bucket_errors(f"uploading {path}"), _content(path) as source, _bar(source, target) as counted:
+        with _left_told(list(targets)[len(versions) + 1 :]), bucket_errors(f"uploading {path}"):
             opened = _bucket()
-            version = bucket.upload(opened, target, counted)
+            with _content(path) as source, _bar(source, target) as counted:
+                version = bucket.upload(opened, target, counted)
         click.echo(escaped(f"{path} -> gs://{opened.name}/{INCOMING}{target} (generation {version.generation})"))
         versions.append(version)
     if settings:
         sys.exit(_wait(settings, tuple(versions), timeout))
     click.echo("`qa-platform status --watch` follows it", err=True)
+
+
+def _check_name(name: str, suffixes: tuple[str, ...]) -> None:
+    """Refuse a name that the bucket does not take, or under which a file would not be answered.
+
+    Raises:
+        InputError: it is refused.
+    """
+    from qa_platform.clients import bucket
+
+    most = bucket.OBJECT_NAME_BYTES - len(INCOMING)
+    if "\n" in name or "\r" in name:
+        raise InputError("a name may have no line break", where=name, advice=_RENAME)
+    if len(name.encode()) > most:
+        raise InputError(f"a name may have {most} bytes at most", where=name, advice=_RENAME)
+    match bucket.why_ignored(INCOMING + name, suffixes):
+        case bucket.Ignored.SUFFIX:
+            raise InputError(f"the platform answers files that end in {', '.join(suffixes)}", where=name, advice=_RENAME)
+        case bucket.Ignored.TEMPORARY:
+            begin, end = " or ".join(bucket.TEMPORARY_PREFIXES), ", ".join(bucket.TEMPORARY_SUFFIXES)
+            what = f"files whose names begin with {begin} are taken for temporary files, as are those that end in {end}"
+            raise InputError(what, where=name, advice=_RENAME)
+        case bucket.Ignored.FOLDER:
+            raise InputError("a name may not end with a slash", where=name, advice=_RENAME)
+        case bucket.Ignored.NUL:
+            raise InputError("a name may have no NUL", where=name, advice=_RENAME)
+
+
+@contextmanager
+def _left_told(left: Sequence[Path]) -> Iterator[None]:
+    """If the block fails, say which files it leaves out."""
+    try:
+        yield
+    except (QaPlatformError, OSError):
+        if left:
+            click.echo(f"not uploaded: {', '.join(escaped(str(path)) for path in left)}", err=True)
+        raise
 
 
 def _observer_settings() -> "ObserverSettings":
@@ -121,8 +157,8 @@ def _content(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file. Those of a pipe are copied to a temporary file first, since they can be read once, and Google's client sends
     again what did not arrive.
     """
-    with nullcontext(sys.stdin.buffer) if path == _STDIN else path.open("rb") as source:
-        if path != _STDIN and path.is_file():
+    with nullcontext(sys.stdin.buffer) if path == STDIO else path.open("rb") as source:
+        if path != STDIO and path.is_file():
             yield source
             return
         with tempfile.TemporaryFile() as copy:
@@ -150,25 +186,27 @@ def _bar(source: BinaryIO, name: str) -> Iterator[BinaryIO]:
 @click.command()
 @click.argument("file", type=FILE_NAME)
 @click.option("--rejected", is_flag=True, help="Instead, a CSV of the rejected rows: line, row, column, reason, what to do.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write, instead of standard output.")
+@click.option("-o", "--output", type=OUTPUT, help="Where to write, instead of standard output; in gzip if the name ends in .gz.")
 def answers(file: str, rejected: bool, output: Path | None) -> None:
     """Write the answered CSV of FILE.
 
     It has the rows in their order, with answer, score, offsets, model and error.
     """
+    from qa_platform.ingest.packing import packed
+
     if output is None:
         _write_answers(file, sys.stdout.buffer, rejected=rejected)
         sys.stdout.buffer.flush()
         return
     if output.exists() and not output.is_file():
         # A device or a pipe is written to, and not replaced by a file.
-        with output.open("wb") as target:
+        with output.open("wb") as file_or_pipe, packed(file_or_pipe, output.name) as target:
             _write_answers(file, target, rejected=rejected)
         return
     output = output.resolve()
     partial = output.with_name(output.name + ".partial")
     try:
-        with partial.open("wb") as target:
+        with partial.open("wb") as out, packed(out, output.name) as target:
             _write_answers(file, target, rejected=rejected)
         partial.replace(output)
     finally:
@@ -187,12 +225,11 @@ def _write_answers(file: str, target: IO[bytes], *, rejected: bool) -> None:
             target.writelines(rejected_report(ledger, connection, file))
         return
     from qa_platform.results.answered_csv import answered_csv
+    from qa_platform.results.answered_record import answered_record
 
     with Ledger(PostgresSettings()) as ledger:
         # Also while the file is being answered again: the last answers still exist.
-        record = ledger.in_the_table(file)
-    if record is None:
-        raise InputError("it is not answered", where=file, advice="`qa-platform status` lists the files")
+        record = answered_record(ledger, file)
     target.writelines(answered_csv(PachydermSettings(), PostgresSettings(), record, tell=lambda what: click.echo(what, err=True)))
 
 

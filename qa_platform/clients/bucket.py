@@ -5,6 +5,7 @@ neither deleted nor lost.
 """
 
 import base64
+import enum
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,15 +25,24 @@ from qa_platform.settings import BucketSettings
 # Asked for by name, so that a listing of 100,000 objects stays small.
 _LISTED_FIELDS = "items(name,generation,size,crc32c,md5Hash),nextPageToken"
 _TIMEOUT_SECONDS = 60
-_OBJECT_NAME_BYTES = 1024
+OBJECT_NAME_BYTES = 1024
 _REPORT_SUFFIX = ".report.csv"
 # Custom metadata of a copy whose place does not have the file's name.
 NAME_KEY = "qa-platform-name"
 # Names that programs give to a file while they copy it. They are ignored whatever QA_SUFFIXES says.
-_TEMPORARY_PREFIXES = (".", "~")
-_TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".temp", ".crdownload", "~")
+TEMPORARY_PREFIXES = (".", "~")
+TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".temp", ".crdownload", "~")
 # Bytes that are held in memory, and sent with one request, while a file is uploaded. Google's client would take 100 MiB.
 _WRITE_CHUNK = 16 * 2**20
+
+
+class Ignored(enum.StrEnum):
+    """Why an object under ``incoming/`` is not an upload to be answered."""
+
+    NUL = "NUL in the name"
+    FOLDER = "folder marker"
+    TEMPORARY = "temporary name"
+    SUFFIX = "other suffix"
 
 
 def open_bucket(settings: BucketSettings, client: storage.Client | None = None) -> storage.Bucket:
@@ -88,16 +98,16 @@ def _listing(bucket: storage.Bucket) -> Iterator[storage.Blob]:
 
 
 def why_ignored(object_name: str, suffixes: tuple[str, ...]) -> str:
-    """Why an object under ``incoming/`` is not an upload to be answered; "" if it is one."""
+    """The reason, one of `Ignored`, why an object under ``incoming/`` is not an upload to be answered; "" if it is one."""
     name = object_name.rpartition("/")[2].lower()
     if "\0" in object_name:
         # PostgreSQL cannot store it.
-        return "NUL in the name"
+        return Ignored.NUL
     if not name:
-        return "folder marker"
-    if name.startswith(_TEMPORARY_PREFIXES) or name.endswith(_TEMPORARY_SUFFIXES):
-        return "temporary name"
-    return "" if name.endswith(suffixes) else "other suffix"
+        return Ignored.FOLDER
+    if name.startswith(TEMPORARY_PREFIXES) or name.endswith(TEMPORARY_SUFFIXES):
+        return Ignored.TEMPORARY
+    return "" if name.endswith(suffixes) else Ignored.SUFFIX
 
 
 def is_question_file(object_name: str, suffixes: tuple[str, ...]) -> bool:
@@ -165,7 +175,7 @@ def archived_name(version: FileVersion, *, rejected: bool) -> str:
     place = f"{folder}{version.name}/{file}"
     # The report beside a rejected file has a longer ending.
     longest = _report_beside(place)
-    return place if len(longest.encode()) <= _OBJECT_NAME_BYTES else f"{folder}{file_id(version.name)}/{file}"
+    return place if len(longest.encode()) <= OBJECT_NAME_BYTES else f"{folder}{file_id(version.name)}/{file}"
 
 
 def _report_beside(place: str) -> str:

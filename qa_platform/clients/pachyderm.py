@@ -114,18 +114,19 @@ def session(settings: PachydermSettings, doing: str) -> Iterator[Client]:
     """A client for the length of a block, with `pachd_errors` around it."""
     client = connect(settings)
     try:
-        with pachd_errors(doing):
+        with pachd_errors(doing, settings.pachd_address):
             yield client
     finally:
         client._channel.close()
 
 
 @contextmanager
-def pachd_errors(doing: str) -> Iterator[None]:
+def pachd_errors(doing: str, address: str = "") -> Iterator[None]:
     """Turn the exceptions of gRPC into the platform's own errors.
 
     Args:
         doing: what the block does, for the message.
+        address: of pachd, for the message.
 
     Raises:
         NotThere: pachd does not have what was asked for.
@@ -137,7 +138,8 @@ def pachd_errors(doing: str) -> Iterator[None]:
     except grpc.RpcError as error:
         code, details = error.code(), error.details()
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in (details or ""):
-            raise TransientError("pachd cannot be reached", where=doing, advice="check PACHD_ADDRESS and that it is up") from error
+            what = f"pachd cannot be reached at {address}" if address else "pachd cannot be reached"
+            raise TransientError(what, where=doing, advice="check PACHD_ADDRESS and that it is up") from error
         if is_unfinished(error):
             raise TransientError(f"Pachyderm is still finishing an earlier commit ({details})", where=doing) from error
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED):
@@ -150,7 +152,8 @@ def pachd_errors(doing: str) -> Iterator[None]:
                 where=doing,
                 advice="give the robot its roles; `qa-platform doctor` names the missing one",
             ) from error
-        raise InputError(f"pachd refused ({code.name}: {details})", where=doing) from error
+        advice = "check PACH_TOKEN" if code is grpc.StatusCode.UNAUTHENTICATED else ""
+        raise InputError(f"pachd refused ({code.name}: {details})", where=doing, advice=advice) from error
 
 
 def is_code(error: Exception, code: grpc.StatusCode) -> bool:

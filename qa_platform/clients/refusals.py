@@ -17,6 +17,8 @@ from qa_platform.errors import InputError, QaPlatformError, TransientError
 BUCKET_ERRORS = (GoogleAPIError, GoogleAuthError, RequestException, DataCorruption)
 # The statuses below 500 that may pass.
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+NO_CREDENTIALS = "Google's client finds no credentials"
+NO_CREDENTIALS_ADVICE = "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 _CREDENTIALS = "check GOOGLE_APPLICATION_CREDENTIALS and the grants on the bucket"
 _PAYER = "let the account bill QA_BILLING_PROJECT: roles/serviceusage.serviceUsageConsumer on that project, whose billing must be active"
 # What to do, by the service's own word for a refusal.
@@ -63,8 +65,10 @@ def platform_error(error: Exception, doing: str, *, trouble: str = "the bucket c
         doing: what was tried.
         trouble: what is wrong, if a retry may help.
     """
-    if isinstance(error, (DefaultCredentialsError, RefreshError)):
-        return InputError(f"the bucket denies access ({error})", where=doing, advice=_CREDENTIALS)
+    if isinstance(error, DefaultCredentialsError):
+        return InputError(f"{NO_CREDENTIALS} ({error})", where=doing, advice=NO_CREDENTIALS_ADVICE)
+    if isinstance(error, RefreshError):
+        return InputError(f"Google does not accept the credentials ({error})", where=doing, advice=_CREDENTIALS)
     status = error.code if isinstance(error, GoogleAPICallError) else None
     if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY:
         return TransientError(f"{trouble}: {error}", where=doing)

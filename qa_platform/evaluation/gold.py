@@ -55,9 +55,7 @@ def read_gold(path: Path) -> list[GoldQuestion]:
         try:
             questions = list(_read_csv(path))
         except FileRejected as error:
-            rejection = error.rejection
-            where = ", ".join(filter(None, (str(path), rejection.where)))
-            raise InputError(f"{rejection.reason}: {rejection.detail}", where=where, advice=rejection.hint) from error
+            raise error.of_file(str(path)) from error
     if not questions:
         raise InputError("it has no questions", where=str(path))
     return questions
@@ -65,7 +63,10 @@ def read_gold(path: Path) -> list[GoldQuestion]:
 
 def _read_squad(path: Path) -> Iterator[GoldQuestion]:
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        document = json.loads(path.read_text(encoding="utf-8"))
+        articles = document.get("data") if isinstance(document, dict) else None
+        if not isinstance(articles, list):
+            raise InputError("it is not SQuAD JSON: it has no list 'data'", where=str(path))
         for number, article in enumerate(articles):
             for paragraph in article["paragraphs"]:
                 for qa in paragraph["qas"]:
@@ -74,7 +75,9 @@ def _read_squad(path: Path) -> Iterator[GoldQuestion]:
                     yield GoldQuestion(str(qa["id"]), group, qa["question"], paragraph["context"], answers)
     except UnicodeDecodeError as error:
         raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise InputError(f"it is not SQuAD JSON: an object in it has no {error}", where=str(path)) from error
+    except (ValueError, TypeError) as error:
         raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=str(path)) from error
 
 

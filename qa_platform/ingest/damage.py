@@ -117,6 +117,11 @@ class FileRejected(InputError):
     def __str__(self) -> str:
         return str(self.rejection)
 
+    def of_file(self, file: str) -> InputError:
+        """The same, for people: it names the file."""
+        where = ", ".join(filter(None, (file, self.rejection.where)))
+        return InputError(self.what, where=where, advice=self.advice)
+
 
 _MAGIC = (
     (b"PK\x03\x04", FileReason.ARCHIVE, "a zip file"),

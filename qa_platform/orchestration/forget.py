@@ -38,6 +38,7 @@ _OF_EVENTS = (_EVENTS.id, _EVENTS.run_id, _EVENTS.event)
 _OF_CHECKS = (_CHECKS.id, _CHECKS.run_id, _CHECKS.evaluation_event, _CHECKS.evaluation_event_storage_id)
 _OF_FILES = tuple(key.to_string() for key in (RAW_QUESTIONS, ANSWERED_QUESTIONS, QUESTION_ANSWER))
 _OF_GOLD_SETS = (MODEL_QUALITY.to_string(),)
+_UNAVAILABLE = (db.exc.OperationalError, DagsterPostgresException)
 
 
 @contextmanager
@@ -49,12 +50,24 @@ def dagster_history(gold_prefix: str) -> Iterator["DagsterHistory"]:
         TransientError: its storage is unavailable.
     """
     try:
-        with dg.DagsterInstance.get() as instance:
+        with _instance() as instance:
             yield DagsterHistory(instance, gold_prefix)
+    except _UNAVAILABLE as error:
+        raise TransientError("Dagster's storage is unavailable", advice="see `qa-platform doctor`; then repeat the command") from error
+
+
+def _instance() -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.get()
     except DagsterHomeNotSetError as error:
         raise InputError("Dagster's history cannot be reached", advice="set DAGSTER_HOME to Dagster's home folder") from error
-    except (db.exc.OperationalError, DagsterPostgresException) as error:
-        raise TransientError("Dagster's storage is unavailable", advice="see `qa-platform doctor`; then repeat the command") from error
+    except _UNAVAILABLE:
+        raise
+    except Exception as error:
+        # Not its text, which may quote the values.
+        raise InputError(
+            f"Dagster's history cannot be reached ({type(error).__name__})", advice="run `qa-platform doctor`, which says what is wrong"
+        ) from error
 
 
 @dataclass(frozen=True)

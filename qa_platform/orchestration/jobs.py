@@ -117,7 +117,8 @@ class _PendingFiles:
         if is_tidy and not seen.plan.waiting and not seen.claimed:
             return True
         if not seen.plan.batches:
-            self.context.log.info("%d files wait for another attempt, other runs answer %d", seen.plan.waiting, len(seen.claimed))
+            message = "%d files wait, for another attempt or, while they are empty, for their content; other runs answer %d"
+            self.context.log.info(message, seen.plan.waiting, len(seen.claimed))
             time.sleep(_PAUSE_SECONDS)
         return False
 

@@ -26,8 +26,9 @@ def rejected_report(ledger: Ledger, connection: psycopg.Connection, name: str) -
     if newest.status is FileStatus.REJECTED:
         return iter([report_on_file(newest.rejection or newest.error)])
     if ledger.in_the_table(name) is None:
+        yet = " yet" if newest.status in (FileStatus.PENDING, FileStatus.RUNNING) else ""
         raise InputError(
-            f"it is {newest.status}, and its rows are not in the tables yet",
+            f"it is {newest.status}, and its rows are not in the tables{yet}",
             where=name,
             advice=f"`qa-platform status {escaped(name)}` says more",
         )

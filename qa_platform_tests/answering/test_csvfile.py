@@ -1,5 +1,6 @@
 import csv
 import fcntl
+import gzip
 import io
 import json
 import os
@@ -281,6 +282,25 @@ def test_the_command_writes_to_standard_output_and_counts_on_the_other(folder: P
     assert result.exit_code == 0, result.output
     assert len(rows_of(result.stdout.encode())) == 5
     assert result.stderr == "4 rows, 2 answered, 0 without answer, 2 rejected\n"
+
+
+def test_the_command_writes_gzip_where_the_name_says_so(folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv.gz"
+    source.write_text(LINES)
+    words = [str(source), "--model", str(folder), "--threads", "1"]
+    assert CliRunner().invoke(answer_command, [*words, "-o", str(target)]).exit_code == 0
+    assert gzip.decompress(target.read_bytes()) == CliRunner().invoke(answer_command, [*words, "-o", "-"]).stdout_bytes
+    assert names_in(tmp_path) == ["in.csv", "out.csv.gz"]
+
+
+@pytest.mark.parametrize("target", ["-", "out.csv", "out.csv.gz", "out.parquet"])
+def test_the_command_names_the_file_that_it_cannot_read(folder: Path, tmp_path: Path, target: str) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(b"")
+    output = target if target == "-" else str(tmp_path / target)
+    result = CliRunner().invoke(answer_command, [str(source), "--model", str(folder), "--threads", "1", "-o", output])
+    assert str(result.exception).startswith(f"{source}: empty_file: ")
+    assert names_in(tmp_path) == ["in.csv"]
 
 
 def test_an_interrupted_command_goes_on_when_given_again(folder: Path, tmp_path: Path) -> None:

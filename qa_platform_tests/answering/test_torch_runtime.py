@@ -17,11 +17,11 @@ from qa_platform.answering.model import find_model
 from qa_platform.answering.runtimes import torch as torch_runtime
 from qa_platform.answering.runtimes.base import Batch, pad
 from qa_platform.answering.runtimes.decoding import spans_of, torch_spans
-from qa_platform.answering.runtimes.torch import TorchRuntime
+from qa_platform.answering.runtimes.torch import TorchRuntime, torch_device
 from qa_platform.answering.spans import SpanOptions, best_spans
 from qa_platform.answering.windows import Layout, Window
 from qa_platform.contract import ModelChoice
-from qa_platform.errors import TransientError
+from qa_platform.errors import InputError, TransientError
 from qa_platform_tests.answering_models import make_bert, make_model, model_of, pairs
 
 # With this name for it BERT too is run by torch.
@@ -139,6 +139,13 @@ def test_without_the_memory_batches_are_halved_until_they_fit_which_is_said_once
     assert [record.message for record in caplog.records] == [
         "cpu has no memory for a batch of 450 tokens: batches are halved until they fit"
     ]
+
+
+@pytest.mark.parametrize("name", ["meta", "xpu", "cuda:99", "no-such-device"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=name) as caught:
+        torch_device(name)
+    assert "use cpu" in caught.value.advice
 
 
 def test_without_the_memory_for_a_window_the_device_is_to_blame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,9 @@ def test_two_commands_at_once_request_a_file_once(world: World, tmp_path: Path, 
 
 
 def test_what_nobody_has_is_lost(world: World) -> None:
+    assert {each.detail for each in Restoration(world.services, world.ledger, ("nowhere.csv",)).restore()} == {
+        "no file of that name is known"
+    }
     assert world.states("nowhere.csv", "\x1b[2J.csv") == {"nowhere.csv": RestoreState.LOST, "\x1b[2J.csv": RestoreState.LOST}
 
 

@@ -1,6 +1,7 @@
 """The command line as people and scripts use it: help, exit statuses, what goes to a terminal and what into a pipe."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import pytest
@@ -36,6 +37,7 @@ from qa_platform.clients import bucket
 from qa_platform.clients.pachyderm import pachd_errors, session
 from qa_platform.clients.postgres import connect
 from qa_platform.contract import FileReason, FileStatus, FileVersion
+from qa_platform.errors import TransientError
 from qa_platform.ingest import FileRejection
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
@@ -141,14 +143,14 @@ def test_a_variable_that_cannot_be_used_is_named_without_its_value(place: storag
     assert "s3cret" not in result.output
     monkeypatch.delenv("PG_PORT")
     monkeypatch.setenv("QA_SUFFIXES", "csv")
-    assert "QA_SUFFIXES: Value error, each suffix begins with a dot" in run("upload", __file__).stderr
+    assert "QA_SUFFIXES: each suffix must begin with a dot" in run("upload", __file__).stderr
 
 
-def test_a_file_that_cannot_be_written_is_named(place: storage.Bucket) -> None:
-    rejected(upload(place))
-    result = run("answers", "my.csv", "--rejected", "-o", "/nowhere/out.csv")
+@pytest.mark.parametrize("words", [["answers", "my.csv", "--rejected"], ["answer", __file__]])
+def test_an_output_in_a_folder_that_does_not_exist_is_refused_by_name(words: list[str]) -> None:
+    result = run(*words, "-o", "/nowhere/out.csv")
     assert result.exit_code == 1
-    assert "/nowhere/out.csv" in result.stderr
+    assert "/nowhere/out.csv: the folder /nowhere does not exist" in result.stderr
 
 
 def test_status_needs_neither_dagster_nor_torch(place: storage.Bucket) -> None:
@@ -171,6 +173,82 @@ def test_nothing_is_uploaded_when_one_of_several_cannot_be(place: storage.Bucket
     assert list(place.list_blobs()) == []
     assert run("upload", str(tmp_path / "bad.txt"), "--as", "fine.csv").exit_code == 0
     assert [blob.name for blob in place.list_blobs()] == ["incoming/fine.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("two\nlines.csv", "may have no line break"),
+        (".hidden.csv", "names begin with . or ~ are taken for temporary files"),
+        (".csv", "names begin with . or ~ are taken for temporary files"),
+        ("~x.csv", "names begin with . or ~ are taken for temporary files"),
+        ("x.csv.part", "as are those that end in .part"),
+        ("folder/", "may not end with a slash"),
+        ("x.txt", "files that end in .csv"),
+        ("x" * 1012 + ".csv", "may have 1015 bytes at most"),
+    ],
+)
+def test_a_name_that_no_upload_may_have_is_refused_with_the_reason(place: storage.Bucket, name: str, why: str) -> None:
+    result = run("upload", __file__, "--as", name)
+    assert (result.exit_code, list(place.list_blobs())) == (1, [])
+    assert why in result.stderr
+    assert "--as" in result.stderr
+
+
+def test_when_an_upload_fails_the_files_after_it_are_named(place: storage.Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("a.csv", "b.csv", "c.csv")
+    for name in names:
+        (tmp_path / name).write_text("question,context\n")
+    whole = bucket.upload
+
+    def failing(place: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
+        if name == "b.csv":
+            raise TransientError("the bucket cannot be reached")
+        return whole(place, name, source)
+
+    monkeypatch.setattr(bucket, "upload", failing)
+    result = run("upload", *(str(tmp_path / name) for name in names))
+    assert result.exit_code == os.EX_TEMPFAIL
+    assert f"not uploaded: {tmp_path / 'c.csv'}\n" in result.stderr
+    assert [blob.name for blob in place.list_blobs()] == ["incoming/a.csv"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["upload", __file__, "--as", ""],
+        ["answers", ""],
+        ["retry", "a.csv", ""],
+        ["status", ""],
+        ["forget", ""],
+        ["restore", ""],
+        ["pachyderm", "logs", ""],
+    ],
+)
+def test_an_empty_name_is_wrong_use(words: list[str]) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert "a name must not be empty" in result.stderr
+
+
+def test_a_number_of_jobs_is_at_least_one() -> None:
+    assert run("pachyderm", "jobs", "--limit", "-1").exit_code == 2
+
+
+def test_without_credentials_a_command_says_so(place: storage.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    result = run("upload", __file__, "--as", "x.csv")
+    assert result.exit_code == 1
+    assert "Google's client finds no credentials (File /nowhere/key.json was not found.)" in result.stderr
+    assert "gcloud auth application-default login" in result.stderr
+
+
+def test_a_pachd_that_is_away_is_named_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACHD_ADDRESS", "grpc://127.0.0.1:1")
+    result = run("pachyderm", "status")
+    assert result.exit_code == os.EX_TEMPFAIL
+    assert "pachd cannot be reached at grpc://127.0.0.1:1" in result.stderr
 
 
 def test_a_bucket_that_is_missing_or_away_is_an_error_without_a_traceback(place: storage.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +283,15 @@ def test_status_says_why_a_file_is_not_archived(place: storage.Bucket) -> None:
         ledger.archive_failed(version, error="Object is under active Temporary hold; release it", work=WorkSettings())
     shown = run("status", "kept.csv")
     assert "stays in incoming/ for now: Object is under active Temporary hold; release it" in shown.stdout
+
+
+def test_a_limit_is_said_to_hold_for_the_files_that_are_done(place: storage.Bucket) -> None:
+    for name in ("a.csv", "b.csv"):
+        rejected(upload(place, name))
+    upload(place, "c.csv")
+    shown = run("status", "--limit", "1")
+    assert len(shown.stdout.splitlines()) == 1 + 2 + 1, "the head, a rejected file with its reason, and the upload"
+    assert "of the files that are done, only the newest 1 are shown" in shown.stderr
 
 
 def test_status_shows_an_upload_before_any_sensor_has_seen_it(place: storage.Bucket) -> None:
@@ -448,6 +535,8 @@ def test_what_was_rejected_is_told_with_what_to_do(place: storage.Bucket, tmp_pa
     assert target.read_text().startswith("line,row,column,reason")
     assert run("answers", "other.csv", "--rejected", "-o", str(tmp_path / "none.csv")).exit_code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rejected.csv"]
+    refused = run("answers", "my.csv")
+    assert "my.csv: it is not answered: it was rejected; see `qa-platform status my.csv`" in refused.stderr
 
 
 def test_files_are_retried_all_or_none(place: storage.Bucket) -> None:
@@ -613,6 +702,21 @@ def test_answers_are_written_into_the_file_that_a_link_points_to(written: bytes,
     assert run("answers", "a.csv", "-o", str(tmp_path / "link.csv")).exit_code == 0
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "there.csv").read_bytes() == written
+
+
+def test_answers_are_gzip_where_the_name_says_so(written: bytes, tmp_path: Path) -> None:
+    packed = tmp_path / "a.csv.gz"
+    contents = set()
+    for _ in range(2):
+        assert run("answers", "a.csv", "-o", str(packed)).exit_code == 0
+        contents.add(packed.read_bytes())
+    assert [gzip.decompress(content) for content in contents] == [written]
+
+
+def test_a_dash_is_standard_output(written: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("answers", "a.csv", "-o", "-").stdout_bytes == written
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("module", ["openvino", "tokenizers"])

@@ -695,6 +695,7 @@ def test_a_pachd_that_asks_for_a_token_says_so(guarded: str, monkeypatch: pytest
     # Without --quiet pachctl prints more than the token.
     assert 'PACH_TOKEN="$(pachctl auth get-robot-token --quiet' in finding.fix
     assert "does not accept PACH_TOKEN" in refused.detail
+    assert "check PACH_TOKEN" in CliRunner().invoke(main, ["pachyderm", "jobs"]).stderr
     assert SECRET not in str(refused)
 
 

@@ -43,6 +43,17 @@ def test_a_gold_set_in_another_encoding_is_named(tmp_path: Path, encoding: str, 
         read_gold(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("{}", "it has no list 'data'"), ("[]", "it has no list 'data'"), ('{"data": [{}]}', "an object in it has no 'paragraphs'")],
+)
+def test_json_that_is_no_gold_set_is_named_with_what_it_lacks(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "gold.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"gold\.json: it is not SQuAD JSON: {why}"):
+        read_gold(path)
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 @pytest.mark.parametrize("text", ["{0}", "\ufeff{0}", "sep=;\r\n{0}", "\n{0}\n;;;\n"], ids=["plain", "mark", "sep", "blank"])
 def test_a_gold_set_may_be_of_any_dialect_of_an_upload(tmp_path: Path, text: str, pack: Callable[[bytes], bytes]) -> None:

@@ -53,6 +53,14 @@ def test_definitions_import_neither_torch_nor_transformers_nor_a_runtime() -> No
     assert done.stdout.strip() == "[] True", done.stderr
 
 
+def test_a_variable_that_the_code_location_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_ANSWERED_PREFIX", "incoming/")
+    done = subprocess.run([sys.executable, "-c", "import qa_platform.definitions"], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert "InputError: the environment cannot be used: QA_ANSWERED_PREFIX: it must end with a slash" in last
+    assert "validation error" not in done.stderr
+
+
 def test_definitions_load_in_little_more_than_their_libraries() -> None:
     """Counted as processor time, which a busy machine does not stretch, and as a share, which a slow one does not."""
     program = (

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import psycopg
@@ -15,7 +16,10 @@ from qa_platform.cli.main import main
 from qa_platform.clients.pachyderm import open_tar, session
 from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.embedded.stack import Stack
+from qa_platform.errors import InputError
 from qa_platform.orchestration.catalog import QUESTION_ANSWER
+from qa_platform.orchestration.forget import dagster_history
+from qa_platform.provisioning.project_files import project_file
 from qa_platform.settings import PachydermSettings
 from qa_platform_tests.flow import Flow, bridge, csv_of, flow, put_pipeline
 
@@ -99,3 +103,13 @@ def test_nothing_of_a_forgotten_file_is_found_anywhere(flow: Flow, stack: Stack)
     assert newest.asset_materialization is not None
     assert newest.asset_materialization.partition == OTHER
     assert flow.tick() == []
+
+
+@pytest.mark.parametrize("has_home", [False, True])
+def test_a_dagster_that_cannot_be_read_is_named_with_what_to_do(has_home: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path if has_home else tmp_path / "nowhere"))
+    monkeypatch.delenv("DAGSTER_PG_URL", raising=False)
+    (tmp_path / "dagster.yaml").write_bytes(project_file("dagster.yaml").read_bytes())
+    with pytest.raises(InputError, match="Dagster's history cannot be reached") as caught, dagster_history("gold/"):
+        pass
+    assert "qa-platform doctor" in caught.value.advice

@@ -98,3 +98,6 @@ def test_a_file_that_is_unknown_or_not_answered_yet_has_no_report(postgres: Post
         ledger.claim([FileVersion(NAME, 1)], owner="run", lease_seconds=60)
         with pytest.raises(InputError, match="is pending, and its rows are not in the tables yet"):
             rejected_report(ledger, connection, NAME)
+        connection.execute("UPDATE question_file SET status = 'forgotten'")
+        with pytest.raises(InputError, match="is forgotten, and its rows are not in the tables; "):
+            rejected_report(ledger, connection, NAME)

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "make faults": ".github/workflows/weekly.yaml, and test_faults.py, a short form",
     "make bench": ".github/workflows/weekly.yaml",
     "make model": "training/test_train.py, a short form",
+    ".venv/bin/python -m qa_platform.training.calibrate": "training/test_calibrate.py",
     ".venv/bin/python -m pytest": "make test",
 }
 # Programs of which only the names are known here: those of clusters, and the shell's own.

@@ -20,7 +20,7 @@ from qa_platform.contract import ANSWER_PIPELINE, INCOMING, LOAD_PIPELINE, PROCE
 from qa_platform.embedded.postgres_access import bin_folder
 from qa_platform.loading import migrate
 from qa_platform.provisioning.roles import ROLES, grant_commands
-from qa_platform.settings import PostgresSettings
+from qa_platform.settings import PostgresSettings, WorkSettings
 from qa_platform_tests.checkout import PROJECT, make_checkout
 from qa_platform_tests.command_lines import parse_click
 from qa_platform_tests.conftest import Database, new_database
@@ -34,6 +34,7 @@ HERE = "tools/test_operators_commands.py::"
 CHECKED_BY = {
     "qa-platform ": "tools/test_documentation.py::test_commands_for_a_deployment_run",
     "qa-platform metrics": "cli/test_metrics.py::test_the_values_are_those_of_what_was_uploaded",
+    "export PGHOST=": f"{HERE}test_the_original_rows_are_counted_and_saved_as_the_page_says",
     "export PG_DBNAME=": f"{HERE}test_a_database_of_another_encoding_is_copied_as_the_page_says",
     "psql -c ": f"{HERE}test_the_original_rows_are_counted_and_saved_as_the_page_says",
     "pg_dump --table question_answer": f"{HERE}test_the_original_rows_are_counted_and_saved_as_the_page_says",
@@ -97,21 +98,25 @@ def test_a_check_exists(check: str) -> None:
 # --- PostgreSQL ---
 
 
-def psql_environment(database: Database) -> dict[str, str]:
-    address = {"PGHOST": database.host, "PGPORT": str(database.port), "PGUSER": database.user, "PGDATABASE": database.dbname}
-    return {**address, "PATH": f"{bin_folder()}{os.pathsep}{os.defpath}"}
-
-
-def run(line: str, database: Database, folder: Path) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", line], cwd=folder, env=psql_environment(database), capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, f"{line}\n{done.stderr}"
-    return done.stdout
+def platform_environment(database: Database) -> dict[str, str]:
+    """A deployment's variables, without those of `psql`."""
+    address = {"PG_HOST": database.host, "PG_PORT": str(database.port), "PG_USER": database.user, "PG_DBNAME": database.dbname}
+    return {**address, "PG_PASSWORD": "", "PATH": f"{bin_folder()}{os.pathsep}{os.defpath}"}
 
 
 def lines_of(page: str, *starts: str) -> Iterator[str]:
     return (command for block, command in COMMANDS if block.page.name == page and command.startswith(starts))
+
+
+def run(line: str, database: Database, folder: Path) -> str:
+    """Run a line in a shell in which the variables of `psql` were set as the page says."""
+    [export] = lines_of("operating.md", "export PGHOST=")
+    script, environment = f"{export}\n{line}", platform_environment(database)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return done.stdout
 
 
 FIVE_COLUMNS = "question varchar(10000), answer varchar(10000), context varchar(500000), model varchar(1000), qa_timestamp timestamp"
@@ -167,8 +172,9 @@ def test_a_password_is_changed_as_the_page_says(database: Database) -> None:
         terminal, inside = pty.openpty()
         # `\\password` asks the terminal that it is controlled by, whatever its input is.
         command = ["setsid", "--ctty", "--wait", *words]
+        environment = {**platform_environment(database), "PGPORT": str(database.port)}
         try:
-            with subprocess.Popen(command, env=psql_environment(database), stdin=inside, stdout=inside, stderr=inside) as psql:
+            with subprocess.Popen(command, env=environment, stdin=inside, stdout=inside, stderr=inside) as psql:
                 for prompt in (b'": ', b"again: "):
                     said = b""
                     while prompt not in said:
@@ -219,9 +225,19 @@ def test_the_commands_of_compose_name_its_services() -> None:
             assert service in compose["services"]
             assert program == "qa-platform"
             parse_click(qa_platform_command, arguments)
+        elif action == "run":
+            assert rest == ["--rm", "pipelines"]
+            assert compose["services"]["pipelines"]["command"][:3] == ["qa-platform", "pachyderm", "apply"]
         else:
             assert action == "up"
             assert set(rest) <= {"--detach", "--build"}
+
+
+def test_only_the_service_pipelines_names_the_database_as_workers_reach_it() -> None:
+    services = yaml.safe_load((PROJECT / "deploy" / "compose.yaml").read_text())["services"]
+    hosts = {name: service["environment"].get("PG_HOST") for name, service in services.items()}
+    assert [name for name, host in hosts.items() if host not in (None, "postgres")] == ["pipelines"]
+    assert "PG_ADDRESS" in hosts["pipelines"]
 
 
 # --- Kubernetes ---
@@ -311,6 +327,9 @@ def test_helm_is_given_charts_and_values_that_a_workflow_renders() -> None:
             # Longer than its job may take.
             [job] = [each for each in VALUES["rollout"] if each["kind"] == "Job"]
             assert int(option(words, "--timeout").removesuffix("m")) * 60 > job["spec"]["activeDeadlineSeconds"]
+    notes = (PROJECT / ".github" / "workflows" / "images.yaml").read_text()
+    assert "chart=$(sed -n 's/^dagster==//p' constraints.txt)" in notes
+    assert "helm upgrade dagster dagster/dagster --version $chart " in notes
     [uninstall] = starting("helm uninstall")
     assert uninstall[2] in releases
 
@@ -333,7 +352,9 @@ def test_the_pipelines_that_pachctl_is_told_of_are_the_platforms_and_are_created
         if words[:1] == ["pachctl"] and words[1] != "auth":
             assert block.page.name == "upgrading.md"
             named |= {word.partition("@")[0] for word in words if word.partition("@")[0] in (ANSWER_PIPELINE, LOAD_PIPELINE)}
-            if words[1] == "inspect":
+            if words[1:3] == ["list", "pipeline"]:
+                # `inspect --raw` writes more than `create` takes.
+                assert "--spec" in words
                 saved.add(line.partition("> ")[2])
             if words[1] == "create":
                 assert option(words, "--file") in saved
@@ -350,4 +371,13 @@ def test_the_buckets_folders_are_the_platforms() -> None:
                 folders |= {folder} if folder and "*" not in folder else set()
             else:
                 assert word == "--recursive"
-    assert {f"{folder}/" for folder in folders} == {INCOMING, PROCESSED, REJECTED}
+    answered = "answered/"
+    assert f"`{answered}`" in (WorkSettings.model_fields["answered_prefix"].description or "")
+    logs = VALUES["computeLogManager"]["config"]["gcsComputeLogManager"]["prefix"]
+    assert {f"{folder}/" for folder in folders} == {INCOMING, PROCESSED, REJECTED, answered, f"{logs}/"}
+
+
+def test_globs_are_for_gcloud_and_not_for_the_shell() -> None:
+    lines = [line for _, line in COMMANDS if line.startswith("gcloud storage") and "*" in line]
+    assert lines
+    assert all(re.search(r'"[^"]*\*[^"]*"', line) for line in lines)

@@ -226,8 +226,16 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"there is no device {name!r}", advice="use cpu, or a GPU as torch names it: cuda") from error
+    if device.type not in ("cpu", "cuda") and not _is_accelerator(device):
+        raise InputError(f"this torch ({torch.__version__}) sees no {device.type}", where=f"device {name!r}", advice="use cpu")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(
             f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} GPUs", where=f"device {name!r}", advice="use cpu"
         )
     return device
+
+
+def _is_accelerator(device: torch.device) -> bool:
+    """Whether this machine has a device of this kind that torch computes on."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is not None and device.type == accelerator.type and (device.index or 0) < torch.accelerator.device_count()

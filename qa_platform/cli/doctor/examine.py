@@ -10,7 +10,7 @@ from qa_platform.cli.doctor import archive, bucket, certificates, clocks, dagste
 from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Finding, Part, Result, Wrong, unknown, wrong
 from qa_platform.cli.extras import how_to_install
 from qa_platform.errors import QaPlatformError
-from qa_platform.settings import wrong_settings
+from qa_platform.settings import SETTINGS_ADVICE, wrong_settings
 
 # Longer than the ten seconds within which PostgreSQL must accept a connection, so that its own message is reported.
 DEADLINE_SECONDS = 15.0
@@ -77,7 +77,7 @@ def explained(error: Exception) -> Result:
     if isinstance(error, Wrong):
         return error.result
     if message := wrong_settings(error):
-        return wrong(message, "set the variable as docs/configuration.md describes it, or unset it")
+        return wrong(message, SETTINGS_ADVICE)
     if isinstance(error, QaPlatformError):
         return wrong(error.cause, error.advice or "fix that, and check again: qa-platform doctor")
     if isinstance(error, ImportError):

@@ -29,13 +29,14 @@ def status(file: str | None, watch: bool, limit: int, as_json: bool) -> None:
     loaded      the answers are in the table; the source is still to be archived
     finished    loaded and archived
     unchanged   the content is that of the answered generation
-    superseded  overwritten or deleted before it was read
+    superseded  a newer version came, or the upload was deleted, before this one was loaded
     rejected    cannot be read as a CSV of questions
     failed      given up after several attempts, until `qa-platform retry`
     forgotten   removed by `qa-platform forget`; upload the file again to have it answered
 
     NONE counts the rows for which the model says that there is no answer. TOOK is the time from the start to the answers in the table;
-    with --watch, while a file is answering, it is ~ and the time left for its batch, by the rows done per second.
+    with --watch, while a file is answering, it is ~ and the time left for its batch, by the rows done per second. AGE is the time since a
+    file entered its state, as far as that is recorded: since a pending file was first seen, a running one started, any other one loaded.
 
     With --watch a terminal shows a table that is kept up to date. A file or a pipe gets a line (with --json an object) for every change
     of a file that is in work, and for every tenth of its rows. The command ends when nothing is in work, with exit status 1 if one of
@@ -60,7 +61,7 @@ def _show(observer: "Observer", *, as_json: bool) -> None:
     if observer.name and not snapshot.files:
         raise InputError("; ".join(("no such file was ever uploaded", *snapshot.problems)), where=observer.name)
     if snapshot.is_cut:
-        click.echo(f"only the newest {observer.limit} are shown; --limit shows more", err=True)
+        click.echo(f"of the files that are done, only the newest {observer.limit} are shown; --limit shows more", err=True)
     if as_json:
         for state in snapshot.files:
             click.echo(json_line(line_of(state)))

@@ -24,9 +24,11 @@ _CONFIGURATION_HEAD = """\
 
 <!-- Written by `make docs` from qa_platform/settings.py; changes here are lost. -->
 
-Everything is configured by environment variables, whose names may be in upper or lower case. A process needs only those of the parts
-that it uses, and a variable without a default need not be set. On a laptop `qa-platform local run` sets the variables of the services, and
-passes on every `QA_` variable.
+The platform is configured by environment variables. Their names may be in upper or lower case, except those that Google's client and
+Dagster read themselves: `GOOGLE_APPLICATION_CREDENTIALS`, `API_ENDPOINT_OVERRIDE` and all that begin with `DAGSTER_`. A process needs only
+the variables of the parts that it uses, and a variable without a default need not be set. On a laptop `qa-platform local run` sets the
+variables of the services, and passes on every `QA_` variable.
+
 Values marked **secret** are never shown in logs, messages, or what `--dry-run` prints.
 """
 
