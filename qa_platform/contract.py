@@ -8,7 +8,7 @@ The way of a file:
    done again exactly when its rows or its model change). The first shard carries the file's ``manifest.json`` to the loader.
 3. ``/<file id>/`` in the repo ``question_answer``: ``manifest.json`` as it was, and per shard ``answers.csv`` and the worker's
    ``shard.json`` (the same document, filled in).
-4. Rows in Postgres, and ``/<file id>.csv``, the whole answered file, in the repo ``push-answers-to-sql``.
+4. Rows in PostgreSQL, and ``/<file id>.csv``, the whole answered file, in the repo ``push-answers-to-sql``.
 
 Standard library only: every stage imports this.
 """
@@ -96,7 +96,7 @@ class FileStatus(enum.StrEnum):
 
     PENDING = "pending"
     RUNNING = "running"
-    # In Postgres; its source is not archived yet.
+    # In PostgreSQL; its source is not archived yet.
     LOADED = "loaded"
     FINISHED = "finished"
     # The file cannot be read.

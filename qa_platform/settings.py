@@ -319,7 +319,7 @@ class WorkSettings(BaseSettings):
         default=30,
         ge=1,
         description="Days that Pachyderm keeps the commits of finished batches. They hold a copy of every upload and its answers. After "
-        "that `qa-platform answers` rebuilds answers from Postgres.",
+        "that `qa-platform answers` rebuilds answers from PostgreSQL.",
     )
 
     @property

@@ -83,7 +83,7 @@ class _Found:
             else:
                 yield Trace("bucket", what)
         for commit in self.commits:
-            detail = f"{commit.others} other files are in it; their answers stay in Postgres" if commit.others else ""
+            detail = f"{commit.others} other files are in it; their answers stay in PostgreSQL" if commit.others else ""
             yield Trace("Pachyderm", f"commit {commit.id}", detail=detail)
         yield from self.history
 

@@ -92,7 +92,7 @@ NO_COLOR switches colours off.
 )
 @click.version_option(package_name="qa-platform")
 def main() -> None:
-    """Questions and contexts in CSV files, answered: from a bucket through Pachyderm into Postgres."""
+    """Questions and contexts in CSV files, answered: from a bucket through Pachyderm into PostgreSQL."""
 
 
 _COMMANDS = (*files.COMMANDS, *restore.COMMANDS, *forget.COMMANDS, status, metrics, pachyderm_group, *admin.COMMANDS, *answering.COMMANDS)

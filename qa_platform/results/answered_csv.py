@@ -10,7 +10,7 @@ from qa_platform.ledger import FileRecord
 from qa_platform.results.rebuilt_csv import rebuilt_csv
 from qa_platform.settings import PachydermSettings, PostgresSettings
 
-REBUILT = "Pachyderm no longer has them (QA_COMMITS_KEPT_DAYS), so they come from Postgres, without the upload's other columns"
+REBUILT = "Pachyderm no longer has them (QA_COMMITS_KEPT_DAYS), so they come from PostgreSQL, without the upload's other columns"
 
 
 def answered_csv(

@@ -164,7 +164,7 @@ def test_once_pachyderm_has_removed_the_commit_the_csv_is_rebuilt_as_answers_doe
         connection.execute("UPDATE question_file SET pachyderm_commit = %s", ["0" * 32])
     assert publish(world.services, LOG) == 0
     assert world.answered("a.csv") == answers("a.csv") != CSV
-    assert "come from Postgres" in caplog.text
+    assert "come from PostgreSQL" in caplog.text
 
 
 def test_nothing_is_written_or_remembered_unless_a_prefix_is_set(world: World) -> None:

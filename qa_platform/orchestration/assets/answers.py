@@ -1,4 +1,4 @@
-"""`answered_questions` and `question_answer`: one step answers a batch of files in Pachyderm and has them loaded into Postgres."""
+"""`answered_questions` and `question_answer`: one step answers a batch of files in Pachyderm and has them loaded into PostgreSQL."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -135,7 +135,7 @@ def _specs(factory: AssetFactory, *, version: str) -> list[dg.AssetSpec]:
         factory.spec(
             QUESTION_ANSWER,
             deps=[ANSWERED_QUESTIONS],
-            description="The table `question_answer` in Postgres. Rows without an answer are in `question_answer_reject`.",
+            description="The table `question_answer` in PostgreSQL. Rows without an answer are in `question_answer_reject`.",
             kinds={"postgres", "table"},
             page="how-it-works.md",
             version=version,

@@ -14,7 +14,7 @@ from qa_platform.orchestration.reports.markdown import cell, table
 ARCHIVED = "the_archive_is_in_the_table"
 DESCRIPTION = (
     "Error. Every file whose source lies under `processed/`, or a newer upload of it, is in the table. If QA_ARCHIVE is `delete`, every "
-    "file in Pachyderm's commits is. Compared every night. It fails after Postgres was restored from an older backup."
+    "file in Pachyderm's commits is. Compared every night. It fails after PostgreSQL was restored from an older backup."
 )
 # Files that the metadata names.
 _NAMED = 100

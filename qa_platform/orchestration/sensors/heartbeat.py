@@ -25,7 +25,7 @@ def incoming_listing(factory: AssetFactory, work: WorkSettings) -> dg.AssetSpec:
     return factory.spec(
         HEARTBEAT,
         description="What the bucket sensor saw, every few minutes. If it is not fresh, uploads are not seen or get no run: the daemon, "
-        "its storage, the bucket, Postgres or the sensor is broken. If it is fresh and nothing waits, there is nothing to do.",
+        "its storage, the bucket, PostgreSQL or the sensor is broken. If it is fresh and nothing waits, there is nothing to do.",
         kinds={"gcs"},
         page="operating.md",
         freshness=dg.FreshnessPolicy.time_window(fail_window=fail_after),
