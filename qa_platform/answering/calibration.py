@@ -40,7 +40,7 @@ class Calibration:
         entry = config[KEY]
         match entry:
             case {"slope": int() | float() as slope, "intercept": int() | float() as intercept} if len(entry) == 2:
-                if 0 < slope <= _LIMIT and abs(intercept) <= _LIMIT:
+                if 0 < slope <= _LIMIT and abs(intercept) <= _LIMIT and not isinstance(slope, bool) and not isinstance(intercept, bool):
                     return cls(slope, intercept)
         raise InputError(
             f"its config.json has {entry!r} for {KEY}, which is not a slope above 0 and an intercept, of {_LIMIT} at most",

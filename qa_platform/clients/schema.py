@@ -62,7 +62,7 @@ ANSWERS = Table(
         Column("score", "double precision", "Probability of the answer, 0 to 1."),
         Column("answer_start", "integer", "Offset of the answer in the context, in characters from 0."),
         Column("answer_end", "integer", "End of the answer in the context, exclusive."),
-        Column("model_revision", "text", "Revision of the model: a commit of the hub, or the beginning of the weights' SHA-256."),
+        Column("model_revision", "text", "Revision of the model: a commit of the hub, or a hash of the weights."),
         Column("model_precision", "text", "Arithmetic that the model was run with."),
         Column("source_file", "text", "Name of the file below incoming/; empty for rows that other programs wrote."),
         Column("generation", "bigint", "Generation of the file that the row was written from."),

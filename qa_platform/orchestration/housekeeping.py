@@ -50,7 +50,7 @@ def housekeeping_job(execution: ExecutionSettings) -> dg.JobDefinition:
 
     @dg.job(
         name="housekeeping",
-        description="Keeps the numbers of Dagster's partitions and of Pachyderm's commits bounded, and compares the archive with the tables.",
+        description="Keeps the numbers of Dagster's partitions and Pachyderm's commits bounded, and compares the archive with the tables.",
         executor_def=dg.in_process_executor,
     )
     def housekeeping() -> None:

@@ -24,6 +24,8 @@ from qa_platform.evaluation.evaluate import calibration_error
 from qa_platform.evaluation.gold import GoldQuestion, exact_match, held_out, read_gold
 
 _STEPS = 50
+_SMALL_STEP = 1e-9
+# Scores of 0 and 1 have no logit.
 _NARROWEST = 1e-6
 
 
@@ -48,12 +50,13 @@ class Scored:
 
 
 def answered(answerer: Answerer, name: str, questions: Sequence[GoldQuestion]) -> Scored:
-    """The answers to the held-out ones of ``questions``."""
+    """The answers to the held-out ones of ``questions``. Questions that are rejected have none."""
     asked = [question for question in questions if held_out(question)]
-    answers = list(answerer.answer((question.question, question.context) for question in asked))
-    right = [exact_match(a.answer, [gold.text for gold in q.answers]) for a, q in zip(answers, asked, strict=True)]
-    halves = [held_out(question, parts=12) for question in asked]
-    return Scored(name, np.array([answer.score for answer in answers]), np.array(right), np.array(halves, bool))
+    answers = answerer.answer((question.question, question.context) for question in asked)
+    pairs = [(question, answer) for question, answer in zip(asked, answers, strict=True) if not answer.error]
+    right = [exact_match(answer.answer, [gold.text for gold in question.answers]) for question, answer in pairs]
+    halves = [held_out(question, parts=12) for question, _ in pairs]
+    return Scored(name, np.array([answer.score for _, answer in pairs]), np.array(right), np.array(halves, bool))
 
 
 def fitted(files: Sequence[Scored]) -> Calibration:
@@ -70,13 +73,22 @@ def fitted(files: Sequence[Scored]) -> Calibration:
     weights = np.concatenate([np.full(len(file), len(scores) / len(files) / len(file)) for file in files])
     inputs = np.stack([np.log(scores / (1 - scores)), np.ones_like(scores)], 1)
     unchanged = np.array([1.0, 0.0])
+
+    # A few questions change little: a normal prior of variance 1 lies around the calibration that changes nothing.
+    def loss(values: NDArray[np.float64]) -> float:
+        logits = inputs @ values
+        return float(weights @ (np.logaddexp(0, logits) - right * logits) + ((values - unchanged) ** 2).sum() / 2)
+
     chosen = unchanged
-    # Newton's method. A few questions change little: a normal prior of variance 1 lies around the calibration that changes nothing.
+    # Newton's method. The loss is convex; far from its minimum a whole step may go too far.
     for _ in range(_STEPS):
-        chances = 1 / (1 + np.exp(-inputs @ chosen))
+        chances = np.exp(-np.logaddexp(0, -inputs @ chosen))
         gradient = inputs.T @ (weights * (chances - right)) + chosen - unchanged
         curvature = (inputs * (weights * chances * (1 - chances))[:, None]).T @ inputs + np.eye(2)
-        chosen = chosen - np.linalg.solve(curvature, gradient)
+        step = np.linalg.solve(curvature, gradient)
+        while loss(chosen - step) > loss(chosen) and np.abs(step).max() > _SMALL_STEP:
+            step = step / 2
+        chosen = chosen - step
     slope, intercept = np.round(chosen, 3).tolist()
     if slope <= 0:
         raise InputError("its higher scores are not the better ones", where="--model", advice="train it first")
@@ -84,11 +96,16 @@ def fitted(files: Sequence[Scored]) -> Calibration:
 
 
 def write(folder: Path, found: Calibration) -> Calibration:
-    """Write a calibration that was found on top of the one that the model has. Returns both in one."""
+    """Write a calibration that was found on top of the one that the model has. Returns both in one.
+
+    Raises:
+        InputError: together they are beyond what a model may have.
+    """
     path = folder / "config.json"
     config = json.loads(path.read_text())
     present = Calibration.of(config, model=str(folder))
-    both = Calibration(round(found.slope * present.slope, 3), round(found.slope * present.intercept + found.intercept, 3))
+    slope, intercept = found.slope * present.slope, found.slope * present.intercept + found.intercept
+    both = Calibration.of({KEY: Calibration(round(slope, 3), round(intercept, 3)).entry()}, model=str(folder))
     path.write_text(json.dumps({**config, KEY: both.entry()}, indent=2, sort_keys=True) + "\n")
     return both
 
@@ -98,15 +115,27 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the model's folder")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="gold sets, of which the held-out paragraphs are asked")
     args = parser.parse_args()
-    answerer = Answerer(str(args.model))
-    files = [answered(answerer, path.stem, read_gold(path)) for path in args.data]
+    if not args.model.is_dir():
+        parser.error(f"{args.model} is not a folder")
+    try:
+        _calibrate(args.model, args.data)
+    except (InputError, OSError) as error:
+        parser.error(str(error))
+
+
+def _calibrate(model: Path, data: Sequence[Path]) -> None:
+    gold = {path.stem: read_gold(path) for path in data}
+    answerer = Answerer(str(model))
+    files = [answered(answerer, name, questions) for name, questions in gold.items()]
+    found = fitted(files)
     print("mean distance of score and exact match over the tenths, on questions that were not fitted to")
     print(f"{'':32}{'questions':>12}{'before':>10}{'after':>10}")
     for first in (True, False):
-        other = fitted([file.half(not first) for file in files])
-        for file in filter(len, (file.half(first) for file in files)):
-            print(f"{file.name:32}{len(file):12}{file.error(Calibration()):10.3f}{file.error(other):10.3f}")
-    print("written:", write(args.model, fitted(files)))
+        other = [half for file in files if len(half := file.half(not first))]
+        judged = [half for file in files if len(half := file.half(first))]
+        for file in judged if other else ():
+            print(f"{file.name:32}{len(file):12}{file.error(Calibration()):10.3f}{file.error(fitted(other)):10.3f}")
+    print("written:", write(model, found))
 
 
 if __name__ == "__main__":

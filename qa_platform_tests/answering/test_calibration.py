@@ -77,6 +77,7 @@ def test_a_calibrated_model_gives_the_same_answers_with_other_scores(folder: Pat
         {"slope": float("nan"), "intercept": 0},
         {"slope": 1, "intercept": float("nan")},
         {"slope": 1, "intercept": 0, "base": 2},
+        {"slope": True, "intercept": False},
     ],
 )
 def test_an_entry_that_is_no_calibration_is_refused(folder: Path, entry: Any) -> None:

@@ -4,6 +4,7 @@ The two are compared as docs/model.md says that they are equal: the pipeline's p
 several mentions the engine is asked for the pipeline's choice.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -77,6 +78,9 @@ def test_the_bundled_model_answers_as_the_reference_does_on_the_samples() -> Non
     answers = list(Answerer("bundled").answer(rows))
     differences = different_rows(rows, answers, run.best)
     assert len(differences) <= 0.003 * len(rows), differences
+    score = find_model(ModelChoice("bundled")).calibration.score
+    expected = [score(min(theirs.score, 1.0)) for theirs in run.best]
+    assert [ours.score for ours in answers] == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.slow
@@ -105,6 +109,24 @@ def test_options_mean_what_they_mean_in_the_reference(tmp_path: Path) -> None:
             assert len(answer.alternatives) == len(reference) - 1, options
             for ours, theirs in zip(answer.alternatives, reference[1:], strict=True):
                 assert ours.text.startswith(theirs.answer), options
+
+
+@pytest.mark.slow
+@needs_oracle
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_unwidened_answers_are_those_of_the_reference_where_texts_are_mentioned_several_times(top_k: int) -> None:
+    places = ["Paris", "Rome", "Oslo", "Berlin"]
+    questions = ["Where did the man go?", "Which city was visited?", "Where did she travel?", "Which place is nice?"]
+    rows = [
+        (question, f"The man went to {a}. She saw {b} in spring. They travelled to {c}. A visit to {d} is nice.")
+        for question in questions
+        for one, other in itertools.permutations(places, 2)
+        for a, b, c, d in ((one, other, one, one), (other, one, one, other), (one, other, one, other))
+    ]
+    options: dict[str, Any] = {"align_to_words": False, "top_k": top_k}
+    (run,) = run_reference([ReferenceRequest(str(BUNDLED_FOLDER), tuple(rows), threads=1, options=options)])
+    answers = Answerer("bundled", threads=1).answer(rows, **options, best_mention=False)
+    assert different_rows(rows, answers, run.best) == []
 
 
 @pytest.mark.slow
