@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 _CLUSTER = regex.compile(r"\X")
+# Regional indicators form flags in pairs, counted from the start of their run. \X recounts the run at every indicator, which is
+# quadratic. A letter with a mark has the same borders as a flag, and \X does not look back at it.
+_FLAG = regex.compile(r"[\U0001F1E6-\U0001F1FF]{2}")
+_LIKE_A_FLAG = "a\u0301"
 # Finds characters that can be a part of a longer cluster. A place with none on either side is a border.
 _CAN_JOIN = regex.compile(r"[^\p{GCB=Other}\p{GCB=Control}\p{GCB=CR}\p{GCB=LF}]|\r\n")
 _PROBE = "Ada Blum built a bridge, in 1872."
@@ -63,7 +67,8 @@ class Characters:
     @cached_property
     def _borders(self) -> "array[int]":
         """Where the text's grapheme clusters begin, and its length."""
-        return array("i", itertools.chain((match.start() for match in _CLUSTER.finditer(self._text)), [len(self._text)]))
+        text = _FLAG.sub(_LIKE_A_FLAG, self._text)
+        return array("i", itertools.chain((match.start() for match in _CLUSTER.finditer(text)), [len(text)]))
 
     def _offset(self, token: int) -> tuple[int, int]:
         offset = self._encoding.token_to_chars(token)

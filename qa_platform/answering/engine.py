@@ -155,7 +155,7 @@ class Answerer:
 
     @property
     def identity(self) -> ModelChoice:
-        """The model in use: its choice with the resolved revision (for a folder, its weights' hash) and precision."""
+        """The model in use: its choice with the resolved revision (for a folder, a hash) and precision."""
         return self._warm().identity
 
     @property

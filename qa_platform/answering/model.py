@@ -6,7 +6,8 @@ Only safetensors weights and fast tokenizers are accepted, and no code that came
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +38,14 @@ _HUB_FILES = (
 )
 _REVISION_LENGTH = 12
 _OWN_FILE = "use the file that was saved with the weights"
+_OWN_TOKENIZER = "use the tokenizer that was saved with the weights"
 # transformers writes 1e30 where a tokenizer names no limit of its own.
 _NO_LIMIT = 10**9
 _MAX_SEQ_LEN = 384
 # The layer that makes the logits, in nearly every family.
 _HEAD = "qa_outputs.weight"
+# The end of the name of the tokens' embeddings, in nearly every family.
+_EMBEDDINGS = "word_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -64,27 +68,53 @@ class ModelFiles:
         """The number in ``config.json`` under the first of ``names`` that it has.
 
         Raises:
-            InputError: it is not a number, or it is missing and there is no ``default``.
+            InputError: it is not a finite number, or it is missing and there is no ``default``.
         """
-        value = next((self.config[name] for name in names if self.config.get(name) is not None), default)
-        if isinstance(value, int | float):
-            return value
-        what = f"has no {names[0]}" if value is None else f"has {value!r} for {names[0]}, which is not a number"
-        raise InputError(f"{self.folder / 'config.json'} {what}", where=f"model {self.id}", advice=_OWN_FILE)
+        return self._entry(names, default)[1]
+
+    def count(self, *names: str, default: int | None = None) -> int:
+        """Like `number`, for an integer of 0 or more.
+
+        Raises:
+            InputError: it is not such an integer, or it is missing and there is no ``default``.
+        """
+        name, value = self._entry(names, default)
+        if value < 0 or value != int(value):
+            raise self.bad_value("config.json", name, value, "an integer of 0 or more")
+        return int(value)
+
+    def _entry(self, names: Sequence[str], default: float | None) -> tuple[str, float]:
+        name = next((name for name in names if self.config.get(name) is not None), names[0])
+        value = default if self.config.get(name) is None else self.config[name]
+        if value is None:
+            raise InputError(f"{self.folder / 'config.json'} has no {name}", where=f"model {self.id}", advice=_OWN_FILE)
+        if not _is_finite(value):
+            raise self.bad_value("config.json", name, value, "a finite number")
+        return name, value
+
+    def bad_value(self, file: str, name: str, value: object, wanted: str) -> InputError:
+        """The error for an entry of one of the model's JSON files."""
+        return InputError(
+            f"{self.folder / file} has {value!r} for {name}, which is not {wanted}", where=f"model {self.id}", advice=_OWN_FILE
+        )
 
     @property
     def position_offset(self) -> int:
         """The position of the first token. The RoBERTa line counts from the padding token's id plus one, every other from 0."""
         roberta_like = self.family in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
-        return int(self.number("pad_token_id", default=1)) + 1 if roberta_like else 0
+        return self.count("pad_token_id", default=1) + 1 if roberta_like else 0
 
     @property
     def longest_window(self) -> int:
         """Tokens of a window, at most: as many as the position embeddings hold and the tokenizer allows."""
-        positions = int(self.number("max_position_embeddings", default=_NO_LIMIT)) - self.position_offset
+        limit = self.tokenizer_config.get("model_max_length") or _NO_LIMIT
+        if not _is_finite(limit):
+            raise self.bad_value("tokenizer_config.json", "model_max_length", limit, "a finite number")
         if self.family in ("deberta", "deberta-v2") and self.config.get("relative_attention"):
             positions = _NO_LIMIT
-        return min(positions, int(min(self.tokenizer_config.get("model_max_length") or _NO_LIMIT, _NO_LIMIT)))
+        else:
+            positions = self.count("max_position_embeddings", default=_NO_LIMIT) - self.position_offset
+        return int(min(positions, limit, _NO_LIMIT))
 
     @property
     def default_window(self) -> int:
@@ -100,9 +130,14 @@ class ModelFiles:
     def takes_token_types(self) -> bool:
         """Whether the model distinguishes question and context by token types, as BERT, ALBERT and ELECTRA do."""
         names = self.tokenizer_config.get("model_input_names")
-        if names is not None:
+        if isinstance(names, list):
             return "token_type_ids" in names and self.number("type_vocab_size", default=2) > 1
         return self.family in ("bert", "albert", "electra", "convbert", "deberta", "deberta-v2", "mobilebert", "squeezebert")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value in a JSON file is a number that a float can hold, and not NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def bundled_revision() -> str:
@@ -130,7 +165,7 @@ def find_model(choice: ModelChoice) -> ModelFiles:
 def _at_revision(files: ModelFiles, wanted: str) -> ModelFiles:
     if wanted not in ("", files.revision):
         raise InputError(
-            f"its weights have revision {files.revision}, but revision {wanted} was asked for",
+            f"it has revision {files.revision}, and revision {wanted} was asked for",
             where=f"model {files.id}",
             advice="leave the revision out, or name a model of the hub: only those have several revisions",
         )
@@ -203,7 +238,9 @@ def _read_json(path: Path, *, needed_by: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing", where=f"model {needed_by}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", where=f"model {needed_by}", advice=_OWN_FILE) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}", where=f"model {needed_by}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object", where=f"model {needed_by}", advice=_OWN_FILE)
@@ -250,7 +287,7 @@ def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
     Where there is no ``tokenizer.json``, transformers, which is imported only then, makes one of the tokenizer's other files.
 
     Raises:
-        InputError: the folder has no tokenizer, or one that cannot be read.
+        InputError: the folder has no tokenizer, or one that cannot be read, or that has tokens for which the model has no embedding.
     """
     import tokenizers
 
@@ -261,15 +298,47 @@ def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
         # The library raises nothing more precise.
         except Exception as error:
             raise InputError(f"{path} is not a tokenizer ({error})", where=f"model {files.id}", advice="fetch it again") from error
-        _apply_bert_options(tokenizer, files.tokenizer_config)
+        _apply_bert_options(tokenizer, files)
     else:
         tokenizer = _converted_tokenizer(files)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    _check_tokenizer(tokenizer, files)
     return tokenizer
 
 
-def _apply_bert_options(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> None:
+def _check_tokenizer(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) -> None:
+    """Check that it can tokenise a pair of texts, and that the model has an embedding for each of its tokens."""
+    try:
+        pair = tokenizer.encode("a", "b")
+    # The library raises nothing more precise.
+    except Exception as error:
+        raise InputError(f"its tokenizer cannot read a letter ({error})", where=f"model {files.id}", advice=_OWN_TOKENIZER) from error
+    if not {0, 1} <= set(pair.sequence_ids):
+        raise InputError("its tokenizer makes no token of a letter", where=f"model {files.id}", advice=_OWN_TOKENIZER)
+    # The special tokens of a pair have ids of their own, which the vocabulary may not have.
+    rows, largest = _embeddings(files), max(*pair.ids, *tokenizer.get_vocab(with_added_tokens=True).values())
+    if rows is not None and largest >= rows:
+        raise InputError(
+            f"its tokenizer has tokens up to the id {largest}, but its weights have embeddings for only {rows} tokens",
+            where=f"model {files.id}",
+            advice=_OWN_TOKENIZER,
+        )
+
+
+def _embeddings(files: ModelFiles) -> int | None:
+    """For how many tokens the model has embeddings, by the weights' headers, else by ``config.json``; None if neither tells."""
+    from safetensors import safe_open
+
+    for path in files.weights:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118  # not a mapping
+                if name.endswith(_EMBEDDINGS):
+                    return int(next(iter(file.get_slice(name).get_shape()), 0))
+    return None if files.config.get("vocab_size") is None else files.count("vocab_size")
+
+
+def _apply_bert_options(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) -> None:
     """Prefer ``tokenizer_config.json`` to ``tokenizer.json`` where both have BERT's options of normalisation, as transformers does."""
     import tokenizers
 
@@ -277,8 +346,13 @@ def _apply_bert_options(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any
         return
     options = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
     for name, attribute in options.items():
-        if name in config and getattr(tokenizer.normalizer, attribute) != config[name]:
-            setattr(tokenizer.normalizer, attribute, config[name])
+        value = files.tokenizer_config.get(name)
+        if name not in files.tokenizer_config or getattr(tokenizer.normalizer, attribute) == value:
+            continue
+        try:
+            setattr(tokenizer.normalizer, attribute, value)
+        except TypeError as error:
+            raise files.bad_value("tokenizer_config.json", name, value, "true or false") from error
 
 
 def _converted_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":

@@ -2,9 +2,12 @@
 
 Per window, the start logits and the end logits each get a softmax over the context's tokens and [CLS]. A span's probability is
 p(start) * p(end); it has at most ``max_answer_len`` tokens. Spans are ranked by the sums of their logits, which float64 adds without
-rounding: so every runtime finds the same ones in the same logits. The best 2 * top_k + 10 spans are widened to whole words. The
-probabilities of equal texts, ignoring case, are added up over places and windows, and the highest sums win. Ties go to the earlier window,
-then to the earlier place.
+rounding: so every runtime finds the same ones in the same logits. The best 2 * top_k + 10 spans are widened to whole words; without
+widening only the best top_k count. The probabilities of equal texts, ignoring case, are added up over places and windows, and the highest
+sums win. Ties go to the earlier window, then to the earlier place.
+
+Without widening the pipeline may answer with white space, or with nothing. Here such a span is no answer, and where none of the top_k
+best spans of any window is one, the answer comes from the other spans.
 
 The place of a text, and so its spelling, is that of its best-scored mention. The pipeline gives the place of the first window that
 proposes the text at all, however unlikely it is there.
@@ -13,8 +16,9 @@ The pipeline reports that sum, which may exceed 1 where windows overlap. Here a 
 each other, so their sum is a probability; over windows it is 1 - prod(1 - p), the probability that at least one window holds the answer.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +49,18 @@ class SpanOptions:
         """Spans taken from each window. They are more than ``top_k``, as widening to words makes some of them equal."""
         return 2 * self.top_k + 10
 
+    @property
+    def counted(self) -> int:
+        """The spans among them that count. The others count only where these hold no usable text."""
+        return self.candidates if self.align_to_words else self.top_k
+
 
 @dataclass(frozen=True)
 class WindowSpans:
     """The best spans of one window, best first.
 
     ``starts`` and ``ends``: the first and last token, counted in the context. ``scores``: probabilities. All have shape (spans,).
-    ``null`` is the probability that the window holds no answer.
+    ``null`` is the probability that the window holds no answer; NaN where the logits have no softmax, which leaves no spans either.
     """
 
     starts: NDArray[np.int64]
@@ -70,6 +79,7 @@ class Span:
     end: int
 
 
+@np.errstate(invalid="ignore")
 def best_spans(
     start_logits: NDArray[np.float32], end_logits: NDArray[np.float32], windows: Sequence[Window], options: SpanOptions
 ) -> list[WindowSpans]:
@@ -93,13 +103,18 @@ def best_spans(
     starts, lengths = np.divmod(positions, scores.shape[2])
     chances = np.exp(scores.reshape(len(windows), -1)[rows, positions] - total[rows])
     bounds = np.searchsorted(rows, np.arange(len(windows) + 1)).tolist()
-    null = np.exp(start_logits[:, 0].astype(np.float64) + end_logits[:, 0] - total).tolist()
+    null = null_chances(start_logits[:, 0].astype(np.float64) + end_logits[:, 0], total)
     result = []
     for row, window in enumerate(windows):
         part = slice(bounds[row], bounds[row + 1])
         begin = starts[part] + window.first
         result.append(WindowSpans(begin, begin + lengths[part], chances[part], null[row]))
     return result
+
+
+def null_chances(null: NDArray[np.float64], total: NDArray[np.float64]) -> list[float]:
+    """`WindowSpans.null` of each window: from the sums of the logits of [CLS], and the logarithms of the softmaxes' denominators."""
+    return np.exp(np.where(np.isfinite(total), null - total, np.nan)).tolist()
 
 
 def _of_context(
@@ -138,7 +153,8 @@ def _best(scores: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], N
 class Ranked:
     """The best answers of one row, best first; none where all that the model marks is unusable.
 
-    ``margin`` is the log probability of "no answer" less that of the best text, where "no answer" may win; else None.
+    ``margin`` is the log probability of "no answer" less that of the best text; None where "no answer" may not win, or no
+    window has finite logits.
     """
 
     spans: list[Span]
@@ -149,13 +165,30 @@ def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], opti
     """The best answers of one row from the spans of all its windows; at most ``options.top_k``.
 
     With ``options.null`` "no answer" competes with the lowest probability that any window gives it. A span of white space, or of more
-    characters than an answer may have, is none; so there may be no answer.
+    characters than an answer may have, is none; so there may be no answer. A window whose logits are not finite has no say.
     """
+    merged = _merged(context, tokenized, spans, options, options.counted)
+    if not merged and options.counted < options.candidates:
+        merged = _merged(context, tokenized, spans, options, options.candidates)
+    ranked = sorted(merged, key=lambda text: -text.total)
+    found = [Span(context[m.start : m.end], m.probability, m.start, m.end) for m in ranked[: options.top_k]]
+    nulls = [best.null for best in spans if not math.isnan(best.null)]
+    if options.null is None or not nulls:
+        return Ranked(found, None)
+    null = min(nulls)
+    margin = _margin(null, ranked[0].total if ranked else 0.0)
+    place = 0 if margin > options.null else max(1, sum(m.total >= null for m in ranked))
+    found.insert(place, Span("", null, 0, 0))
+    return Ranked(found[: options.top_k], margin)
+
+
+def _merged(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], options: SpanOptions, count: int) -> "Collection[_Merged]":
+    """The usable texts among the best ``count`` spans of each window."""
     assert tokenized.characters is not None
     texts: dict[str, _Merged] = {}
     for number, (window, best) in enumerate(zip(tokenized.windows, spans, strict=True)):
         places = _places(tokenized.characters, window, best, options.align_to_words)
-        for (start, end), score in zip(places, best.scores.tolist(), strict=True):
+        for (start, end), score in itertools.islice(zip(places, best.scores.tolist(), strict=True), count):
             text = context[start:end].lower()
             if end - start > ANSWER_LIMIT or not text or text.isspace():
                 continue
@@ -165,15 +198,7 @@ def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], opti
             merged.add(number, score)
             if options.best_mention:
                 merged.move(start, end, score)
-    ranked = sorted(texts.values(), key=lambda merged: -merged.total)
-    found = [Span(context[m.start : m.end], m.probability, m.start, m.end) for m in ranked[: options.top_k]]
-    if options.null is None:
-        return Ranked(found, None)
-    null = min(best.null for best in spans)
-    margin = _margin(null, ranked[0].total if ranked else 0.0)
-    place = 0 if margin > options.null else max(1, sum(m.total >= null for m in ranked))
-    found.insert(place, Span("", null, 0, 0))
-    return Ranked(found[: options.top_k], margin)
+    return texts.values()
 
 
 def _margin(null: float, best: float) -> float:

@@ -10,9 +10,10 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qa_platform.errors import InputError
 from qa_platform.ingest import ROW_HINTS, FileRejected, iter_rows
@@ -70,15 +71,28 @@ def _read_squad(path: Path) -> Iterator[GoldQuestion]:
         for number, article in enumerate(articles):
             for paragraph in article["paragraphs"]:
                 for qa in paragraph["qas"]:
-                    answers = tuple(GoldAnswer(a["text"], a.get("answer_start")) for a in qa["answers"])
-                    group = article.get("title") or f"{path.stem}-{number}"
-                    yield GoldQuestion(str(qa["id"]), group, qa["question"], paragraph["context"], answers)
+                    answers = tuple(GoldAnswer(_text(a, "text"), _start(a)) for a in qa["answers"])
+                    group = str(article.get("title") or f"{path.stem}-{number}")
+                    yield GoldQuestion(str(qa["id"]), group, _text(qa, "question"), _text(paragraph, "context"), answers)
     except UnicodeDecodeError as error:
         raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
     except KeyError as error:
         raise InputError(f"it is not SQuAD JSON: an object in it has no {error}", where=str(path)) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=str(path)) from error
+
+
+def _text(entry: Mapping[str, Any], name: str) -> str:
+    if isinstance(value := entry[name], str):
+        return value
+    raise TypeError(f"an object in it has a {name!r} that is not text")
+
+
+def _start(answer: Mapping[str, Any]) -> int | None:
+    start = answer.get("answer_start")
+    if isinstance(start, int | None):
+        return start
+    raise TypeError("an object in it has an 'answer_start' that is not an integer")
 
 
 def _read_csv(path: Path) -> Iterator[GoldQuestion]:
@@ -96,18 +110,31 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
             # A row that only its question or its context spoils is kept: the platform rejects it, so it is not answered.
             if (fault := row.rejection) and fault.column not in (rows.columns[rows.question], rows.columns[rows.context]):
                 raise InputError(f"{fault.reason}: {fault.detail}", where=f"{path}, line {row.line}", advice=ROW_HINTS[fault.reason])
-            answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]))
+            try:
+                answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]))
+            except TypeError as error:
+                advice = "write its answers as a JSON list of strings, or one answer as plain text"
+                raise InputError(str(error), where=f"{path}, line {row.line}", advice=advice) from error
             yield GoldQuestion(str(row.row), path.stem, row.cells[rows.question], row.cells[rows.context], answers)
 
 
 def _answers_of_cell(cell: str) -> list[str]:
+    """The right answers in a cell. A number in its list is an answer as it is written.
+
+    Raises:
+        TypeError: its list has something other than strings and numbers.
+    """
     if not cell.strip():
         return []
     try:
-        value = json.loads(cell)
+        value = json.loads(cell, parse_int=str, parse_float=str, parse_constant=str)
     except (ValueError, RecursionError):
         return [cell]
-    return [str(text) for text in value] if isinstance(value, list) else [cell]
+    if not isinstance(value, list):
+        return [cell]
+    if not all(isinstance(text, str) for text in value):
+        raise TypeError("its list of answers has something other than strings and numbers")
+    return value
 
 
 def held_out(question: GoldQuestion, *, parts: int = 6) -> bool:
@@ -115,7 +142,7 @@ def held_out(question: GoldQuestion, *, parts: int = 6) -> bool:
 
     All questions of a paragraph are in the same part, whatever file they came from.
     """
-    return int.from_bytes(hashlib.sha256(question.context.encode()).digest()[:4], "big") % parts == 0
+    return int.from_bytes(hashlib.sha256(question.context.encode(errors="surrogatepass")).digest()[:4], "big") % parts == 0
 
 
 def normalize(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What a model may look like on disk, and what is said of one that cannot answer."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from qa_platform.answering import Answerer
@@ -20,6 +22,10 @@ from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert, make_model
 
 PAIR = ("Who keeps the lighthouse?", "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over in 1987.")
+
+# JSON that is nested too deeply to read.
+DEEP = "[" * 100_000
+QUERY = "bert__encoder__layer__0__attention__self__query__weight"
 
 Damage = Callable[[Path], object]
 
@@ -46,8 +52,45 @@ def weighing(**tensors: tuple[int, ...]) -> Damage:
     return change
 
 
+def tokenizing(**values: object) -> Damage:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def spelling(vocabulary: Callable[[dict[str, int]], dict[str, int]]) -> Damage:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        tokenizer["model"]["vocab"] = vocabulary(tokenizer["model"]["vocab"])
+        path.write_text(json.dumps(tokenizer))
+
+    return change
+
+
+def adding_a_token(folder: Path) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def written(name: str, content: str) -> Damage:
     return lambda folder: (folder / name).write_text(content)
+
+
+def replaced_by_a_folder(name: str) -> Damage:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return change
+
+
+def deep_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(DEEP)
 
 
 def split(folder: Path) -> list[str]:
@@ -100,9 +143,25 @@ def test_loading_a_model_tells_nobody_starts_nothing_and_writes_nothing_home(tmp
         (configured(num_attention_heads=3), "3 heads"),
         (configured(num_attention_heads=0), "0 heads"),
         (configured(num_hidden_layers=9), r"lack bert\.encoder\.layer\.1"),
+        (configured(num_hidden_layers=-1), "-1 for num_hidden_layers, which is not an integer of 0 or more"),
+        (configured(num_hidden_layers=1.5), "1.5 for num_hidden_layers, which is not an integer"),
+        (configured(num_hidden_layers=math.inf), "inf for num_hidden_layers, which is not a finite number"),
+        (configured(num_attention_heads=math.nan), "nan for num_attention_heads, which is not a finite number"),
+        (configured(num_attention_heads=True), "True for num_attention_heads, which is not a finite number"),
+        (configured(layer_norm_eps=10**400), "0 for layer_norm_eps, which is not a finite number"),
         (configured(architectures=5), "5 is not an extractive"),
+        (written("config.json", DEEP), r"config\.json is not JSON"),
+        (written("tokenizer_config.json", DEEP), r"tokenizer_config\.json is not JSON"),
+        (deep_index, r"index\.json is not JSON"),
+        (replaced_by_a_folder("config.json"), r"config\.json cannot be read: Is a directory"),
+        (replaced_by_a_folder("tokenizer_config.json"), r"tokenizer_config\.json cannot be read: Is a directory"),
+        (tokenizing(do_lower_case=None), "None for do_lower_case, which is not true or false"),
+        (tokenizing(do_lower_case="yes"), "'yes' for do_lower_case, which is not true or false"),
+        (tokenizing(strip_accents="x"), "'x' for strip_accents, which is not true or false"),
+        (spelling(lambda _: {}), "its tokenizer cannot read a letter"),
+        (spelling(lambda ids: {token: 5000 + id if token == "##a" else id for token, id in ids.items()}), r"id 5\d+, but its weights have"),
+        (adding_a_token, r"embeddings for only \d+ tokens"),
         (weighing(qa_outputs__weight=(3, 16), qa_outputs__bias=(3,)), r"shape \[3, 16\]"),
-        (weighing(bert__encoder__layer__0__output__dense__weight=(8, 32)), r"do not fit its config\.json"),
         (written("tokenizer.json", "{"), r"tokenizer\.json is not a tokenizer"),
     ],
 )
@@ -111,6 +170,75 @@ def test_a_damaged_model_is_refused_with_what_is_wrong(folder: Path, damage: Dam
     with pytest.raises(InputError, match=message) as raised:
         Answerer(str(folder), threads=1).warm_up()
     assert str(raised.value).startswith(f"model {folder}: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "family", "message"),
+    [
+        ({"max_position_embeddings": math.nan}, "bert", "nan for max_position_embeddings"),
+        ({"max_position_embeddings": math.inf}, "bert", "inf for max_position_embeddings"),
+        ({"pad_token_id": math.nan}, "roberta", "nan for pad_token_id"),
+        ({"pad_token_id": "one"}, "roberta", "'one' for pad_token_id"),
+        ({"model_max_length": "512"}, "bert", "'512' for model_max_length"),
+        ({"model_max_length": [1]}, "bert", r"\[1\] for model_max_length"),
+        ({"model_max_length": math.nan}, "bert", "nan for model_max_length"),
+    ],
+)
+def test_a_window_of_no_certain_length_is_refused(folder: Path, values: dict[str, object], family: str, message: str) -> None:
+    configured(**values, model_type=family)(folder)
+    tokenizing(**values)(folder)
+    with pytest.raises(InputError, match=rf"config\.json has {message}, which is not a finite number") as raised:
+        _ = find_model(ModelChoice(str(folder))).longest_window
+    assert str(raised.value).startswith(f"model {folder}: ")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        weighing(bert__encoder__layer__0__output__dense__weight=(8, 32)),
+        weighing(**{QUERY: (16,)}),
+        weighing(**{QUERY: (16, 32)}),
+        weighing(**{QUERY: (32, 16)}),
+        weighing(**{QUERY.replace("query", part): (16,) for part in ("query", "key", "value")}),
+        weighing(bert__embeddings__word_embeddings__weight=(400,)),
+        weighing(bert__embeddings__LayerNorm__weight=(1, 16)),
+        weighing(qa_outputs__weight=(2, 0)),
+    ],
+)
+def test_weights_of_a_wrong_shape_are_refused_in_every_precision(folder: Path, damage: Damage, precision: str) -> None:
+    damage(folder)
+    with pytest.raises(InputError, match=r"do not fit its config\.json: .") as raised:
+        Answerer(ModelChoice(str(folder), precision=precision), threads=1).warm_up()
+    assert str(raised.value).startswith(f"model {folder}: ")
+
+
+def nan_embeddings(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    save_file({**tensors, name: np.full_like(tensors[name], math.nan)}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(tokenizing(model_max_length=4), "windows of 4 tokens are too short"), (nan_embeddings, "infinite numbers or NaN")],
+)
+def test_a_model_that_shows_no_ranges_is_refused_in_int8(folder: Path, damage: Damage, message: str) -> None:
+    damage(folder)
+    with pytest.raises(InputError, match=message) as raised:
+        Answerer(ModelChoice(str(folder), precision="int8"), threads=1).warm_up()
+    assert str(raised.value).startswith(f"model {folder}: ")
+
+
+def test_options_and_embeddings_that_a_model_may_have_are_accepted(folder: Path) -> None:
+    before = next(Answerer(str(folder), threads=1).answer([PAIR]))
+    tokenizing(strip_accents=None, model_max_length=1e30)(folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    # Rows are often padded to a multiple that suits the hardware.
+    padded = np.concatenate([tensors[name], np.ones((8, 16), np.float32)])
+    save_file({**tensors, name: padded}, folder / "model.safetensors")
+    assert next(Answerer(str(folder), threads=1).answer([PAIR])) == before
 
 
 def test_weights_in_integers_are_refused_by_type(folder: Path) -> None:
@@ -151,7 +279,7 @@ def test_a_revision_of_a_folder_or_the_bundled_model_is_its_own_or_refused(folde
     for model in ("bundled", str(folder)):
         revision = find_model(ModelChoice(model)).revision
         assert find_model(ModelChoice(model, revision)).revision == revision
-        with pytest.raises(InputError, match=f"{revision}, but revision v1.0 was asked for"):
+        with pytest.raises(InputError, match=f"{revision}, and revision v1.0 was asked for"):
             find_model(ModelChoice(model, "v1.0"))
 
 
@@ -227,6 +355,8 @@ def test_loading_with_torch_is_quiet_and_leaves_progress_bars_as_they_were(tmp_p
         (configured(hidden_act="nonsense"), "nonsense"),
         (configured(hidden_size="wide"), "hidden_size"),
         (configured(num_labels=3), "cannot load"),
+        (adding_a_token, r"embeddings for only \d+ tokens"),
+        (configured(max_position_embeddings=math.nan, relative_attention=False), "nan for max_position_embeddings"),
     ],
 )
 def test_what_torch_cannot_load_is_refused_by_name(tmp_path: Path, damage: Damage, message: str) -> None:

@@ -1,5 +1,7 @@
 """Where answers lie: at their best mention, on whole characters, and at word borders only where that is wanted."""
 
+import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -143,6 +145,35 @@ def test_the_tokens_of_every_tokenizer_lie_on_borders_of_characters(family: str,
 TOKENIZERS = {family: make_tokenizer(family) for family in ("bert", "roberta", "albert")}
 
 
+_PIECES = ["🇳", "🇴", "🇳🇴", "🇸🇪🇳", "a", "a", "\u0301", "\u200d", "\u0903", "\u0600", "🏽", "👩", "क", "\u094d", "\u1100", "\r", "\n", " "]
+
+
+@given(text=st.lists(st.sampled_from(_PIECES), max_size=30).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_borders_are_those_of_grapheme_clusters(text: str) -> None:
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    encoding = tokenizer.encode(text)
+    assert len(encoding) == len(text)
+    characters = Characters(encoding, text)
+    clusters = list(itertools.pairwise(sorted(borders(text))))
+    for token, (left, right) in enumerate(encoding.offsets):
+        of_token = [(start, end) for start, end in clusters if start < right and left < end]
+        assert characters.place(token, token) == (of_token[0][0], of_token[-1][1])
+
+
+@pytest.mark.parametrize("unit", ["🇳🇴", "🇳", "👩\u200d", "e\u0301", "क\u094d", "\u0301", "\u1100"])
+def test_time_grows_with_the_clusters_and_not_faster(unit: str) -> None:
+    encoding = TOKENIZERS["bert"].encode("Marta", add_special_tokens=False)
+    taken = []
+    for count in (20_000, 80_000):
+        text = f"Marta {unit * (count // len(unit))} keeps it."
+        began = time.process_time()
+        assert len(Characters(encoding, text)._borders) <= len(text) + 1
+        taken.append(time.process_time() - began)
+    assert taken[1] < taken[0] * 8 + 0.5
+
+
 @pytest.mark.parametrize("name", ["Jose\u0301", "ปี", "Zoe\u0308\u0323"])
 def test_an_answer_has_the_marks_of_its_last_letter(tiny: Answerer, name: str) -> None:
     assert one(tiny, "Who?", name).answer == name
@@ -207,6 +238,37 @@ def test_an_answer_is_widened_to_whole_words_unless_told_otherwise(tiny: Answere
     assert exact.answer != context
 
 
+@pytest.fixture(scope="module")
+def reads_spaces() -> Tokenized:
+    """The tokens of "A  B A": each letter, and each space, is one. They are in one window."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    encoding = tokenizer.encode("A  B A")
+    return Tokenized((Window(0, np.array(encoding.ids, np.int32), 0, 0, 6),), Characters(encoding, "A  B A"))
+
+
+def ranked(tokenized: Tokenized, scores: dict[int, float], options: spans.SpanOptions) -> list[tuple[str, int, float]]:
+    """The ranked answers where these tokens have these scores, best first."""
+    tokens = np.array(list(scores))
+    best = spans.WindowSpans(tokens, tokens, np.array(list(scores.values())), 0.0)
+    merged = spans.merge("A  B A", tokenized, [best], options)
+    return [(span.text, span.start, round(span.score, 6)) for span in merged.spans]
+
+
+def test_mentions_beyond_the_best_spans_count_only_where_answers_are_widened(reads_spaces: Tokenized) -> None:
+    scores = {3: 0.4, 0: 0.3, 5: 0.2}
+    assert ranked(reads_spaces, scores, spans.SpanOptions()) == [("A", 0, 0.5)]
+    assert ranked(reads_spaces, scores, spans.SpanOptions(align_to_words=False)) == [("B", 3, 0.4)]
+    assert ranked(reads_spaces, scores, spans.SpanOptions(top_k=2, align_to_words=False)) == [("B", 3, 0.4), ("A", 0, 0.3)]
+
+
+def test_where_the_best_spans_are_white_space_the_next_ones_answer(reads_spaces: Tokenized) -> None:
+    scores = {1: 0.4, 3: 0.3, 0: 0.2}
+    assert ranked(reads_spaces, scores, spans.SpanOptions(align_to_words=False)) == [("B", 3, 0.3)]
+    # They do not where a usable text is among the best.
+    assert ranked(reads_spaces, scores, spans.SpanOptions(top_k=2, align_to_words=False)) == [("B", 3, 0.3)]
+
+
 # Questions and contexts that show nothing
 
 INVISIBLE = ["\u200b", "\ufeff", "\u200b\u200d\u2060", "\x07\x1b", "\u0301", "\u0e35\u0301", "\u3164", "\u00ad \u180e", "\ufe0f"]
@@ -235,6 +297,35 @@ def test_no_answer_is_said_only_where_it_may_be(tiny: Answerer, monkeypatch: pyt
     assert one(tiny, "Who?", "x" * 50_000, handle_impossible_answer=True).error is RowReason.NO_ANSWER
     assert one(tiny, "Who?", "x" * 50_000).error is RowReason.UNUSABLE_ANSWER
     assert one(tiny, "Who?", "Marta Olsen").error is None
+
+
+@pytest.mark.parametrize("logit", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("error")
+def test_logits_that_are_not_finite_give_no_answer_and_no_score(tiny: Answerer, monkeypatch: pytest.MonkeyPatch, logit: float) -> None:
+    everywhere = dict.fromkeys(model_of(tiny).tokenizer.get_vocab(), (logit, logit))
+    sure(monkeypatch, tiny, everywhere)
+    for allowed in (True, False):
+        answer = one(tiny, "Who?", "Marta Olsen", handle_impossible_answer=allowed, top_k=3)
+        assert answer.error is RowReason.UNUSABLE_ANSWER
+        assert (answer.score, answer.alternatives, answer.null_margin) == (0.0, (), None)
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_a_window_whose_logits_are_not_finite_has_no_say(damaged: int) -> None:
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoding = tokenizer.encode("A B C")
+    # A window for each word, at whose token 0 is [CLS].
+    windows = tuple(Window(0, np.zeros(2, np.int32), 1, first, 1) for first in range(3))
+    logits = np.array([[0, 1], [0, 1], [0, 1]], np.float32)
+    logits[damaged] = np.nan
+    options = spans.SpanOptions(top_k=4, null=0.0)
+    found = spans.merge(
+        "A B C", Tokenized(windows, Characters(encoding, "A B C")), spans.best_spans(logits, logits, windows, options), options
+    )
+    assert found.margin == pytest.approx(-2)
+    assert [span.text for span in found.spans] == [*(word for number, word in enumerate("ABC") if number != damaged), ""]
+    assert found.spans[-1].score == pytest.approx(1 / (1 + np.e) ** 2)
 
 
 def test_a_text_that_is_too_long_is_no_answer_though_a_shorter_one_equals_it_but_for_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from qa_platform.answering import Answerer
 from qa_platform.cli.answering import evaluate as evaluate_command
 from qa_platform.errors import InputError
 from qa_platform.evaluation.evaluate import evaluate
-from qa_platform.evaluation.gold import read_gold
+from qa_platform.evaluation.gold import GoldQuestion, held_out, read_gold
 from qa_platform_tests.evaluation.gold_sets import CONTEXT, gold
 from qa_platform_tests.json_schemas import fits
 
@@ -45,13 +45,55 @@ def test_a_gold_set_in_another_encoding_is_named(tmp_path: Path, encoding: str, 
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("{}", "it has no list 'data'"), ("[]", "it has no list 'data'"), ('{"data": [{}]}', "an object in it has no 'paragraphs'")],
+    [
+        ("{}", ": it has no list 'data'"),
+        ("[]", ": it has no list 'data'"),
+        ('{"data": [{}]}', ": an object in it has no 'paragraphs'"),
+        ("[" * 100_000, r" \(RecursionError: "),
+    ],
 )
 def test_json_that_is_no_gold_set_is_named_with_what_it_lacks(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "gold.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=rf"gold\.json: it is not SQuAD JSON: {why}"):
+    with pytest.raises(InputError, match=rf"gold\.json: it is not SQuAD JSON{why}"):
         read_gold(path)
+
+
+def squad(**values: object) -> str:
+    """A gold set of one question, with other ``values`` than usual."""
+    entry = {"context": "By Ada.", "question": "Who?", "text": "Ada", "answer_start": 3, **values}
+    answers = entry.get("answers", [{"text": entry["text"], "answer_start": entry["answer_start"]}])
+    qas = [{"id": 1, "question": entry["question"], "answers": answers}]
+    return json.dumps({"data": [{"paragraphs": [{"context": entry["context"], "qas": qas}]}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("context", 5, "a 'context' that is not text"),
+        ("context", None, "a 'context' that is not text"),
+        ("question", 7, "a 'question' that is not text"),
+        ("text", None, "a 'text' that is not text"),
+        ("answer_start", "3", "an 'answer_start' that is not an integer"),
+        ("answers", None, "TypeError"),
+        ("answers", "Ada", "TypeError"),
+        ("answers", ["Ada"], "TypeError"),
+    ],
+)
+def test_json_with_a_value_of_a_wrong_type_is_named_with_it(tmp_path: Path, name: str, value: object, why: str) -> None:
+    path = tmp_path / "gold.json"
+    path.write_text(squad(**{name: value}))
+    with pytest.raises(InputError, match=rf"gold\.json: it is not SQuAD JSON .*{why}"):
+        read_gold(path)
+
+
+def test_half_a_character_in_a_context_has_a_part_too(tmp_path: Path) -> None:
+    path = tmp_path / "gold.json"
+    path.write_text(squad(context="By Ada \ud800."))
+    (question,) = read_gold(path)
+    assert held_out(question) in (True, False)
+    # By the hash of its text in UTF-8, on which the bundled model's figures rest.
+    assert [n for n in range(30) if held_out(GoldQuestion("", "", "", f"Zoë {n}", ()))] == [6, 20, 21, 28]
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
@@ -78,6 +120,8 @@ def test_a_gold_set_may_be_of_any_dialect_of_an_upload(tmp_path: Path, text: str
         ('Who?,By "Ada"x,"Ada"x\n', "line 3: bad_quoting"),
         ("Who?,By Ada.,A\0a\n", "line 3: nul_character"),
         ('Who?,By Ada.,"Ada\n', "line 3.*: unbalanced_quote"),
+        ('Who?,By Ada.,"[1, null]"\n', "line 3: its list of answers has something other than strings and numbers"),
+        ('Who?,By Ada.,"[{""a"": 2}]"\n', "line 3: its list of answers has something other"),
     ],
 )
 def test_a_row_whose_right_answers_cannot_be_told_is_named(tmp_path: Path, row: str, why: str) -> None:
@@ -85,6 +129,13 @@ def test_a_row_whose_right_answers_cannot_be_told_is_named(tmp_path: Path, row: 
     path.write_text(f"question,context,answers\nWho?,By Ada.,Ada\n{row}")
     with pytest.raises(InputError, match=rf"gold\.csv, {why}"):
         read_gold(path)
+
+
+def test_numbers_in_a_list_of_answers_are_answers_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "gold.csv"
+    path.write_text('question,context,answers\nWhen?,In 1872.,"[1872, 1.50, ""Ada""]"\n')
+    (question,) = read_gold(path)
+    assert [answer.text for answer in question.answers] == ["1872", "1.50", "Ada"]
 
 
 def test_a_question_that_cannot_be_asked_stays_in_the_gold_set(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qa_platform.answering.spans import SpanOptions, WindowSpans
+from qa_platform.answering.spans import SpanOptions, WindowSpans, null_chances
 from qa_platform.answering.windows import Window
 
 
@@ -42,12 +42,13 @@ def torch_spans(
     return torch.cat([start_total + end_total, null, firsts, lengths, scores.take_along_dim(chosen, 1)], 1)
 
 
+@np.errstate(invalid="ignore")
 def spans_of(found: NDArray[np.float64], windows: Sequence[Window]) -> list[WindowSpans]:
     """What `torch_spans` found, window by window."""
     total, null = found[:, :1], found[:, 1:2]
     firsts, lengths, scores = np.split(found[:, 2:], 3, axis=1)
     starts, ends = firsts.astype(np.int64), (firsts + lengths).astype(np.int64)
-    chances, nulls = np.exp(scores - total), np.exp(null - total)[:, 0].tolist()
+    chances, nulls = np.exp(scores - total), null_chances(null[:, 0], total[:, 0])
     counts = np.isfinite(scores).sum(1).tolist()
     return [
         WindowSpans(starts[row, :count] + window.first, ends[row, :count] + window.first, chances[row, :count], nulls[row])

@@ -107,8 +107,8 @@ class _Shape:
     @classmethod
     def of(cls, files: ModelFiles) -> "_Shape":
         return cls(
-            int(files.number("num_hidden_layers", "n_layers")),
-            int(files.number("num_attention_heads", "n_heads")),
+            files.count("num_hidden_layers", "n_layers"),
+            files.count("num_attention_heads", "n_heads"),
             float(files.number("layer_norm_eps", default=1e-12)),
             str(files.config.get("hidden_act") or files.config.get("activation") or "gelu"),
         )
@@ -144,11 +144,20 @@ class Builder:
 
     def __init__(self, files: ModelFiles) -> None:
         self._model = files.id
+        self._folder = files.folder
         self._weights = Weights(files)
         self._names = _NAMES[files.family]
         self._shape = _Shape.of(files)
 
     def build(self) -> ov.Model:
+        try:
+            return self._build()
+        # For shapes that do not match NumPy raises ValueError, and OpenVINO RuntimeError.
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"the weights in {self._folder} do not fit its config.json: {reason}", where=f"model {self._model}") from error
+
+    def _build(self) -> ov.Model:
         ids, types, positions = (op.parameter([-1, -1], np.int32, name=name) for name in ("ids", "types", "positions"))
         mask = op.parameter([-1, 1, 1, -1], np.float32, name="mask")
         windows = op.shape_of(ids)
@@ -211,14 +220,23 @@ class Builder:
         return op.add(op.matmul(value, op.constant(weight), False, True), op.constant(bias))
 
     def _stacked(self, names: Sequence[str], part: str) -> NDArray[np.float32]:
-        return np.concatenate([self._weights[f"{name}.{part}"] for name in names])
+        stacked = np.stack([self._tensor(f"{name}.{part}", 2 if part == "weight" else 1) for name in names])
+        return stacked.reshape(-1, *stacked.shape[2:])
+
+    def _tensor(self, name: str, dimensions: int) -> NDArray[np.float32]:
+        """A tensor of the weights. One with too few dimensions would be broadcast."""
+        tensor = self._weights[name]
+        if tensor.ndim != dimensions:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}")
+        return tensor
 
     def _gather(self, name: str, indices: ov.Node) -> ov.Node:
-        return op.gather(op.constant(self._weights[name + ".weight"]), indices, op.constant(0))
+        return op.gather(op.constant(self._tensor(name + ".weight", 2)), indices, op.constant(0))
 
     def _norm(self, value: ov.Node, name: str) -> ov.Node:
         normal = op.mvn(value, op.constant([-1]), True, self._shape.epsilon, "inside_sqrt")
-        return op.add(op.multiply(normal, op.constant(self._weights[name + ".weight"])), op.constant(self._weights[name + ".bias"]))
+        scale, shift = self._tensor(name + ".weight", 1), self._tensor(name + ".bias", 1)
+        return op.add(op.multiply(normal, op.constant(scale)), op.constant(shift))
 
 
 def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counted: bool = False) -> ov.CompiledModel:

@@ -24,6 +24,7 @@ from qa_platform.answering.model import ModelFiles, load_tokenizer
 from qa_platform.answering.runtimes.base import Batch, pad
 from qa_platform.answering.runtimes.graph import ACTIVATION_TYPES, Builder, compile_graph, inputs_of
 from qa_platform.answering.windows import Layout, WindowSize, tokenize
+from qa_platform.errors import InputError
 
 _TEXTS = Path(__file__).parent / "calibration.csv"
 # SmoothQuant's alpha: how much of the difficulty moves from the channels of the input into the weights. The logits of the bundled
@@ -60,7 +61,11 @@ class Seen:
 
 
 def quantized(files: ModelFiles) -> ov.Model:
-    """The graph of a model with its layers' products in int8. Compile it for bf16."""
+    """The graph of a model with its layers' products in int8. Compile it for bf16.
+
+    Raises:
+        InputError: the weights do not fit the model's ``config.json``, or the calibration texts show no ranges.
+    """
     return _Quantizer(files, _observed(files)).build()
 
 
@@ -73,6 +78,13 @@ def _observed(files: ModelFiles) -> list[Seen]:
         results = iter([tensor.data.copy() for tensor in request.output_tensors[1:]])
         found = [Seen(low, high, float(energy), batch.ids.size) for low, high, energy in zip(results, results, results, strict=True)]
         observed = [known | new for known, new in zip(observed, found, strict=True)] if observed else found
+    if not observed:
+        what = f"its windows of {files.default_window} tokens are too short for the texts that int8 is calibrated on"
+        raise InputError(what, where=f"model {files.id}", advice="use bf16 or fp32")
+    if not all(np.isfinite(seen.low).all() and np.isfinite(seen.high).all() for seen in observed):
+        raise InputError(
+            f"the weights in {files.folder} give infinite numbers or NaN", where=f"model {files.id}", advice="fetch them again"
+        )
     return observed
 
 
@@ -129,7 +141,7 @@ class _Quantizer(Builder):
 
     def _norm(self, value: ov.Node, name: str) -> ov.Node:
         normal = op.mvn(value, op.constant([-1]), True, self._shape.epsilon, "inside_sqrt")
-        norm = _Norm(normal, self._weights[name + ".weight"], self._weights[name + ".bias"])
+        norm = _Norm(normal, self._tensor(name + ".weight", 1), self._tensor(name + ".bias", 1))
         result = op.add(op.multiply(normal, op.constant(norm.scale)), op.constant(norm.shift))
         self._norms[result.get_friendly_name()] = norm
         return result

@@ -55,16 +55,12 @@ class OpenVinoRuntime:
 
 
 def _load(files: ModelFiles, *, precision: Precision, threads: int) -> ov.CompiledModel:
-    if precision != "int8":
-        try:
-            return compile_graph(Builder(files).build(), precision=precision, threads=threads)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"the weights in {files.folder} do not fit its config.json: {reason}", where=f"model {files.id}") from error
     try:
-        return compile_graph(quantized(files), precision=precision, threads=threads)
+        model = quantized(files) if precision == "int8" else Builder(files).build()
+        return compile_graph(model, precision=precision, threads=threads)
     except RuntimeError as error:
         # OpenVINO merges rounding into neighbouring operations, and what it can merge differs from processor to processor.
+        advice = "use bf16 or fp32" if precision == "int8" else ""
         raise InputError(
-            f"this OpenVINO ({ov.__version__}) cannot run it in int8 here", where=f"model {files.id}", advice="use bf16 or fp32"
+            f"this OpenVINO ({ov.__version__}) cannot run it in {precision} here", where=f"model {files.id}", advice=advice
         ) from error
