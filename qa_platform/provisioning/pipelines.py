@@ -145,7 +145,8 @@ def deployed_options(deployed: Iterable[pps.PipelineInfo | None]) -> Options | N
 
     None where no pipeline has an image of this project.
     """
-    ours = [info for info in deployed if info and info.details.transform.image.rpartition("/")[2].partition(":")[0] in _images()]
+    names = _images()
+    ours = [info for info in deployed if info and info.details.transform.image.rpartition("/")[2].partition(":")[0] in names]
     if not ours:
         return None
     registry, _, image = ours[0].details.transform.image.rpartition("/")

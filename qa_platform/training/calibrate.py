@@ -124,9 +124,9 @@ def main() -> None:
 
 
 def _calibrate(model: Path, data: Sequence[Path]) -> None:
-    gold = {path.stem: read_gold(path) for path in data}
+    gold = [(path.stem, read_gold(path)) for path in data]
     answerer = Answerer(str(model))
-    files = [answered(answerer, name, questions) for name, questions in gold.items()]
+    files = [answered(answerer, name, questions) for name, questions in gold]
     found = fitted(files)
     print("mean distance of score and exact match over the tenths, on questions that were not fitted to")
     print(f"{'':32}{'questions':>12}{'before':>10}{'after':>10}")

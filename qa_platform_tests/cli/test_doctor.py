@@ -275,7 +275,7 @@ def storage_config(where: Mapping[str, Any], *, in_parts: bool) -> dict[str, Any
     if not in_parts:
         return {"storage": {"postgres": config}}
     return {
-        f"{name}_storage": {"module": f"dagster_postgres.{module}", "class": f"PostgreSQL{kind}Storage", "config": config}
+        f"{name}_storage": {"module": f"dagster_postgres.{module}", "class": f"Postgres{kind}Storage", "config": config}
         for name, module, kind in (
             ("run", "run_storage", "Run"),
             ("event_log", "event_log", "EventLog"),
