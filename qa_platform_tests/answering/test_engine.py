@@ -457,7 +457,7 @@ def test_int8_answers_the_same_whenever_it_is_loaded() -> None:
     assert list(loaded[0].answer(rows)) == list(loaded[1].answer(rows))
 
 
-def test_products_that_rounding_would_spoil_stay_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_rounding_would_spoil_stays_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     files = find_model(ModelChoice("bundled"))
     layout = Layout.of(tokenizer := load_tokenizer(files))
     (row,) = tokenize(tokenizer, layout, [(QUESTION, CONTEXT)], WindowSize.of(384, None))
@@ -467,15 +467,19 @@ def test_products_that_rounding_would_spoil_stay_in_bf16(monkeypatch: pytest.Mon
         return next(iter(compile_graph(model, precision=precision, threads=1)(inputs_of(batch, files.position_offset)).values()))
 
     exact = logits(Builder(files).build(), "fp32")
-    usual, rounded, errors = int8._NOISE, [], []
+    usual, rounded, widest, errors = int8._NOISE, [], [], []
     for noise in (0.0, usual, np.inf):
         monkeypatch.setattr(int8, "_NOISE", noise)
         model = int8.quantized(files)
         rounded.append(sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops()))
+        # The bundled model's second feed-forward layers have 1,536 channels, of which the 16 widest may be computed beside the others.
+        widest.append(sum(node.get_type_name() == "Constant" and list(node.shape) == [384, 16] for node in model.get_ops()))
         errors.append(np.square(logits(model, "int8") - exact).mean())
     assert rounded[0] == 0
     assert rounded[2] == 4 * 6
-    assert 12 <= rounded[1] < rounded[2]
+    assert 20 <= rounded[1] <= rounded[2]
+    assert widest[0] == widest[2] == 0
+    assert 2 <= widest[1] <= 6
     # By how much depends on the processor: one without VNNI adds errors of its own to all of them.
     assert errors[0] < errors[1] < errors[2]
 

@@ -1,12 +1,12 @@
 """The graph of the BERT line of models (BERT, ELECTRA, RoBERTa, DistilBERT, ALBERT) for OpenVINO, built straight from their safetensors.
 
 The graph is built here rather than converted from torch: a process starts in one second instead of ten, needs neither torch nor
-transformers, and can choose the layout that is fastest on a CPU (query, key and value in one product). The architecture is that of
-Devlin et al., 2018. The tests compare the numbers with those of transformers.
+transformers, and can choose the layout that is fastest on a CPU. The architecture is that of Devlin et al., 2018. The tests compare the
+numbers with those of transformers.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ class Builder:
     Its first result is the logits, of shape (windows * tokens, 2). Between the embeddings and the logits all tokens of a batch are rows
     of one matrix, the fastest layout for the CPU's matrix products.
 
-    Subclasses that compute the same in another precision override `_product`, `_residual` and ``_rows``.
+    Subclasses that compute the same in another precision override `_products`, `_feed_forward`, `_residual` and ``_rows``.
 
     Raises:
         InputError: from `build`: the weights lack a tensor, or do not fit the model's ``config.json``.
@@ -179,10 +179,10 @@ class Builder:
 
     def _layer(self, hidden: ov.Node, mask: ov.Node, windows: ov.Node, folder: str) -> ov.Node:
         names = self._names
-        attended = self._product(self._attend(hidden, mask, windows, folder), folder + names.attention_out)
+        (attended,) = self._products(self._attend(hidden, mask, windows, folder), folder + names.attention_out)
         hidden = self._norm(self._residual(attended, hidden), folder + names.attention_norm)
-        inner = _ACTIVATIONS[self._shape.activation](self._product(hidden, folder + names.ffn_in))
-        return self._norm(self._residual(self._product(inner, folder + names.ffn_out), hidden), folder + names.ffn_norm)
+        transformed = self._feed_forward(hidden, folder + names.ffn_in, folder + names.ffn_out)
+        return self._norm(self._residual(transformed, hidden), folder + names.ffn_norm)
 
     def _attend(self, hidden: ov.Node, mask: ov.Node, windows: ov.Node, folder: str) -> ov.Node:
         width, heads = int(hidden.get_output_partial_shape(0)[-1].get_length()), self._shape.heads
@@ -192,20 +192,28 @@ class Builder:
                 where=f"model {self._model}",
             )
         size = width // heads
-        # (windows * tokens, 3 * width), then query, key and value of shape (windows, heads, tokens, size)
-        joined = self._product(hidden, *(folder + name for name in (self._names.query, self._names.key, self._names.value)))
+        names = (folder + name for name in (self._names.query, self._names.key, self._names.value))
         by_head = op.concat([windows, op.constant(np.array([heads, size], np.int64))], 0)
+        # Three products of shape (windows * tokens, width): one product of all three would have to be split, which takes longer.
         query, key, value = (
-            op.transpose(op.reshape(part, by_head, False), op.constant([0, 2, 1, 3]))
-            for part in op.split(joined, op.constant(-1), 3).outputs()
+            op.transpose(op.reshape(product, by_head, False), op.constant([0, 2, 1, 3])) for product in self._products(hidden, *names)
         )
         scores = op.multiply(op.matmul(query, key, False, True), op.constant(np.float32(1 / math.sqrt(size))))
         attended = op.matmul(op.softmax(op.add(scores, mask), -1), value, False, False)
         return op.reshape(op.transpose(attended, op.constant([0, 2, 1, 3])), op.constant([*self._rows, width]), False)
 
-    def _product(self, value: ov.Node, *names: str) -> ov.Node:
-        """One of a layer's four products. Several ``names`` share the input and are computed as one product."""
-        return self._dense(value, *names)
+    def _products(self, value: ov.Node, *names: str) -> list[ov.Node]:
+        """A layer's products of one input with the weights of ``names``."""
+        return [self._dense(value, name) for name in names]
+
+    def _feed_forward(self, hidden: ov.Node, first: str, second: str) -> ov.Node:
+        """A layer's last two products, those with the weights ``first`` and ``second``."""
+        (inner,) = self._products(hidden, first)
+        (result,) = self._products(self._activate(inner), second)
+        return result
+
+    def _activate(self, value: ov.Node) -> ov.Node:
+        return _ACTIVATIONS[self._shape.activation](value)
 
     def _residual(self, value: ov.Node, hidden: ov.Node) -> ov.Node:
         """The sum of both. ``hidden`` is a norm's result that is also the input of a product."""
@@ -215,13 +223,13 @@ class Builder:
         """Further results of the graph, for subclasses that observe it."""
         return []
 
-    def _dense(self, value: ov.Node, *names: str) -> ov.Node:
-        weight, bias = self._stacked(names, "weight"), self._stacked(names, "bias")
+    def _dense(self, value: ov.Node, name: str) -> ov.Node:
+        weight, bias = self._linear(name)
         return op.add(op.matmul(value, op.constant(weight), False, True), op.constant(bias))
 
-    def _stacked(self, names: Sequence[str], part: str) -> NDArray[np.float32]:
-        stacked = np.stack([self._tensor(f"{name}.{part}", 2 if part == "weight" else 1) for name in names])
-        return stacked.reshape(-1, *stacked.shape[2:])
+    def _linear(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A product's weight, shape (outputs, channels), and bias, shape (outputs,)."""
+        return self._tensor(name + ".weight", 2), self._tensor(name + ".bias", 1)
 
     def _tensor(self, name: str, dimensions: int) -> NDArray[np.float32]:
         """A tensor of the weights. One with too few dimensions would be broadcast."""

@@ -3,16 +3,18 @@
 Weights are rounded with one scale per output. The input of a product is rounded with one scale for all of it, fixed beforehand, so that
 a row's answer does not depend on its neighbours. Where a few channels are far wider than the others, they are divided by a factor
 before rounding and the weights multiplied by it (SmoothQuant, Xiao et al., 2023), which costs nothing where a norm or an activation comes
-before. A product whose input is too uneven even then, as that of the second feed-forward layer often is, stays in bf16: its rounding
-would be noisier than `_NOISE`.
+before. The input of the second feed-forward layer is often too uneven even then: its rounding would be noisier than `_NOISE`. Its few
+widest channels are computed beside it, in bf16 (LLM.int8(), Dettmers et al., 2022). A product that stays too noisy is in bf16.
 
 The ranges are those that the model shows in bf16 on the texts of ``calibration.csv``. They are measured whenever a model is loaded:
 a stored file could belong to another model or version.
 """
 
 import csv
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +36,18 @@ _STEPS = 127
 # The noise that rounding a product's input may add to its results, by energy: -30 dB. In the bundled model a few products are noisier,
 # and cause most of the error of its logits.
 _NOISE = 1e-3
+# The share of a second feed-forward layer's channels that are computed beside it where rounding them too would be too noisy.
+_WIDEST = 1 / 96
 # A lower bound on the width of a channel, so that nothing is divided by zero.
 _NARROWEST = 1e-5
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was observed of one product.
+    """What was observed of the products of one input.
 
-    ``low`` and ``high``: the lowest and highest value of every channel of its input, shape (channels,). ``energy``: the sum of the
-    squares of its results. ``tokens``: how many tokens these are from.
+    ``low`` and ``high``: the lowest and highest value of every channel of the input, shape (channels,). ``energy``: the sum of the
+    squares of the results. ``tokens``: how many tokens these are from.
     """
 
     low: NDArray[np.float32]
@@ -58,6 +62,13 @@ class Seen:
             self.energy + other.energy,
             self.tokens + other.tokens,
         )
+
+    def __getitem__(self, channels: NDArray[np.intp]) -> "Seen":
+        return replace(self, low=self.low[channels], high=self.high[channels])
+
+    def widths(self) -> NDArray[np.float32]:
+        """The largest absolute value of every channel, shape (channels,)."""
+        return np.maximum(np.maximum(-self.low, self.high), _NARROWEST)
 
 
 def quantized(files: ModelFiles) -> ov.Model:
@@ -101,18 +112,18 @@ def _batches(files: ModelFiles) -> Iterator[Batch]:
 
 
 class _Observer(Builder):
-    """Builds the usual graph with three more results for each of the layers' products: the fields of `Seen`."""
+    """Builds the usual graph with three more results for each input of the layers' products: the fields of `Seen`."""
 
     def __init__(self, files: ModelFiles) -> None:
         super().__init__(files)
         self._results: list[ov.Node] = []
 
-    def _product(self, value: ov.Node, *names: str) -> ov.Node:
+    def _products(self, value: ov.Node, *names: str) -> list[ov.Node]:
         tokens = op.constant([0])
-        product = super()._product(value, *names)
-        energy = op.reduce_sum(op.multiply(product, product), op.constant([0, 1]))
-        self._results += [op.reduce_min(value, tokens), op.reduce_max(value, tokens), energy]
-        return product
+        products = super()._products(value, *names)
+        energies = [op.reduce_sum(op.multiply(product, product), op.constant([0, 1])) for product in products]
+        self._results += [op.reduce_min(value, tokens), op.reduce_max(value, tokens), reduce(op.add, energies)]
+        return products
 
     def _seen(self) -> list[ov.Node]:
         return self._results
@@ -125,6 +136,18 @@ class _Norm:
     normal: ov.Node
     scale: NDArray[np.float32]
     shift: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """The input of products: on 256 steps, after its channels were divided by ``divisors``. As it is, where they are None."""
+
+    value: ov.Node
+    divisors: NDArray[np.float32] | None = None
+
+    def times(self, weight: NDArray[np.float32]) -> ov.Node:
+        right = op.constant(np.ascontiguousarray(weight)) if self.divisors is None else rounded_weight(weight * self.divisors)
+        return op.matmul(self.value, right, False, True)
 
 
 class _Quantizer(Builder):
@@ -146,22 +169,39 @@ class _Quantizer(Builder):
         self._norms[result.get_friendly_name()] = norm
         return result
 
-    def _product(self, value: ov.Node, *names: str) -> ov.Node:
-        weight, seen = self._stacked(names, "weight"), next(self._observed)
-        divisors = self._divisors(value, weight, seen)
-        weight = weight * divisors
+    def _products(self, value: ov.Node, *names: str) -> list[ov.Node]:
+        linears = [self._linear(name) for name in names]
+        taken = self._input(value, np.concatenate([weight for weight, _ in linears]), next(self._observed))
+        return [op.add(taken.times(weight), op.constant(bias)) for weight, bias in linears]
+
+    def _feed_forward(self, hidden: ov.Node, first: str, second: str) -> ov.Node:
+        (weight, bias), (outer, outer_bias) = self._linear(first), self._linear(second)
+        taken, seen = self._input(hidden, weight, next(self._observed)), next(self._observed)
+
+        def activated(channels: NDArray[np.intp]) -> ov.Node:
+            return self._activate(op.add(taken.times(weight[channels]), op.constant(bias[channels])))
+
+        def inner(channels: NDArray[np.intp]) -> _Input:
+            return self._input(activated(channels), outer[:, channels], seen[channels])
+
+        whole = inner(np.arange(len(bias)))
+        narrow, widest = _parted(outer, seen)
+        if whole.divisors is not None or (most := inner(narrow)).divisors is None:
+            return op.add(whole.times(outer), op.constant(outer_bias))
+        beside = _Input(activated(widest)).times(outer[:, widest])
+        return op.add(op.add(most.times(outer[:, narrow]), op.constant(outer_bias)), beside)
+
+    def _input(self, value: ov.Node, weight: NDArray[np.float32], seen: Seen) -> _Input:
+        """``value`` as the input of products with ``weight``: rounded, but as it is where that would be too noisy."""
+        free = value.get_friendly_name() in self._norms or value.get_type_name() in ACTIVATION_TYPES
+        # Where dividing would cost one more pass over the data, nothing is divided.
+        divisors = _smoothing(weight, seen) if free else np.ones_like(seen.low)
         low, high = bounds(float((seen.low / divisors).min()), float((seen.high / divisors).max()))
         # Rounding to steps has a mean squared error of a twelfth of a squared step.
-        noise = seen.tokens * ((high - low) / (2 * _STEPS + 1)) ** 2 / 12 * float(np.square(weight).sum())
+        noise = seen.tokens * ((high - low) / (2 * _STEPS + 1)) ** 2 / 12 * float(np.square(weight * divisors).sum())
         if noise > _NOISE * seen.energy:
-            return super()._product(value, *names)
-        product = op.matmul(rounded(self._divide(value, divisors), low=low, high=high), rounded_weight(weight), False, True)
-        return op.add(product, op.constant(self._stacked(names, "bias")))
-
-    def _divisors(self, value: ov.Node, weight: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
-        """The divisors of the input's channels; all 1 where dividing would cost one more pass over the data."""
-        free = value.get_friendly_name() in self._norms or value.get_type_name() in ACTIVATION_TYPES
-        return _smoothing(weight, seen) if free else np.ones_like(seen.low)
+            return _Input(value)
+        return _Input(rounded(self._divide(value, divisors), low=low, high=high), divisors)
 
     def _divide(self, value: ov.Node, divisors: NDArray[np.float32]) -> ov.Node:
         name = value.get_friendly_name()
@@ -181,10 +221,16 @@ class _Quantizer(Builder):
 
 def _smoothing(weight: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
     """SmoothQuant's factors, one per channel, with a geometric mean of 1."""
-    of_input = np.maximum(np.maximum(-seen.low, seen.high), _NARROWEST)
     of_weight = np.maximum(np.abs(weight).max(axis=0), _NARROWEST)
-    factors = np.log(of_input) * _SMOOTHING - np.log(of_weight) * (1 - _SMOOTHING)
+    factors = np.log(seen.widths()) * _SMOOTHING - np.log(of_weight) * (1 - _SMOOTHING)
     return np.exp(factors - factors.mean()).astype(np.float32)
+
+
+def _parted(weight: NDArray[np.float32], seen: Seen) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """All channels but the few widest ones, in their order, and these. Compared is how wide they are after smoothing."""
+    by_width = (seen.widths() / _smoothing(weight, seen)).argsort(kind="stable")
+    few = math.ceil(_WIDEST * len(by_width))
+    return np.sort(by_width[:-few]), np.sort(by_width[-few:])
 
 
 def bounds(low: float, high: float) -> tuple[float, float]:
