@@ -72,15 +72,15 @@ class ModelFiles:
         """
         return self._entry(names, default)[1]
 
-    def count(self, *names: str, default: int | None = None) -> int:
-        """Like `number`, for an integer of 0 or more.
+    def count(self, *names: str, default: int | None = None, least: int = 0) -> int:
+        """Like `number`, for an integer of ``least`` or more.
 
         Raises:
             InputError: it is not such an integer, or it is missing and there is no ``default``.
         """
         name, value = self._entry(names, default)
-        if value < 0 or value != int(value):
-            raise self.bad_value("config.json", name, value, "an integer of 0 or more")
+        if value < least or value != int(value):
+            raise self.bad_value("config.json", name, value, f"an integer of {least} or more")
         return int(value)
 
     def _entry(self, names: Sequence[str], default: float | None) -> tuple[str, float]:

@@ -14,7 +14,7 @@ from qa_platform.contract import LOAD_PIPELINE, DatumFault
 _TIMED_OUT = "context deadline exceeded"
 _TOO_SLOW = DatumFault(
     blameless=False,
-    cause="one of its parts took longer than the pipeline's datum_timeout allows, and was stopped",
+    cause="one of its shards took longer than the pipeline's datum_timeout allows, and was stopped",
     advice="look for rows with very long questions and contexts, lower QA_SHARD_ROWS, or raise datum_timeout in the specification; then "
     "`qa-platform retry FILE`",
 )

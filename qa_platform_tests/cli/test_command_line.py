@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -717,6 +718,34 @@ def test_a_dash_is_standard_output(written: bytes, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert run("answers", "a.csv", "-o", "-").stdout_bytes == written
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_answer_in_gzip_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, questions, packed = make_model("bert", tmp_path / "model"), tmp_path / "questions.csv", tmp_path / "out.csv.gz"
+    questions.write_text("question,context\n" + "".join(f"Who is number {n}?,Number {n} is Ada.\n" for n in range(300)))
+    done: list[bool] = []
+
+    @contextmanager
+    def bar(total: int, *, unit: str, shown: bool) -> Iterator[Callable[..., None]]:
+        def advance(size: int, *, skipped: bool = False) -> None:
+            done.append(skipped)
+            if len(done) == 200:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    monkeypatch.setattr("qa_platform.cli.answering._progress", bar)
+    command = ["answer", str(questions), "--model", str(model), "-o", str(packed)]
+    stopped = CliRunner().invoke(main, command)
+    assert stopped.exit_code == 130
+    assert stopped.stderr.endswith("stopped; the same command continues from here\n")
+    assert not packed.exists()
+    done[:] = [False] * 200
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert done[200:].count(True) >= 100
+    rows = list(csv.reader(io.StringIO(gzip.decompress(packed.read_bytes()).decode())))
+    assert [row[0] for row in rows[1:]] == [f"Who is number {n}?" for n in range(300)]
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "questions.csv", "out.csv.gz"}
 
 
 @pytest.mark.parametrize("module", ["openvino", "tokenizers"])

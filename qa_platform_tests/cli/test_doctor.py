@@ -27,6 +27,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInst
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickData, TickStatus
 from dagster._daemon.daemon import SensorDaemon
 from dagster._daemon.types import DaemonHeartbeat
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_shared.error import SerializableErrorInfo
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
@@ -274,14 +275,8 @@ def storage_config(where: Mapping[str, Any], *, in_parts: bool) -> dict[str, Any
     config = {"postgres_db": {**where, "password": {"env": "DAGSTER_PG_PASSWORD"}}}
     if not in_parts:
         return {"storage": {"postgres": config}}
-    return {
-        f"{name}_storage": {"module": f"dagster_postgres.{module}", "class": f"Postgres{kind}Storage", "config": config}
-        for name, module, kind in (
-            ("run", "run_storage", "Run"),
-            ("event_log", "event_log", "EventLog"),
-            ("schedule", "schedule_storage", "Schedule"),
-        )
-    }
+    parts = {"run": PostgresRunStorage, "event_log": PostgresEventLogStorage, "schedule": PostgresScheduleStorage}
+    return {f"{name}_storage": {"module": part.__module__, "class": part.__name__, "config": config} for name, part in parts.items()}
 
 
 @pytest.mark.parametrize("in_parts", [False, True])

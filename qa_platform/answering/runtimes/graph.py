@@ -107,8 +107,8 @@ class _Shape:
     @classmethod
     def of(cls, files: ModelFiles) -> "_Shape":
         return cls(
-            files.count("num_hidden_layers", "n_layers"),
-            files.count("num_attention_heads", "n_heads"),
+            files.count("num_hidden_layers", "n_layers", least=1),
+            files.count("num_attention_heads", "n_heads", least=1),
             float(files.number("layer_norm_eps", default=1e-12)),
             str(files.config.get("hidden_act") or files.config.get("activation") or "gelu"),
         )
@@ -148,6 +148,7 @@ class Builder:
         self._weights = Weights(files)
         self._names = _NAMES[files.family]
         self._shape = _Shape.of(files)
+        self._positions = max(files.count("max_position_embeddings", default=0), files.position_offset + files.default_window)
 
     def build(self) -> ov.Model:
         try:
@@ -168,6 +169,9 @@ class Builder:
 
     def _embed(self, ids: ov.Node, types: ov.Node, positions: ov.Node) -> ov.Node:
         folder = self._names.prefix + "embeddings."
+        places = self._tensor(folder + "position_embeddings.weight", 2)
+        if len(places) < self._positions:
+            raise ValueError(f"{folder}position_embeddings.weight has {len(places)} positions of {self._positions}")
         total = op.add(self._gather(folder + "word_embeddings", ids), self._gather(folder + "position_embeddings", positions))
         if folder + "token_type_embeddings.weight" in self._weights:
             total = op.add(total, self._gather(folder + "token_type_embeddings", types))
@@ -185,8 +189,8 @@ class Builder:
         return self._norm(self._residual(transformed, hidden), folder + names.ffn_norm)
 
     def _attend(self, hidden: ov.Node, mask: ov.Node, windows: ov.Node, folder: str) -> ov.Node:
-        width, heads = int(hidden.get_output_partial_shape(0)[-1].get_length()), self._shape.heads
-        if heads < 1 or width % heads:
+        width, heads = _width(hidden), self._shape.heads
+        if width % heads:
             raise InputError(
                 f"the width of its weights, {width}, is not a multiple of the {heads} heads in its config.json",
                 where=f"model {self._model}",
@@ -229,12 +233,13 @@ class Builder:
 
     def _linear(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """A product's weight, shape (outputs, channels), and bias, shape (outputs,)."""
-        return self._tensor(name + ".weight", 2), self._tensor(name + ".bias", 1)
+        weight = self._tensor(name + ".weight", 2)
+        return weight, self._tensor(name + ".bias", 1, len(weight))
 
-    def _tensor(self, name: str, dimensions: int) -> NDArray[np.float32]:
-        """A tensor of the weights. One with too few dimensions would be broadcast."""
+    def _tensor(self, name: str, dimensions: int, length: int | None = None) -> NDArray[np.float32]:
+        """A tensor of the weights, of this ``length``. One with too few dimensions, or of length 1, would be broadcast."""
         tensor = self._weights[name]
-        if tensor.ndim != dimensions:
+        if tensor.ndim != dimensions or (length is not None and len(tensor) != length):
             raise ValueError(f"{name} has shape {list(tensor.shape)}")
         return tensor
 
@@ -243,8 +248,17 @@ class Builder:
 
     def _norm(self, value: ov.Node, name: str) -> ov.Node:
         normal = op.mvn(value, op.constant([-1]), True, self._shape.epsilon, "inside_sqrt")
-        scale, shift = self._tensor(name + ".weight", 1), self._tensor(name + ".bias", 1)
+        scale, shift = self._scale_and_shift(value, name)
         return op.add(op.multiply(normal, op.constant(scale)), op.constant(shift))
+
+    def _scale_and_shift(self, value: ov.Node, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Those of the norm of ``value``."""
+        width = _width(value)
+        return self._tensor(name + ".weight", 1, width), self._tensor(name + ".bias", 1, width)
+
+
+def _width(value: ov.Node) -> int:
+    return int(value.get_output_partial_shape(0)[-1].get_length())
 
 
 def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counted: bool = False) -> ov.CompiledModel:

@@ -164,7 +164,7 @@ class _Quantizer(Builder):
 
     def _norm(self, value: ov.Node, name: str) -> ov.Node:
         normal = op.mvn(value, op.constant([-1]), True, self._shape.epsilon, "inside_sqrt")
-        norm = _Norm(normal, self._tensor(name + ".weight", 1), self._tensor(name + ".bias", 1))
+        norm = _Norm(normal, *self._scale_and_shift(value, name))
         result = op.add(op.multiply(normal, op.constant(norm.scale)), op.constant(norm.shift))
         self._norms[result.get_friendly_name()] = norm
         return result
