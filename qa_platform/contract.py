@@ -55,6 +55,8 @@ ROW_LIMIT = 4 * 2**20
 # A header beyond either is no header of a table of questions, but some other kind of file.
 HEADER_LIMIT = 2**20
 COLUMN_LIMIT = 1_000
+# Characters of a column's name that are repeated with each rejected row, at most.
+COLUMN_LABEL_LIMIT = 200
 
 # A file with more rejected rows than this, and with more rejected than good ones, is rejected as a whole: it is no table of questions,
 # and its rejects would fill every store.
@@ -173,7 +175,8 @@ class ModelChoice:
 class Rejection:
     """A row that cannot be answered. ``row`` counts data rows from 1; ``line`` is the file's line where the row begins, from 1.
 
-    ``column`` names the guilty column where there is one; ``raw`` is the row as it came, escaped, at most RAW_LIMIT long.
+    ``column`` names the guilty column where there is one (see `column_label`); ``raw`` is the row as it came, escaped, at most RAW_LIMIT
+    long.
     """
 
     row: int
@@ -303,7 +306,8 @@ class DatumFault(_Document):
     def of_reason(cls, reason: str) -> Self | None:
         """The fault that a datum's reason holds, or None: no program wrote it, as where a process was killed."""
         try:
-            values = json.loads(reason)
+            # Pachyderm appends an error of its own where the program could not be started again.
+            values, _ = json.JSONDecoder().raw_decode(reason.lstrip())
             if values["v"] != 1:
                 return None
             return cls(blameless=bool(values["blameless"]), cause=str(values["cause"]), advice=str(values.get("advice", "")))
@@ -347,6 +351,11 @@ def shard_in(line: str) -> str:
     """The path in `questions` of the shard that is answered by this line of the answering worker's log; "" for any other line."""
     found = _SHARD_LINE.search(line)
     return found.group(1) if found else ""
+
+
+def column_label(name: str) -> str:
+    """The name of a column as rows repeat it: cut, if it is long, since a header may be as large as HEADER_LIMIT."""
+    return name if len(name) <= COLUMN_LABEL_LIMIT else name[: COLUMN_LABEL_LIMIT - 1] + "…"
 
 
 def find_columns(header: Sequence[str]) -> tuple[int, int]:

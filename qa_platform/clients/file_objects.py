@@ -14,8 +14,8 @@ from qa_platform.clients.answered import Answers, answered_name
 from qa_platform.clients.refusals import bucket_errors
 from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion, file_id
 
-# A source or a report in its file's folder, by the generation of the upload.
-_NAME = re.compile(r"([1-9][0-9]{0,18})(?:\.report)?\.csv")
+# A source or a report in its file's folder, by the generation of the upload (see `bucket.archived_name`).
+_NAME = re.compile(r"([1-9][0-9]{0,18})(?:\.csv|\.csv\.gz|\.report\.csv)")
 _LISTED_FIELDS = "items(name,generation,metadata,softDeleteTime,hardDeleteTime),nextPageToken"
 _TIMEOUT_SECONDS = 60
 

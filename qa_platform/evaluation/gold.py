@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qa_platform.contract import column_label
 from qa_platform.errors import InputError
 from qa_platform.ingest import ROW_HINTS, FileRejected, iter_rows
 
@@ -106,9 +107,10 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
                 advice="a gold CSV has the columns question, context and answers",
             )
         place = names.index("answers")
+        asked = [column_label(rows.columns[position]) for position in (rows.question, rows.context)]
         for row in rows:
             # A row that only its question or its context spoils is kept: the platform rejects it, so it is not answered.
-            if (fault := row.rejection) and fault.column not in (rows.columns[rows.question], rows.columns[rows.context]):
+            if (fault := row.rejection) and fault.column not in asked:
                 raise InputError(f"{fault.reason}: {fault.detail}", where=f"{path}, line {row.line}", advice=ROW_HINTS[fault.reason])
             try:
                 answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]))

@@ -27,8 +27,16 @@ class Buffer:
         self.offset = 0
 
     def fill(self) -> None:
-        """Read one more block."""
-        block = self._source.read(_BLOCK)
+        """Read one more block, a whole one unless the stream ends.
+
+        A source may give less at a time than was asked for. An unfinished record is looked at again after every block: were the blocks
+        small, a long record would take quadratic time.
+        """
+        pieces, missing = [], _BLOCK
+        while missing and (piece := self._source.read(missing)):
+            pieces.append(piece)
+            missing -= len(piece)
+        block = b"".join(pieces)
         self.data += block
         self.read += len(block)
         self.ended = not block

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from qa_platform.contract import RAW_LIMIT, REJECT_LIMIT, ROW_LIMIT, FileReason, Rejection, RowReason
+from qa_platform.contract import RAW_LIMIT, REJECT_LIMIT, ROW_LIMIT, FileReason, Rejection, RowReason, column_label
 from qa_platform.ingest.buffer import Buffer, ByteSource
 from qa_platform.ingest.damage import FileRejected, decoded, unbalanced_quote
 from qa_platform.ingest.dialect import BARE_RETURN, CsvError, csv_line, csv_reader, parse, with_line_end
@@ -134,7 +134,7 @@ class RowReader:
             return self._too_large(raw, line, size=len(raw), lines=raw.count(b"\n"))
         fault = fault_of_row(cells, width=len(self.columns), question=self.question, context=self.context, limits=self._limits)
         if fault:
-            column = "" if fault.cell is None else self.columns[fault.cell]
+            column = "" if fault.cell is None else column_label(self.columns[fault.cell])
             return self._rejected(raw, line, fault.reason, cells=cells, column=column, detail=fault.detail)
         self._row += 1
         return Row(self._row, line, cells, with_line_end(raw) if self.delimiter == "," else csv_line(cells), None)

@@ -21,6 +21,15 @@ ASKED_AGAIN = """
     status = 'pending', attempts = 0, retry_at = NULL, put_off_since = NULL, batch_id = '', archived_at = NULL, archive_error = '',
     csv_owed = false, csv_error = '', error = '', rejection = NULL
 """
+# The file's rows in the table are of this generation. Those of an older one left when a newer one was loaded, and are not back when the
+# newer one is forgotten.
+IN_THE_TABLE = """
+    f.loaded_at IS NOT NULL AND (
+        f.rows = 0
+        OR EXISTS (SELECT FROM question_answer q WHERE q.source_file = f.source_file AND q.generation = f.generation)
+        OR EXISTS (SELECT FROM question_answer_reject q WHERE q.source_file = f.source_file AND q.generation = f.generation)
+    )
+"""
 # Joins the versions of `keys`.
 WANTED = "unnest(%(names)s::text[], %(generations)s::bigint[]) AS w (source_file, generation)"
 IS_WANTED = "f.source_file = w.source_file AND f.generation = w.generation"

@@ -1,12 +1,13 @@
 """Listings of records of which there may be any number: those of many files, and all generations of one."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
+# ruff: noqa: S608
 
 from collections.abc import Iterator
 from itertools import chain
 
 from qa_platform.contract import INCOMING, FileVersion
-from qa_platform.ledger.conditions import LIVE, OPEN
+from qa_platform.ledger.conditions import IN_THE_TABLE, LIVE, OPEN
 from qa_platform.ledger.records import FileRecord, Records
 
 # Records that one query reads.
@@ -23,8 +24,10 @@ class Listings(Records):
         return self._select(f"FROM question_file f {where} ORDER BY {rest} LIMIT %(limit)s", {"name": name, "limit": limit})
 
     def in_the_table(self, name: str) -> FileRecord | None:
-        """The generation whose rows are in the table: the one that was loaded last, however many unchanged ones came after it."""
-        rest = "FROM question_file f WHERE f.source_file = %(name)s AND f.loaded_at IS NOT NULL ORDER BY f.generation DESC LIMIT 1"
+        """The generation whose rows are in the table, however many unchanged ones came after it."""
+        rest = f"""
+            FROM (SELECT * FROM question_file f WHERE f.source_file = %(name)s AND {IN_THE_TABLE} ORDER BY f.generation DESC LIMIT 1) f
+        """
         return next(iter(self._select(rest, {"name": name})), None)
 
     def in_work(self) -> Iterator[FileRecord]:

@@ -11,7 +11,7 @@ import psycopg
 
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
 from qa_platform.ingest import FileRejection
-from qa_platform.ledger.conditions import AS_READ, DUE, IS_WANTED, LIVE, OPEN, WANTED, as_read, insert_unknown, keys
+from qa_platform.ledger.conditions import AS_READ, DUE, IN_THE_TABLE, IS_WANTED, LIVE, OPEN, WANTED, as_read, insert_unknown, keys
 from qa_platform.ledger.connection import LedgerConnection
 from qa_platform.ledger.loads import try_load_lock
 from qa_platform.ledger.records import FileRecord, select
@@ -172,8 +172,8 @@ class Outcomes(LedgerConnection):
                     wanted_no_answer_threshold = g.wanted_no_answer_threshold,
                     pachyderm_commit = g.pachyderm_commit, pachyderm_job = g.pachyderm_job
                 FROM (
-                    SELECT * FROM question_file WHERE source_file = %(name)s AND loaded_at IS NOT NULL AND generation <> %(generation)s
-                    ORDER BY generation DESC LIMIT 1
+                    SELECT * FROM question_file f WHERE f.source_file = %(name)s AND {IN_THE_TABLE} AND f.generation <> %(generation)s
+                    ORDER BY f.generation DESC LIMIT 1
                 ) g
                 WHERE f.source_file = %(name)s AND f.generation = %(generation)s AND {OPEN} AND (f.size, f.crc32c) = (g.size, g.crc32c)
                     AND g.md5 = %(md5)s AND g.md5 <> ''

@@ -14,7 +14,7 @@ from psycopg.rows import kwargs_row
 from qa_platform.clients.postgres import only_row
 from qa_platform.contract import FileStatus, FileVersion, ModelChoice, partition_key
 from qa_platform.ingest import FileRejection
-from qa_platform.ledger.conditions import DUE, IS_WANTED, LIVE, NOT_ARCHIVED, OPEN, WANTED, chunks, keys
+from qa_platform.ledger.conditions import DUE, IN_THE_TABLE, IS_WANTED, LIVE, NOT_ARCHIVED, OPEN, WANTED, chunks, keys
 from qa_platform.ledger.connection import LedgerConnection
 from qa_platform.ledger.states import Known
 
@@ -157,10 +157,10 @@ class Records(LedgerConnection):
         """Per name, the version whose answers are in the table, if this model gave them and nobody has asked for new ones."""
         result: dict[str, FileVersion] = {}
         for chunk in chunks(names):
-            rest = """
+            rest = f"""
                 FROM unnest(%(names)s::text[]) AS w (name) CROSS JOIN LATERAL
-                (SELECT * FROM question_file g WHERE g.source_file = w.name AND g.loaded_at IS NOT NULL
-                 ORDER BY g.generation DESC LIMIT 1) f
+                (SELECT * FROM question_file f WHERE f.source_file = w.name AND {IN_THE_TABLE}
+                 ORDER BY f.generation DESC LIMIT 1) f
                 WHERE f.status IN ('loaded', 'finished')
                 AND (f.wanted_model, f.wanted_revision, f.wanted_precision) = (%(id)s, %(revision)s, %(precision)s)
                 AND f.wanted_no_answer_threshold IS NOT DISTINCT FROM %(no_answer_threshold)s::double precision
@@ -173,6 +173,12 @@ class Records(LedgerConnection):
         """The names of files of which any generation has one of these statuses."""
         with self._transaction() as cursor:
             cursor.execute("SELECT DISTINCT source_file FROM question_file WHERE status = ANY(%s)", [[str(s) for s in statuses]])
+            return {name for (name,) in cursor}
+
+    def names_of_run(self, run_id: str) -> set[str]:
+        """The names of files of which this run was the last to work on any generation."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT DISTINCT source_file FROM question_file WHERE dagster_run = %s", [run_id])
             return {name for (name,) in cursor}
 
     def loaded_below(self, prefix: str, *, limit: int) -> list[str]:

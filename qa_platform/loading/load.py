@@ -17,7 +17,7 @@ from psycopg import sql
 
 from qa_platform.clients.postgres import only_row, transaction
 from qa_platform.clients.schema import ANSWERS, KEY, REJECTS, Table
-from qa_platform.contract import CONTEXT_LIMIT, RAW_LIMIT, FileStatus, RowReason
+from qa_platform.contract import CONTEXT_LIMIT, RAW_LIMIT, FileStatus, RowReason, column_label
 from qa_platform.errors import InputError
 from qa_platform.ingest.dialect import csv_text
 from qa_platform.ledger import loads
@@ -196,7 +196,7 @@ def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]
             yield _Reject(number, error, rejection.line, rejection.column or None, rejection.detail or None, rejection.raw)
         else:
             guilty = {str(RowReason.QUESTION_EXCEEDS_WINDOW): question, str(RowReason.UNUSABLE_ANSWER): context}.get(error)
-            yield _Reject(number, error, None, None if guilty is None else file.header[guilty], None, _raw(row[:pass_through]))
+            yield _Reject(number, error, None, None if guilty is None else column_label(file.header[guilty]), None, _raw(row[:pass_through]))
 
 
 def _offset(cell: str) -> int | None:

@@ -39,8 +39,8 @@ from qa_platform_tests.loading_helpers import BUNDLED, AnsweredUpload, answered_
 
 _LOG = logging.getLogger(__name__)
 CONTENT = b"question,context\nWhere?,Here.\n"
-# The second is too long to be a part of its copy's name.
-NAMES = ("folder, b/../%0a\u2028$(id)'\"*[?].csv", "x" * 1005 + ".csv")
+# The second is too long to be a part of its copy's name, and the third's copy has another ending.
+NAMES = ("folder, b/../%0a\u2028$(id)'\"*[?].csv", "x" * 1005 + ".csv", "packed.csv.gz")
 
 
 @dataclass

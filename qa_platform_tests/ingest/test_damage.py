@@ -295,3 +295,9 @@ def test_lines_and_rows_are_counted_apart() -> None:
         (3, 9, RowReason.BAD_QUOTING),
         (4, 11, None),
     ]
+
+
+def test_a_rejected_row_names_its_column_in_a_few_characters_however_long_the_name_is() -> None:
+    name = "ü" * 100_000
+    rows = read(f"question,context,{name}\n".encode() + b"q,c,\0\n" * 100)
+    assert {rejection_of(row).column for row in rows} == {name[:199] + "…"}

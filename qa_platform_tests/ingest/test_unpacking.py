@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qa_platform.contract import GZIP_RATIO, FileReason
 from qa_platform.errors import TransientError
 from qa_platform.ingest import FileRejected, Unpacked, iter_rows, unpacking
+from qa_platform.ingest.buffer import Buffer
 from qa_platform_tests.ingest.test_properties import Pieces
 
 CSV = b"question,context\nWhere?,Here.\nWho?,Me.\n"
@@ -98,3 +99,18 @@ def test_a_file_that_unpacks_to_too_much_is_rejected_however_little_it_is_compre
     monkeypatch.setattr(unpacking, "GZIP_LIMIT", len(CSV))
     assert everything(Unpacked(io.BytesIO(gzip.compress(CSV, 0)))) == CSV
     assert rejected(gzip.compress(CSV + b"x", 0)) is FileReason.GZIP_BOMB
+
+
+def test_a_long_record_of_tiny_members_is_looked_at_once_a_block() -> None:
+    # 20,000 members of one byte, in a record that begins behind the first block.
+    rows = 50_000
+    data = gzip.compress(b"question,context\n" + b"Where is it?,It is here.\n" * rows + b'Who?,"')
+    data += gzip.compress(b"\n") * 20_000 + gzip.compress(b'"\n')
+    buffer, fills = Buffer(Unpacked(io.BytesIO(data))), 0
+    while not buffer.ended:
+        buffer.fill()
+        fills += 1
+    assert buffer.read == len(gzip.decompress(data))
+    assert fills <= buffer.read // 2**20 + 2
+    last = list(iter_rows(io.BytesIO(data)))[-1]
+    assert (last.row, last.cells[0], len(last.cells[1])) == (rows + 1, "Who?", 20_000)

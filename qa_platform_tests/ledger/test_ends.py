@@ -118,6 +118,20 @@ def test_an_upload_is_not_recorded_as_unchanged_while_its_file_is_being_loaded(
     assert ledger.mark_unchanged(upload)
 
 
+def test_what_is_uploaded_again_after_its_successor_was_forgotten_is_answered_again(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    upload = FileVersion("a.csv", 3, SIZE, CRC32C, "md5")
+    load(connection, tmp_path, A1)
+    connection.execute("UPDATE question_file SET md5 = 'md5'")
+    load(connection, tmp_path, A2)
+    assert [ledger.in_the_table("a.csv"), *ledger.latest_answered(["a.csv"], model=BUNDLED)] == [known(ledger, A2), "a.csv"]
+    ledger.forget("a.csv", [2])
+    assert connection.execute("SELECT count(*) FROM question_answer").fetchone() == (0,)
+    assert (ledger.in_the_table("a.csv"), ledger.latest_answered(["a.csv"], model=BUNDLED)) == (None, {})
+    assert not ledger.mark_unchanged(upload)
+
+
 @pytest.mark.parametrize("end", [Ledger.mark_superseded, Ledger.mark_unchanged])
 def test_what_is_loaded_is_not_turned_into_something_else(
     ledger: Ledger, connection: psycopg.Connection, tmp_path: Path, end: Callable[[Ledger, FileVersion], object]
