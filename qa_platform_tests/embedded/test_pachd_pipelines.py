@@ -169,6 +169,12 @@ class TestPipelines:
         with refused(UNKNOWN, name):
             pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
 
+    @pytest.mark.parametrize(("field", "said"), [("pod_spec", "malformed PodSpec"), ("pod_patch", "malformed PodPatch")])
+    def test_a_change_of_the_pod_that_is_no_json_is_refused(self, pachd: Pachd, field: str, said: str) -> None:
+        spec = pachd.spec(pachd.name("p"), COPY, pachd.repo()) | {field: "{"}
+        with refused(UNKNOWN, said):
+            pachd.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+
     def test_a_long_name_is_refused(self, pachd: Pachd) -> None:
         spec = pachd.spec(pachd.name("p" * 51), COPY, pachd.repo())
         with refused(UNKNOWN, "longer than the 51 max"):

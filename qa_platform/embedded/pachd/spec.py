@@ -187,6 +187,8 @@ def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
     for feature in _MISSING:
         if spec.get(feature):
             raise Unimplemented(f"pipeline {name!r} has {feature}, which the embedded server does not do")
+    for field, called in (("podSpec", "PodSpec"), ("podPatch", "PodPatch")):
+        _check_json(spec.get(field) or "null", called)
     for use in (spec.get("transform") or {}).get("secrets") or ():
         if mount := use.get("mountPath"):
             _check_mount_path(mount)
@@ -214,6 +216,13 @@ def _check_pipeline_name(name: str) -> None:
 def _check_mount_path(path: str) -> None:
     if not path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
         raise PachError(f"mount path {path!r} of a secret must be an absolute path below the root, without ..")
+
+
+def _check_json(text: str, called: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise PachError(f"malformed {called}") from error
 
 
 def salt(spec: EffectiveSpec) -> str:
