@@ -61,8 +61,8 @@ def _publish_or_record(services: Services, ledger: Ledger, record: FileRecord, l
 def _publish(services: Services, ledger: Ledger, record: FileRecord, log: Log) -> None:
     version, prefix = record.version, services.work.answered_prefix
     there = ledger.in_the_table(version.name)
-    if there is not None and there.version.generation > version.generation:
-        # Its rows were replaced, and the newer generation owes a CSV of its own.
+    if there is None or there.version.generation > version.generation:
+        # Its rows were replaced. The newer generation owes a CSV of its own, or is forgotten.
         ledger.csv_settled(record)
         return
 
