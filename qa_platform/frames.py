@@ -149,19 +149,19 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
 
 
 def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pd.DataFrame, "Counts"]:
-    from qa_platform.answering.csvfile import answer_stream, is_parquet
+    from qa_platform.answering.csvfile import answer_rows, answered_columns, is_parquet
     from qa_platform.answering.rows import Counts
     from qa_platform.ingest import iter_rows
 
     if not is_parquet(source):
         with source.open("rb") as lines, tempfile.TemporaryFile() as answers, _bar(None, wanted=True) as bar:
-            counts = answer_stream(answerer, lines, answers, options, lambda row: bar.update(), limits=limits)
-            answers.seek(0)
-            delimiter = iter_rows(answers).delimiter
+            rows = iter_rows(lines, limits=limits)
+            # A CSV may repeat a name, and a frame may not: say so before hours are spent on the answers.
+            _refuse_repeated(answered_columns(rows, options), where=str(source))
+            counts = answer_rows(answerer, rows, answers, options, lambda row: bar.update())
             answers.seek(0)
             kinds = {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
-            lines_of_answers = io.TextIOWrapper(answers, encoding="utf-8", newline="")
-            return _of_csv(lines_of_answers, kinds, delimiter, where=str(source)), counts
+            return _of_csv(io.TextIOWrapper(answers, encoding="utf-8", newline=""), kinds, rows.delimiter), counts
     try:
         # Otherwise whole numbers with gaps would become fractions.
         frame = pd.read_parquet(source, engine="pyarrow", dtype_backend="numpy_nullable")
@@ -322,11 +322,14 @@ def _storable(where: str, text: str) -> str:
     return text
 
 
-def _of_csv(lines: Iterable[str], kinds: Mapping[str, type], delimiter: str = ",", *, where: str = "") -> pd.DataFrame:
-    """A CSV as a frame. Columns are text, but those that ``kinds`` names."""
-    header, *rows = csv_reader(lines, delimiter=delimiter)
-    if twice := [name for name in header if header.count(name) > 1]:
+def _refuse_repeated(names: Sequence[str], *, where: str) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"it has several columns {twice[0]!r}", where=where, advice="rename all but one")
+
+
+def _of_csv(lines: Iterable[str], kinds: Mapping[str, type], delimiter: str = ",") -> pd.DataFrame:
+    """A CSV whose columns have different names as a frame. Columns are text, but those that ``kinds`` names."""
+    header, *rows = csv_reader(lines, delimiter=delimiter)
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
     return pd.DataFrame({name: _of_texts(name, column, kinds) for name, column in zip(header, cells, strict=True)})
 

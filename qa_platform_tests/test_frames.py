@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from qa_platform.answering.tuned import remember_threshold
 from qa_platform.cli.answering import answer as answer_command_of_cli
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.schema import ANSWERS
-from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, RowReason, partition_key
+from qa_platform.contract import ANSWER_COLUMNS, COLUMN_LIMIT, ModelChoice, RowReason, partition_key
 from qa_platform.errors import InputError
 from qa_platform.ingest import REPORT_COLUMNS
 from qa_platform.ingest.dialect import parse
+from qa_platform.ingest.rules import TABLE_LIMITS
 from qa_platform.loading.load import load_file
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.checkout import PROJECT
@@ -137,6 +139,45 @@ def test_what_cannot_be_answered_as_parquet_is_refused_and_named(tmp_path: Path,
     monkeypatch.setattr("qa_platform.cli.answering.find_spec", lambda name: None)
     assert str(answer_command(parquet).exception) == "Parquet needs pandas and pyarrow and tqdm; pip install 'qa-platform[frames]'"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.parquet", "twice.csv"]
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "what"),
+    [
+        ("question,context,,", AnswerOptions(), "it has several columns ''"),
+        ("question,context,a,a", AnswerOptions(), "it has several columns 'a'"),
+        ("question,context,alternatives,a", AnswerOptions(top_k=2), "it has several columns 'alternatives'"),
+    ],
+)
+def test_a_csv_that_no_frame_can_hold_is_refused_before_its_rows_are_read(
+    answerer: Answerer, tmp_path: Path, header: str, options: AnswerOptions, what: str
+) -> None:
+    source = tmp_path / "my.csv"
+    # The rows have an error of their own, which would be found first.
+    source.write_text(f'{header}\nWho built it?,{BRIDGE},,\n"never closed')
+    with pytest.raises(InputError, match=f"my.csv: {what}"):
+        frames.answer_file(answerer, source, tmp_path / "out.parquet", options, limits=TABLE_LIMITS)
+    assert [path.name for path in tmp_path.iterdir()] == ["my.csv"]
+
+
+def test_a_csv_with_as_many_columns_as_an_upload_may_have_is_answered_into_parquet(answerer: Answerer, tmp_path: Path) -> None:
+    source, target = tmp_path / "my.csv", tmp_path / "out.parquet"
+    # The last one has no name.
+    names = ["question", "context", *(f"c{n}" for n in range(COLUMN_LIMIT - 3)), ""]
+    source.write_text(";".join(names) + f"\nWho built it?;{BRIDGE}" + ";x" * (COLUMN_LIMIT - 2) + "\n")
+    assert frames.answer_file(answerer, source, target, AnswerOptions(), limits=TABLE_LIMITS).answered == 1
+    answered = pd.read_parquet(target)
+    assert list(answered.columns) == [*names, *ANSWER_COLUMNS]
+    assert answered.loc[0, ["c0", "", "answer"]].to_list() == ["x", "x", "Ada Blum"]
+
+
+def test_a_csv_out_of_a_pipe_is_answered_into_parquet(answerer: Answerer, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as pipe:
+        pipe.write(f"question,context\nWho built it?,{BRIDGE}\n")
+        pipe.close()
+        frames.answer_file(answerer, Path(f"/dev/fd/{reading}"), tmp_path / "out.parquet", AnswerOptions(), limits=TABLE_LIMITS)
+    assert pd.read_parquet(tmp_path / "out.parquet")["answer"].to_list() == ["Ada Blum"]
 
 
 def test_a_bad_row_has_its_reason_and_the_others_have_their_answers(answerer: Answerer) -> None:

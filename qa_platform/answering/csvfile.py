@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from qa_platform.answering.rows import ALTERNATIVES, AskedRow, Counts, alternati
 from qa_platform.contract import ANSWER_COLUMNS
 from qa_platform.errors import InputError
 from qa_platform.ingest import FileRejected, RowReader, TextLimits, csv_line, iter_rows
+from qa_platform.ingest.packing import is_packed, packed
 from qa_platform.ingest.rules import TABLE_LIMITS
 
 _CHECKPOINT_SECONDS = 2.0
@@ -54,7 +56,11 @@ def answer_stream(
     Raises:
         FileRejected: the file cannot be read as a CSV of questions, possibly only at its end.
     """
-    rows = iter_rows(source, limits=limits)
+    return answer_rows(answerer, iter_rows(source, limits=limits), target, options, report)
+
+
+def answer_rows(answerer: Answerer, rows: RowReader, target: BinaryIO, options: AnswerOptions, report: Report = lambda row: None) -> Counts:
+    """As `answer_stream`, for a CSV whose header is read already."""
     target.write(_header(rows, options))
     counts = Counts()
     for line in _answer(answerer, rows, options, counts, report):
@@ -74,8 +80,9 @@ def answer_file(
 ) -> Counts:
     """Answer a CSV into a file, which appears when it is complete. If ``target`` is a symbolic link, the file that it points to is written.
 
-    Until then the rows lie in ``<target>.partial``. A run that was interrupted is resumed there, if input, model and options are the
-    same. Then ``skipped`` is called for each row that was done before, from another thread, ahead of the first call of ``report``.
+    It is in gzip if its name ends in ``.gz``. Until it is complete the rows lie in ``<target>.partial``, never in gzip. A run that was
+    interrupted, even while it packed, is resumed there, if input, model and options are the same. Then ``skipped`` is called for each
+    row that was done before, from another thread, ahead of the first call of ``report``.
 
     Raises:
         FileRejected: the file cannot be read as a CSV of questions. Nothing of it is kept.
@@ -84,7 +91,9 @@ def answer_file(
     target = target.resolve()
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    refuse_output(source, target, (target, partial, state, _unfinished(state)))
+    # None where the partial file becomes the target as it is.
+    pack = target.with_name(target.name + ".packed") if is_packed(target.name) else None
+    refuse_output(source, target, (target, partial, state, _unfinished(state), *([pack] if pack else [])))
     origin = _origin(answerer, source, options)
     with source.open("rb") as lines, _locked(partial) as out:
         try:
@@ -97,9 +106,12 @@ def answer_file(
             partial.unlink()
             state.unlink(missing_ok=True)
             raise
-        _sync(out)
         # Under the lock: otherwise another run could empty the partial file first.
-        partial.replace(target)
+        if pack:
+            _pack(partial, pack, target)
+            partial.unlink()
+        else:
+            partial.replace(target)
         state.unlink(missing_ok=True)
     return counts
 
@@ -157,7 +169,7 @@ def _begin(out: BinaryIO, state: Path, origin: str, header: bytes) -> _Checkpoin
 
 
 def _write_answers(answers: Iterator[bytes], out: BinaryIO, state: Path, good: _Checkpoint, counts: Counts) -> None:
-    """Append the answered lines after the ``good`` part, with a checkpoint every few seconds and on an interrupt."""
+    """Append the answered lines after the ``good`` part, with a checkpoint every few seconds, on an interrupt and at the end."""
     try:
         shown = time.monotonic()
         for line in answers:
@@ -170,6 +182,21 @@ def _write_answers(answers: Iterator[bytes], out: BinaryIO, state: Path, good: _
     except KeyboardInterrupt:
         _write_checkpoint(state, out, good)
         raise
+    # What is left to do may fail, and must not cost the answers.
+    _write_checkpoint(state, out, good)
+
+
+def _pack(rows: Path, pack: Path, target: Path) -> None:
+    """Write the rows in gzip, and give them the target's name when they are whole. The rows stay, so that this can be repeated."""
+    try:
+        with pack.open("wb") as out:
+            with rows.open("rb") as source, packed(out, target.name) as stream:
+                shutil.copyfileobj(source, stream)
+            _sync(out)
+        pack.replace(target)
+    finally:
+        # On a full disk it would take the room that the next run needs.
+        pack.unlink(missing_ok=True)
 
 
 def _answer(
@@ -196,9 +223,13 @@ def _asked(rows: RowReader, done: int, skipped: Report) -> Iterator[AskedRow]:
             yield asked
 
 
+def answered_columns(rows: RowReader, options: AnswerOptions) -> list[str]:
+    """The header of the answered CSV."""
+    return [*rows.columns, *ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])]
+
+
 def _header(rows: RowReader, options: AnswerOptions) -> bytes:
-    columns = [*rows.columns, *ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])]
-    return csv_line(columns, delimiter=rows.delimiter)
+    return csv_line(answered_columns(rows, options), delimiter=rows.delimiter)
 
 
 def _origin(answerer: Answerer, source: Path, options: AnswerOptions) -> str:

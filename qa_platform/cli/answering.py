@@ -1,7 +1,6 @@
 """The commands that need a model and no service: ``answer``, ``evaluate`` and ``tune``."""
 
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -127,7 +126,7 @@ def _need_parquet() -> None:
 
 
 def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: "AnswerOptions", limits: "TextLimits") -> "Counts":
-    from qa_platform.answering.csvfile import answer_file, answer_stream, refuse_output
+    from qa_platform.answering.csvfile import answer_file, answer_stream
 
     # A bar must not share a terminal with the rows.
     shown = output is not None or not sys.stdout.isatty()
@@ -140,31 +139,9 @@ def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: 
             bar(row.size, skipped=True)
 
         if output:
-            refuse_output(file, output, (output,))
-            with _packed_at_the_end(output) as target:
-                return answer_file(answerer, file, target, options, report, skipped=skipped, limits=limits)
+            return answer_file(answerer, file, output, options, report, skipped=skipped, limits=limits)
         with file.open("rb") as source:
             return answer_stream(answerer, source, sys.stdout.buffer, options, report, limits=limits)
-
-
-@contextmanager
-def _packed_at_the_end(output: Path) -> Iterator[Path]:
-    """The file to answer into: the output, or, if its name asks for gzip, a file beside it, which becomes the output when it is complete.
-
-    A run that was stopped can go on with rows that are not compressed yet.
-    """
-    from qa_platform.ingest.packing import is_packed, packed
-
-    if not is_packed(output.name):
-        yield output
-        return
-    output = output.resolve()
-    rows, partial = (output.with_name(output.name + ending) for ending in (".rows", ".partial"))
-    yield rows
-    with rows.open("rb") as source, partial.open("wb") as out, packed(out, output.name) as target:
-        shutil.copyfileobj(source, target)
-    partial.replace(output)
-    rows.unlink()
 
 
 def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":

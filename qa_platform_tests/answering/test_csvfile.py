@@ -177,17 +177,33 @@ def test_rows_are_on_the_disk_before_a_name_says_so(tiny: Answerer, tmp_path: Pa
     assert settled == target.stat().st_size
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.csv.partial", "out.csv.partial.json", "out.csv.partial.json.new"])
-def test_an_output_that_would_overwrite_the_input_is_refused(tiny: Answerer, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "ending"),
+    [
+        *((target, ending) for target in ("out.csv", "out.csv.gz") for ending in ("", ".partial", ".partial.json", ".partial.json.new")),
+        ("out.csv.gz", ".packed"),
+    ],
+)
+def test_an_output_that_would_overwrite_the_input_is_refused(tiny: Answerer, tmp_path: Path, target: str, ending: str) -> None:
+    name = target + ending
     source = tmp_path / name
     source.write_text(LINES)
     link = tmp_path / "link.csv"
     link.symlink_to(source)
     for asked in (source, link):
         with pytest.raises(InputError, match="name another output"):
-            answer_file(tiny, asked, tmp_path / "out.csv", AnswerOptions())
+            answer_file(tiny, asked, tmp_path / target, AnswerOptions())
     assert source.read_text() == LINES
     assert names_in(tmp_path) == ["link.csv", name]
+
+
+def test_the_command_does_not_answer_a_partial_file_into_the_gzip_that_it_is_written_for(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "my.csv.gz.partial"
+    source.write_text(LINES)
+    result = CliRunner().invoke(answer_command, [str(source), "--model", str(folder), "--threads", "1", "-o", str(tmp_path / "my.csv.gz")])
+    assert "this is the input" in str(result.exception)
+    assert source.read_text() == LINES
+    assert names_in(tmp_path) == [source.name]
 
 
 def test_only_an_ordinary_file_is_an_output(tiny: Answerer, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line as people and scripts use it: help, exit statuses, what goes to a terminal and what into a pipe."""
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -745,6 +746,36 @@ def test_a_stopped_answer_in_gzip_goes_on_where_it_was(tmp_path: Path, monkeypat
     assert done[200:].count(True) >= 100
     rows = list(csv.reader(io.StringIO(gzip.decompress(packed.read_bytes()).decode())))
     assert [row[0] for row in rows[1:]] == [f"Who is number {n}?" for n in range(300)]
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "questions.csv", "out.csv.gz"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=["Ctrl-C", "full disk"])
+def test_an_answer_whose_packing_failed_is_packed_by_the_next_run_and_no_row_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    model, questions, packed = make_model("bert", tmp_path / "model"), tmp_path / "questions.csv", tmp_path / "out.csv.gz"
+    questions.write_text("question,context\n" + "".join(f"Who is number {n}?,Number {n} is Ada.\n" for n in range(30)))
+    done: list[bool] = []
+
+    @contextmanager
+    def bar(total: int, *, unit: str, shown: bool) -> Iterator[Callable[..., None]]:
+        yield lambda size, *, skipped=False: done.append(skipped)
+
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("qa_platform.cli.answering._progress", bar)
+    command = ["answer", str(questions), "--model", str(model), "-o", str(packed)]
+    with monkeypatch.context() as failing:
+        failing.setattr(gzip.GzipFile, "write", fail)
+        assert CliRunner().invoke(main, command).exit_code != 0
+    left = {path.name for path in tmp_path.iterdir()}
+    assert done == [False] * 30
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert done[30:] == [True] * 30
+    rows = list(csv.reader(io.StringIO(gzip.decompress(packed.read_bytes()).decode())))
+    assert [row[0] for row in rows[1:]] == [f"Who is number {n}?" for n in range(30)]
+    assert left == {"model", "questions.csv", "out.csv.gz.partial", "out.csv.gz.partial.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"model", "questions.csv", "out.csv.gz"}
 
 
