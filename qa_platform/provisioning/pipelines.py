@@ -186,7 +186,12 @@ def _apply_repo(client: Client, options: Options) -> Change:
     if client.pfs.repo_exists(repo=repo):
         return Change("repo", QUESTIONS_REPO, "unchanged")
     if not options.dry_run:
-        client.pfs.create_repo(repo=repo, description="Batches of uploaded CSVs, cut into shards.")
+        try:
+            client.pfs.create_repo(repo=repo, description="Batches of uploaded CSVs, cut into shards.")
+        except grpc.RpcError as error:
+            # gRPC repeats a call whose answer was lost. The repeated one is refused because the first got through.
+            if not is_code(error, grpc.StatusCode.ALREADY_EXISTS):
+                raise
         client.pfs.create_branch(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"))
     return Change("repo", QUESTIONS_REPO, "created")
 
@@ -201,12 +206,32 @@ def _apply_secret(client: Client, name: str, values: Mapping[str, str] | None, o
         return Change("secret", name, "unchanged", described(name, existing))
     if not options.dry_run:
         if existing:
-            client.pps.delete_secret(secret=pps.Secret(name=name))
-        client.pps.create_secret(name=name, data=dict(values))
+            _delete_secret(client, name)
+        _create_secret(client, name, values)
     keys = ", ".join(f"{key} (empty)" if not value else key for key, value in values.items())
     if existing:
         return Change("secret", name, "sent again", f"its values cannot be read back and compared; keys: {keys}")
     return Change("secret", name, "created", f"keys: {keys}")
+
+
+def _delete_secret(client: Client, name: str) -> None:
+    try:
+        client.pps.delete_secret(secret=pps.Secret(name=name))
+    except grpc.RpcError as error:
+        # An earlier try of the call may have got through.
+        if f'secrets "{name}" not found' not in (error.details() or ""):
+            raise
+
+
+def _create_secret(client: Client, name: str, values: Mapping[str, str]) -> None:
+    try:
+        client.pps.create_secret(name=name, data=dict(values))
+    except grpc.RpcError as error:
+        if f'secrets "{name}" already exists' not in (error.details() or ""):
+            raise
+        # Its values may be those of an earlier try of the call, or of another process.
+        _delete_secret(client, name)
+        client.pps.create_secret(name=name, data=dict(values))
 
 
 def _apply_pipeline(client: Client, name: str, spec: dict[str, Any], options: Options, tell: Callable[[str], object]) -> Change:
@@ -214,8 +239,9 @@ def _apply_pipeline(client: Client, name: str, spec: dict[str, Any], options: Op
     info = find_pipeline(client, name)
     if info is None:
         if not options.dry_run:
-            client.pps.create_pipeline_v2(create_pipeline_request_json=text)
-        return Change("pipeline", name, "created", f"image {spec['transform']['image']}")
+            info = _create_pipeline(client, name, text)
+        if info is None:
+            return Change("pipeline", name, "created", f"image {spec['transform']['image']}")
     changed = difference_from(client, info, spec)
     if not changed:
         return Change("pipeline", name, "unchanged")
@@ -224,6 +250,17 @@ def _apply_pipeline(client: Client, name: str, spec: dict[str, Any], options: Op
             _wait_for_jobs(client, name, options.wait_seconds, tell)
         client.pps.create_pipeline_v2(create_pipeline_request_json=text, update=True)
     return Change("pipeline", name, "updated", changed)
+
+
+def _create_pipeline(client: Client, name: str, text: str) -> pps.PipelineInfo | None:
+    """Create a pipeline. If it exists already, it is returned: an earlier try of the call, or another process, created it."""
+    try:
+        client.pps.create_pipeline_v2(create_pipeline_request_json=text)
+    except grpc.RpcError as error:
+        if is_code(error, grpc.StatusCode.ALREADY_EXISTS) and (info := find_pipeline(client, name)):
+            return info
+        raise
+    return None
 
 
 def find_pipeline(client: Client, name: str) -> pps.PipelineInfo | None:

@@ -10,13 +10,16 @@ from qa_platform.ledger import FileRecord
 from qa_platform.results.rebuilt_csv import rebuilt_csv
 from qa_platform.settings import PachydermSettings, PostgresSettings
 
-REBUILT = "Pachyderm no longer has them (QA_COMMITS_KEPT_DAYS), so they come from PostgreSQL, without the upload's other columns"
+REBUILT = (
+    "Pachyderm does not have them (QA_COMMITS_KEPT_DAYS has passed, or the loading job has not ended, or was stopped), "
+    "so they come from PostgreSQL, without the upload's other columns"
+)
 
 
 def answered_csv(
     pachyderm: PachydermSettings, postgres: PostgresSettings, record: FileRecord, *, tell: Callable[[str], object]
 ) -> Iterator[bytes]:
-    """The answered CSV as it was loaded, piece by piece, or, once Pachyderm has removed it, as `rebuilt_csv` makes it.
+    """The answered CSV as it was loaded, piece by piece, or, where Pachyderm does not have it, as `rebuilt_csv` makes it.
 
     It has the upload's delimiter.
 
@@ -37,7 +40,7 @@ def _with_commas(
 ) -> Iterator[bytes]:
     name, begun = record.version.name, False
     # A record that was restored may name no commit.
-    if record.pachyderm_commit:
+    if record.pachyderm_commit and _is_of_this_load(pachyderm, record):
         uri = f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file_id(name)}.csv"
         try:
             with pachd.session(pachyderm, f"fetching the answers of {name}") as client:
@@ -52,3 +55,20 @@ def _with_commas(
     tell(REBUILT)
     with connect(postgres) as connection:
         yield from rebuilt_csv(connection, record)
+
+
+def _is_of_this_load(pachyderm: PachydermSettings, record: FileRecord) -> bool:
+    """Whether the loading job of the record's commit ended by itself. The commit of a job that was stopped may show an older load's files.
+
+    Rows are in the tables before their job ends, and stay there if it is stopped then. A job that failed has the files that were loaded.
+    """
+    job = pachd.job_of(LOAD_PIPELINE, record.pachyderm_commit)
+    try:
+        with pachd.session(pachyderm, f"looking at the job that loaded {record.version.name}") as client:
+            info = client.pps.inspect_job(job=job)
+            if pachd.state_name(info.state) == "finishing":
+                info = client.pps.inspect_job(job=job, wait=True)
+            return pachd.state_name(info.state) in ("success", "failure")
+    except pachd.NotThere:
+        # The pipeline was made anew, or the commit is gone. Reading the file tells these apart.
+        return True

@@ -27,6 +27,12 @@ def test_a_file_that_the_program_blames_is_guilty_with_the_cause_and_what_to_do(
     assert judge([said("a", "row 7 is damaged")], something_worked=False).guilty == {"a": "row 7 is damaged; do this"}
 
 
+def test_what_pachyderm_adds_to_the_programs_reason_is_ignored() -> None:
+    reason = DatumFault(blameless=False, cause="row 7 is damaged", advice="do this").to_json()
+    both = failed("a", f"{reason}\nerror restarting user code: exit status 1")
+    assert judge([both], something_worked=True).guilty == {"a": "row 7 is damaged; do this"}
+
+
 def test_what_the_program_says_is_no_files_fault_blames_nobody_and_is_the_cause() -> None:
     verdict = judge([said(file, "the database is unavailable", blameless=True) for file in "ab"], something_worked=True)
     assert verdict == Verdict(blameless=True, cause="the database is unavailable; do this")

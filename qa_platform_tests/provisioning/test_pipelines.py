@@ -6,10 +6,13 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from pachyderm_sdk.api import pfs, pps
+from pachyderm_sdk.api.pfs.extension import ApiStub as PfsStub
+from pachyderm_sdk.api.pps.extension import ApiStub as PpsStub
 from pydantic import SecretStr
 
 from qa_platform.cli.main import main
@@ -143,6 +146,57 @@ def test_a_secret_that_apply_made_is_sent_again(clean: PachydermSettings) -> Non
     assert change.action == "sent again"
     # Kubernetes has whole seconds.
     assert secret_written(clean, "dbaccess") >= written
+
+
+def lose_an_answer(patch: pytest.MonkeyPatch, stub: type, method: str, *, of: str = "") -> None:
+    """Let the first call of a method get through twice, as when its answer is lost and gRPC repeats it; ``of``: what it contains."""
+    call, lost = getattr(stub, method), list[str]()
+
+    def twice(self: object, **request: Any) -> object:
+        if not lost and of in str(request) and not request.get("dry_run"):
+            lost.append(method)
+            call(self, **request)
+        return call(self, **request)
+
+    patch.setattr(stub, method, twice)
+
+
+@pytest.mark.parametrize("method", ["delete_secret", "create_secret"])
+def test_a_secret_is_there_although_an_answer_was_lost(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    apply(clean, POSTGRES, BucketSettings())
+    with monkeypatch.context() as patch:
+        lose_an_answer(patch, PpsStub, method)
+        assert actions(apply(clean, POSTGRES, BucketSettings()))["dbaccess"] == "sent again"
+    with session(clean, "looking") as client:
+        assert find_secret(client, "dbaccess")
+
+
+def test_everything_is_created_although_answers_are_lost(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        lose_an_answer(patch, PfsStub, "create_repo")
+        lose_an_answer(patch, PpsStub, "create_secret")
+        lose_an_answer(patch, PpsStub, "create_pipeline_v2", of=ANSWER_PIPELINE)
+        made = actions(apply(clean, POSTGRES, BucketSettings()))
+    assert {name: made[name] for name in ("questions", "dbaccess", LOAD_PIPELINE)} == dict.fromkeys(
+        ("questions", "dbaccess", LOAD_PIPELINE), "created"
+    )
+    again = actions(apply(clean, POSTGRES, BucketSettings(), Options(dry_run=True)))
+    assert again == {**dict.fromkeys(again, "unchanged"), "dbaccess": "sent again"}
+
+
+def test_a_pipeline_that_another_process_created_meanwhile_is_updated(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, others = PpsStub.create_pipeline_v2, list[str]()
+
+    def after_another(self: PpsStub, **request: Any) -> object:
+        if not others:
+            others.append(ANSWER_PIPELINE)
+            create(self, create_pipeline_request_json=request["create_pipeline_request_json"].replace(":v2", ":v1"))
+        return create(self, **request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PpsStub, "create_pipeline_v2", after_another)
+        assert actions(apply(clean, POSTGRES, BucketSettings(), Options(tag="v2")))[ANSWER_PIPELINE] == "updated"
+    assert all(image.endswith(":v2") for image in images(clean))
 
 
 def test_a_secret_that_somebody_else_made_is_used_as_it_is(with_secrets_of_others: PachydermSettings) -> None:
