@@ -37,7 +37,7 @@ def build_definitions() -> dg.Definitions:
     return dg.Definitions(
         assets=[
             raw_questions(factory, expected_hours=catalog.expected_hours),
-            answer_files_asset(factory, ModelSettings().choice, execution),
+            answer_files_asset(factory, ModelSettings().choice, execution, work),
             model_quality(factory),
             incoming_listing(factory, work),
             platform_status(factory),
@@ -46,7 +46,7 @@ def build_definitions() -> dg.Definitions:
         jobs=[answer_questions, answer_pending_files_job(execution)],
         schedules=[housekeeping_schedule(execution)],
         sensors=[
-            incoming_files_sensor(answer_questions, work),
+            incoming_files_sensor(answer_questions, work, execution),
             done_files_sensor(work, notifications),
             reconcile_sensor(work),
             platform_status_sensor(work),

@@ -24,7 +24,6 @@ from qa_platform.contract import FileVersion, partition_key
 from qa_platform.definitions import defs
 from qa_platform.embedded.stack import Stack
 from qa_platform.ledger import FileRecord, Ledger
-from qa_platform.orchestration.partitions import PARTITIONS
 from qa_platform.orchestration.resources import platform_resource
 from qa_platform.provisioning.project_files import project_file
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
@@ -73,11 +72,8 @@ class Flow:
         with dg.build_sensor_context(instance=self.instance, resources={"platform": platform_resource(BucketSettings())}) as context:
             # Not a plain call: only this checks the result as the daemon's code server does.
             tick = defs.resolve_sensor_def(sensor).evaluate_tick(context)
-        # In the daemon's order: the events first, then the partitions, then the runs.
         for event in tick.asset_events or ():
             self.instance.report_runless_asset_event(event)
-        for request in tick.dynamic_partitions_requests or ():
-            self.instance.add_dynamic_partitions(PARTITIONS, request.partition_keys)
         return tick
 
     def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:

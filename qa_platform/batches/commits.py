@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Self
 
@@ -32,6 +32,8 @@ _FINISHING_SECONDS = 900.0
 _PAUSE_SECONDS = 0.1
 # Pieces of a file, 1 MiB at most, that wait to be sent.
 _PIECES = 4
+# The description of the empty commit that becomes the head where a head is to be removed. Batches have other ids.
+FORGET = "forget"
 # How many of the newest commits are searched for a batch that was begun before.
 RECENT_COMMITS = 200
 
@@ -194,6 +196,7 @@ def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str
         Its id, which is that of its jobs too; None if somebody else's commit is open at the head.
 
     Raises:
+        CommitLost: another run dropped or abandoned the commit meanwhile.
         TransientError: the commit before it is not finished in time, or a file set has expired.
     """
     branch = pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master")
@@ -205,16 +208,48 @@ def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str
         raise
     commit.branch = branch
     try:
-        _fill(client, commit, file_sets)
-        client.pfs.finish_commit(commit=commit)
-    except BaseException as error:
-        if isinstance(error, grpc.RpcError) and "has already finished" in (error.details() or ""):
-            # An earlier try of the call got through, and its answer was lost.
-            return commit.id
+        with _lost_if_taken(commit):
+            _fill(client, commit, file_sets)
+            _finish(client, commit)
+    except BaseException:
         with suppress(grpc.RpcError):
             drop_commit(client, commit.id)
         raise
     return commit.id
+
+
+class CommitLost(TransientError):
+    """Another run dropped or abandoned a commit before it was complete."""
+
+
+@contextmanager
+def _lost_if_taken(commit: pfs.Commit) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        if _is_lost(error, commit):
+            raise CommitLost(
+                f"commit {commit.id} in {QUESTIONS_REPO} was abandoned by another run", advice="the batch is committed again"
+            ) from error
+        raise
+
+
+def _is_lost(error: grpc.RpcError, commit: pfs.Commit) -> bool:
+    is_gone = is_code(error, grpc.StatusCode.NOT_FOUND) and f"@{commit.id} not found" in (error.details() or "")
+    return is_gone or _has_finished(error)
+
+
+def _has_finished(error: grpc.RpcError) -> bool:
+    return "has already finished" in (error.details() or "")
+
+
+def _finish(client: Client, commit: pfs.Commit) -> None:
+    try:
+        client.pfs.finish_commit(commit=commit)
+    except grpc.RpcError as error:
+        # Without an error, an earlier try of the call got through, and its answer was lost.
+        if not _has_finished(error) or client.pfs.inspect_commit(commit=commit, wait=pfs.CommitState.STARTED).error:
+            raise
 
 
 def _fill(client: Client, commit: pfs.Commit, file_sets: Sequence[str]) -> None:
@@ -233,7 +268,8 @@ def _fill(client: Client, commit: pfs.Commit, file_sets: Sequence[str]) -> None:
         try:
             client.pfs.add_file_set(commit=commit, file_set_id=file_set)
         except grpc.RpcError as error:
-            if is_code(error, grpc.StatusCode.NOT_FOUND) or "does not exist" in (error.details() or ""):
+            is_missing = is_code(error, grpc.StatusCode.NOT_FOUND) or "does not exist" in (error.details() or "")
+            if is_missing and not _is_lost(error, commit):
                 raise TransientError(
                     f"file set {file_set} has expired before it was committed", advice="the batch is read again"
                 ) from error

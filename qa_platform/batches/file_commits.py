@@ -15,8 +15,8 @@ from qa_platform.batches import commits
 from qa_platform.clients.pachyderm import is_code, open_tar
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, QUESTIONS_REPO, Manifest, file_id
 
-# The description of the empty commit that becomes the head, where a commit to be removed is one.
-_DESCRIPTION = "forget"
+# How often the empty commit is tried that becomes the head, where a commit to be removed is one.
+_TRIES = 2
 # How long the pipelines may take over the empty commit.
 _EMPTY_SECONDS = 300.0
 _PAUSE_SECONDS = 0.2
@@ -143,7 +143,21 @@ def _any_is_head(client: Client, ids: Collection[str]) -> bool:
 
 def _put_empty_commit(client: Client) -> str:
     """Make an empty batch the head of every repo; why that did not succeed, if so. Its jobs have no datums."""
-    commit_id = commits.commit_batch(client, _DESCRIPTION, ())
+    problem = ""
+    for _ in range(_TRIES):
+        try:
+            return _try_empty_commit(client)
+        except commits.CommitLost as error:
+            problem = str(error)
+    return problem
+
+
+def _try_empty_commit(client: Client) -> str:
+    head = commits.head(client)
+    if commits.is_finishing(head):
+        # The empty commit would stay open until then, and be in the way of batches.
+        commits.wait_until_finished(client, head)
+    commit_id = commits.commit_batch(client, commits.FORGET, ())
     if commit_id is None:
         return "another batch is being committed"
     until = time.monotonic() + _EMPTY_SECONDS

@@ -177,8 +177,7 @@ def keep_claims(services: Services, tokens: Sequence[str]) -> None:
     """Renew the claims of runs that were requested and have not begun, so that they may wait in a queue for as long as it takes."""
     if tokens:
         with Ledger(services.postgres) as ledger:
-            for token in tokens:
-                ledger.renew(token, services.work.lease_seconds)
+            ledger.keep(tokens, services.work.lease_seconds)
 
 
 def reconcile(services: Services) -> int:

@@ -13,8 +13,14 @@ from qa_platform.ledger.retries import never_seen
 _TRIES = 5
 
 
-def request_retries(opened: storage.Bucket, ledger: Ledger, names: Sequence[str]) -> list[FileRecord]:
+def request_retries(
+    opened: storage.Bucket, ledger: Ledger, names: Sequence[str], *, owner: str = "", lease_seconds: int = 0
+) -> list[FileRecord]:
     """Have the newest generations of files answered again, all of them or none.
+
+    Args:
+        owner: who claims them at the same moment, before a sensor sees that they wait; "" for nobody. A file that somebody else holds
+            stays theirs.
 
     Returns:
         Their records, in the order of ``names``.
@@ -31,7 +37,7 @@ def request_retries(opened: storage.Bucket, ledger: Ledger, names: Sequence[str]
         moved = [record for name, record in newest.items() if places[name] != record.place]
         for record in moved:
             ledger.relocate(record, place=places[record.version.name])
-        if not moved and (records := ledger.request_retries(names, as_read=newest)):
+        if not moved and (records := ledger.request_retries(names, as_read=newest, owner=owner, lease_seconds=lease_seconds)):
             return records
     raise TransientError("the files keep changing", where=", ".join(names), advice="try again")
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import grpc
 from pachyderm_sdk import Client
-from pachyderm_sdk.api import pps
+from pachyderm_sdk.api import pfs, pps
 
 from qa_platform.batches import commits
 from qa_platform.batches.archive import archive_files
@@ -21,7 +21,7 @@ from qa_platform.batches.holding import lease
 from qa_platform.batches.intake import Intake
 from qa_platform.batches.jobs import PIPELINES, Watcher, follow_jobs, stop_jobs
 from qa_platform.batches.plan import Batch
-from qa_platform.batches.settle import Settlement
+from qa_platform.batches.settle import Settlement, parked
 from qa_platform.clients import pachyderm
 from qa_platform.clients.pachyderm import job_of
 from qa_platform.clients.services import Log, Services
@@ -134,7 +134,9 @@ class BatchRun:
             raise
         finally:
             self.ledger.release(self.run_id)
-        return Outcome(tuple(self._records(versions)), failure)
+        records = tuple(self._records(versions))
+        # A file may be parked without any job: it could not be read for the last time, or it was parked before this run.
+        return Outcome(records, failure or parked(records))
 
     # 1. The files are this run's.
 
@@ -236,12 +238,14 @@ class BatchRun:
     def clear_the_head(self, client: Client) -> None:
         """Wait until the head of ``questions`` is finished; drop it if it is this batch's, or of a run that holds no claim any more.
 
+        The empty commit of `forget`, which claims nothing, is dropped once it has been open for too long.
+
         Raises:
             TransientError: that takes too long.
         """
         until = time.monotonic() + _OPEN_HEAD_SECONDS
         while not commits.is_finishing(head := commits.head(client)):
-            if head.description == self.batch.id or (head.description and not self.ledger.batch_is_claimed(head.description)):
+            if self._is_left_behind(head, is_late=time.monotonic() > until):
                 self.log.info("Dropping commit %s, left open by a run that is gone", head.commit.id)
                 commits.drop_commit(client, head.commit.id)
             elif time.monotonic() > until:
@@ -253,6 +257,11 @@ class BatchRun:
                 time.sleep(0.5)
         # Its files cannot be deleted before.
         commits.wait_until_finished(client, head)
+
+    def _is_left_behind(self, head: pfs.CommitInfo, *, is_late: bool) -> bool:
+        if head.description == commits.FORGET:
+            return is_late
+        return head.description == self.batch.id or bool(head.description and not self.ledger.batch_is_claimed(head.description))
 
     # 4. The jobs answer and load.
 

@@ -7,7 +7,7 @@ from qa_platform.batches.blame import Verdict
 from qa_platform.batches.failure import JobFailure
 from qa_platform.batches.plan import batch_id
 from qa_platform.clients.services import Log
-from qa_platform.contract import file_id
+from qa_platform.contract import FileStatus, file_id
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.settings import WorkSettings
 from qa_platform.text import escaped_lines
@@ -16,6 +16,8 @@ _NOT_LOADED = JobFailure(
     "the Pachyderm jobs succeeded, but their files are not in the table: does the loader's secret dbaccess name the same database "
     "as this run's PG_* variables? `qa-platform pachyderm apply` sends it again"
 )
+# Files that a message names.
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,14 @@ class Settlement:
             return None
         # What workers say of themselves is believed for a while: otherwise a file that fills their disk is tried for ever.
         return self.work.retry_most_seconds if failure.verdict.blameless else 0
+
+
+def parked(records: Sequence[FileRecord]) -> JobFailure | None:
+    """The failure of a batch that has files which are not tried again; None where it has none."""
+    failed = [record for record in records if record.status is FileStatus.FAILED]
+    if not failed:
+        return None
+    lines = [f"{record.version.shown}: {escaped_lines(record.error)}" for record in failed[:_NAMED]]
+    more = [f"and {len(failed) - _NAMED} more"] if len(failed) > _NAMED else []
+    message = "\n".join([f"{len(failed)} of {len(records)} files are parked as failed:", *lines, *more])
+    return JobFailure(message, Verdict({file_id(record.version.name): record.error for record in failed}))

@@ -60,7 +60,7 @@ class Claims(LedgerConnection):
             live claim, whatever the generation, and versions that are done.
         """
         with self._exclusive() as cursor:
-            taken = _acquire(cursor, versions, owner=owner, holders=[owner], lease_seconds=lease_seconds, only_open=True)
+            taken = acquire(cursor, versions, owner=owner, holders=[owner], lease_seconds=lease_seconds, only_open=True)
         return [record.version for record in taken]
 
     def take_over(
@@ -75,7 +75,7 @@ class Claims(LedgerConnection):
         """
         holders = [owner, token, *predecessors]
         with self._exclusive() as cursor:
-            return _acquire(cursor, versions, owner=owner, holders=holders, lease_seconds=lease_seconds, only_open=False)
+            return acquire(cursor, versions, owner=owner, holders=holders, lease_seconds=lease_seconds, only_open=False)
 
     def renew(self, owner: str, lease_seconds: int) -> int:
         """Let the owner's claims last for another lease from now. An expired claim that nobody took is revived.
@@ -86,6 +86,22 @@ class Claims(LedgerConnection):
         with self._exclusive() as cursor:
             return cursor.execute(
                 "UPDATE question_file SET claim_until = now() + make_interval(secs => %s) WHERE claim_owner = %s", [lease_seconds, owner]
+            ).rowcount
+
+    def keep(self, owners: Sequence[str], lease_seconds: int) -> int:
+        """Renew the claims of several owners, those that have less than half of a lease left. Expired claims are revived as by `renew`.
+
+        Returns:
+            The number of claims that were renewed.
+        """
+        with self._exclusive() as cursor:
+            # One statement: with one for each owner, the time would grow with the square of what is queued.
+            return cursor.execute(
+                """
+                UPDATE question_file SET claim_until = now() + make_interval(secs => %(lease)s)
+                WHERE claim_owner = ANY(%(owners)s::text[]) AND claim_until < now() + make_interval(secs => %(lease)s) / 2
+                """,
+                {"owners": list(owners), "lease": lease_seconds},
             ).rowcount
 
     def release(self, owner: str, names: Sequence[str] | None = None) -> None:
@@ -101,7 +117,7 @@ class Claims(LedgerConnection):
             )
 
 
-def _acquire(
+def acquire(
     cursor: psycopg.Cursor, versions: Sequence[FileVersion], *, owner: str, holders: Sequence[str], lease_seconds: int, only_open: bool
 ) -> list[FileRecord]:
     """Claim versions for ``owner``, except where somebody other than ``holders`` has a live claim. Of several generations, the newest."""

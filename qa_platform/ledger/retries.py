@@ -9,6 +9,7 @@ import psycopg
 
 from qa_platform.contract import FileStatus
 from qa_platform.errors import InputError
+from qa_platform.ledger.claims import acquire
 from qa_platform.ledger.conditions import ASKED_AGAIN, IS_WANTED, WANTED, keys
 from qa_platform.ledger.connection import LedgerConnection
 from qa_platform.ledger.records import FileRecord, select
@@ -25,12 +26,15 @@ class Retries(LedgerConnection):
         with self._transaction() as cursor:
             return _newest(cursor, names)
 
-    def request_retries(self, names: Sequence[str], *, as_read: Mapping[str, FileRecord] | None = None) -> list[FileRecord]:
+    def request_retries(
+        self, names: Sequence[str], *, as_read: Mapping[str, FileRecord] | None = None, owner: str = "", lease_seconds: int = 0
+    ) -> list[FileRecord]:
         """Have the newest generations of files answered again, with a new load id, in any status. All or none.
 
         Args:
             as_read: the newest records by name, as the caller read them when it looked for the sources. If a newest generation or the
                 place of its source has changed since, nothing is recorded. None for no comparison.
+            owner: who claims them in the same transaction, except for those that somebody else holds; "" for nobody.
 
         Returns:
             Their records, in the order of ``names``; none if one has changed since it was read.
@@ -45,12 +49,15 @@ class Retries(LedgerConnection):
                 raise InputError("; ".join(faults))
             if as_read is not None and any(_source(newest[name]) != _source(as_read[name]) for name in names):
                 return []
+            versions = [record.version for record in newest.values()]
             cursor.execute(
                 f"""
                 UPDATE question_file f SET {ASKED_AGAIN}, load_id = load_id + 1 FROM {WANTED} WHERE {IS_WANTED}
                 """,
-                keys([record.version for record in newest.values()]),
+                keys(versions),
             )
+            if owner:
+                acquire(cursor, versions, owner=owner, holders=[owner], lease_seconds=lease_seconds, only_open=True)
             newest = _newest(cursor, names)
         return [newest[name] for name in names]
 

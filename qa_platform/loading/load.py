@@ -196,7 +196,8 @@ def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]
             yield _Reject(number, error, rejection.line, rejection.column or None, rejection.detail or None, rejection.raw)
         else:
             guilty = {str(RowReason.QUESTION_EXCEEDS_WINDOW): question, str(RowReason.UNUSABLE_ANSWER): context}.get(error)
-            yield _Reject(number, error, None, None if guilty is None else column_label(file.header[guilty]), None, _raw(row[:pass_through]))
+            column = None if guilty is None else column_label(file.header[guilty])
+            yield _Reject(number, error, None, column, None, _raw(row[:pass_through]))
 
 
 def _offset(cell: str) -> int | None:

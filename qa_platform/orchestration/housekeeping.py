@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import grpc
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 
 from qa_platform.batches import commits
 from qa_platform.clients import pachyderm as pachd
@@ -69,6 +70,10 @@ def surplus(keys: list[str], busy: set[str], keep: int) -> list[str]:
 def _prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource, execution: ExecutionSettings) -> None:
     with failures_for_people(context, execution, next_step=_NEXT):
         services = platform.services()
+        # A backfill whose partition is deleted before it has requested all of its runs fails for good.
+        if backfills := context.instance.get_backfills_count(BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])):
+            context.log.info("No partition is deleted: %d backfills are in progress. %s", backfills, _NEXT)
+            return
         keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
         with Ledger(services.postgres) as ledger:
             unfinished = ledger.names_with_status((FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))

@@ -19,6 +19,7 @@ from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWE
 from qa_platform.orchestration.failures import failure, failures_for_people
 from qa_platform.orchestration.partitions import PARTITIONS, POOL
 from qa_platform.orchestration.pipes import PachydermPipesClient
+from qa_platform.orchestration.reports.checks import run_evaluations
 from qa_platform.orchestration.reports.events import Reporter, log_events, prepare_storage
 from qa_platform.orchestration.reports.runless import is_reported
 from qa_platform.orchestration.reports.uploads import uploaded
@@ -83,8 +84,7 @@ class _PendingFiles:
     """Answers all that waits, batch after batch.
 
     Args:
-        seen: names of all files that were found so far.
-        evaluations: the checks of the files that were reported.
+        seen: names of all files that this attempt of the step has found so far.
         uncharged: the number of failed batches in a row that charged no file.
     """
 
@@ -92,7 +92,6 @@ class _PendingFiles:
     services: Services
     reporter: Reporter
     seen: set[str] = field(default_factory=set)
-    evaluations: list[dg.AssetCheckEvaluation] = field(default_factory=list)
     uncharged: int = 0
 
     def answer(self) -> None:
@@ -105,7 +104,7 @@ class _PendingFiles:
             pass
         # No sensor follows where this job runs alone.
         publish(self.services, self.context.log, seconds=_PUBLISHING_SECONDS)
-        _fail_unless_all_is_well(self.context, self.services, self.seen, self.evaluations)
+        _fail_unless_all_is_well(self.context, self.services, self.seen)
 
     def _answer_found(self) -> bool:
         """Look once, and answer the batches that were found. Returns whether nothing is left."""
@@ -150,18 +149,19 @@ class _PendingFiles:
         self._report([record for record in records if not is_reported(self.context.instance, record)])
 
     def _report(self, records: Sequence[FileRecord]) -> None:
-        self.evaluations.extend(self.reporter.report(self.context, records))
+        self.reporter.report(self.context, records)
 
 
-def _fail_unless_all_is_well(
-    context: dg.OpExecutionContext, services: Services, seen: Collection[str], evaluations: Sequence[dg.AssetCheckEvaluation]
-) -> None:
+def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services, seen: Collection[str]) -> None:
+    run_id = context.run.run_id
     with Ledger(services.postgres) as ledger:
-        newest = ledger.newest_by_partition([partition_key(name) for name in sorted(seen)])
+        # An earlier attempt of the step knew of files that this one did not find: no look finds a failed file.
+        names = ledger.names_of_run(run_id).union(seen)
+        newest = ledger.newest_by_partition([partition_key(name) for name in sorted(names)])
     unfinished = sorted(record.version.shown for record in newest.values() if record.status in _NOT_ANSWERED)
-    errors = (e for e in evaluations if not e.passed and e.severity is dg.AssetCheckSeverity.ERROR)
+    errors = (e for e in run_evaluations(context.instance, run_id) if not e.passed and e.severity is dg.AssetCheckSeverity.ERROR)
     wrong = sorted({f"{e.partition} ({e.check_name})" for e in errors})
-    context.log.info("%d files were answered or rejected, %d were not", len(seen) - len(unfinished), len(unfinished))
+    context.log.info("%d files were answered or rejected, %d were not", len(names) - len(unfinished), len(unfinished))
     if unfinished:
         raise failure(
             "`qa-platform status FILE` says why each of these failed. Fix that, then `qa-platform retry FILE`.",

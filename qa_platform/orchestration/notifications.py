@@ -13,7 +13,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from email.message import EmailMessage
 from functools import partial
 
@@ -22,6 +22,7 @@ from dagster._core.execution.plan.objects import StepFailureData
 from pydantic import SecretStr
 
 from qa_platform.errors import InputError, QaPlatformError, TransientError
+from qa_platform.orchestration.reports.checks import run_evaluations
 from qa_platform.settings import NotificationSettings
 from qa_platform.text import escaped
 
@@ -31,7 +32,6 @@ _TIMEOUT_SECONDS = 10
 _TRIES = 3
 _PAUSE_SECONDS = 2.0
 _NO_TRY_AFTER_SECONDS = 15
-_EVALUATIONS_AT_ONCE = 1_000
 # Characters of a message, and checks that it names.
 _TEXT_LIMIT = 3_000
 _NAMED = 20
@@ -87,18 +87,7 @@ def _message(failure: StepFailureData) -> str:
 
 def failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     """The checks that failed in a run, a line each; per file where the evaluation has a partition."""
-    return _failed(_evaluations(instance, run_id))
-
-
-def _evaluations(instance: dg.DagsterInstance, run_id: str) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks that were evaluated in a run, page by page: there are several for each of its files."""
-    cursor, has_more = None, True
-    while has_more:
-        kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
-        page = instance.get_records_for_run(run_id, cursor, of_type=kind, limit=_EVALUATIONS_AT_ONCE)
-        events = (record.event_log_entry.dagster_event for record in page.records)
-        yield from (event.asset_check_evaluation_data for event in events if event)
-        cursor, has_more = page.cursor, page.has_more
+    return _failed(run_evaluations(instance, run_id))
 
 
 def notify_of_failed_checks(settings: NotificationSettings, evaluations: Iterable[dg.AssetCheckEvaluation], log: logging.Logger) -> None:

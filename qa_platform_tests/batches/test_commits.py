@@ -1,13 +1,15 @@
 """How a batch becomes one commit, on a server whose file sets live shortly and whose commits take their time to finish."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
 from pachyderm_sdk.api import pfs
 
 from qa_platform.batches import commits
+from qa_platform.batches.file_commits import remove_commits
 from qa_platform.contract import QUESTIONS_REPO
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import Write
@@ -120,3 +122,91 @@ def test_a_commit_that_was_finished_although_the_answer_was_lost_counts(pachd: P
     found = commits.find_batch(pachd.client, "finished twice")
     assert found is not None
     assert found.commit.id == commit
+
+
+def abandon(pachd: Pachd, commit: pfs.Commit) -> None:
+    """What another run does with an open commit that it cannot drop."""
+    pachd.client.pfs.finish_commit(commit=commit, error="abandoned")
+
+
+def drop(pachd: Pachd, commit: pfs.Commit) -> None:
+    """What another run does with an open commit."""
+    commits.drop_commit(pachd.client, commit.id)
+
+
+Loss = Callable[[Pachd, pfs.Commit], None]
+LOSSES = pytest.mark.parametrize("lose", [abandon, drop])
+
+
+def lost_before(pachd: Pachd, patch: pytest.MonkeyPatch, step: str, lose: Loss, *, times: int = 1) -> None:
+    """Let another run come in between, just before the next calls of this step of a commit."""
+    call, left = getattr(pachd.client.pfs, step), [step] * times
+
+    def late(*arguments: Any, **request: Any) -> object:
+        if left and "error" not in request:
+            left.pop()
+            lose(pachd, commits.head(pachd.client).commit)
+        return call(*arguments, **request)
+
+    patch.setattr(pachd.client.pfs, step, late)
+
+
+@LOSSES
+@pytest.mark.parametrize("step", ["modify_file", "add_file_set", "finish_commit"])
+def test_a_commit_that_another_run_abandoned_or_dropped_is_no_success(
+    pachd: Pachd, monkeypatch: pytest.MonkeyPatch, step: str, lose: Loss
+) -> None:
+    commits.wait_until_finished(pachd.client, commits.head(pachd.client))
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets, monkeypatch.context() as patch:
+        file_sets.make("a", fill)
+        lost_before(pachd, patch, step, lose)
+        with pytest.raises(commits.CommitLost, match="was abandoned by another run"):
+            commits.commit_batch(pachd.client, "lost", file_sets.ids)
+    assert commits.is_finishing(commits.head(pachd.client))
+    assert commits.find_batch(pachd.client, "lost") is None
+
+
+def committed(pachd: Pachd, name: str) -> str:
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets:
+        file_sets.make(name, fill)
+        commit = commits.commit_batch(pachd.client, name, file_sets.ids)
+    assert commit
+    return commit
+
+
+def descriptions(pachd: Pachd) -> list[str]:
+    return [info.description for info in pachd.client.pfs.list_commit(repo=pfs.Repo.from_uri(QUESTIONS_REPO))]
+
+
+def test_the_empty_commit_waits_for_the_head_and_is_never_open_meanwhile(pachd: Pachd, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = committed(pachd, "still finishing")
+    assert not commits.is_finished(commits.head(pachd.client))
+    start, heads = pachd.client.pfs.start_commit, []
+
+    def started(**request: Any) -> pfs.Commit:
+        heads.append(commits.head(pachd.client))
+        return start(**request)
+
+    monkeypatch.setattr(pachd.client.pfs, "start_commit", started)
+    assert remove_commits(pachd.client, [commit]) == {}
+    assert [commits.is_finished(head) for head in heads] == [True]
+    assert "still finishing" not in descriptions(pachd)
+
+
+@LOSSES
+def test_an_empty_commit_that_another_run_took_away_is_made_once_more(pachd: Pachd, monkeypatch: pytest.MonkeyPatch, lose: Loss) -> None:
+    commit = committed(pachd, "to be removed")
+    with monkeypatch.context() as patch:
+        lost_before(pachd, patch, "finish_commit", lose)
+        assert remove_commits(pachd.client, [commit]) == {}
+    assert "to be removed" not in descriptions(pachd)
+
+
+def test_a_commit_that_stays_since_the_empty_one_is_taken_away_each_time_is_said_to(pachd: Pachd, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = committed(pachd, "stays")
+    refused = "Pachyderm does not let it go"
+    monkeypatch.setattr("qa_platform.batches.file_commits._remove", lambda *_: refused)
+    lost_before(pachd, monkeypatch, "finish_commit", drop, times=2)
+    (reason,) = remove_commits(pachd.client, [commit]).values()
+    assert "was abandoned by another run" in reason
+    assert reason.endswith(f"; {refused}")

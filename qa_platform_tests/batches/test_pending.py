@@ -44,9 +44,9 @@ from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWE
 from qa_platform.orchestration.partitions import BATCH_TAG
 from qa_platform.orchestration.reports.uploads import uploaded
 from qa_platform.orchestration.sensors.heartbeat import HEARTBEAT, beat, summary
-from qa_platform.orchestration.sensors.incoming import keys_to_move, new_run_key, queued_run_keys
+from qa_platform.orchestration.sensors.incoming import keys_to_move, new_run_key, queued_run_keys, seconds_to_begin
 from qa_platform.orchestration.sensors.reconcile import vanished_runs
-from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
+from qa_platform.settings import ExecutionSettings, IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.conftest import Database
 from qa_platform_tests.faults.proxies import FaultyBucket
 
@@ -386,6 +386,14 @@ def test_a_started_run_without_claims_that_says_nothing_has_vanished(instance: d
     assert vanished_runs(instance, {at_work.run_id}, silent_seconds=1) == []
 
 
+def test_a_started_run_whose_step_has_not_taken_its_claims_over_has_not_vanished(instance: dg.DagsterInstance) -> None:
+    run = run_of(instance, "batch", run_key="key")
+    instance.handle_new_event(event_of(run, "PIPELINE_START"))
+    time.sleep(1.1)
+    assert vanished_runs(instance, {"key"}, silent_seconds=1) == []
+    assert len(vanished_runs(instance, {"another"}, silent_seconds=1)) == 1
+
+
 def event_of(run: dg.DagsterRun, kind: str) -> dg.EventLogEntry:
     from dagster._core.events import DagsterEvent
 
@@ -579,6 +587,13 @@ def test_a_run_whose_pod_starts_slowly_keeps_its_claims_for_as_long_as_dagster_w
     assert queued_run_keys(instance, "answer_questions", beginning_seconds=0) == ["key"]
     monkeypatch.setattr(dg.DagsterInstance, "run_monitoring_start_timeout_seconds", 0)
     assert queued_run_keys(instance, "answer_questions", beginning_seconds=60) == [], "what started it is gone"
+
+
+def test_a_run_whose_step_starts_in_a_pod_of_its_own_keeps_its_claims_as_one_that_is_starting(instance: dg.DagsterInstance) -> None:
+    work = WorkSettings(lease_seconds=10)
+    assert seconds_to_begin(instance, work, ExecutionSettings(executor="in_process")) == 10
+    seconds = seconds_to_begin(instance, work, ExecutionSettings(executor="kubernetes"))
+    assert seconds == instance.run_monitoring_start_timeout_seconds > 10
 
 
 def test_a_run_that_has_begun_keeps_its_claims_until_it_renews_them_itself(instance: dg.DagsterInstance) -> None:

@@ -4,6 +4,7 @@ The pipelines here are shell commands: no file is answered.
 """
 
 import logging
+import threading
 from collections.abc import Iterator
 
 import grpc
@@ -148,6 +149,22 @@ def test_an_open_head_that_no_run_made_is_never_dropped(pachd: Pachd, ledger: Le
     with pytest.raises(TransientError, match="finish it or drop it with pachctl"):
         run_over(ledger, A1).clear_the_head(pachd.client)
     assert is_there(pachd, left)
+
+
+def test_the_open_empty_commit_of_forget_is_waited_for(pachd: Pachd, ledger: Ledger) -> None:
+    left = open_head(pachd, commits.FORGET)
+    finishing = threading.Timer(1, lambda: pachd.client.pfs.finish_commit(commit=pfs.Commit(repo=QUESTIONS, id=left)))
+    finishing.start()
+    run_over(ledger, A1).clear_the_head(pachd.client)
+    finishing.join()
+    assert commits.head(pachd.client).commit.id == left
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_empty_commit_of_a_forget_that_is_gone_is_dropped_after_a_while(pachd: Pachd, ledger: Ledger) -> None:
+    left = open_head(pachd, commits.FORGET)
+    run_over(ledger, A1).clear_the_head(pachd.client)
+    assert not is_there(pachd, left)
 
 
 # Which commit is adopted

@@ -77,6 +77,20 @@ def test_a_claim_is_renewed_by_its_owner_only(ledger: Ledger) -> None:
     assert ledger.claimed() == {"a.csv": "run", "b.csv": "run"}
 
 
+def test_claims_of_several_owners_are_kept_together_where_half_of_their_lease_is_over(
+    ledger: Ledger, connection: psycopg.Connection
+) -> None:
+    fresh, other = FileVersion("c.csv", 1), FileVersion("d.csv", 1)
+    ledger.claim([A1], owner="expired", lease_seconds=EXPIRED)
+    ledger.claim([B1], owner="half over", lease_seconds=HELD // 2 - 1)
+    ledger.claim([fresh], owner="fresh", lease_seconds=HELD * 3 // 4)
+    ledger.claim([other], owner="stranger", lease_seconds=EXPIRED)
+    assert ledger.keep(["expired", "half over", "fresh", "unknown"], HELD) == 2
+    assert ledger.claimed() == {"a.csv": "expired", "b.csv": "half over", "c.csv": "fresh"}
+    lasting = "SELECT source_file FROM question_file WHERE claim_until > now() + make_interval(secs => %s) ORDER BY 1"
+    assert connection.execute(lasting, [HELD * 7 // 8]).fetchall() == [("a.csv",), ("b.csv",)]
+
+
 def test_a_release_gives_back_ones_own_and_what_ran_waits_with_its_batch(ledger: Ledger) -> None:
     ledger.claim([A1], owner="run", lease_seconds=HELD)
     ledger.claim([B1], owner="other", lease_seconds=HELD)

@@ -10,7 +10,7 @@ from qa_platform.contract import FileStatus, FileVersion, ModelChoice, partition
 from qa_platform.errors import InputError
 from qa_platform.ledger import Ledger
 from qa_platform.ledger.states import Known
-from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, NOT_UTF8, charge, known, load
+from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, NOT_UTF8, charge, claimed_by_run, known, load
 from qa_platform_tests.loading_helpers import BUNDLED
 
 
@@ -90,6 +90,24 @@ def test_retries_are_asked_for_together_or_not_at_all(ledger: Ledger, connection
     with pytest.raises(InputError, match=r"'nothing\.csv'.*'b\.csv' is gone"):
         ledger.request_retries(["a.csv", "nothing.csv", "b.csv"])
     assert known(ledger, A1).load_id == 2
+
+
+def test_a_retry_is_claimed_at_once_for_its_owner_except_where_somebody_else_works_on_the_file(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    load(connection, tmp_path, A1)
+    load(connection, tmp_path, B1)
+    ledger.take_over([B1], token="", owner="other", lease_seconds=HELD)
+    found = ledger.request_retries(["a.csv", "b.csv"], owner="run", lease_seconds=HELD)
+    assert [(record.claim_owner, record.load_id) for record in found] == [("run", 2), ("other", 2)]
+    assert ledger.claim([A1], owner="sensor", lease_seconds=HELD) == []
+
+
+def test_a_run_knows_the_files_that_it_worked_on(ledger: Ledger) -> None:
+    claimed_by_run(ledger, A1, run="first")
+    claimed_by_run(ledger, B1, run="second")
+    charge(ledger, A1, "bad", owner="first")
+    assert ledger.names_of_run("first") == {"a.csv"}
 
 
 def test_the_history_is_newest_first_and_bounded(ledger: Ledger) -> None:

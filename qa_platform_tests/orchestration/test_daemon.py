@@ -1,25 +1,33 @@
 """What Dagster's daemon makes of the sensors' ticks, when a file, a report or a request gives trouble."""
 
 import io
+import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.scheduler.instigation import TickStatus
+from dagster._daemon.backfill import execute_backfill_iteration
 from google.cloud import storage
 
 from qa_platform.clients.bucket import archived_name, upload
 from qa_platform.clients.postgres import connect
 from qa_platform.contract import FileStatus, FileVersion, partition_key
+from qa_platform.definitions import defs
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
 from qa_platform.orchestration import notifications
-from qa_platform.orchestration.catalog import QUESTION_ANSWER, RAW_QUESTIONS
+from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWER, RAW_QUESTIONS
+from qa_platform.orchestration.housekeeping import housekeeping_job
+from qa_platform.orchestration.partitions import PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import CHECK_SPECS, COMPLETE
+from qa_platform.orchestration.resources import platform_resource
 from qa_platform.orchestration.sensors import incoming
-from qa_platform.settings import PostgresSettings
+from qa_platform.settings import BucketSettings, ExecutionSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.conftest import Database, new_database
 from qa_platform_tests.daemon import Daemon, daemon
 from qa_platform_tests.ledger.helpers import load
@@ -193,3 +201,90 @@ def test_a_queued_run_keeps_its_files_until_it_is_cancelled(platform: storage.Bu
     let_the_claims_run_out()
     ticking.tick()
     assert ticking.queued()["queued.csv"].run_id != run.run_id
+
+
+def test_no_more_is_requested_while_many_runs_are_queued(
+    platform: storage.Bucket, ticking: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(platform, "queued-first.csv")
+    ticking.tick()
+    monkeypatch.setattr(incoming, "_QUEUED_RUNS", len(ticking.queued()))
+    put(platform, "queued-behind.csv")
+    before = ticking.beats()
+    tick = ticking.tick()
+    assert f"{len(ticking.queued())} runs wait in Dagster's queue" in str(tick.skip_reason)
+    assert "queued-behind.csv" not in ticking.queued()
+    assert ticking.beats() > before, "nothing is broken"
+    ticking.instance.report_run_canceled(ticking.queued()["queued-first.csv"])
+    ticking.tick()
+    assert "queued-behind.csv" in ticking.queued()
+
+
+def backfill_of(running: Daemon, names: list[str]) -> str:
+    """A backfill of these partitions, which the daemon has not looked at yet; its id."""
+    backfill = PartitionBackfill.from_asset_partitions(
+        backfill_id=f"backfill-of-{names[0]}",
+        asset_graph=running.workspace.create_request_context().asset_graph,
+        partition_names=names,
+        asset_selection=[ANSWERED_QUESTIONS, QUESTION_ANSWER],
+        backfill_timestamp=time.time(),
+        tags={},
+        dynamic_partitions_store=running.instance,
+        all_partitions=False,
+        title=None,
+        description=None,
+        run_config=None,
+    )
+    running.instance.add_backfill(backfill)
+    return backfill.backfill_id
+
+
+def status_after_a_look(running: Daemon, backfill_id: str) -> BulkActionStatus:
+    list(execute_backfill_iteration(running.workspace, logging.getLogger(__name__)))
+    backfill = running.instance.get_backfill(backfill_id)
+    assert backfill
+    return backfill.status
+
+
+def test_partitions_that_move_with_a_new_upload_are_never_missing_for_a_backfill(
+    platform: storage.Bucket, ticking: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QA_BATCH_FILES", "2")
+    ticking.instance.add_dynamic_partitions(PARTITIONS, ["moved.csv", "between.csv"])
+    backfill = backfill_of(ticking, ["moved.csv"])
+    for name in ("moved.csv", "moved-too.csv"):
+        put(platform, name)
+    resources = {"platform": platform_resource(BucketSettings())}
+    with dg.build_sensor_context(instance=ticking.instance, resources=resources) as context:
+        # What the daemon stores of a tick comes later.
+        tick = defs.resolve_sensor_def("incoming_files").evaluate_tick(context)
+    assert [(r.tags[RANGE_START_TAG], r.tags[RANGE_END_TAG]) for r in tick.run_requests or ()] == [("moved.csv", "moved-too.csv")]
+    assert list(ticking.instance.get_dynamic_partitions(PARTITIONS))[-3:] == ["between.csv", "moved.csv", "moved-too.csv"]
+    assert status_after_a_look(ticking, backfill) is BulkActionStatus.REQUESTED
+
+
+def test_a_backfill_of_many_files_becomes_runs_of_as_many_files_as_a_batch_has(ticking: Daemon) -> None:
+    most = WorkSettings.model_fields["batch_files"].default
+    names = [f"many-{number}.csv" for number in range(most + 1)]
+    ticking.instance.add_dynamic_partitions(PARTITIONS, names)
+    backfill = backfill_of(ticking, names)
+    assert status_after_a_look(ticking, backfill) is BulkActionStatus.REQUESTED
+    runs = ticking.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill}))
+    # A run of one partition has a key and no range.
+    ranges = {(run.tags.get(RANGE_START_TAG, names[-1]), run.tags.get(RANGE_END_TAG, names[-1])) for run in runs}
+    assert ranges == {(names[0], names[most - 1]), (names[most], names[most])}
+
+
+@pytest.mark.parametrize("status", [BulkActionStatus.REQUESTED, BulkActionStatus.COMPLETED_SUCCESS])
+def test_housekeeping_deletes_no_partition_while_a_backfill_is_in_progress(
+    status: BulkActionStatus, platform: storage.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QA_PARTITIONS_KEPT", "1")
+    job = housekeeping_job(ExecutionSettings())
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(PARTITIONS, ["old.csv", "new.csv"])
+        instance.add_backfill(PartitionBackfill("backfill", status, from_failure=False, tags={}, backfill_timestamp=time.time()))
+        resources = {"platform": platform_resource(BucketSettings())}
+        assert job.execute_in_process(instance=instance, resources=resources, op_selection=["prune_partitions"]).success
+        left = list(instance.get_dynamic_partitions(PARTITIONS))
+    assert left == (["old.csv", "new.csv"] if status is BulkActionStatus.REQUESTED else ["new.csv"])

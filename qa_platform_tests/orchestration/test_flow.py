@@ -34,7 +34,7 @@ from qa_platform.orchestration.catalog import (
     RAW_QUESTIONS,
     current_code_version,
 )
-from qa_platform.orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
+from qa_platform.orchestration.partitions import PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import COMPLETE, RECORDED, SPANS, file_evaluations
 from qa_platform.orchestration.reports.gold import GOOD_ENOUGH
 from qa_platform.orchestration.resources import platform_resource
@@ -164,6 +164,19 @@ def test_a_batch_that_is_not_the_runs_partitions_fails_at_once(flow: Flow) -> No
     assert not result.success
     assert flow.rows("shifted.csv") == []
     assert flow.run(request).success
+
+
+@pytest.mark.parametrize("selected", [[ANSWERED_QUESTIONS, QUESTION_ANSWER], [QUESTION_ANSWER]])
+def test_a_run_by_hand_whose_range_became_empty_says_so(flow: Flow, selected: list[dg.AssetKey]) -> None:
+    keys = [partition_key(f"moved-{len(selected)}-{name}.csv") for name in ("first", "last")]
+    flow.instance.add_dynamic_partitions(PARTITIONS, keys)
+    # As when a new upload of the first moved it behind the last.
+    result = defs.resolve_job_def("answer_questions").execute_in_process(
+        tags={RANGE_START_TAG: keys[1], RANGE_END_TAG: keys[0]}, asset_selection=selected, instance=flow.instance, raise_on_error=False
+    )
+    assert not result.success
+    (failed,) = (e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE)
+    assert "they have changed since they were selected; select them again" in str(failed.step_failure_data.user_failure_data)
 
 
 KILLED_RUN = """

@@ -31,7 +31,7 @@ from qa_platform.orchestration.reports.checks import CHECK_SPECS, batch_results
 from qa_platform.orchestration.reports.events import prepare_storage
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.results.published import publish
-from qa_platform.settings import ExecutionSettings
+from qa_platform.settings import ExecutionSettings, WorkSettings
 
 
 class FileConfig(dg.Config):
@@ -60,11 +60,14 @@ class BatchConfig(dg.Config):
         return tuple(FileVersion(f.name, f.generation, f.size, f.crc32c, f.md5) for f in self.files)
 
 
-def batch_of(services: Services, config: BatchConfig, keys: Sequence[str]) -> Batch:
+def batch_of(services: Services, config: BatchConfig, keys: Sequence[str], *, run_id: str) -> Batch:
     """The batch of a run: the one in its configuration, or, for a run started by hand, the newest versions of its partitions.
 
+    Files of a run by hand that are done are asked for again, all or none, and claimed with ``run_id`` at the same moment.
+
     Raises:
-        InputError: the configuration and the partitions disagree, or a partition has no file.
+        InputError: the configuration and the partitions disagree, or a partition has no file, or its source is gone; or there are
+            no partitions.
     """
     if config.files:
         batch = Batch(config.batch_id, config.versions())
@@ -74,35 +77,55 @@ def batch_of(services: Services, config: BatchConfig, keys: Sequence[str]) -> Ba
                 advice="do nothing: the sensor requests the files again",
             )
         return batch
-    return _batch_by_hand(services, keys)
+    return _batch_by_hand(services, _present(keys), run_id=run_id)
 
 
-def _batch_by_hand(services: Services, keys: Sequence[str]) -> Batch:
+def _present(keys: Sequence[str]) -> Sequence[str]:
+    """The partitions of a run started by hand.
+
+    Raises:
+        InputError: there are none. A range whose first partition has moved behind its last one, with a new upload, is empty. Without an
+            error the run would succeed and do nothing.
+    """
+    if not keys:
+        raise InputError("this run has no partitions: they have changed since they were selected", advice="select them again")
+    return keys
+
+
+def _batch_by_hand(services: Services, keys: Sequence[str], *, run_id: str) -> Batch:
     uploads = {partition_key(v.name): v for v in bucket.list_incoming(services.bucket, services.work.suffixes)}
-    files = []
+    files: dict[str, tuple[FileVersion, int]] = {}
+    done: dict[str, str] = {}
     with Ledger(services.postgres) as ledger:
         recorded = ledger.newest_by_partition(keys)
         for key in keys:
             record, upload = recorded.get(key), uploads.get(key)
             if upload and (record is None or upload.generation > record.version.generation):
-                files.append((upload, 1))
-                continue
-            if record is None:
+                files[key] = (upload, 1)
+            elif record is None:
                 raise InputError("no file under incoming/ has this name, and none was answered before", where=f"partition {key!r}")
-            if record.status in DONE:
-                (record,) = request_retries(services.bucket, ledger, [record.version.name])
-            files.append((record.version, record.load_id))
-    return Batch(batch_id(files), tuple(version for version, _ in files))
+            elif record.status in DONE:
+                done[key] = record.version.name
+            else:
+                files[key] = (record.version, record.load_id)
+        if done:
+            # Together and claimed at once: a sensor that sees some of them waiting takes them away from this run.
+            seconds = services.work.lease_seconds
+            again = request_retries(services.bucket, ledger, list(done.values()), owner=run_id, lease_seconds=seconds)
+            files |= {key: (record.version, record.load_id) for key, record in zip(done, again, strict=True)}
+    batch = [files[key] for key in keys]
+    return Batch(batch_id(batch), tuple(version for version, _ in batch))
 
 
-def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: ExecutionSettings) -> dg.AssetsDefinition:
+def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: ExecutionSettings, work: WorkSettings) -> dg.AssetsDefinition:
     """The step that answers files. ``wanted``: the model, whose version is the assets' code version."""
 
     @dg.multi_asset(
         name="answer_files",
         can_subset=True,
         partitions_def=question_files,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        # A run of a backfill is a batch: one commit of all that was ever answered would neither fit nor end.
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=work.batch_files),
         specs=_specs(factory, version=current_code_version(wanted)),
         check_specs=CHECK_SPECS,
         pool=POOL,
@@ -153,12 +176,12 @@ def _answer(
     reporter = platform.reporter(services)
     prepare_storage(context.instance)
     if ANSWERED_QUESTIONS not in selected:
-        records = reload_files(services, context.partition_keys, run_id=context.run.run_id, log=context.log)
+        records = reload_files(services, _present(context.partition_keys), run_id=context.run.run_id, log=context.log)
         evaluations.extend(reporter.report(context, records, assets=selected))
         return Outcome(())
     outcome = answer_batch(
         services,
-        batch_of(services, config, context.partition_keys),
+        batch_of(services, config, context.partition_keys, run_id=context.run.run_id),
         token=config.token or context.run.run_id,
         run_id=context.run.run_id,
         log=context.log,

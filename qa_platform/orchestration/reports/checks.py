@@ -25,6 +25,8 @@ SPANS = "every_answer_stands_in_its_context"
 REVIEW = "few_rows_need_a_look"
 DRIFT = "scores_are_as_usual"
 
+# Evaluations that are read from Dagster's log at once.
+_EVALUATIONS_AT_ONCE = 1_000
 # With fewer earlier files than this there is no usual score.
 _LEAST_HISTORY = 5
 # A smaller difference of means does not matter, however regular the earlier files were.
@@ -42,6 +44,17 @@ _SPECS = {
 }
 CHECK_SPECS = [dg.AssetCheckSpec(name, asset=QUESTION_ANSWER, description=description) for name, description in _SPECS.items()]
 _WARNINGS = frozenset({REVIEW, DRIFT})
+
+
+def run_evaluations(instance: dg.DagsterInstance, run_id: str) -> Iterator[dg.AssetCheckEvaluation]:
+    """The checks that were evaluated in a run, in all attempts of its steps, page by page: there are several for each of its files."""
+    cursor, has_more = None, True
+    while has_more:
+        kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        page = instance.get_records_for_run(run_id, cursor, of_type=kind, limit=_EVALUATIONS_AT_ONCE)
+        events = (record.event_log_entry.dagster_event for record in page.records)
+        yield from (event.asset_check_evaluation_data for event in events if event)
+        cursor, has_more = page.cursor, page.has_more
 
 
 def file_evaluations(facts: FileFacts, settings: CheckSettings) -> Iterator[dg.AssetCheckEvaluation]:

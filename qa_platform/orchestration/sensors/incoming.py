@@ -20,23 +20,24 @@ from qa_platform.contract import partition_key
 from qa_platform.errors import TransientError
 from qa_platform.ledger import Ledger
 from qa_platform.orchestration.assets.answers import BatchConfig
-from qa_platform.orchestration.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG, question_files
+from qa_platform.orchestration.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG, RUN_KEY_TAG
 from qa_platform.orchestration.reports.runless import store
 from qa_platform.orchestration.reports.uploads import uploaded
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.orchestration.sensors.heartbeat import beat, summary
 from qa_platform.orchestration.stored_runs import stored_runs
-from qa_platform.settings import WorkSettings
+from qa_platform.settings import ExecutionSettings, WorkSettings
 
-# Dagster's tag with the key of the request that a run comes from.
-_RUN_KEY_TAG = "dagster/run_key"
+# While so many runs are queued, no more are requested: they would not be answered sooner, and the claims of all that are queued have to
+# be kept at every tick. It is far more than what runs at once, so that no slot stays empty until the next tick.
+_QUEUED_RUNS = 50
 # What `new_run_key` makes. Other claims are owned by runs, or by the job that needs no sensor.
 _RUN_KEY = re.compile(r"[0-9a-f]{32}-\d+")
 # A run is in none of these states once the tick that requests it has ended: then it could not be launched, and never will be.
 _NOT_LAUNCHED = frozenset({dg.DagsterRunStatus.NOT_STARTED})
 
 
-def incoming_files_sensor(job: UnresolvedAssetJobDefinition, work: WorkSettings) -> dg.SensorDefinition:
+def incoming_files_sensor(job: UnresolvedAssetJobDefinition, work: WorkSettings, execution: ExecutionSettings) -> dg.SensorDefinition:
     @dg.sensor(
         name="incoming_files",
         job=job,
@@ -46,28 +47,29 @@ def incoming_files_sensor(job: UnresolvedAssetJobDefinition, work: WorkSettings)
     )
     def incoming_files(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SensorResult:
         services = platform.services()
-        queued = queued_run_keys(context.instance, job.name, beginning_seconds=services.work.lease_seconds)
+        beginning_seconds = seconds_to_begin(context.instance, services.work, execution)
+        queued = queued_run_keys(context.instance, job.name, beginning_seconds=beginning_seconds)
         keep_claims(services, queued)
         # Asked before this tick claims anything: those claims have no run yet.
         lost = lost_requests(context.instance, services, queued)
-        return _tick(context, services, lost)
+        return _tick(context, services, lost, queued=queued_runs(context.instance, job.name))
 
     return incoming_files
 
 
 @dataclass(frozen=True)
 class _Request:
-    """The request of a run for one batch, with the partitions that it needs and the events of its uploads."""
+    """The request of a run for one batch, with the events of its uploads."""
 
     run: dg.RunRequest
-    partitions: dg.AddDynamicPartitionsRequest
     uploads: tuple[dg.AssetMaterialization, ...]
 
 
-def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collection[str]) -> dg.SensorResult:
+def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collection[str], *, queued: int) -> dg.SensorResult:
     seen = look(services)
     record_unchanged(services, seen.plan, context.log)
-    requests, troubled = _requests(context, services, seen.plan.batches)
+    is_full = queued >= _QUEUED_RUNS
+    requests, troubled = _requests(context, services, () if is_full else seen.plan.batches)
     events = [event for request in requests for event in request.uploads]
     problem = _problem(lost, troubled)
     if problem:
@@ -76,9 +78,9 @@ def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collect
         # Last in the tick, and not while runs cannot be requested: it says that uploads get their runs.
         events += _beat(context, services, seen)
     store(context.instance, events, context.log)
-    reason = None if requests else dg.SkipReason("\n".join(filter(None, (problem, summary(seen)))))
-    partitions = [request.partitions for request in requests]
-    return dg.SensorResult(run_requests=[r.run for r in requests], dynamic_partitions_requests=partitions, skip_reason=reason)
+    full = f"{queued} runs wait in Dagster's queue; more files are requested when there are fewer than {_QUEUED_RUNS}" if is_full else ""
+    reason = None if requests else dg.SkipReason("\n".join(filter(None, (problem, full, summary(seen)))))
+    return dg.SensorResult(run_requests=[r.run for r in requests], skip_reason=reason)
 
 
 def _beat(context: dg.SensorEvaluationContext, services: Services, seen: Look) -> list[dg.AssetMaterialization]:
@@ -122,11 +124,12 @@ def _request(instance: dg.DagsterInstance, services: Services, planned: Batch, p
     if batch is None:
         return None
     keys = [partition_key(version.name) for version in batch.versions]
-    # They are deleted at once, since Dagster refuses a result that both deletes and adds a key.
+    uploads = tuple(uploaded(services.bucket, version, services.work) for version in batch.versions)
     for key in keys_to_move(present, keys):
         instance.delete_dynamic_partition(PARTITIONS, key)
-    uploads = tuple(uploaded(services.bucket, version, services.work) for version in batch.versions)
-    return _Request(_run_request(batch, run_key, keys), question_files.build_add_request(keys), uploads)
+    # At once, and not with the tick's result: a backfill in progress that looks while one of its keys is missing fails for good.
+    instance.add_dynamic_partitions(PARTITIONS, keys)
+    return _Request(_run_request(batch, run_key, keys), uploads)
 
 
 def keys_to_move(present: Sequence[str], keys: Sequence[str]) -> set[str]:
@@ -140,6 +143,19 @@ def keys_to_move(present: Sequence[str], keys: Sequence[str]) -> set[str]:
         if list(present[first : first + len(keys)]) == list(keys):
             return set()
     return existing
+
+
+def queued_runs(instance: dg.DagsterInstance, job_name: str) -> int:
+    """The number of the job's runs in Dagster's queue."""
+    return instance.get_runs_count(dg.RunsFilter(job_name=job_name, statuses=[dg.DagsterRunStatus.QUEUED]))
+
+
+def seconds_to_begin(instance: dg.DagsterInstance, work: WorkSettings, execution: ExecutionSettings) -> float:
+    """How long a run that Dagster calls started may take until its step takes the claims over."""
+    if execution.executor == "in_process":
+        return work.lease_seconds
+    # The step has a pod of its own, which may start as slowly as the run's pod.
+    return max(work.lease_seconds, instance.run_monitoring_start_timeout_seconds)
 
 
 def queued_run_keys(instance: dg.DagsterInstance, job_name: str, *, beginning_seconds: float) -> list[str]:
@@ -157,7 +173,7 @@ def queued_run_keys(instance: dg.DagsterInstance, job_name: str, *, beginning_se
         dg.RunsFilter(job_name=job_name, statuses=[dg.DagsterRunStatus.STARTED], updated_after=begun_since),
     )
     runs = chain.from_iterable(stored_runs(instance, wanted) for wanted in filters)
-    return [run.tags[_RUN_KEY_TAG] for run in runs if _RUN_KEY_TAG in run.tags]
+    return [run.tags[RUN_KEY_TAG] for run in runs if RUN_KEY_TAG in run.tags]
 
 
 def lost_requests(instance: dg.DagsterInstance, services: Services, queued: Collection[str]) -> set[str]:
@@ -173,14 +189,14 @@ def lost_requests(instance: dg.DagsterInstance, services: Services, queued: Coll
         owners = ledger.waiting_claims(expired_for=services.work.heartbeat_fails_after)
     unknown = {owner for owner in owners.keys() - set(queued) if _RUN_KEY.fullmatch(owner)}
     launched = [status for status in dg.DagsterRunStatus if status not in _NOT_LAUNCHED]
-    return {key for key in unknown if not instance.get_runs_count(dg.RunsFilter(tags={_RUN_KEY_TAG: key}, statuses=launched))}
+    return {key for key in unknown if not instance.get_runs_count(dg.RunsFilter(tags={RUN_KEY_TAG: key}, statuses=launched))}
 
 
 def new_run_key(instance: dg.DagsterInstance, batch: Batch) -> str:
     """A run key that was never used: a batch that comes again after a failure is a new run."""
     number = instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch.id})) + 1
     # If runs were deleted, the count alone may give the key of a later run.
-    while instance.get_runs_count(dg.RunsFilter(tags={_RUN_KEY_TAG: f"{batch.id}-{number}"})):
+    while instance.get_runs_count(dg.RunsFilter(tags={RUN_KEY_TAG: f"{batch.id}-{number}"})):
         number += 1
     return f"{batch.id}-{number}"
 

@@ -9,7 +9,7 @@ from qa_platform.batches.pending import reconcile as reconcile_files
 from qa_platform.clients.services import Services
 from qa_platform.ledger import Ledger
 from qa_platform.orchestration.failures import advised
-from qa_platform.orchestration.partitions import BATCH_TAG
+from qa_platform.orchestration.partitions import BATCH_TAG, RUN_KEY_TAG
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.orchestration.stored_runs import stored_runs
 from qa_platform.settings import WorkSettings
@@ -47,17 +47,17 @@ def _tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipRea
 def vanished_runs(instance: dg.DagsterInstance, owners: Collection[str], *, silent_seconds: float) -> list[dg.DagsterRun]:
     """Runs that are started according to Dagster, and whose process is gone.
 
-    A run that the sensor requested holds claims while it works, and logs events before and after. A run that holds none and has logged
-    nothing for ``silent_seconds`` is gone. It would keep its slot in the queue for ever.
+    A run that the sensor requested holds claims while it works, and logs events before and after. Until its step begins, which may have to
+    wait for a pod, the key of its request holds them. A run that holds none and has logged nothing for ``silent_seconds`` is gone. It would
+    keep its slot in the queue for ever.
 
     Args:
         owners: the owners of all live claims.
     """
     started = stored_runs(instance, dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
     quiet_since = time.time() - silent_seconds
-    return [
-        run for run in started if BATCH_TAG in run.tags and run.run_id not in owners and _last_event(instance, run.run_id) < quiet_since
-    ]
+    unclaimed = (run for run in started if BATCH_TAG in run.tags and {run.run_id, run.tags.get(RUN_KEY_TAG)}.isdisjoint(owners))
+    return [run for run in unclaimed if _last_event(instance, run.run_id) < quiet_since]
 
 
 def _last_event(instance: dg.DagsterInstance, run_id: str) -> float:

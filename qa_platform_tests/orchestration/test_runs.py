@@ -1,0 +1,157 @@
+"""Runs that are started by hand, run again, or whose step is tried again: none is green without its files, and none takes half of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from qa_platform.batches import intake
+from qa_platform.batches.pending import Look, look
+from qa_platform.batches.retry import request_retries
+from qa_platform.clients.postgres import connect
+from qa_platform.clients.services import Services
+from qa_platform.contract import FileStatus, partition_key
+from qa_platform.definitions import defs
+from qa_platform.errors import TransientError
+from qa_platform.ledger import FileRecord
+from qa_platform.orchestration.catalog import QUESTION_ANSWER
+from qa_platform.orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
+from qa_platform.orchestration.reports.checks import COMPLETE
+from qa_platform.orchestration.reports.events import Reporter
+from qa_platform.settings import PostgresSettings
+from qa_platform_tests.flow import Flow, bridge, csv_of, flow
+
+__all__ = ["flow"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("QA_STEP_RETRY_SECONDS", "0")
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files whose reading fails with an error that nobody foresaw."""
+    names: set[str] = set()
+    split_file: Callable[..., object] = intake.split_file
+
+    def split(services: Services, record: FileRecord, *arguments: Any, **options: Any) -> object:
+        if record.version.name in names:
+            raise RuntimeError("the reader has a bug")
+        return split_file(services, record, *arguments, **options)
+
+    monkeypatch.setattr(intake, "split_file", split)
+    return names
+
+
+def run_by_hand(flow: Flow, first: str, last: str) -> dg.ExecuteInProcessResult:
+    tags = {RANGE_START_TAG: partition_key(first), RANGE_END_TAG: partition_key(last)}
+    job = defs.resolve_job_def("answer_questions")
+    return job.execute_in_process(tags=tags, instance=flow.instance, raise_on_error=False)
+
+
+def answer_pending_files(flow: Flow) -> dg.ExecuteInProcessResult:
+    job = defs.resolve_job_def("answer_pending_files")
+    return job.execute_in_process(instance=flow.instance, raise_on_error=False)
+
+
+def message_of(result: dg.ExecuteInProcessResult) -> str:
+    data: Any = result.get_step_failure_events()[0].step_failure_data
+    return str(data.user_failure_data.description)
+
+
+def unavailable_at_the_second_look(patch: pytest.MonkeyPatch) -> list[Services]:
+    """Let the job for CI fail once, when it has answered what its first look found; the looks."""
+    looks = list[Services]()
+
+    def look_or_fail(services: Services) -> Look:
+        looks.append(services)
+        if len(looks) == 2:
+            raise TransientError("PostgreSQL is unavailable")
+        return look(services)
+
+    patch.setattr("qa_platform.orchestration.jobs.look", look_or_fail)
+    return looks
+
+
+@pytest.mark.usefixtures("one_attempt")
+def test_a_file_that_is_parked_because_it_cannot_be_read_fails_its_run_also_when_that_is_run_again(
+    flow: Flow, unreadable: set[str]
+) -> None:
+    unreadable.add("parked.csv")
+    bad, good = flow.upload("parked.csv", csv_of(bridge("Ulm"))), flow.upload("beside-parked.csv", csv_of(bridge("Graz")))
+    (request,) = flow.tick()
+    # The second time, everything is done and nothing is read.
+    for _ in range(2):
+        result = flow.run(request)
+        assert not result.success
+        message = message_of(result)
+        assert "'parked.csv' failed for the last time" in message.splitlines()[0]
+        assert "`qa-platform retry FILE`" in message.splitlines()[0]
+        assert "parked.csv: RuntimeError: the reader has a bug" in message
+        assert "beside-parked.csv" not in message
+    assert [flow.record(version).status for version in (bad, good)] == [FileStatus.FAILED, FileStatus.FINISHED]
+
+
+def test_a_sensor_takes_no_file_of_a_run_by_hand(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"range/{number}.csv" for number in range(3)]
+    for name in names:
+        flow.upload(name, csv_of(bridge(name)))
+    assert [result.success for result in flow.tick_and_run()] == [True]
+    requests: list[dg.RunRequest] = []
+
+    def then_tick(*arguments: Any, **options: Any) -> list[FileRecord]:
+        records = request_retries(*arguments, **options)
+        requests.extend(flow.tick())
+        return records
+
+    monkeypatch.setattr("qa_platform.orchestration.assets.answers.request_retries", then_tick)
+    assert run_by_hand(flow, names[0], names[-1]).success
+    assert requests == []
+    assert [flow.materializations(QUESTION_ANSWER, name) for name in names] == [2, 2, 2]
+
+
+def test_a_run_by_hand_asks_for_nothing_where_one_of_its_sources_is_gone(flow: Flow) -> None:
+    versions = [flow.upload(f"half/{number}.csv", csv_of(bridge(f"Ort{number}"))) for number in range(2)]
+    assert [result.success for result in flow.tick_and_run()] == [True]
+    for place in flow.objects("processed/half/1.csv/"):
+        flow.services.bucket.delete_blob(place)
+    result = run_by_hand(flow, "half/0.csv", "half/1.csv")
+    assert not result.success
+    assert "the source of 'half/1.csv' is gone" in message_of(result)
+    assert [(flow.record(v).status, flow.record(v).load_id) for v in versions] == [(FileStatus.FINISHED, 1)] * 2
+
+
+@pytest.mark.usefixtures("one_attempt")
+def test_the_job_for_ci_remembers_failed_files_when_its_step_is_tried_again(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, unreadable: set[str]
+) -> None:
+    unreadable.add("ci-parked.csv")
+    version, looks = flow.upload("ci-parked.csv", csv_of(bridge("Genf"))), unavailable_at_the_second_look(monkeypatch)
+    result = answer_pending_files(flow)
+    assert len(looks) > 2, "the step was tried again"
+    assert flow.record(version).status is FileStatus.FAILED
+    assert not result.success
+    assert "1 files could not be answered: ci-parked.csv" in message_of(result)
+
+
+@pytest.mark.usefixtures("one_attempt")
+def test_the_job_for_ci_remembers_failed_checks_when_its_step_is_tried_again(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow.upload("ci-tampered.csv", csv_of(bridge("Pirna"), bridge("Aue")))
+    report = Reporter.report
+
+    def tampered_with(*arguments: Any, **options: Any) -> list[dg.AssetCheckEvaluation]:
+        with connect(PostgresSettings()) as connection:
+            connection.execute("DELETE FROM question_answer WHERE source_file = 'ci-tampered.csv' AND row_number = 1")
+        return report(*arguments, **options)
+
+    monkeypatch.setattr(Reporter, "report", tampered_with)
+    looks = unavailable_at_the_second_look(monkeypatch)
+    result = answer_pending_files(flow)
+    assert len(looks) > 2, "the step was tried again"
+    assert not result.success
+    assert f"ci-tampered.csv ({COMPLETE})" in message_of(result)
