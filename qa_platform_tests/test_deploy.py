@@ -394,8 +394,14 @@ def embedded_variables() -> set[str]:
 
 
 def test_the_compose_file_sets_what_the_embedded_stack_sets() -> None:
-    for_dockers_init = {"TINI_KILL_PROCESS_GROUP"}
-    assert set(COMPOSE["x-platform"]["environment"]) - for_dockers_init == embedded_variables() | {"QA_PIPELINES_PATCH"}
+    of_deployments = {"TINI_KILL_PROCESS_GROUP", "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS"}
+    assert set(COMPOSE["x-platform"]["environment"]) - of_deployments == embedded_variables() | {"QA_PIPELINES_PATCH"}
+
+
+def test_daemons_give_a_sensor_the_time_to_list_a_large_bucket() -> None:
+    chart = {entry["name"]: entry.get("value") for entry in VALUES["dagsterDaemon"]["env"]}
+    for environment in (COMPOSE["x-platform"]["environment"], chart):
+        assert environment["DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS"] == "300"
 
 
 def test_a_run_in_kubernetes_is_given_what_the_embedded_stack_sets(run_container: dict[str, Any]) -> None:
