@@ -148,7 +148,8 @@ def _put_empty_commit(client: Client) -> str:
         try:
             return _try_empty_commit(client)
         except commits.CommitLost as error:
-            problem = str(error)
+            # Its advice is for the run of a batch.
+            problem = error.cause
     return problem
 
 

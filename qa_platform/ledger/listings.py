@@ -1,7 +1,6 @@
 """Listings of records of which there may be any number: those of many files, and all generations of one."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
-# ruff: noqa: S608
 
 from collections.abc import Iterator
 from itertools import chain
@@ -25,9 +24,7 @@ class Listings(Records):
 
     def in_the_table(self, name: str) -> FileRecord | None:
         """The generation whose rows are in the table, however many unchanged ones came after it."""
-        rest = f"""
-            FROM (SELECT * FROM question_file f WHERE f.source_file = %(name)s AND {IN_THE_TABLE} ORDER BY f.generation DESC LIMIT 1) f
-        """
+        rest = f"FROM question_file f WHERE f.source_file = %(name)s AND {IN_THE_TABLE} ORDER BY f.generation DESC LIMIT 1"
         return next(iter(self._select(rest, {"name": name})), None)
 
     def in_work(self) -> Iterator[FileRecord]:

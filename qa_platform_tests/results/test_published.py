@@ -299,6 +299,14 @@ def test_a_newer_generation_replaces_an_older_one_and_never_the_other_way_round(
     assert world.services.bucket.get_blob(PREFIX + "a.csv").metadata["qa-platform-generation"] == str(newer.generation)
 
 
+def test_nothing_is_written_for_rows_that_left_with_a_generation_that_is_forgotten(world: World) -> None:
+    world.finish("a.csv", b"older")
+    newer = world.finish("a.csv", b"newer")
+    world.ledger.forget("a.csv", [newer.generation])
+    assert publish(world.services, LOG) == 0
+    assert world.answered("a.csv") is None
+
+
 def test_what_was_written_meanwhile_is_not_replaced(world: World) -> None:
     version = world.finish("a.csv", b"newer")
 

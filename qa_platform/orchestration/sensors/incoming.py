@@ -28,8 +28,8 @@ from qa_platform.orchestration.sensors.heartbeat import beat, summary
 from qa_platform.orchestration.stored_runs import stored_runs
 from qa_platform.settings import ExecutionSettings, WorkSettings
 
-# While so many runs are queued, no more are requested: they would not be answered sooner, and the claims of all that are queued have to
-# be kept at every tick. It is far more than what runs at once, so that no slot stays empty until the next tick.
+# While so many runs have not begun, no more are requested: their files would not be answered sooner, and the claims of all of these runs
+# have to be kept at every tick. It is far more than what runs at once, so that no slot stays empty until the next tick.
 _QUEUED_RUNS = 50
 # What `new_run_key` makes. Other claims are owned by runs, or by the job that needs no sensor.
 _RUN_KEY = re.compile(r"[0-9a-f]{32}-\d+")
@@ -52,7 +52,7 @@ def incoming_files_sensor(job: UnresolvedAssetJobDefinition, work: WorkSettings,
         keep_claims(services, queued)
         # Asked before this tick claims anything: those claims have no run yet.
         lost = lost_requests(context.instance, services, queued)
-        return _tick(context, services, lost, queued=queued_runs(context.instance, job.name))
+        return _tick(context, services, lost, queued=len(queued))
 
     return incoming_files
 
@@ -78,7 +78,7 @@ def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collect
         # Last in the tick, and not while runs cannot be requested: it says that uploads get their runs.
         events += _beat(context, services, seen)
     store(context.instance, events, context.log)
-    full = f"{queued} runs wait in Dagster's queue; more files are requested when there are fewer than {_QUEUED_RUNS}" if is_full else ""
+    full = f"{queued} requested runs have not begun; more are requested when these are fewer than {_QUEUED_RUNS}" if is_full else ""
     reason = None if requests else dg.SkipReason("\n".join(filter(None, (problem, full, summary(seen)))))
     return dg.SensorResult(run_requests=[r.run for r in requests], skip_reason=reason)
 
@@ -143,11 +143,6 @@ def keys_to_move(present: Sequence[str], keys: Sequence[str]) -> set[str]:
         if list(present[first : first + len(keys)]) == list(keys):
             return set()
     return existing
-
-
-def queued_runs(instance: dg.DagsterInstance, job_name: str) -> int:
-    """The number of the job's runs in Dagster's queue."""
-    return instance.get_runs_count(dg.RunsFilter(job_name=job_name, statuses=[dg.DagsterRunStatus.QUEUED]))
 
 
 def seconds_to_begin(instance: dg.DagsterInstance, work: WorkSettings, execution: ExecutionSettings) -> float:
