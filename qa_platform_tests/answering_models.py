@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,29 @@ def make_model(family: str, folder: Path, *, seed: int = 3, positions: int = 512
         config = transformers.DebertaV2Config(**common, **bert, relative_attention=True, pos_att_type=["c2p", "p2c"], type_vocab_size=0)
     else:
         config = transformers.BertConfig(**common, **bert)
+    _write_model(config, folder)
+    _write_tokenizer(folder, family, tokenizer, positions)
+    return folder
+
+
+def make_with_berts_tokenizer(config: str, folder: Path, values: Mapping[str, Any]) -> Path:
+    """Write a tiny random model with BERT's tokenizer. ``config`` is the name of its class in transformers."""
+    import torch
+    import transformers
+
+    tokenizer = make_tokenizer("bert")
+    torch.manual_seed(3)
+    common = {"vocab_size": tokenizer.get_vocab_size(), "pad_token_id": 0, "max_position_embeddings": 512}
+    common |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    _write_model(getattr(transformers, config)(**{**common, **values}), folder)
+    _write_tokenizer(folder, "bert", tokenizer, 512)
+    return folder
+
+
+def _write_model(config: Any, folder: Path) -> None:
+    import torch
+    import transformers
+
     model = transformers.AutoModelForQuestionAnswering.from_config(config)
     with torch.no_grad():
         # Random weights of the usual size answer everything alike; wider ones make up their minds.
@@ -158,8 +181,6 @@ def make_model(family: str, folder: Path, *, seed: int = 3, positions: int = 512
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
     model.save_pretrained(folder)
-    _write_tokenizer(folder, family, tokenizer, positions)
-    return folder
 
 
 def _write_tokenizer(folder: Path, family: str, tokenizer: tokenizers.Tokenizer, positions: int) -> None:

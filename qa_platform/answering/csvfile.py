@@ -94,7 +94,7 @@ def answer_file(
     # None where the partial file becomes the target as it is.
     pack = target.with_name(target.name + ".packed") if is_packed(target.name) else None
     refuse_output(source, target, (target, partial, state, _unfinished(state), *([pack] if pack else [])))
-    origin = _origin(answerer, source, options)
+    origin = _origin(answerer, source, options, limits)
     with source.open("rb") as lines, _locked(partial) as out:
         try:
             rows = iter_rows(lines, limits=limits, size=source.stat().st_size)
@@ -232,9 +232,9 @@ def _header(rows: RowReader, options: AnswerOptions) -> bytes:
     return csv_line(answered_columns(rows, options), delimiter=rows.delimiter)
 
 
-def _origin(answerer: Answerer, source: Path, options: AnswerOptions) -> str:
+def _origin(answerer: Answerer, source: Path, options: AnswerOptions, limits: TextLimits) -> str:
     status = source.stat()
-    how = (asdict(answerer.identity), asdict(options), answerer.no_answer_threshold(options))
+    how = (asdict(answerer.identity), asdict(options), answerer.no_answer_threshold(options), asdict(limits))
     return json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, *how])
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qa_platform.answering.calibration import Calibration
 from qa_platform.answering.chunks import ChunkSize, batches, chunked
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
@@ -32,6 +34,7 @@ _log = logging.getLogger(__name__)
 # The memory for answers that are remembered, for rows that ask the same again: bytes, as if each answer were as long as its context.
 _REMEMBERED = 2**25
 _ANSWER_BYTES = 300
+_TRIAL = ("Who?", "Ada.")
 
 
 @dataclass(frozen=True)
@@ -267,11 +270,20 @@ class LoadedModel:
     def of(cls, files: ModelFiles, precision: Precision, *, threads: int, device: str) -> "LoadedModel":
         runtime = load_runtime(files, precision=precision, threads=threads, device=device)
         tokenizer = load_tokenizer(files)
-        return cls(runtime.name, runtime.chunk, tokenizer, Layout.of(tokenizer), runtime, files.calibration)
+        layout = Layout.of(tokenizer)
+        _check_numbers(files, runtime, tokenizer, layout)
+        return cls(runtime.name, runtime.chunk, tokenizer, layout, runtime, files.calibration)
 
     def answers(self, chunks: Iterator[list[tuple[str, str]]], wanted: Wanted) -> Iterator[Answer]:
         """The answers to the rows of all chunks, in order."""
         return _Run(self, wanted).answers(chunks)
+
+
+def _check_numbers(files: ModelFiles, runtime: Runtime, tokenizer: "tokenizers.Tokenizer", layout: Layout) -> None:
+    """Let a model answer once: weights that are damaged would have every row look unanswerable."""
+    (row,) = tokenize(tokenizer, layout, [_TRIAL], WindowSize.of(files.default_window, None))
+    if row.windows and not all(np.isfinite(logits).all() for logits in runtime.run(pad(row.windows, layout))):
+        raise files.damaged_weights()
 
 
 def _load_again(identity: ModelChoice, precision: Precision, *, threads: int, device: str) -> LoadedModel:

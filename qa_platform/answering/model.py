@@ -41,6 +41,11 @@ _OWN_FILE = "use the file that was saved with the weights"
 _OWN_TOKENIZER = "use the tokenizer that was saved with the weights"
 # transformers writes 1e30 where a tokenizer names no limit of its own.
 _NO_LIMIT = 10**9
+# They distinguish question and context by token types. So do their tokenizers, where these do not say what they give.
+_FAMILIES_WITH_TOKEN_TYPES = (
+    *("bert", "albert", "electra", "convbert", "deberta", "deberta-v2", "ernie", "fnet", "layoutlm", "megatron-bert", "mobilebert"),
+    *("nezha", "nystromformer", "squeezebert", "yoso"),
+)
 _MAX_SEQ_LEN = 384
 # The layer that makes the logits, in nearly every family.
 _HEAD = "qa_outputs.weight"
@@ -98,6 +103,10 @@ class ModelFiles:
             f"{self.folder / file} has {value!r} for {name}, which is not {wanted}", where=f"model {self.id}", advice=_OWN_FILE
         )
 
+    def damaged_weights(self) -> InputError:
+        """The error for weights with which nothing can be computed."""
+        return InputError(f"the weights in {self.folder} give infinite numbers or NaN", where=f"model {self.id}", advice="fetch them again")
+
     @property
     def position_offset(self) -> int:
         """The position of the first token. The RoBERTa line counts from the padding token's id plus one, every other from 0."""
@@ -130,9 +139,13 @@ class ModelFiles:
     def takes_token_types(self) -> bool:
         """Whether the model distinguishes question and context by token types, as BERT, ALBERT and ELECTRA do."""
         names = self.tokenizer_config.get("model_input_names")
-        if isinstance(names, list):
-            return "token_type_ids" in names and self.number("type_vocab_size", default=2) > 1
-        return self.family in ("bert", "albert", "electra", "convbert", "deberta", "deberta-v2", "mobilebert", "squeezebert")
+        given = "token_type_ids" in names if isinstance(names, list) else self.family in _FAMILIES_WITH_TOKEN_TYPES
+        return given and self.number("type_vocab_size", default=2) > 1
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the model is told to see only what is left of a token, as decoders do."""
+        return bool(self.config.get("is_decoder"))
 
 
 def _is_finite(value: object) -> bool:

@@ -108,7 +108,9 @@ class Processes:
             return future.result()
         except BrokenProcessPool as error:
             advice = "if it was killed for memory, give it more; if it could not start, what it says is on standard error"
-            raise TransientError("a process that answers on it died", where=f"device {self._device}", advice=advice) from error
+            # Its traceback has this frame, and this frame the future, which has the error: this object would outlive its last use.
+            cause = error.with_traceback(None)
+            raise TransientError("a process that answers on it died", where=f"device {self._device}", advice=advice) from cause
 
 
 # What follows runs in those processes.

@@ -250,6 +250,8 @@ def _show(result: "Evaluation", *, remembered: bool) -> None:
     model = result.model
     out.print(one_line(f"model {model.id}, revision {model.revision}, {model.precision}"), soft_wrap=True)
     _print_figures(out, "all questions", "", (result.total,))
+    if result.rejected:
+        out.print(f"{result.rejected} of them cannot be asked, and count as wrong", soft_wrap=True)
     _print_figures(out, "by characters of the context", "characters", result.by_context)
     _print_figures(out, "by score, a tenth of the questions each", "score", result.by_score)
     out.print(f"\nmean distance of score and exact match over the tenths: {result.calibration_error:.3f}", soft_wrap=True)

@@ -32,12 +32,14 @@ class Figures:
 class Evaluation:
     """A model's figures on a gold set.
 
-    ``by_score`` has deciles of the score. ``calibration_error`` is what the function finds. ``no_answer`` is None where the model might not
-    say that there is no answer, and where the set has no questions of both kinds.
+    ``rejected`` is the number of questions that could not be asked, such as empty ones: they count as wrong. ``by_score`` has deciles of
+    the score. ``calibration_error`` is what the function finds. ``no_answer`` is None where the model might not say that there is no
+    answer, and where the set has no questions of both kinds.
     """
 
     model: ModelChoice
     total: Figures
+    rejected: int
     by_context: tuple[Figures, ...]
     by_score: tuple[Figures, ...]
     calibration_error: float
@@ -81,7 +83,13 @@ def evaluate(
     no_answer = None
     if threshold is not None and has_both_kinds(gold):
         no_answer = compare_thresholds(_outcomes(answerer, gold, answers, options), threshold)
-    return Evaluation(answerer.identity, _figures("all", judged), _by_context(judged), by_score, calibration, no_answer)
+    rejected = sum(map(is_rejected, answers))
+    return Evaluation(answerer.identity, _figures("all", judged), rejected, _by_context(judged), by_score, calibration, no_answer)
+
+
+def is_rejected(answer: Answer) -> bool:
+    """Whether a question could not be asked, so that its answer says nothing of the model."""
+    return answer.error not in (None, RowReason.NO_ANSWER, RowReason.LOW_SCORE)
 
 
 def calibration_error(scores: Sequence[float], exact_matches: Sequence[float]) -> float:
@@ -113,12 +121,14 @@ def _outcomes(answerer: Answerer, gold: Sequence[GoldQuestion], answers: Sequenc
         judged = _judge(question, next(best) if answer.error is RowReason.NO_ANSWER else answer)
         # A rejected row is answered at no threshold.
         margin = math.inf if answer.null_margin is None else answer.null_margin
-        silence = f1("", [gold.text for gold in question.answers])
+        silence = 0.0 if is_rejected(answer) else f1("", [gold.text for gold in question.answers])
         outcomes.append(Outcome(margin, judged.f1, judged.exact_match, silence, bool(question.answers)))
     return outcomes
 
 
 def _judge(question: GoldQuestion, answer: Answer) -> _Judged:
+    if is_rejected(answer):
+        return _Judged(len(question.context), 0.0, 0.0, 0.0)
     golds = [gold.text for gold in question.answers]
     return _Judged(len(question.context), answer.score, exact_match(answer.answer, golds), f1(answer.answer, golds))
 

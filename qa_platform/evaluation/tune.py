@@ -13,7 +13,7 @@ from qa_platform.answering.model import find_model
 from qa_platform.answering.tuned import remember_precision
 from qa_platform.contract import PRECISIONS, ModelChoice, Precision
 from qa_platform.errors import InputError
-from qa_platform.evaluation.evaluate import has_unanswerable
+from qa_platform.evaluation.evaluate import has_unanswerable, is_rejected
 from qa_platform.evaluation.gold import GoldQuestion, f1
 
 # Percent of F1 that a faster precision may cost.
@@ -46,7 +46,7 @@ def tune(choice: ModelChoice, gold: Sequence[GoldQuestion], *, threads: int = 0,
     """Try every precision that a model runs in, choose the fastest that passes the gate, and remember it for ``auto``.
 
     Raises:
-        InputError: the model cannot be used at all.
+        InputError: the model cannot be used at all, or none of the questions can be asked.
     """
     trials = []
     for precision in PRECISIONS:
@@ -79,5 +79,9 @@ def _try(answerer: Answerer, gold: Sequence[GoldQuestion]) -> Trial:
         begun = time.perf_counter()
         answers = list(answerer.answer(pairs, options))
         seconds = min(seconds, time.perf_counter() - begun)
+    if all(map(is_rejected, answers)):
+        raise InputError(
+            "none of its questions can be asked", where="the gold set", advice="give questions and contexts that are not empty"
+        )
     scores = [f1(answer.answer, [a.text for a in question.answers]) for answer, question in zip(answers, gold, strict=True)]
     return Trial(answerer.identity.precision, 100 * sum(scores) / len(scores), len(gold) / seconds)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from qa_platform.cli.answering import _progress
 from qa_platform.cli.answering import answer as answer_command
 from qa_platform.contract import ANSWER_COLUMNS
 from qa_platform.errors import InputError
-from qa_platform.ingest import FileRejected
+from qa_platform.ingest import FileRejected, TextLimits
 from qa_platform_tests.answering_models import make_bert, pairs
 
 CONTEXT = "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over in 1987."
@@ -127,6 +127,13 @@ def test_a_stopped_file_is_begun_anew_with_other_options(tiny: Answerer, tmp_pat
     assert answer_file(tiny, source, tmp_path / "out.csv", AnswerOptions(min_score=1.0)).rows == 50
     rows = rows_of((tmp_path / "out.csv").read_bytes())
     assert {row[-1] for row in rows[1:]} == {"low_score"}
+
+
+def test_a_stopped_file_is_begun_anew_with_other_limits(tiny: Answerer, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", pairs(50, seed=2))
+    stopped_file(tiny, source, tmp_path / "out.csv", rows=5)
+    assert answer_file(tiny, source, tmp_path / "out.csv", AnswerOptions(), limits=TextLimits(context=1)).rejected == 50
+    assert {row[-1] for row in rows_of((tmp_path / "out.csv").read_bytes())[1:]} == {"context_too_long"}
 
 
 def test_a_checkpoint_does_not_vouch_for_the_rows_of_another_run(tiny: Answerer, tmp_path: Path) -> None:

@@ -464,7 +464,7 @@ def test_what_rounding_would_spoil_stays_in_bf16(monkeypatch: pytest.MonkeyPatch
     batch = pad(row.windows, layout)
 
     def logits(model: ov.Model, precision: Precision) -> NDArray[np.float32]:
-        return next(iter(compile_graph(model, precision=precision, threads=1)(inputs_of(batch, files.position_offset)).values()))
+        return next(iter(compile_graph(model, precision=precision, threads=1)(inputs_of(batch, files)).values()))
 
     exact = logits(Builder(files).build(), "fp32")
     usual, rounded, widest, errors = int8._NOISE, [], [], []

@@ -1,12 +1,13 @@
 """Several processes that answer for one, here on the CPU."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.processes import Processes, processes_for
 from qa_platform.errors import InputError, TransientError
 from qa_platform_tests.answering_models import make_bert, pairs
+from qa_platform_tests.flow import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +48,13 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def children() -> set[int]:
     """The processes that answer for this one."""
-    return {child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())}
+    found = set()
+    for child in psutil.Process().children():
+        # One that is just ending has no command line.
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.add(child.pid)
+    return found
 
 
 def places(answers: Iterable[Answer]) -> list[tuple[str, int, int]]:
@@ -62,6 +70,24 @@ def test_they_answer_as_one_process_does_and_in_order(alone: Answerer, both: Ans
     assert both.identity == alone.identity
     assert both.runtime == f"{alone.runtime}, in 2 processes"
     assert len(children()) == 2
+
+
+def test_they_end_with_their_object_also_after_one_was_killed(folder: Path) -> None:
+    others = children()
+    answerer = Answerer(str(folder), threads=1, processes=2)
+    answers = answerer.answer(ROWS * 20)
+    next(answers)
+    psutil.Process((children() - others).pop()).kill()
+    with pytest.raises(TransientError, match="a process that answers on it died"):
+        list(answers)
+    # Others are started, and the error is forgotten.
+    assert len(list(answerer.answer(ROWS[:5]))) == 5
+    gc.disable()
+    try:
+        del answers, answerer
+        wait_until(lambda: children() == others, "they outlive their object")
+    finally:
+        gc.enable()
 
 
 def test_what_the_rows_raise_comes_after_the_answers_to_all_before(alone: Answerer, both: Answerer) -> None:

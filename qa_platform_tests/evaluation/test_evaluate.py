@@ -25,6 +25,18 @@ def test_evaluation_groups_by_context_and_by_score() -> None:
     assert 0 <= result.calibration_error <= 1
 
 
+def test_questions_that_cannot_be_asked_count_as_wrong_and_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "gold.csv"
+    path.write_text(f'question,context,answers\nWho keeps the lighthouse?,"{CONTEXT}",Marta Olsen\n\u200b,"{CONTEXT}",\nWho?,\u200b,\n')
+    result = evaluate(Answerer("bundled"), read_gold(path))
+    assert (result.rejected, result.total.questions) == (2, 3)
+    assert result.total.f1 == pytest.approx(33.33)
+    assert result.no_answer is not None
+    assert result.no_answer.best.f1_unanswerable == 0
+    shown = CliRunner().invoke(evaluate_command, [str(path)])
+    assert "2 of them cannot be asked, and count as wrong" in shown.output
+
+
 def test_the_evaluate_command_prints_json(tmp_path: Path) -> None:
     path = tmp_path / "gold.csv"
     path.write_text(f'question,context,answers\nWho keeps the lighthouse?,"{CONTEXT}",Marta Olsen\n')

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from click.testing import CliRunner
 from qa_platform.answering import Answer, Answerer, AnswerOptions
 from qa_platform.cli.answering import tune as tune_command
 from qa_platform.contract import ModelChoice
+from qa_platform.errors import InputError
 from qa_platform.evaluation.tune import Trial, choose, tune
 from qa_platform_tests.answering_models import make_bert
 from qa_platform_tests.evaluation.gold_sets import CONTEXT, gold
@@ -43,6 +45,15 @@ def test_tune_lets_the_model_say_no_answer_where_that_is_right(
     monkeypatch.setattr(Answerer, "answer", answer)
     found = tune(ModelChoice(str(folder)), gold(2, CONTEXT, *right), threads=1)
     assert (set(asked), found.trials[0].f1) == ({allowed}, 100)
+
+
+def test_a_gold_set_of_which_nothing_can_be_asked_chooses_no_precision(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path))
+    with pytest.raises(InputError, match="none of its questions can be asked"):
+        tune(ModelChoice(str(folder)), [replace(question, question="") for question in gold(3, CONTEXT, "x")], threads=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tune_takes_no_precision_since_it_tries_them_all(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from qa_platform.errors import InputError
 
 # Added to the attention scores of padded positions: far below any score, far above bfloat16's lowest number.
 _MASKED = -1e9
+# Question and context.
+_TOKEN_TYPES = 2
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def supports(files: ModelFiles) -> bool:
     config = files.config
     return (
         files.family in _NAMES
+        and not files.is_decoder
         and config.get("position_embedding_type", "absolute") == "absolute"
         and _Shape.of(files).activation in _ACTIVATIONS
         and files.number("num_hidden_groups", default=1) == 1
@@ -148,6 +151,7 @@ class Builder:
         self._weights = Weights(files)
         self._names = _NAMES[files.family]
         self._shape = _Shape.of(files)
+        self._takes_types = files.takes_token_types
         self._positions = max(files.count("max_position_embeddings", default=0), files.position_offset + files.default_window)
 
     def build(self) -> ov.Model:
@@ -173,8 +177,11 @@ class Builder:
         if len(places) < self._positions:
             raise ValueError(f"{folder}position_embeddings.weight has {len(places)} positions of {self._positions}")
         total = op.add(self._gather(folder + "word_embeddings", ids), self._gather(folder + "position_embeddings", positions))
-        if folder + "token_type_embeddings.weight" in self._weights:
-            total = op.add(total, self._gather(folder + "token_type_embeddings", types))
+        kinds = folder + "token_type_embeddings"
+        if kinds + ".weight" in self._weights:
+            if self._takes_types and len(self._tensor(kinds + ".weight", 2)) < _TOKEN_TYPES:
+                raise ValueError(f"{kinds}.weight has fewer than {_TOKEN_TYPES} types")
+            total = op.add(total, self._gather(kinds, types))
         hidden = self._norm(total, folder + "LayerNorm")
         for projection in ("embeddings_project", "encoder.embedding_hidden_mapping_in"):
             if self._names.prefix + projection + ".weight" in self._weights:
@@ -275,13 +282,14 @@ def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counte
     return ov.Core().compile_model(model, "CPU", options)
 
 
-def inputs_of(batch: Batch, position_offset: int) -> list[NDArray[Any]]:
-    """The inputs of a `Builder`'s graph, in order: ids, types, positions and mask."""
+def inputs_of(batch: Batch, files: ModelFiles) -> list[NDArray[Any]]:
+    """The inputs of the graph that `Builder` makes of a model, in order: ids, types, positions and mask."""
     columns = np.arange(batch.ids.shape[1], dtype=np.int32)
     mask = np.where(columns < batch.lengths[:, None], np.float32(0), np.float32(_MASKED))[:, None, None, :]
     positions = np.broadcast_to(columns, batch.ids.shape)
-    if position_offset:
+    types = batch.types if files.takes_token_types else np.zeros_like(batch.types)
+    if position_offset := files.position_offset:
         # The RoBERTa line does not count padding tokens, not even one that a text spells out.
         real = batch.ids != position_offset - 1
         positions = real.cumsum(axis=1, dtype=np.int32) * real + np.int32(position_offset - 1)
-    return [batch.ids, batch.types, np.ascontiguousarray(positions), mask]
+    return [batch.ids, types, np.ascontiguousarray(positions), mask]

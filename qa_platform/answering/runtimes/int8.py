@@ -85,7 +85,7 @@ def _observed(files: ModelFiles) -> list[Seen]:
     request = compile_graph(_Observer(files).build(), precision="bf16", threads=1).create_infer_request()
     observed: list[Seen] = []
     for batch in _batches(files):
-        request.infer(inputs_of(batch, files.position_offset))
+        request.infer(inputs_of(batch, files))
         results = iter([tensor.data.copy() for tensor in request.output_tensors[1:]])
         found = [Seen(low, high, float(energy), batch.ids.size) for low, high, energy in zip(results, results, results, strict=True)]
         observed = [known | new for known, new in zip(observed, found, strict=True)] if observed else found
@@ -93,9 +93,7 @@ def _observed(files: ModelFiles) -> list[Seen]:
         what = f"its windows of {files.default_window} tokens are too short for the texts that int8 is calibrated on"
         raise InputError(what, where=f"model {files.id}", advice="use bf16 or fp32")
     if not all(np.isfinite(seen.low).all() and np.isfinite(seen.high).all() for seen in observed):
-        raise InputError(
-            f"the weights in {files.folder} give infinite numbers or NaN", where=f"model {files.id}", advice="fetch them again"
-        )
+        raise files.damaged_weights()
     return observed
 
 

@@ -33,7 +33,7 @@ class OpenVinoRuntime:
         self.requests = threads
         self.tokens = TOKENS
         self.chunk = ChunkSize()
-        self._offset = files.position_offset
+        self._files = files
         model = _load(files, precision=precision, threads=threads)
         self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         for _ in range(self.requests):
@@ -43,7 +43,7 @@ class OpenVinoRuntime:
         """See `Runtime.run`."""
         request = self._idle.get()
         try:
-            flat = request.infer(inputs_of(batch, self._offset))[0].copy()
+            flat = request.infer(inputs_of(batch, self._files))[0].copy()
         finally:
             self._idle.put(request)
         logits = flat.reshape(*batch.ids.shape, 2)

@@ -43,6 +43,11 @@ class _Portions:
     chunk: ChunkSize
 
 
+# Families for which padding is of no consequence where attention masks it. They see all of a window, and take a mask in attention's form.
+_MASKED = frozenset(
+    ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "deberta", "deberta-v2", "ernie", "mpnet")
+)
+
 _PORTIONS = {"cpu": _Portions(4096, 1, 1, ChunkSize()), "cuda": _Portions(2**17, 3, 32, ChunkSize(rows=2048, characters=2**21))}
 
 
@@ -62,6 +67,7 @@ class TorchRuntime:
         portions = _PORTIONS.get(self._device.type, _PORTIONS["cpu"])
         self.requests, self.tokens, self.chunk = portions.requests, portions.tokens, portions.chunk
         self._halved = False
+        self._is_masked = files.family in _MASKED and not files.is_decoder
         self._step = portions.step
         self._longest = files.longest_window
         self._takes_types = files.takes_token_types
@@ -133,8 +139,21 @@ class TorchRuntime:
             _log.warning("%s has no memory for a batch of %d tokens: batches are halved until they fit", self._device, tokens)
 
     def _logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Start and end logits, on the device, with as many columns as the padded batch has there."""
-        length = min(-(-batch.ids.shape[1] // self._step) * self._step, self._longest)
+        """Start and end logits, on the device, with at least as many columns as the batch has."""
+        if self._is_masked:
+            return self._computed(batch)
+        # Convolutions, pools and windows of attention see padding: windows of different lengths are computed apart.
+        logits = torch.zeros((2, *batch.ids.shape), device=self._device)
+        for length in np.unique(batch.lengths):
+            rows = np.flatnonzero(batch.lengths == length)
+            part = Batch(batch.ids[rows, :length], batch.types[rows, :length], batch.lengths[rows])
+            logits[:, torch.from_numpy(rows).to(self._device), :length] = torch.stack(self._computed(part))[:, :, :length]
+        return logits[0], logits[1]
+
+    def _computed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        length = batch.ids.shape[1]
+        if self._is_masked:
+            length = min(-(-length // self._step) * self._step, self._longest)
         inputs = {"input_ids": self._to_device(batch.ids, length).long()}
         inputs["attention_mask"] = self._mask(self._to_device(batch.lengths), length)
         if self._takes_types:
@@ -145,7 +164,7 @@ class TorchRuntime:
 
     def _mask(self, lengths: torch.Tensor, length: int) -> torch.Tensor:
         real = torch.arange(length, device=self._device) < lengths[:, None]
-        if self._model.config._attn_implementation != "sdpa":
+        if not self._is_masked or self._model.config._attn_implementation != "sdpa":
             return real.long()
         # In the form that attention takes. Of any other transformers asks whether it masks anything, and so waits for the device.
         return real[:, None, None, :].expand(-1, 1, length, -1)
@@ -185,6 +204,11 @@ def _model(files: ModelFiles, precision: Precision) -> Any:
     where = f"model {files.id}"
     if precision == "bf16" and files.family == "deberta":
         raise InputError("transformers' DeBERTa of the first version cannot compute in bf16", where=where, advice="use fp32")
+    if files.family == "longformer":
+        # It fails on a context that spells one out.
+        raise InputError(
+            "transformers' Longformer finds the question by the separators of the whole text", where=where, advice="use another model"
+        )
     try:
         with _no_progress_bar():
             model, report = AutoModelForQuestionAnswering.from_pretrained(

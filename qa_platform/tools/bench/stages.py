@@ -80,7 +80,7 @@ class _Stages:
     def _decode(self, portion: Sequence[Window], batch: Batch, found: dict[int, list]) -> float:
         """Compute a batch and find its spans. Returns the seconds of the model."""
         begun = time.perf_counter()
-        flat = self._request.infer(inputs_of(batch, self._files.position_offset))[0].reshape(*batch.ids.shape, 2)
+        flat = self._request.infer(inputs_of(batch, self._files))[0].reshape(*batch.ids.shape, 2)
         computed = time.perf_counter() - begun
         spans = self._timed("decoding: spans", partial(best_spans, flat[:, :, 0], flat[:, :, 1], portion, _OPTIONS))
         for window, of_window in zip(portion, spans, strict=True):
