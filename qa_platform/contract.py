@@ -33,6 +33,9 @@ QUESTIONS_REPO = "questions"
 ANSWER_PIPELINE = "question_answer"
 LOAD_PIPELINE = "push-answers-to-sql"
 
+# What the embedded pachd adds to its version.
+EMBEDDED_PACHD = "-embedded"
+
 # The asset that Dagster's sensor materialises as long as it can list the bucket and its requests become runs.
 HEARTBEAT_ASSET = "incoming_listing"
 

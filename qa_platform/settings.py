@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from qa_platform.contract import CONTEXT_LIMIT, INCOMING, PROCESSED, QUESTION_LIMIT, REJECTED, ModelChoice, Precision
 from qa_platform.errors import InputError
@@ -30,10 +30,23 @@ def _listed(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
+def _decoded(value: object) -> object:
+    """The value of a text in JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        # Without its cause, which shows the value.
+        raise ValueError("it must be JSON") from None
+
+
 # An owner of an asset, as Dagster takes one.
 _OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:.+")
 
-# A variable with several values. NoDecode: pydantic's own decoding takes JSON only, and does not name the variable.
+# NoDecode: the error of pydantic's own decoding does not name the variable.
+_Json = (NoDecode, BeforeValidator(_decoded))
+# A variable with several values.
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
@@ -158,6 +171,22 @@ class PachydermSettings(BaseSettings):
         "stopped. The image of a large model takes minutes to pull.",
     )
 
+    @field_validator("pach_token", mode="before")
+    @classmethod
+    def _fit_for_a_header(cls, token: object) -> object:
+        if not isinstance(token, str):
+            return token
+        # A file that was written by hand ends with a line break, and so does a secret that was made of it.
+        token = token.strip()
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError("it must be one line of ASCII")
+        return token
+
+    @field_validator("pach_ca_bundle", mode="before")
+    @classmethod
+    def _none_if_empty(cls, bundle: object) -> object:
+        return bundle or None
+
 
 class PipelinesSettings(BaseSettings):
     """How the pipelines' workers are sized and placed. `qa-platform pachyderm apply` and `qa-platform doctor` read them."""
@@ -171,6 +200,13 @@ class PipelinesSettings(BaseSettings):
         default=None,
         description="JSON file with a merge patch (RFC 7386) for the specification of each pipeline: an object by the pipelines' names.",
     )
+    pg_host: str = Field(
+        default="", description="Host of PostgreSQL as the workers reach it, for the secret `dbaccess`; without it that of `PG_HOST`."
+    )
+
+    def of_workers(self, postgres: PostgresSettings) -> PostgresSettings:
+        """The database as the workers reach it."""
+        return postgres.model_copy(update={"host": self.pg_host}) if self.pg_host else postgres
 
 
 class ModelSettings(BaseSettings):
@@ -405,7 +441,7 @@ class NotificationSettings(BaseSettings):
     smtp_tls: Literal["starttls", "ssl", "none"] = Field(default="starttls", description="How the connection to it is encrypted.")
     smtp_user: str = Field(default="", description="User at the mail server; without it there is no log-in.")
     smtp_password: SecretStr = Field(default=SecretStr(""), description="Password at the mail server.")
-    notify_urls: tuple[SecretStr, ...] = Field(
+    notify_urls: Annotated[tuple[SecretStr, ...], *_Json] = Field(
         default=(), description="Addresses of other services, as apprise writes them (a JSON list): `msteams://…`, `pagerduty://…`."
     )
     dagster_url: str = Field(default="", description="Address of Dagster's UI, for links to runs.")
@@ -420,7 +456,7 @@ class ExecutionSettings(BaseSettings):
         default="in_process",
         description="Where a step is executed: in the run's process, or in a pod of its own.",
     )
-    step_resources: dict[Literal["requests", "limits"], dict[str, str]] = Field(
+    step_resources: Annotated[dict[Literal["requests", "limits"], dict[str, str]], *_Json] = Field(
         default={},
         description="Size of a step's pod: a JSON object with Kubernetes' `requests` and `limits`; without it, that of the run's pod.",
     )
@@ -489,8 +525,6 @@ SETTINGS_ADVICE = "set the variable as docs/configuration.md describes it, or un
 
 def wrong_settings(error: Exception) -> str:
     """The variables that are wrong, if an error comes from making one of these classes, and why; else "". It shows no values."""
-    if isinstance(error, SettingsError):
-        return f"the environment cannot be used: {error}"
     owner = globals().get(error.title) if isinstance(error, ValidationError) else None
     if owner is None or not isinstance(error, ValidationError):
         return ""

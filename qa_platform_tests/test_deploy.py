@@ -87,6 +87,7 @@ REQUIRED_BY_KUBERNETES: dict[str, dict[str, Any]] = {
 CHART = {
     *("global", "generatePostgresqlPasswordSecret", "generateCeleryConfigSecret", "postgresql", "dagster-user-deployments", "runLauncher"),
     *("dagsterWebserver", "dagsterDaemon", "concurrency", "retention", "telemetry", "computeLogManager", "additionalInstanceConfig"),
+    "imagePullSecrets",
     # Of the other chart that takes these values.
     "rollout",
 }
@@ -395,7 +396,19 @@ def embedded_variables() -> set[str]:
 
 def test_the_compose_file_sets_what_the_embedded_stack_sets() -> None:
     of_deployments = {"TINI_KILL_PROCESS_GROUP", "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS"}
-    assert set(COMPOSE["x-platform"]["environment"]) - of_deployments == embedded_variables() | {"QA_PIPELINES_PATCH"}
+    assert set(COMPOSE["x-platform"]["environment"]) - of_deployments == embedded_variables() | {
+        "QA_PIPELINES_PATCH",
+        "QA_PIPELINES_PG_HOST",
+    }
+
+
+def test_one_list_of_secrets_to_pull_with_is_that_of_all_pods() -> None:
+    text = (PROJECT / "deploy" / "kubernetes" / "values.yaml").read_text()
+    values = yaml.safe_load(text.replace("&pull_secrets []", "&pull_secrets [{name: registry}]"))
+    [job] = [part for part in values["rollout"] if part["kind"] == "Job"]
+    expected = [{"name": "registry"}]
+    assert values["imagePullSecrets"] == values["dagster-user-deployments"]["imagePullSecrets"] == expected
+    assert job["spec"]["template"]["spec"]["imagePullSecrets"] == expected
 
 
 def test_daemons_give_a_sensor_the_time_to_list_a_large_bucket() -> None:
@@ -500,9 +513,11 @@ def test_the_tables_are_made_before_anything_needs_them() -> None:
     assert services["pipelines"]["depends_on"] == {"tables": done}
     parse_click(qa_platform_command, services["tables"]["command"][1:])
     parse_click(qa_platform_command, services["pipelines"]["command"][1:])
-    # Pachyderm's workers are elsewhere, and are given another address of the same database.
-    given = services["pipelines"]["environment"]
-    assert {name for name in given if given[name] != COMPOSE["x-platform"]["environment"][name]} == {"PG_HOST"}
+    # Pachyderm's workers are elsewhere, and are given another address of the same database, whichever service applies the pipelines.
+    for service in ("pipelines", "code-location"):
+        given = services[service]["environment"]
+        assert given["PG_HOST"] == "postgres"
+        assert given["QA_PIPELINES_PG_HOST"].startswith("${PG_ADDRESS:?")
     assert services["tables"]["restart"] == services["pipelines"]["restart"] == "no"
 
 

@@ -13,7 +13,9 @@ from qa_platform.errors import InputError
 from qa_platform.settings import (
     BucketSettings,
     CatalogSettings,
+    ExecutionSettings,
     NotificationSettings,
+    PachydermSettings,
     PostgresSettings,
     WorkSettings,
     settings_errors,
@@ -110,6 +112,26 @@ def test_a_variable_that_breaks_a_rule_is_named_with_the_rule(
     with pytest.raises(InputError, match=re.escape(f"the environment cannot be used: {name}: {why}")) as refused, settings_errors():
         settings()
     assert refused.value.advice
+
+
+@pytest.mark.parametrize(("name", "settings"), [("QA_NOTIFY_URLS", NotificationSettings), ("QA_STEP_RESOURCES", ExecutionSettings)])
+def test_json_that_is_none_is_refused_by_the_name_of_the_variable_and_not_shown(
+    name: str, settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "slack://s3cr3t")
+    with pytest.raises(InputError, match=f"{name}: it must be JSON") as refused, settings_errors():
+        settings()
+    assert "s3cr3t" not in str(refused.value)
+
+
+def test_the_end_of_a_file_is_no_part_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACH_TOKEN", "t0k3n\n")
+    assert PachydermSettings().pach_token.get_secret_value() == "t0k3n"
+    for unfit in ("t0k3n\nx", "tök3n"):
+        monkeypatch.setenv("PACH_TOKEN", unfit)
+        with pytest.raises(InputError, match="PACH_TOKEN: it must be one line of ASCII") as refused, settings_errors():
+            PachydermSettings()
+        assert unfit not in str(refused.value)
 
 
 @pytest.mark.parametrize("owner", ["a.b+c@mail.example.com", "team:x", "bob", "team:", "bob@example", "a b@example.com", "a@b.museums"])

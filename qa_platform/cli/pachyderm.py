@@ -86,8 +86,9 @@ def apply_command(
     running jobs have ended, since an update kills them. Jobs that cannot end, because their workers or programs do not start, are named
     and not waited for. Without --registry, --tag or --cron, pipelines keep the registry, the tag and the variant that they have.
 
-    The secrets' values come from PG_* and GCS_ACCESS, where certificates and the service account may be files. They are checked before
-    anything is sent, and never shown. A secret that another tool created, such as kubectl or Helm, is used as it is.
+    The secrets' values come from PG_* and GCS_ACCESS, the database's host from QA_PIPELINES_PG_HOST where that is set. Certificates and the
+    service account may be files. All are checked before anything is sent, and never shown. Without PG_HOST a secret dbaccess that is
+    there stays as it is. A secret that another tool created, such as kubectl or Helm, is used as it is.
 
     The file of --patch is an object of merge patches (RFC 7386) by the pipelines' names: requests and limits, node selectors,
     tolerations, datum sets. It cannot change what the platform relies on. Set QA_PIPELINES_WORKERS and QA_PIPELINES_PATCH rather than the
@@ -109,7 +110,11 @@ def apply_command(
         wait_seconds=wait_minutes * 60,
     )
     changes = apply(
-        PachydermSettings(), PostgresSettings(), BucketSettings(), options, tell=lambda text: click.echo(escaped(text, keep=_TAB), err=True)
+        PachydermSettings(),
+        sizes.of_workers(PostgresSettings()),
+        BucketSettings(),
+        options,
+        tell=lambda text: click.echo(escaped(text, keep=_TAB), err=True),
     )
     out = console()
     for change in changes:

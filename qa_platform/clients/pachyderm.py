@@ -70,18 +70,14 @@ def connect(settings: PachydermSettings) -> Client:
     """A client of the pachd at ``settings.pachd_address``, with a deadline on every call and retries while pachd is unavailable.
 
     Raises:
-        InputError: the address is not ``grpc://host:port`` or ``grpcs://host:port``.
+        InputError: the address is not ``grpc://host:port`` or ``grpcs://host:port``, or the CA bundle cannot be read.
     """
-    address = urlsplit(settings.pachd_address)
-    if address.scheme not in ("grpc", "grpcs") or not address.hostname or not address.port:
-        raise InputError(
-            f"PACHD_ADDRESS is {settings.pachd_address!r}", advice="it has the form grpc://host:port, or grpcs://host:port with TLS"
-        )
+    scheme, host, port = _address(settings)
     client = Client(
-        host=address.hostname,
-        port=address.port,
-        tls=address.scheme == "grpcs",
-        root_certs=settings.pach_ca_bundle.read_bytes() if settings.pach_ca_bundle else None,
+        host=host,
+        port=port,
+        tls=scheme == "grpcs",
+        root_certs=_roots(settings),
         auth_token=settings.pach_token.get_secret_value() or None,
     )
     # The SDK takes no channel options, so its channel is replaced.
@@ -89,6 +85,31 @@ def connect(settings: PachydermSettings) -> Client:
     client._channel = grpc.intercept_channel(open_channel(client), _Metadata(client._grpc_metadata))
     client._init_api()
     return client
+
+
+def _address(settings: PachydermSettings) -> tuple[str, str, int]:
+    try:
+        address = urlsplit(settings.pachd_address)
+        host, port = address.hostname, address.port
+    # Of a port that is no number or too high, and of a bracket without its other one.
+    except ValueError:
+        host = port = None
+    if not host or not port or address.scheme not in ("grpc", "grpcs"):
+        raise InputError(
+            f"PACHD_ADDRESS is {settings.pachd_address!r}", advice="set it to grpc://host:port, or to grpcs://host:port with TLS"
+        )
+    return address.scheme, host, port
+
+
+def _roots(settings: PachydermSettings) -> bytes | None:
+    try:
+        return settings.pach_ca_bundle.read_bytes() if settings.pach_ca_bundle else None
+    except OSError as error:
+        raise InputError(
+            f"PACH_CA_BUNDLE cannot be read: {error.strerror}",
+            where=str(settings.pach_ca_bundle),
+            advice="set it to a PEM file, or unset it",
+        ) from error
 
 
 class _Metadata(ClientInterceptor):

@@ -40,10 +40,14 @@ _NOT_RETRIED = (
 )
 
 
-class WrongEncoding(InputError):
-    """The database does not store text as UTF-8. Its owner must move the tables; no file is to blame."""
+class WrongDatabase(InputError):
+    """The database lacks a permission, a table or a column. Its owner mends that; no file is to blame."""
 
     blameless = True
+
+
+class WrongEncoding(WrongDatabase):
+    """The database does not store text as UTF-8. Its owner must move the tables."""
 
 
 def connect(settings: PostgresSettings) -> psycopg.Connection:
@@ -156,7 +160,8 @@ def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[
         about: what the transaction is for; it begins the messages.
 
     Raises:
-        InputError: PostgreSQL refuses the data, a permission is missing, or the tables are.
+        InputError: PostgreSQL refuses the data.
+        WrongDatabase: a permission is missing, or the tables are.
         TransientError: the connection broke, or PostgreSQL gave up for now: a deadlock, a full disk, a shutdown, a time-out, a
             standby that is not promoted yet, an error of its own.
     """
@@ -168,11 +173,11 @@ def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[
     except psycopg.errors.DataError as error:
         raise InputError(f"PostgreSQL refuses the data: {_said(error)}", where=about) from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise InputError(
+        raise WrongDatabase(
             f"PostgreSQL does not allow it: {_said(error)}", where=about, advice="grant it, or be the owner of the tables"
         ) from error
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise InputError(f"the tables are missing or old: {_said(error)}", where=about, advice="run `qa-platform db upgrade`") from error
+        raise WrongDatabase(f"the tables are missing or old: {_said(error)}", where=about, advice="run `qa-platform db upgrade`") from error
 
 
 def limit_seconds(cursor: psycopg.Cursor, seconds: float) -> None:

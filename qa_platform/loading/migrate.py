@@ -1,5 +1,7 @@
 """Bringing a database's tables up to date, or back."""
 
+import logging
+import time
 from pathlib import Path
 
 import psycopg
@@ -8,6 +10,8 @@ from qa_platform.clients.postgres import connect, only_row, transaction
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import PostgresSettings
 
+logger = logging.getLogger(__name__)
+
 HEAD = "0008"
 
 # Not alembic's default name: the database may be shared with another program that uses alembic.
@@ -15,8 +19,14 @@ VERSION_TABLE = "question_answer_version"
 
 # Any number that nobody else uses. It lets programs that migrate at the same time wait for each other.
 _LOCK = 0x71615F6D
-# A migration that waits for a busy table blocks all other readers, so it gives up after a while.
+# A migration that waits for a busy table blocks all other readers, so it gives up after a while, lets them through, and tries again.
 _LOCK_TIMEOUT = "30s"
+_TRIES = 5
+_PAUSE_SECONDS = 5.0
+
+
+class _BusyTables(TransientError):
+    """Others keep a table busy."""
 
 
 def upgrade(settings: PostgresSettings, *, accept_newer: bool = False) -> None:
@@ -37,7 +47,16 @@ def upgrade(settings: PostgresSettings, *, accept_newer: bool = False) -> None:
         revision = current(connection)
     if revision == HEAD or (accept_newer and revision > HEAD):
         return
-    _migrate(settings, "upgrade", "head")
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _migrate(settings, "upgrade", "head")
+        except _BusyTables as error:
+            if not tries_left:
+                raise
+            logger.warning("%s; trying again", error)
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def downgrade(settings: PostgresSettings, revision: str) -> None:
@@ -85,6 +104,10 @@ def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
             f"cannot {direction} the tables to {revision}: {error}", advice="check that this program is not older than the database"
         ) from error
     except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InternalError) as error:
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            raise _BusyTables(
+                f"the tables are busy: {error.orig}", advice="see in pg_stat_activity who uses them for so long, and repeat this then"
+            ) from error
         raise TransientError(f"the tables could not be migrated now: {error.orig}") from error
     except sqlalchemy.exc.ProgrammingError as error:
         raise InputError(f"the tables cannot be migrated: {error.orig}") from error

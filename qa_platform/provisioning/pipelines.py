@@ -5,6 +5,7 @@ updated, and an update waits for running jobs first.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,10 @@ _SPEC_FILES = {
     LOAD_PIPELINE: "push_answers_to_sql/pipeline.json",
 }
 _CRON_SPEC_FILE = "question_answer/pipeline_cron.json"
+
+# Of an image's name, as registries take them.
+_REGISTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[A-Za-z0-9._-]+)*/?")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 _POLL_SECONDS = 2.0
 _SHOWN_JOBS = 5
@@ -95,12 +100,15 @@ def apply(
         InputError: a specification or a credential is unusable, or pachd refused. All of them are read before anything is changed.
         TransientError: pachd is unavailable, or jobs still run after ``options.wait_seconds``.
     """
-    secrets = {DATABASE_SECRET: database_secret(postgres), BUCKET_SECRET: bucket_secret(bucket)}
+    secrets: dict[str, dict[str, str] | None] = {DATABASE_SECRET: database_secret(postgres), BUCKET_SECRET: bucket_secret(bucket)}
     # What is unusable is refused before pachd is asked.
     list(specifications(options, postgres, bucket=bucket))
     with session(pachyderm, "applying repos, secrets and pipelines") as client:
         options = _completed(options, deployed_options(find_pipeline(client, name) for name in _SPEC_FILES))
         specs = list(specifications(options, postgres, bucket=bucket))
+        if "host" not in postgres.model_fields_set and find_secret(client, DATABASE_SECRET):
+            # The default is no better than what is there: no worker's pod reaches a database at localhost.
+            secrets[DATABASE_SECRET] = None
         if options.cron and secrets[BUCKET_SECRET] is None and find_secret(client, BUCKET_SECRET) is None:
             raise InputError(
                 f"the cron variant needs the secret {BUCKET_SECRET}, which does not exist",
@@ -116,8 +124,11 @@ def specifications(options: Options, postgres: PostgresSettings, *, bucket: Buck
     """The wanted specifications of the pipelines, by name, in the order in which they depend on each other.
 
     Raises:
-        InputError: a specification's file is missing, or the patch is refused.
+        InputError: the registry or the tag cannot be one of an image, a specification's file is missing, or the patch is refused.
     """
+    for what, value, form in (("registry", options.registry, _REGISTRY), ("tag", options.tag, _TAG)):
+        if value and not form.fullmatch(value):
+            raise InputError(f"{value!r} is not the {what} of an image", advice="it is like docker.io/acme, and the tag like v1.2.3")
     files = _SPEC_FILES | ({ANSWER_PIPELINE: _CRON_SPEC_FILE} if options.cron else {})
     patches = read_patches(options.patch, files) if options.patch else {}
     for name, file in files.items():
@@ -201,7 +212,8 @@ def _apply_secret(client: Client, name: str, values: Mapping[str, str] | None, o
     existing = find_secret(client, name)
     if values is None:
         missing = f"it does not exist: only the cron variant needs it ({keys_needed(name)})"
-        return Change("secret", name, "unchanged", f"GCS_ACCESS is not set; {described(name, existing) if existing else missing}")
+        variable = "PG_HOST" if name == DATABASE_SECRET else "GCS_ACCESS"
+        return Change("secret", name, "unchanged", f"{variable} is not set; {described(name, existing) if existing else missing}")
     if existing and not existing.is_ours:
         return Change("secret", name, "unchanged", described(name, existing))
     if not options.dry_run:

@@ -32,6 +32,7 @@ from dagster_shared.error import SerializableErrorInfo
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 from pachyderm_sdk.api import pps, version
+from psycopg import sql
 from pydantic import SecretStr
 from rich.console import Console
 from safetensors import safe_open
@@ -184,7 +185,17 @@ def test_when_all_is_well_it_says_so(environment: dict[str, str]) -> None:
         ({"STORAGE_BUCKET": "no-such-bucket"}, "bucket", "gcloud storage buckets create gs://no-such-bucket"),
         ({"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1"}, "bucket", "STORAGE_EMULATOR_HOST"),
         ({"PACHD_ADDRESS": "grpc://127.0.0.1:1"}, "pachd", "PACHD_ADDRESS"),
-        ({"PACHD_ADDRESS": "localhost"}, "pachd", "export PACHD_ADDRESS=grpc://"),
+        ({"PACHD_ADDRESS": "localhost"}, "pachd", "set it to grpc://"),
+        ({"PACHD_ADDRESS": "grpc://[::1"}, "pachd", "set it to grpc://"),
+        ({"PACHD_ADDRESS": "grpc://localhost:99999"}, "pachd", "set it to grpc://"),
+        ({"QA_OWNERS": "bob"}, "variables", "docs/configuration.md"),
+        ({"QA_EXECUTOR": "k8s"}, "variables", "docs/configuration.md"),
+        ({"QA_STEP_RESOURCES": "{bad"}, "variables", "docs/configuration.md"),
+        ({"QA_NOTIFY_URLS": f"slack://{SECRET}"}, "variables", "docs/configuration.md"),
+        ({"QA_LOW_SCORE": "2"}, "variables", "docs/configuration.md"),
+        ({"QA_SHARD_ROWS": "0", "QA_EMAIL_TO": "a@example.com"}, "variables", "docs/configuration.md"),
+        ({"QA_PRECISION": "auto"}, "variables", "qa-platform tune"),
+        ({"PACH_CA_BUNDLE": "/nowhere.pem"}, "pachd", "set it to a PEM file"),
         ({"DAGSTER_HOME": "/nowhere"}, "Dagster home", "/nowhere/dagster.yaml"),
         ({"DAGSTER_PG_URL": f"postgresql://u:{SECRET}@127.0.0.1:1/d"}, "Dagster storage", "DAGSTER_PG_URL"),
         ({"DAGSTER_PG_URL": f"postgresql://u:{SECRET}@[/d"}, "Dagster storage", "DAGSTER_PG_URL"),
@@ -434,6 +445,15 @@ def test_rights_that_are_missing_are_listed(environment: dict[str, str], postgre
         assert "INSERT on question_file" in finding.detail
         connection.execute(shlex.split(finding.fix.partition(": ")[2])[-1])
         all_is_well()
+        database = sql.Identifier(environment["PG_DBNAME"])
+        connection.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
+        try:
+            finding = the_wrong_one()
+            assert "may not make temporary tables" in finding.detail
+            connection.execute(shlex.split(finding.fix.partition(": ")[2])[-1])
+            all_is_well()
+        finally:
+            connection.execute(sql.SQL("GRANT TEMPORARY ON DATABASE {} TO PUBLIC").format(database))
         connection.execute("DROP OWNED BY reader; DROP ROLE reader")
 
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qa_platform.clients.postgres import connect
+from qa_platform.clients.postgres import WrongDatabase, connect
 from qa_platform.contract import (
     ANSWER_COLUMNS,
     MANIFEST,
@@ -34,6 +34,7 @@ from qa_platform.contract import (
     ShardInfo,
     file_id,
 )
+from qa_platform.datum_batching import fault_of
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import FileRejected, TextLimits, csv_line, iter_rows
 from qa_platform.ledger import FileRecord, Ledger
@@ -557,6 +558,24 @@ def test_everything_that_is_missing_is_named_at_once(connection: psycopg.Connect
         shutil.rmtree(folder / f"part-0000{index}")
     with pytest.raises(InputError, match=r"part-00000 is missing.*part-00004 is missing.*and 2 more"):
         load_file(connection, folder)
+
+
+@pytest.mark.parametrize("lacking", ["INSERT ON question_answer", "SELECT ON question_file"])
+def test_a_permission_that_is_missing_is_no_fault_of_the_file(connection: psycopg.Connection, tmp_path: Path, lacking: str) -> None:
+    folder = MIXED.write(tmp_path / "file")
+    tables = "question_answer, question_answer_reject, question_file"
+    connection.execute("CREATE ROLE limited")
+    try:
+        connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO limited")
+        connection.execute(f"REVOKE {lacking} FROM limited")
+        connection.execute("SET ROLE limited")
+        with pytest.raises(WrongDatabase, match="PostgreSQL does not allow it: permission denied for table"):
+            load_file(connection, folder)
+    finally:
+        connection.execute("RESET ROLE; DROP OWNED BY limited; DROP ROLE limited")
+    assert fault_of(WrongDatabase("permission denied")).blameless
+    load_file(connection, folder)
+    assert len(table(connection, "row_number")) == 3
 
 
 @pytest.mark.faults

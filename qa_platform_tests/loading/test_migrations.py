@@ -241,12 +241,26 @@ def test_an_unknown_revision_is_refused(empty: PostgresSettings) -> None:
 
 def test_a_table_that_others_keep_busy_is_waited_for_only_so_long(empty: PostgresSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "200ms")
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with connect(empty) as connection:
         connection.execute(LEGACY_TABLE)
         with connection.transaction():
             connection.execute("SELECT * FROM question_answer")
-            with pytest.raises(TransientError, match="lock timeout"):
+            with pytest.raises(TransientError, match=r"the tables are busy: .*lock timeout.*pg_stat_activity"):
                 migrate.upgrade(empty)
+    assert len(pauses) == 4, "others get through between two tries"
+
+
+def test_a_table_that_is_busy_for_a_while_is_migrated_afterwards(empty: PostgresSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "200ms")
+    with connect(empty) as connection:
+        connection.execute(LEGACY_TABLE)
+        connection.autocommit = False
+        connection.execute("SELECT * FROM question_answer")
+        monkeypatch.setattr(time, "sleep", lambda seconds: connection.rollback())
+        migrate.upgrade(empty)
+        assert migrate.current(connection) == migrate.HEAD
 
 
 def test_tables_that_are_missing_are_named_with_what_to_do(empty: PostgresSettings, tmp_path: Path) -> None:

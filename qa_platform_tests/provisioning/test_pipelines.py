@@ -22,7 +22,7 @@ from qa_platform.errors import InputError, TransientError
 from qa_platform.provisioning import pipelines
 from qa_platform.provisioning.pipelines import Change, Options, apply, specifications
 from qa_platform.provisioning.secrets import bucket_secret, database_secret, find_secret
-from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
+from qa_platform.settings import BucketSettings, PachydermSettings, PipelinesSettings, PostgresSettings
 from qa_platform_tests.credentials import certificate, pem_of, private_key, service_account
 from qa_platform_tests.json_schemas import fits
 from qa_platform_tests.pachd_helpers import LIMIT_SECONDS, Server, eventually, make_by_kubectl
@@ -137,6 +137,40 @@ def test_a_secret_without_a_given_value_is_left_as_it_is(clean: PachydermSetting
     written = secret_written(clean, "gcsaccess")
     apply(clean, POSTGRES, BucketSettings())
     assert secret_written(clean, "gcsaccess") == written
+
+
+def test_without_the_databases_host_its_secret_is_left_as_it_is(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PG_HOST", raising=False)
+    apply(clean, POSTGRES, BucketSettings())
+    written = secret_written(clean, "dbaccess")
+    change = next(change for change in apply(clean, PostgresSettings(), BucketSettings()) if change.name == "dbaccess")
+    assert change.action == "unchanged"
+    assert "PG_HOST is not set; written" in change.detail
+    assert secret_written(clean, "dbaccess") == written
+
+
+def test_the_workers_may_reach_the_database_at_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PipelinesSettings().of_workers(POSTGRES) is POSTGRES
+    monkeypatch.setenv("QA_PIPELINES_PG_HOST", "10.0.0.7")
+    assert database_secret(PipelinesSettings().of_workers(POSTGRES)) == {**database_secret(POSTGRES), "host": "10.0.0.7"}
+
+
+@pytest.mark.parametrize("registry", ["https://docker.io/acme", "docker.io/ac me", "docker.io//acme", "-x"])
+def test_a_registry_that_no_image_has_is_refused(registry: str) -> None:
+    with pytest.raises(InputError, match="is not the registry of an image"):
+        list(specifications(Options(registry=registry), POSTGRES, bucket=BucketSettings()))
+
+
+@pytest.mark.parametrize("tag", ["v1 2", "a:b", "x" * 129, "v1@sha"])
+def test_a_tag_that_no_image_has_is_refused(tag: str) -> None:
+    with pytest.raises(InputError, match="is not the tag of an image"):
+        list(specifications(Options(tag=tag), POSTGRES, bucket=BucketSettings()))
+
+
+@pytest.mark.parametrize("registry", ["docker.io/acme", "docker.io/acme/", "localhost:5000", "registry.example:5000/a/b_c", "acme"])
+def test_a_registry_makes_the_names_of_the_images(registry: str) -> None:
+    specs = dict(specifications(Options(registry=registry, tag="v1.2"), POSTGRES, bucket=BucketSettings()))
+    assert specs[ANSWER_PIPELINE]["transform"]["image"] == f"{registry.rstrip('/')}/qa-platform-question-answer:v1.2"
 
 
 def test_a_secret_that_apply_made_is_sent_again(clean: PachydermSettings) -> None:

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from qa_platform.cli.deadline import begin
-from qa_platform.cli.doctor import archive, bucket, certificates, clocks, dagster, installation, pachyderm, postgres
+from qa_platform.cli.doctor import archive, bucket, certificates, clocks, dagster, installation, pachyderm, postgres, variables
 from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Finding, Part, Result, Wrong, unknown, wrong
 from qa_platform.cli.extras import how_to_install
 from qa_platform.errors import QaPlatformError
@@ -15,7 +15,10 @@ from qa_platform.settings import SETTINGS_ADVICE, wrong_settings
 # Longer than the ten seconds within which PostgreSQL must accept a connection, so that its own message is reported.
 DEADLINE_SECONDS = 15.0
 # In the order in which they depend on each other.
-PARTS = (installation.PART, bucket.PART, postgres.PART, dagster.PART, pachyderm.PART, archive.PART, certificates.PART, clocks.PART)
+PARTS = (
+    *(installation.PART, variables.PART, bucket.PART, postgres.PART, dagster.PART),
+    *(pachyderm.PART, archive.PART, certificates.PART, clocks.PART),
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qa_platform.cli.doctor import workers
 from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Part, Result, Wrong, ok, unknown, wrong
-from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
+from qa_platform.contract import ANSWER_PIPELINE, EMBEDDED_PACHD, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.errors import InputError
 from qa_platform.settings import BucketSettings, PachydermSettings, PipelinesSettings, PostgresSettings
 
@@ -38,9 +38,7 @@ def _examine() -> Iterator[Result]:
     try:
         client = connect(settings)
     except InputError as error:
-        raise Wrong(error.cause, "export PACHD_ADDRESS=grpc://HOST:30650") from error
-    except OSError as error:
-        raise Wrong(f"PACH_CA_BUNDLE cannot be read: {error.strerror}", "set PACH_CA_BUNDLE to a PEM file, or unset it") from error
+        raise Wrong(error.cause, error.advice) from error
     try:
         with pachd_errors("looking at Pachyderm"):
             yield from _cluster(client, settings)
@@ -57,13 +55,16 @@ def _cluster(client: "Client", settings: PachydermSettings) -> Iterator[Result]:
     yield roles
     deployed = {name: find_pipeline(client, name) for name in (ANSWER_PIPELINE, LOAD_PIPELINE)}
     options = deployed_options(deployed.values())
-    yield _repo(client, fix=_apply_command(options))
+    # Those that `apply` is to be given. The embedded pachd runs the programs without images.
+    is_embedded = client.get_version().additional == EMBEDDED_PACHD
+    named = options or (None if is_embedded else Options(registry="REGISTRY", tag="TAG"))
+    yield _repo(client, fix=_apply_command(named))
     sizes = PipelinesSettings()
     wanted = replace(options or Options(), workers=sizes.workers, patch=sizes.patch)
     specs = dict(specifications(wanted, PostgresSettings(), bucket=BucketSettings()))
-    yield from _secrets(client, specs, lacking, fix=_apply_command(options))
+    yield from _secrets(client, specs, lacking, fix=_apply_command(named))
     for name, info in deployed.items():
-        yield _pipeline(client, name, info, specs[name], options=options)
+        yield _pipeline(client, name, info, specs[name], options=named)
     yield workers.memory(deployed[ANSWER_PIPELINE])
     yield workers.reach(client)
 

@@ -79,10 +79,17 @@ def _privileges(connection: "psycopg.Connection", settings: PostgresSettings) ->
         SELECT p || ' on ' || t FROM unnest(%s::text[]) AS t, unnest(%s::text[]) AS p WHERE NOT has_table_privilege(t, p) ORDER BY t, p
     """
     missing = [privilege for (privilege,) in connection.execute(query, [list(_TABLES), list(_PRIVILEGES)])]
-    if not missing:
-        return ok(f"{settings.user} may read and write all {len(_TABLES)} tables")
-    grant = f"GRANT {', '.join(_PRIVILEGES)} ON {', '.join(_TABLES)} TO {_identifier(settings.user)}"
-    return wrong(f"{settings.user} lacks {', '.join(missing)}", f"as the owner of the tables: psql -c {shlex.quote(grant)}")
+    user = _identifier(settings.user)
+    if missing:
+        grant = f"GRANT {', '.join(_PRIVILEGES)} ON {', '.join(_TABLES)} TO {user}"
+        return wrong(f"{settings.user} lacks {', '.join(missing)}", f"as the owner of the tables: psql -c {shlex.quote(grant)}")
+    if connection.execute("SELECT has_database_privilege(current_database(), 'TEMPORARY')").fetchone() != (True,):
+        grant = f"GRANT TEMPORARY ON DATABASE {_identifier(settings.dbname)} TO {user}"
+        return wrong(
+            f"{settings.user} may not make temporary tables, which loading a file again takes",
+            f"as the owner of the database: psql -c {shlex.quote(grant)}",
+        )
+    return ok(f"{settings.user} may read and write all {len(_TABLES)} tables")
 
 
 def _archiving(settings: PostgresSettings) -> Result:

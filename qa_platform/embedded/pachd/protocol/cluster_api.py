@@ -4,11 +4,12 @@ from betterproto.lib.google.protobuf import Empty
 from pachyderm_sdk.api import admin as pa
 from pachyderm_sdk.api import version as pv
 
+from qa_platform.contract import EMBEDDED_PACHD
 from qa_platform.embedded.pachd.errors import NotFound
 from qa_platform.embedded.pachd.pfs import Pfs
 from qa_platform.embedded.pachd.protocol.rpc import Call, Method
 
-_VERSION = pv.Version(major=2, minor=12, micro=2, additional="-embedded", platform="linux", go_version="none")
+_VERSION = pv.Version(major=2, minor=12, micro=2, additional=EMBEDDED_PACHD, platform="linux", go_version="none")
 
 
 class ClusterApi:
