@@ -274,8 +274,8 @@ def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counte
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
-        # Attention stays separate products and a softmax. OpenVINO's fused kernel was slower on processors with AVX-512 and no AMX,
-        # where this was measured.
+        # Attention stays separate products and a softmax. OpenVINO's fused kernel was slower on processors with AVX-512 and no AMX, and
+        # no faster than runs differ on one with AMX.
         "SNIPPETS_MODE": "DISABLE",
         "PERF_COUNT": counted,
     }
