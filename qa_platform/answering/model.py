@@ -44,7 +44,7 @@ _NO_LIMIT = 10**9
 # They distinguish question and context by token types. So do their tokenizers, where these do not say what they give.
 _FAMILIES_WITH_TOKEN_TYPES = (
     *("bert", "albert", "electra", "convbert", "deberta", "deberta-v2", "ernie", "fnet", "layoutlm", "megatron-bert", "mobilebert"),
-    *("nezha", "nystromformer", "squeezebert", "yoso"),
+    *("nezha", "squeezebert"),
 )
 _MAX_SEQ_LEN = 384
 # The layer that makes the logits, in nearly every family.
@@ -139,7 +139,11 @@ class ModelFiles:
     def takes_token_types(self) -> bool:
         """Whether the model distinguishes question and context by token types, as BERT, ALBERT and ELECTRA do."""
         names = self.tokenizer_config.get("model_input_names")
-        given = "token_type_ids" in names if isinstance(names, list) else self.family in _FAMILIES_WITH_TOKEN_TYPES
+        if isinstance(names, list):
+            given = "token_type_ids" in names
+        else:
+            of_bert = str(self.tokenizer_config.get("tokenizer_class")).startswith("BertTokenizer") and "type_vocab_size" in self.config
+            given = of_bert or self.family in _FAMILIES_WITH_TOKEN_TYPES
         return given and self.number("type_vocab_size", default=2) > 1
 
     @property

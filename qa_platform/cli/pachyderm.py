@@ -87,8 +87,8 @@ def apply_command(
     and not waited for. Without --registry, --tag or --cron, pipelines keep the registry, the tag and the variant that they have.
 
     The secrets' values come from PG_* and GCS_ACCESS, the database's host from QA_PIPELINES_PG_HOST where that is set. Certificates and the
-    service account may be files. All are checked before anything is sent, and never shown. Without PG_HOST a secret dbaccess that is
-    there stays as it is. A secret that another tool created, such as kubectl or Helm, is used as it is.
+    service account may be files. All are checked before anything is sent, and never shown. Without either host, a secret dbaccess that
+    is there stays as it is. A secret that another tool created, such as kubectl or Helm, is used as it is.
 
     The file of --patch is an object of merge patches (RFC 7386) by the pipelines' names: requests and limits, node selectors,
     tolerations, datum sets. It cannot change what the platform relies on. Set QA_PIPELINES_WORKERS and QA_PIPELINES_PATCH rather than the

@@ -102,6 +102,9 @@ def apply(
     """
     secrets: dict[str, dict[str, str] | None] = {DATABASE_SECRET: database_secret(postgres), BUCKET_SECRET: bucket_secret(bucket)}
     # What is unusable is refused before pachd is asked.
+    for what, value, form in (("registry", options.registry, _REGISTRY), ("tag", options.tag, _TAG)):
+        if value and not form.fullmatch(value):
+            raise InputError(f"{value!r} is not the {what} of an image", advice="a registry is like docker.io/acme, a tag like v1.2.3")
     list(specifications(options, postgres, bucket=bucket))
     with session(pachyderm, "applying repos, secrets and pipelines") as client:
         options = _completed(options, deployed_options(find_pipeline(client, name) for name in _SPEC_FILES))
@@ -124,11 +127,8 @@ def specifications(options: Options, postgres: PostgresSettings, *, bucket: Buck
     """The wanted specifications of the pipelines, by name, in the order in which they depend on each other.
 
     Raises:
-        InputError: the registry or the tag cannot be one of an image, a specification's file is missing, or the patch is refused.
+        InputError: a specification's file is missing, or the patch is refused.
     """
-    for what, value, form in (("registry", options.registry, _REGISTRY), ("tag", options.tag, _TAG)):
-        if value and not form.fullmatch(value):
-            raise InputError(f"{value!r} is not the {what} of an image", advice="it is like docker.io/acme, and the tag like v1.2.3")
     files = _SPEC_FILES | ({ANSWER_PIPELINE: _CRON_SPEC_FILE} if options.cron else {})
     patches = read_patches(options.patch, files) if options.patch else {}
     for name, file in files.items():
@@ -212,8 +212,8 @@ def _apply_secret(client: Client, name: str, values: Mapping[str, str] | None, o
     existing = find_secret(client, name)
     if values is None:
         missing = f"it does not exist: only the cron variant needs it ({keys_needed(name)})"
-        variable = "PG_HOST" if name == DATABASE_SECRET else "GCS_ACCESS"
-        return Change("secret", name, "unchanged", f"{variable} is not set; {described(name, existing) if existing else missing}")
+        unset = "neither PG_HOST nor QA_PIPELINES_PG_HOST is set" if name == DATABASE_SECRET else "GCS_ACCESS is not set"
+        return Change("secret", name, "unchanged", f"{unset}; {described(name, existing) if existing else missing}")
     if existing and not existing.is_ours:
         return Change("secret", name, "unchanged", described(name, existing))
     if not options.dry_run:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # Its one row of token types is all that it has, whatever its tokenizer gives.
     "a roberta with the tokenizer of bert": ("RobertaConfig", {"type_vocab_size": 1, "max_position_embeddings": 514}),
+    "a roberta with the tokenizer of bert and two types": ("RobertaConfig", {"type_vocab_size": 2, "max_position_embeddings": 514}),
     "a bert that sees what is left of a token": ("BertConfig", {"is_decoder": True}),
     # Families whose tokenizers give token types, without saying so.
     "ernie": ("ErnieConfig", {}),

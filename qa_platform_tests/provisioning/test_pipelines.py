@@ -145,7 +145,7 @@ def test_without_the_databases_host_its_secret_is_left_as_it_is(clean: Pachyderm
     written = secret_written(clean, "dbaccess")
     change = next(change for change in apply(clean, PostgresSettings(), BucketSettings()) if change.name == "dbaccess")
     assert change.action == "unchanged"
-    assert "PG_HOST is not set; written" in change.detail
+    assert "neither PG_HOST nor QA_PIPELINES_PG_HOST is set; written" in change.detail
     assert secret_written(clean, "dbaccess") == written
 
 
@@ -158,13 +158,13 @@ def test_the_workers_may_reach_the_database_at_another_host(monkeypatch: pytest.
 @pytest.mark.parametrize("registry", ["https://docker.io/acme", "docker.io/ac me", "docker.io//acme", "-x"])
 def test_a_registry_that_no_image_has_is_refused(registry: str) -> None:
     with pytest.raises(InputError, match="is not the registry of an image"):
-        list(specifications(Options(registry=registry), POSTGRES, bucket=BucketSettings()))
+        apply(PachydermSettings(), POSTGRES, BucketSettings(), Options(registry=registry))
 
 
 @pytest.mark.parametrize("tag", ["v1 2", "a:b", "x" * 129, "v1@sha"])
 def test_a_tag_that_no_image_has_is_refused(tag: str) -> None:
     with pytest.raises(InputError, match="is not the tag of an image"):
-        list(specifications(Options(tag=tag), POSTGRES, bucket=BucketSettings()))
+        apply(PachydermSettings(), POSTGRES, BucketSettings(), Options(tag=tag))
 
 
 @pytest.mark.parametrize("registry", ["docker.io/acme", "docker.io/acme/", "localhost:5000", "registry.example:5000/a/b_c", "acme"])

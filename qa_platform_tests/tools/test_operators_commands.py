@@ -48,6 +48,7 @@ CHECKED_BY = {
     "docker build --network host": "test_offline_install.py::test_the_page_builds_on_the_image_that_was_loaded",
     'docker run --rm --volume "$PWD/gold.csv': f"{HERE}test_what_runs_in_a_container_is_a_command",
     'docker run --rm --volume "$PWD:/source"': "test_offline_install.py::test_the_page_collects_what_the_images_need",
+    "docker pull": f"{HERE}test_what_is_saved_was_pulled_or_run",
     "docker save": "test_offline_install.py::test_the_page_collects_what_the_images_need",
     "docker load": f"{HERE}test_what_was_collected_is_what_is_loaded_and_served",
     "python3 -m http.server": f"{HERE}test_what_was_collected_is_what_is_loaded_and_served",
@@ -226,18 +227,20 @@ def test_the_commands_of_compose_name_its_services() -> None:
             assert program == "qa-platform"
             parse_click(qa_platform_command, arguments)
         elif action == "run":
-            assert rest == ["--rm", "pipelines"]
+            assert [word for word in rest if word != "--no-deps"] == ["--rm", "pipelines"]
             assert compose["services"]["pipelines"]["command"][:3] == ["qa-platform", "pachyderm", "apply"]
         else:
             assert action == "up"
-            assert set(rest) <= {"--detach", "--build"}
+            assert {word for word in rest if word.startswith("-")} <= {"--detach", "--build", "--no-deps"}
+            assert {word for word in rest if not word.startswith("-")} <= compose["services"].keys()
 
 
-def test_only_the_service_pipelines_names_the_database_as_workers_reach_it() -> None:
-    services = yaml.safe_load((PROJECT / "deploy" / "compose.yaml").read_text())["services"]
-    hosts = {name: service["environment"].get("PG_HOST") for name, service in services.items()}
-    assert [name for name, host in hosts.items() if host not in (None, "postgres")] == ["pipelines"]
-    assert "PG_ADDRESS" in hosts["pipelines"]
+def test_what_is_saved_was_pulled_or_run() -> None:
+    [save], [pull] = starting("docker save"), starting("docker pull")
+    run = {word for words in starting("docker run") for word in words}
+    assert set(save[4:]) <= {pull[-1], *run}
+    compose = yaml.safe_load((PROJECT / "deploy" / "compose.yaml").read_text())
+    assert pull[-1] == compose["services"]["postgres"]["image"]
 
 
 # --- Kubernetes ---

@@ -65,7 +65,7 @@ def _told(client: "Client", job: "pps.JobInfo") -> Result | None:
             advice = f"{fault.advice}; " if fault.advice else ""
             return wrong(
                 f"job {job.job.id}: {fault.cause}",
-                f"{advice}for a connection, set PG_HOST to an address that Pachyderm's pods reach, then: qa-platform pachyderm apply",
+                f"{advice}for a connection, set QA_PIPELINES_PG_HOST to a host that its pods reach, then: qa-platform pachyderm apply",
             )
         if fault:
             return ok(f"job {job.job.id} reached it")
