@@ -55,6 +55,11 @@ class Answer:
     alternatives: tuple[Span, ...] = ()
     null_margin: float | None = None
 
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the row could not be answered, so that this says nothing of what the model thinks."""
+        return self.error not in (None, RowReason.NO_ANSWER, RowReason.LOW_SCORE)
+
 
 @dataclass(frozen=True)
 class AnswerOptions:

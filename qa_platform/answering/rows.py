@@ -28,12 +28,12 @@ class Counts:
         return self.answered + self.no_answer + self.rejected
 
     def add(self, answer: Answer) -> None:
-        if answer.error is None or answer.error is RowReason.LOW_SCORE:
-            self.answered += 1
+        if answer.is_rejected:
+            self.rejected += 1
         elif answer.error is RowReason.NO_ANSWER:
             self.no_answer += 1
         else:
-            self.rejected += 1
+            self.answered += 1
 
 
 @dataclass(frozen=True)

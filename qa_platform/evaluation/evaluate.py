@@ -83,13 +83,8 @@ def evaluate(
     no_answer = None
     if threshold is not None and has_both_kinds(gold):
         no_answer = compare_thresholds(_outcomes(answerer, gold, answers, options), threshold)
-    rejected = sum(map(is_rejected, answers))
+    rejected = sum(answer.is_rejected for answer in answers)
     return Evaluation(answerer.identity, _figures("all", judged), rejected, _by_context(judged), by_score, calibration, no_answer)
-
-
-def is_rejected(answer: Answer) -> bool:
-    """Whether a question could not be asked, so that its answer says nothing of the model."""
-    return answer.error not in (None, RowReason.NO_ANSWER, RowReason.LOW_SCORE)
 
 
 def calibration_error(scores: Sequence[float], exact_matches: Sequence[float]) -> float:
@@ -121,13 +116,13 @@ def _outcomes(answerer: Answerer, gold: Sequence[GoldQuestion], answers: Sequenc
         judged = _judge(question, next(best) if answer.error is RowReason.NO_ANSWER else answer)
         # A rejected row is answered at no threshold.
         margin = math.inf if answer.null_margin is None else answer.null_margin
-        silence = 0.0 if is_rejected(answer) else f1("", [gold.text for gold in question.answers])
+        silence = 0.0 if answer.is_rejected else f1("", [gold.text for gold in question.answers])
         outcomes.append(Outcome(margin, judged.f1, judged.exact_match, silence, bool(question.answers)))
     return outcomes
 
 
 def _judge(question: GoldQuestion, answer: Answer) -> _Judged:
-    if is_rejected(answer):
+    if answer.is_rejected:
         return _Judged(len(question.context), 0.0, 0.0, 0.0)
     golds = [gold.text for gold in question.answers]
     return _Judged(len(question.context), answer.score, exact_match(answer.answer, golds), f1(answer.answer, golds))

@@ -13,7 +13,7 @@ from qa_platform.answering.model import find_model
 from qa_platform.answering.tuned import remember_precision
 from qa_platform.contract import PRECISIONS, ModelChoice, Precision
 from qa_platform.errors import InputError
-from qa_platform.evaluation.evaluate import has_unanswerable, is_rejected
+from qa_platform.evaluation.evaluate import has_unanswerable
 from qa_platform.evaluation.gold import GoldQuestion, f1
 
 # Percent of F1 that a faster precision may cost.
@@ -79,7 +79,7 @@ def _try(answerer: Answerer, gold: Sequence[GoldQuestion]) -> Trial:
         begun = time.perf_counter()
         answers = list(answerer.answer(pairs, options))
         seconds = min(seconds, time.perf_counter() - begun)
-    if all(map(is_rejected, answers)):
+    if all(answer.is_rejected for answer in answers):
         raise InputError(
             "none of its questions can be asked", where="the gold set", advice="give questions and contexts that are not empty"
         )

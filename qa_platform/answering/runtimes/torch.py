@@ -44,7 +44,7 @@ class _Portions:
 
 
 # Families for which padding is of no consequence where attention masks it. They see all of a window, and take a mask in attention's form.
-_MASKED = frozenset(
+_PADDABLE = frozenset(
     ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "deberta", "deberta-v2", "ernie", "mpnet")
 )
 
@@ -67,7 +67,7 @@ class TorchRuntime:
         portions = _PORTIONS.get(self._device.type, _PORTIONS["cpu"])
         self.requests, self.tokens, self.chunk = portions.requests, portions.tokens, portions.chunk
         self._halved = False
-        self._is_masked = files.family in _MASKED and not files.is_decoder
+        self._is_paddable = files.family in _PADDABLE and not files.is_decoder
         self._step = portions.step
         self._longest = files.longest_window
         self._takes_types = files.takes_token_types
@@ -140,7 +140,7 @@ class TorchRuntime:
 
     def _logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Start and end logits, on the device, with at least as many columns as the batch has."""
-        if self._is_masked:
+        if self._is_paddable:
             return self._computed(batch)
         # Convolutions, pools and windows of attention see padding: windows of different lengths are computed apart.
         logits = torch.zeros((2, *batch.ids.shape), device=self._device)
@@ -152,7 +152,7 @@ class TorchRuntime:
 
     def _computed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         length = batch.ids.shape[1]
-        if self._is_masked:
+        if self._is_paddable:
             length = min(-(-length // self._step) * self._step, self._longest)
         inputs = {"input_ids": self._to_device(batch.ids, length).long()}
         inputs["attention_mask"] = self._mask(self._to_device(batch.lengths), length)
@@ -164,7 +164,7 @@ class TorchRuntime:
 
     def _mask(self, lengths: torch.Tensor, length: int) -> torch.Tensor:
         real = torch.arange(length, device=self._device) < lengths[:, None]
-        if not self._is_masked or self._model.config._attn_implementation != "sdpa":
+        if not self._is_paddable or self._model.config._attn_implementation != "sdpa":
             return real.long()
         # In the form that attention takes. Of any other transformers asks whether it masks anything, and so waits for the device.
         return real[:, None, None, :].expand(-1, 1, length, -1)
