@@ -2,10 +2,10 @@
 
     python -m qa_platform.training.calibrate --model FOLDER --data A.json B.json
 
-The held-out paragraphs (`gold.held_out`) of all files are answered: on questions that it was trained on, a model is too sure of itself. Two
-numbers are fitted, by logistic regression on the exact matches (Platt, 1999), and each file counts the same. What they gain is measured on
-questions that they were not fitted to: one half of the paragraphs is judged with the numbers of the other half. The numbers that are
-written are those of all.
+The model answers the held-out paragraphs (`gold.held_out`) of all files, because it is overconfident on questions that it was trained on.
+Two numbers are fitted by logistic regression on the exact matches (Platt, 1999); each file has the same weight. The gain is measured on
+questions that the numbers were not fitted to: each half of the paragraphs is judged with the numbers of the other half. The numbers that
+are written are fitted to all paragraphs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _NARROWEST = 1e-6
 
 @dataclass(frozen=True)
 class Scored:
-    """The answers to a file's held-out questions: their scores, whether they are right (1.0 or 0.0), and in which half they are."""
+    """The answers to a file's held-out questions: their scores, whether they are right (1.0 or 0.0), and whether in the first half."""
 
     name: str
     scores: NDArray[np.float64]
@@ -50,7 +50,7 @@ class Scored:
 
 
 def answered(answerer: Answerer, name: str, questions: Sequence[GoldQuestion]) -> Scored:
-    """The answers to the held-out ones of ``questions``. Questions that are rejected have none."""
+    """The answers to the held-out questions among ``questions``. Rejected questions are left out."""
     asked = [question for question in questions if held_out(question)]
     answers = answerer.answer((question.question, question.context) for question in asked)
     pairs = [(question, answer) for question, answer in zip(asked, answers, strict=True) if not answer.error]
@@ -60,10 +60,10 @@ def answered(answerer: Answerer, name: str, questions: Sequence[GoldQuestion]) -
 
 
 def fitted(files: Sequence[Scored]) -> Calibration:
-    """The calibration under which the answers of all files are likeliest to be right and wrong as they are; each file counts the same.
+    """The most likely calibration, given which answers of all files are right. Each file has the same weight.
 
     Raises:
-        InputError: there are no answers, or the higher scores are not the better ones.
+        InputError: there are no answers, or higher scores are not better.
     """
     files = [file for file in files if len(file)]
     if not files:
@@ -74,13 +74,13 @@ def fitted(files: Sequence[Scored]) -> Calibration:
     inputs = np.stack([np.log(scores / (1 - scores)), np.ones_like(scores)], 1)
     unchanged = np.array([1.0, 0.0])
 
-    # A few questions change little: a normal prior of variance 1 lies around the calibration that changes nothing.
+    # A normal prior of variance 1 around the calibration that changes nothing, so that a few questions change little.
     def loss(values: NDArray[np.float64]) -> float:
         logits = inputs @ values
         return float(weights @ (np.logaddexp(0, logits) - right * logits) + ((values - unchanged) ** 2).sum() / 2)
 
     chosen = unchanged
-    # Newton's method. The loss is convex; far from its minimum a whole step may go too far.
+    # Newton's method. The loss is convex; far from its minimum a full step may overshoot.
     for _ in range(_STEPS):
         chances = np.exp(-np.logaddexp(0, -inputs @ chosen))
         gradient = inputs.T @ (weights * (chances - right)) + chosen - unchanged
@@ -91,15 +91,15 @@ def fitted(files: Sequence[Scored]) -> Calibration:
         chosen = chosen - step
     slope, intercept = np.round(chosen, 3).tolist()
     if slope <= 0:
-        raise InputError("its higher scores are not the better ones", where="--model", advice="train it first")
+        raise InputError("its higher scores are not better", where="--model", advice="train it first")
     return Calibration(slope, intercept)
 
 
 def write(folder: Path, found: Calibration) -> Calibration:
-    """Write a calibration that was found on top of the one that the model has. Returns both in one.
+    """Combine a calibration, fitted to the scores as they are, with the one that the model has. Write and return the combination.
 
     Raises:
-        InputError: together they are beyond what a model may have.
+        InputError: the combination is beyond the limits of `Calibration.of`.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -113,7 +113,7 @@ def write(folder: Path, found: Calibration) -> Calibration:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the model's folder")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="gold sets, of which the held-out paragraphs are asked")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="gold sets; their held-out paragraphs are asked")
     args = parser.parse_args()
     if not args.model.is_dir():
         parser.error(f"{args.model} is not a folder")
@@ -128,7 +128,7 @@ def _calibrate(model: Path, data: Sequence[Path]) -> None:
     answerer = Answerer(str(model))
     files = [answered(answerer, name, questions) for name, questions in gold]
     found = fitted(files)
-    print("mean distance of score and exact match over the tenths, on questions that were not fitted to")
+    print("mean distance between score and exact match by decile, on questions outside the fit")
     print(f"{'':32}{'questions':>12}{'before':>10}{'after':>10}")
     for first in (True, False):
         other = [half for file in files if len(half := file.half(not first))]

@@ -18,23 +18,23 @@ from qa_platform.evaluation.gold import GoldQuestion
 # Tokens of a window, and those that neighbouring windows share, as in the answering engine.
 MAX_LENGTH = 384
 STRIDE = 128
-# Tokens of an answer, at most, as in the answering engine.
+# The maximum tokens of an answer, as in the answering engine.
 LONGEST_ANSWER = 15
 # A few fixed lengths: ever-changing shapes make the allocator and the kernel caches grow without bound.
 LENGTHS = (96, 128, 160, 192, 224, 256, 320, 384)
-# The file of a model folder that holds its weights.
+# The file with the weights in a model folder.
 WEIGHTS = "model.safetensors"
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run. They are printed when it begins, and belong in the model card.
+    """The hyperparameters of a training run. They are printed when it begins, and belong in the model card.
 
     Args:
-        negatives: the share of the questions that are also asked of another paragraph.
-        masked: the share of a window's tokens that is masked, at most.
-        left_out: the share of the sentences without an answer that is left out, at most.
+        negatives: the share of the questions that are also asked about another paragraph.
+        masked: the maximum share of a window's tokens that is masked.
+        left_out: the maximum share of the sentences without an answer that is left out.
     """
 
     epochs: int
@@ -48,7 +48,7 @@ class Recipe:
 
 
 def arithmetic(device: str) -> torch.dtype:
-    """What training computes in: bfloat16, but float32 on a CPU without AVX-512, which emulates bfloat16 number by number."""
+    """The dtype that training computes in: bfloat16, or float32 on a CPU without AVX-512, which emulates bfloat16 number by number."""
     emulated = torch.device(device).type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
     return torch.float32 if emulated else torch.bfloat16
 
@@ -65,10 +65,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Guess:
-    """What a teacher thinks of a question.
+    """A teacher's guess at the answer to a question.
 
-    ``odds`` has shape (characters, 2): for every character of the context, the log odds, in nats, that a token which begins (or ends) there
-    begins (or ends) the answer, against "no answer". It is `teacher.UNLIKELY` where no token begins (or ends).
+    ``odds`` has shape (characters, 2): for every character of the context, the log odds, in nats and relative to "no answer", that the
+    token that begins (or ends) there begins (or ends) the answer; `teacher.UNLIKELY` where no token begins (or ends).
     """
 
     odds: np.ndarray
@@ -82,7 +82,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Example:
-    """A question to train on, with the guess of the teacher where there is one."""
+    """A question to train on, with the teacher's guess if there is one."""
 
     gold: GoldQuestion
     guess: Guess | None = None
@@ -93,7 +93,7 @@ class Feature:
     """One window of a question and its context.
 
     ``ids`` and ``types``: shape (tokens,). ``spans``: the right answers as (first token, last token, share of the annotators).
-    ``offsets``: first character in the context, and the one after the last, of every token, shape (tokens, 2); (0, 0) outside the context.
+    ``offsets``: for every token, its first character in the context and the one after its last, shape (tokens, 2); (0, 0) for other tokens.
     ``odds``: the teacher's guess, see `Guess.of_tokens`.
     """
 
@@ -143,7 +143,7 @@ def _spans(question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids:
 
 
 def negatives(questions: list[GoldQuestion], share: float, rng: random.Random) -> list[GoldQuestion]:
-    """Questions with another paragraph of the same article, leaving out those whose paragraph holds the answer's text too."""
+    """A ``share`` of the questions, each with a random paragraph of its article. Paragraphs that hold an answer's text are left out."""
     contexts = defaultdict(list)
     for question in questions:
         contexts[question.group].append(question.context)
@@ -172,7 +172,7 @@ def shortened(example: Example, share: float, rng: random.Random) -> Example:
 
 
 def _sentences(context: str) -> Iterator[tuple[int, int]]:
-    """Spans of characters that cover the context: its sentences, judged by full stops alone."""
+    """The spans of the context's sentences, in characters, judged by end punctuation alone. They cover the whole context."""
     start = 0
     for end in [match.end() for match in re.finditer(r"[.!?][\"')\]]*\s+", context)]:
         yield start, end

@@ -1,4 +1,4 @@
-"""The loss of training: likelihood of the right answers, expected F1, and divergence from a teacher."""
+"""The training loss: likelihood of the right answers, expected F1, and divergence from a teacher."""
 
 import torch
 from transformers import PreTrainedModel
@@ -11,9 +11,9 @@ TEMPERATURE = 2.0
 def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The loss of a batch (see `data.tensors`): the mean over its windows of the sum of three terms.
 
-    1. The negative log likelihood, in nats, of all right answers together. An answer's is that of its start times that of its end.
+    1. The negative log likelihood, in nats, of all right answers together. An answer's likelihood is its start's times its end's.
     2. One minus the expected F1 (`expected_f1`).
-    3. The divergence from the teacher (`divergence`), where there is a guess.
+    3. The divergence from the teacher (`divergence`), if there is a guess.
     """
     out = model(**{name: batch[name] for name in INPUTS if name in batch})
     padded = (batch["attention_mask"] == 0)[..., None]
@@ -25,7 +25,7 @@ def loss_of(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Ten
 
 
 def divergence(logits: torch.Tensor, odds: torch.Tensor) -> torch.Tensor:
-    """The Kullback-Leibler divergence of the model from its teacher, in nats, start and end added up; shape (windows,).
+    """The Kullback-Leibler divergence of the model from its teacher, in nats, summed over start and end; shape (windows,).
 
     Both distributions are softened by `TEMPERATURE`, and the result is scaled by its square (Hinton et al., 2015). ``logits`` and ``odds``
     have shape (windows, tokens, 2).

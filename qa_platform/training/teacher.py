@@ -1,4 +1,4 @@
-"""Asking a teacher, a larger trained model, for its guesses, once per question and weights."""
+"""The guesses of a teacher, a larger trained model. It is asked once per question and weights."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ WINDOWS_TOGETHER = 32
 def taught(teacher: Path, questions: Sequence[GoldQuestion], *, device: str = "cpu") -> list[Example]:
     """The questions with the guesses of ``teacher``, a model folder.
 
-    Guesses are stored in ``<teacher>.guesses``, by the weights' hash: what these weights have guessed once is not guessed again.
+    Guesses are stored in ``<teacher>.guesses``, by the hash of the weights, and are not computed twice.
     """
     store = _Store(teacher)
     asked = {_key(question): question for question in questions}
@@ -51,7 +51,7 @@ class _Store:
                 self.guesses.update(arrays)
 
     def add(self, new: dict[str, np.ndarray]) -> None:
-        """Write new guesses, all or none of them."""
+        """Write new guesses, all or none."""
         partial = self._folder / "partial"
         with partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **new)

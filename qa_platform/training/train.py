@@ -3,34 +3,34 @@
     python -m qa_platform.training.train --start FOLDER --data A.json B.json --out FOLDER
 
 ``--start`` is an encoder with WordPiece tokens, of the family BERT or MPNet. The bundled model starts from all-MiniLM-L6-v2, its teacher
-from all-mpnet-base-v2. The recipe differs from plain fine-tuning in this:
+from all-mpnet-base-v2. The recipe differs from plain fine-tuning as follows:
 
-* Every annotator's answer is right: the loss is the negative logarithm of the probability of all of them together, as the
-  metric takes the best of them (the marginal likelihood of Clark and Gardner, 2018, with the annotators' shares as weights).
-  The model need not hedge between a short and a long answer to the same question.
-* The engine gives no answer longer than `LONGEST_ANSWER` tokens, so longer ones are not taught. Where no annotator has a shorter
-  answer, the beginning of a longer one is.
+* Every annotator's answer is right, as the metric takes the best of them: the loss is the negative logarithm of the probability of
+  all of them together (the marginal likelihood of Clark and Gardner, 2018, with the annotators' shares as weights). The model need
+  not hedge between a short and a long answer to the same question.
+* The engine gives no answer longer than `LONGEST_ANSWER` tokens, so longer ones are not taught. If all annotators' answers are
+  longer, their beginnings are taught.
 * The expected F1 of the model's answers is part of the loss: what counts is the span, not the start and the end on their own.
-* No epoch sees a question in the same form again, so that the model does not memorise a small set: sentences without an answer
-  are left out (`shortened`), and tokens of the context and of the question are masked.
-* Negative contexts: some questions are asked of another paragraph of the same article, with the target on [CLS], so that the
+* Each epoch sees a question in a new form, so that the model does not memorise a small set: sentences without an answer are left
+  out (`shortened`), and tokens of the context and of the question are masked.
+* Negative contexts: some questions are asked about another paragraph of the same article, with the target on [CLS], so that the
   model learns to find nothing in a window without an answer.
 * With ``--teacher``, the probabilities of a larger model, trained by this script before, are learnt beside the annotators' answers
   (distillation, Hinton et al., 2015). The teacher is asked once, about whole contexts. Its guesses are used for shortened contexts
-  too, and not for negative ones.
+  too, but not for negative ones.
 * The learning rate stays at its peak and falls to zero over the last steps (`DECAY`). Until then a run does not depend on its length.
 * The weights that are written are an exponential moving average over the last steps (`AVERAGED`).
 * Several runs that differ only in their seeds are averaged, weight by weight (``--members``; the uniform soup of Wortsman et al.,
-  2022). They start from the same weights, so their average lies in the same valley, and answers better than each. With ``--rounds``
-  the next runs start from that average, for one epoch at half the rate.
+  2022). They start from the same weights, so their average lies in the same valley of the loss, and answers better than any of them.
+  With ``--rounds``, the next runs start from that average, for one epoch at half the rate.
 
 The model computes in bfloat16 throughout, with float32 master weights for the optimizer: on a CPU with AMX that takes two
 thirds of the time of automatic mixed precision. Attention is not fused: the backward pass of PyTorch's fused attention
-takes half of a step there. A CPU without AVX-512 computes in float32, as it has to emulate bfloat16. It computes on a GPU if there is
-one (``--device``). All that is drawn at random is drawn on the CPU, so a run that was begun on one may be resumed on the other.
+takes half of a step there. A CPU without AVX-512 computes in float32, as it has to emulate bfloat16. Training uses a GPU if there is
+one (``--device``). All random numbers are drawn on the CPU, so a run that began on one device may be resumed on another.
 
-One paragraph in six (`gold.held_out`) is never trained on. A killed run is resumed by the same command. Figures go to standard output and
-to ``train_log.jsonl`` in each run's checkpoint folder.
+One paragraph in six (`gold.held_out`) is never trained on. The same command resumes a killed run. Figures go to standard output and to
+``train_log.jsonl`` in each run's checkpoint folder.
 """
 
 import argparse
@@ -55,19 +55,19 @@ from qa_platform.training.data import WEIGHTS, Example, Recipe, arithmetic, load
 from qa_platform.training.losses import loss_of
 from qa_platform.training.teacher import taught
 
-# The last steps over whose weights the written ones are averaged, as a share of all steps.
+# The written weights are averaged over the last steps; this is their share of all steps.
 AVERAGED = 0.25
 HIDDEN_DROPOUT = 0.1
 WEIGHT_DECAY = 0.01
 WARM_UP_STEPS = 250
-# The last steps over which the learning rate falls, as a share of all steps.
+# The learning rate falls over the last steps; this is their share of all steps.
 DECAY = 0.4
 LOG_STEPS = 50
 CHECKPOINT_STEPS = 200
 
 
 class PooledDropout(torch.nn.Module):
-    """Dropout whose masks are random slices of one pool made beforehand.
+    """Dropout whose masks are random slices of one pool, made in advance.
 
     On a CPU, drawing the random numbers of ordinary dropout takes a third of a training step; slices cost one multiplication.
     """
@@ -141,7 +141,7 @@ def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *
     """Train on ``examples`` and write the model folder ``out``. Checkpoints and the log lie in ``<out>.work``.
 
     Args:
-        device: as torch names it.
+        device: the torch name of the device.
     """
     torch.manual_seed(recipe.seed)
     work = out.with_name(out.name + ".work")
@@ -153,9 +153,10 @@ def train(start: Path, examples: Sequence[Example], out: Path, recipe: Recipe, *
 
 
 class _Run:
-    """One training run. ``done`` counts the steps that are behind it, of those of the ``schedule``.
+    """One training run. ``done`` counts the finished steps of the ``schedule``.
 
-    ``master`` has the float32 weights; ``model``, its copy in `arithmetic`, computes; ``average`` follows ``master``, and is the result.
+    ``master`` holds the float32 weights. ``model``, its copy in the dtype of `arithmetic`, computes. ``average`` follows ``master``, and is
+    the result.
     """
 
     def __init__(self, start: Path, examples: Sequence[Example], recipe: Recipe, checkpoint: Checkpoint, device: str) -> None:
@@ -165,7 +166,7 @@ class _Run:
         master = AutoModelForQuestionAnswering.from_pretrained(
             start, dtype=torch.float32, attention_probs_dropout_prob=0.0, attn_implementation="eager"
         )
-        # It is that of other weights.
+        # The calibration belongs to the weights before training.
         vars(master.config).pop(KEY, None)
         self.master = master.to(device).train()
         self.average = copy.deepcopy(self.master)
@@ -185,7 +186,7 @@ class _Run:
             self.done = state["step"]
 
     def finish(self, log: TextIO) -> None:
-        """Take the steps that are left, with a line in the log and a checkpoint every few steps."""
+        """Run the remaining steps, with a line in the log and a checkpoint every few steps."""
         total, begun, losses = len(self.schedule), time.monotonic(), []
         while self.done < total:
             losses.append(self._step())
@@ -237,7 +238,7 @@ class _Run:
 
 
 def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Biases and norms, which have one dimension, are not decayed."""
+    """AdamW without weight decay for biases and norms, which have one dimension."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -269,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="as torch names it; without it cuda where there is a GPU, else cpu (here %(default)s)",
+        help="torch device; default cuda if there is a GPU, else cpu (here %(default)s)",
     )
     return parser
 

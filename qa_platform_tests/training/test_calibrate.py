@@ -1,4 +1,4 @@
-"""What calibrates a model's scores."""
+"""The calibration of a model's scores."""
 
 import json
 import shutil
