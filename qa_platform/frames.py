@@ -1,9 +1,8 @@
 """Answers as pandas DataFrames: `answer` answers a frame on this machine, `read_answers` and `rejected` read PostgreSQL's tables.
 
-`answer_file` is for files of which one is Parquet.
+`answer_file` answers files if the source or the target is Parquet.
 
-Where PostgreSQL is comes from the environment. Cells without a value are ``pd.NA``: text is of the dtype ``string``, numbers are ``Int64``
-and ``Float64``.
+The environment says how to reach PostgreSQL. Text has the dtype ``string``, numbers ``Int64`` or ``Float64``; missing values are ``pd.NA``.
 """
 
 import io
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from qa_platform.ingest import TextLimits
     from qa_platform.ledger import Ledger
 
-# The columns of the answered CSV and of the report on rejected rows that are no text.
+# The columns of the answered CSV and of the report on rejected rows that are not text.
 _NUMBERS: dict[str, type] = {"score": float, "answer_start": int, "answer_end": int, "line": int, "row": int}
 _DTYPES: dict[type | str, str] = {
     str: "string",
@@ -57,21 +56,21 @@ def answer(
     handle_impossible_answer: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """A copy of a frame with the columns of `contract.ANSWER_COLUMNS` added; its own columns, its rows and its index stay.
+    """A copy of a frame with the columns of `contract.ANSWER_COLUMNS` added. Its own columns, rows and index are unchanged.
 
-    A row that cannot be answered has the reason in ``error``, and no row raises. Scores have six digits, as in the answered CSV.
+    No row raises: one that cannot be answered has the reason in ``error``. Scores have six digits, as in the answered CSV.
 
     Args:
         question: the column of the questions.
         context: the column of the contexts.
-        model: ``bundled``, a folder, or a Hugging Face id; or an `Answerer`, which keeps its model loaded from call to call.
-        precision: fp32, bf16, int8, or auto: what `qa-platform tune` found. An `Answerer` has its own.
+        model: ``bundled``, a folder, or a Hugging Face id; or an `Answerer`, which keeps its model loaded between calls.
+        precision: fp32, bf16, int8, or auto: what `qa-platform tune` found. Ignored for an `Answerer`, which has its own.
         top_k: answers per row. With more than one, the next best are in the column ``alternatives``, a JSON list.
-        handle_impossible_answer: whether the model may give no answer, see `AnswerOptions` and `Answerer.no_answer_threshold`.
-        progress: whether a bar is shown, in a notebook or a terminal.
+        handle_impossible_answer: whether the model may give no answer; see `AnswerOptions` and `Answerer.no_answer_threshold`.
+        progress: whether to show a progress bar in a notebook or a terminal.
 
     Raises:
-        InputError: a column is missing, or has the name of one that is added; columns or index have duplicates; there is no such model.
+        InputError: a column is missing, or clashes with an added one; columns or index have duplicates; there is no such model.
         TransientError: the Hugging Face hub is unavailable.
     """
     from qa_platform.answering import Answerer, AnswerOptions
@@ -97,7 +96,7 @@ def _answered(
 
     added = [*ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])]
     _check(frame, (question, context), added)
-    # Before the bar, whose speed is that of answering.
+    # Loads the model before the bar starts, so that the bar shows the speed of answering.
     model_id = answerer.identity.id
     rows = []
     with _bar(len(frame), wanted=progress) as bar:
@@ -110,14 +109,14 @@ def _answered(
 
 
 def answer_file(answerer: "Answerer", source: Path, target: Path | None, options: "AnswerOptions", *, limits: "TextLimits") -> "Counts":
-    """Answer a file into another, where one of the two is Parquet or both are; the others are CSV. All of it is held in memory.
+    """Answer a file into another, where at least one of the two is Parquet; the other may be CSV. The whole file is held in memory.
 
-    The columns of Parquet keep their types, those of a CSV are text. One that clashes with an added column becomes ``input_<name>``. The
-    file appears when it is complete.
+    Parquet columns keep their types; CSV columns are text. A column that clashes with an added one becomes ``input_<name>``. The target
+    appears only when it is complete.
 
     Args:
         target: where to write; None writes a CSV to standard output.
-        limits: of the questions and contexts of a CSV.
+        limits: the limits on questions and contexts of a CSV.
 
     Raises:
         InputError: the source cannot be read, or lacks a column; the target is the source, or cannot hold the columns.
@@ -156,23 +155,28 @@ def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions"
     if not is_parquet(source):
         with source.open("rb") as lines, tempfile.TemporaryFile() as answers, _bar(None, wanted=True) as bar:
             rows = iter_rows(lines, limits=limits)
-            # A CSV may repeat a name, and a frame may not: say so before hours are spent on the answers.
+            # A CSV may repeat a column's name, a frame may not: fail before hours are spent on the answers.
             _refuse_repeated(answered_columns(rows, options), where=str(source))
             counts = answer_rows(answerer, rows, answers, options, lambda row: bar.update())
             answers.seek(0)
             kinds = {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
             return _of_csv(io.TextIOWrapper(answers, encoding="utf-8", newline=""), kinds, rows.delimiter), counts
     try:
-        # Otherwise whole numbers with gaps would become fractions.
+        # Otherwise columns of integers with missing values would become floats.
         frame = pd.read_parquet(source, engine="pyarrow", dtype_backend="numpy_nullable")
     except (ValueError, OSError) as error:
         # Not pyarrow's text, which names no file.
         raise InputError("it is not Parquet, or is damaged", where=str(source), advice="only Parquet may be called .parquet") from error
+    # To the file, an index with a name is a column like any other.
+    if any(name is not None for name in frame.index.names):
+        frame = frame.reset_index()
+    elif not frame.index.is_unique:
+        frame = frame.reset_index(drop=True)
     try:
         question, context = find_columns([str(name) for name in frame.columns])
     except ValueError as error:
         raise InputError(f"it is not Parquet with questions and contexts: {error}", where=str(source)) from error
-    # As in a CSV: a column with the name of one that is added passes through under another.
+    # As in a CSV: a column that clashes with an added one is renamed.
     frame.columns = pd.Index(pass_through_columns([*frame.columns]))
     counts = Counts()
     return _answered(frame, frame.columns[question], frame.columns[context], answerer, options, counts, progress=True), counts
@@ -193,18 +197,19 @@ def read_answers(
     where: Mapping[str, object] | None = None,
     columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The rows of the table ``question_answer`` that fulfil all of the conditions, in the order of file and row.
+    """The rows of the table ``question_answer`` that meet all conditions, ordered by file and row.
 
-    They are streamed into one frame, which must fit into memory. Contexts take most of it: leave them out with ``columns``.
+    The frame must fit into memory. Contexts take most of it; use ``columns`` to leave them out.
 
     Args:
         file: the file's name below ``incoming/``.
-        partition: the same file as Dagster names it, ``context.partition_key``.
-        where: columns and the values that they have: ``{"model": "bundled", "flag": None}``. None is a cell without a value.
-        columns: the columns to read, in their order; all of them by default.
+        partition: the file's Dagster partition (``context.partition_key``), instead of ``file``.
+        where: column values to match, such as ``{"model": "bundled", "flag": None}``. None matches a missing value.
+        columns: the columns to read, in this order; all of them by default.
 
     Raises:
-        InputError: there is no condition; the file is not answered; there is no such column; a value is none of its column.
+        InputError: there is no condition, or two name a file; the file is not answered; there is no such column; a value does not fit its
+            column's type.
         TransientError: PostgreSQL is unavailable.
     """
     from qa_platform.clients.postgres import connect
@@ -233,7 +238,7 @@ def read_answers(
 
 
 def rejected(file: str) -> pd.DataFrame:
-    """The rejected rows of a file's newest generation, or why the file was rejected: `ingest.REPORT_COLUMNS`, the reason and what to do.
+    """The report on a file's newest generation: its rejected rows, or why the whole file was rejected. See `ingest.REPORT_COLUMNS`.
 
     Args:
         file: the file's name below ``incoming/``.
@@ -271,13 +276,13 @@ def _check(frame: object, wanted: Iterable[Hashable], added: Sequence[str]) -> N
 
 
 def _asked(question: object, context: object) -> "AskedRow":
-    """A row as the engine takes it. A cell without a value is an empty text, which the engine rejects as one."""
+    """A row for the engine. A missing value becomes an empty text, which the engine rejects as empty."""
     from qa_platform.answering.rows import AskedRow
 
     question, context = ("" if _is_missing(cell) else cell for cell in (question, context))
     if not (isinstance(question, str) and isinstance(context, str)):
         return AskedRow((), "", "", RowReason.NOT_TEXT)
-    # numpy's texts are a class of their own.
+    # numpy has its own class of strings.
     return AskedRow((), str(question), str(context))
 
 
@@ -286,7 +291,7 @@ def _is_missing(cell: object) -> bool:
 
 
 def _bar(rows: int | None, *, wanted: bool) -> "tqdm":
-    """A bar on standard error, where somebody looks at it: in a notebook or a terminal, and not in a log."""
+    """A progress bar on standard error. It is shown only in a notebook or a terminal, not in a log."""
     from rich.console import Console
     from tqdm import tqdm
 
@@ -295,7 +300,7 @@ def _bar(rows: int | None, *, wanted: bool) -> "tqdm":
 
 
 def _answered_file(ledger: "Ledger", file: str | None, partition: str | None) -> str:
-    """The name of an answered file, by its name or its partition."""
+    """The name of an answered file, given its name or its partition."""
     from qa_platform.results.answered_record import answered_record
 
     name = file if file is None else _storable("file", file)
@@ -308,7 +313,7 @@ def _answered_file(ledger: "Ledger", file: str | None, partition: str | None) ->
 
 
 def _value(column: str, value: object) -> str | None:
-    """A value as text, which PostgreSQL takes as a parameter and reads as the column's type."""
+    """A value as text, for a parameter that PostgreSQL casts to the column's type."""
     if not pd.api.types.is_scalar(value):
         raise InputError(f"must be one value, and is a {type(value).__name__}", where=f"where, {column}")
     return None if _is_missing(value) else _storable(f"where, {column}", str(value))
@@ -328,13 +333,13 @@ def _refuse_repeated(names: Sequence[str], *, where: str) -> None:
 
 
 def _of_csv(lines: Iterable[str], kinds: Mapping[str, type], delimiter: str = ",") -> pd.DataFrame:
-    """A CSV whose columns have different names as a frame. Columns are text, but those that ``kinds`` names."""
+    """A CSV with unique column names, as a frame. Columns are text unless ``kinds`` gives another type."""
     header, *rows = csv_reader(lines, delimiter=delimiter)
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
     return pd.DataFrame({name: _of_texts(name, column, kinds) for name, column in zip(header, cells, strict=True)})
 
 
 def _of_texts(column: str, cells: Iterable[str], kinds: Mapping[str, type] = _NUMBERS) -> ExtensionArray:
-    """A column out of cells of a CSV; an empty cell has no value."""
+    """A column from the cells of a CSV. An empty cell is a missing value."""
     kind = kinds.get(column, str)
     return pd.array([kind(cell) if cell else None for cell in cells], dtype=_DTYPES[kind])

@@ -24,12 +24,12 @@ from qa_platform.settings import PachydermSettings, PostgresSettings
 from qa_platform_tests.loading_helpers import empty_tables, migrated_database
 from qa_platform_tests.pachd_helpers import CLUSTER, LIMIT_SECONDS, pachd_address, remove_platform
 
-# A shell starts what it puts into the background with Ctrl-C ignored, and so would be all that the tests start.
+# A shell starts background processes with Ctrl-C ignored, which everything that the tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test takes longer where its pachd does: it has a few waits."""
+    """Extend the timeout of tests on a cluster, where every wait takes longer."""
     for item in items if CLUSTER else ():
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(max(300, 10 * LIMIT_SECONDS)))
@@ -37,14 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def server_folder() -> Iterator[Path]:
-    """A folder for servers. Its path is short, so that PostgreSQL's socket lies in it."""
+    """A folder for servers. Its path is short enough for PostgreSQL's socket."""
     with tempfile.TemporaryDirectory(prefix="qa-tests-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @dataclass(frozen=True)
 class Database:
-    """A database of a test's own. ``host`` is the folder of a Unix socket."""
+    """A database for one test. ``host`` is the folder of a Unix socket."""
 
     host: str
     port: int
@@ -59,6 +59,10 @@ class Database:
     def environment(self) -> dict[str, str]:
         """The variables that ``PostgresSettings`` reads."""
         return {"PG_HOST": self.host, "PG_PORT": str(self.port), "PG_USER": self.user, "PG_DBNAME": self.dbname}
+
+    @property
+    def settings(self) -> PostgresSettings:
+        return PostgresSettings(host=self.host, port=self.port, user=self.user, dbname=self.dbname)
 
     def connect(self, *, autocommit: bool = False) -> psycopg.Connection:
         return psycopg.connect(self.url, autocommit=autocommit)
@@ -91,13 +95,13 @@ def new_database(postgres_socket: str, *, encoding: str = "UTF8") -> Iterator[Da
 
 @pytest.fixture(scope="module")
 def migrated(postgres_socket: str) -> PostgresSettings:
-    """A database with the platform's tables, which the tests of a module share."""
+    """A database with the platform's tables, shared by the tests of a module."""
     return migrated_database(postgres_socket)
 
 
 @pytest.fixture(name="postgres")
 def migrated_and_empty(migrated: PostgresSettings) -> PostgresSettings:
-    """The same, with empty tables."""
+    """The module's database, with empty tables."""
     with connect(migrated) as connection:
         empty_tables(connection)
     return migrated
@@ -105,15 +109,15 @@ def migrated_and_empty(migrated: PostgresSettings) -> PostgresSettings:
 
 @pytest.fixture
 def connection(postgres: PostgresSettings) -> Iterator[psycopg.Connection]:
-    """A connection to the same."""
+    """A connection to the module's database."""
     with connect(postgres) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """The whole embedded stack, prepared, for this test session. ``stack.variables`` is what tells a program where everything is,
-    ``stack.environment`` a whole environment for a subprocess.
+    """The whole embedded stack, prepared, for this test session. ``stack.variables`` has the addresses and tokens of its services,
+    ``stack.environment`` is a whole environment for a subprocess.
     """
     with server_folder() as state, open_stack(state) as stack:
         yield stack
@@ -121,14 +125,14 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def pachyderm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PachydermSettings]:
-    """The pachd that the tests of a module share: what ``QA_TEST_PACHD`` names, or an embedded server of theirs."""
+    """The pachd that the tests of a module share: the one that ``QA_TEST_PACHD`` names, or an embedded server."""
     with pachd_address(tmp_path_factory.mktemp("pachd")) as address:
         yield PachydermSettings(pachd_address=address)
 
 
 @pytest.fixture
 def clean_pachyderm(pachyderm_cluster: PachydermSettings) -> Iterator[PachydermSettings]:
-    """The same without the platform's pipelines, repo and secrets; what the test makes of these is removed."""
+    """The module's pachd without the platform's pipelines, repo and secrets. Those that the test creates are removed."""
     with session(pachyderm_cluster, "cleaning") as client:
         remove_platform(client)
         yield pachyderm_cluster
@@ -144,6 +148,6 @@ def gcs_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(gcs_address: str) -> storage.Bucket:
-    """An empty bucket of a test's own, by Google's client."""
+    """An empty bucket for one test, opened with Google's client."""
     client = storage.Client("test", AnonymousCredentials(), client_options={"api_endpoint": f"http://{gcs_address}"})
     return client.create_bucket(f"test-{uuid.uuid4().hex}")

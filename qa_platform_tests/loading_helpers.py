@@ -1,4 +1,4 @@
-"""Answered files as the answering pipeline leaves them, made without a model."""
+"""Answered files like those of the answering pipeline, made without a model."""
 
 import csv
 import hashlib
@@ -35,19 +35,20 @@ from qa_platform.settings import IngestSettings, PostgresSettings
 
 BUNDLED = ModelChoice("bundled")
 ANSWERED_BY = ModelChoice("minilm-squad", "0a1b2c", "fp32")
-# Of the upload that an `AnsweredUpload` was.
+# The size and checksum of the upload behind an `AnsweredUpload`.
 SIZE, CRC32C = 1000, "AAAAAA=="
 
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """A row of an answered file; by default its answer is the context's first word."""
+    """A row of an answered file. By default its answer is the context's first word."""
 
     question: str
     context: str
     error: str = ""
     end: int | None = None
     extra: tuple[str, ...] = ()
+    score: str = "0.5"
 
     @property
     def answered(self) -> bool:
@@ -62,13 +63,13 @@ class AnsweredRow:
         return len(self.context.split(" ")[0]) if self.end is None else self.end
 
     def cells(self, model: ModelChoice) -> list[str]:
-        ours = [self.answer, "0.5", "0", str(self._end), model.id, self.error] if self.answered else ["", "", "", "", model.id, self.error]
-        return [self.question, self.context, *self.extra, *ours]
+        answer = [self.answer, self.score, "0", str(self._end)] if self.answered else [""] * 4
+        return [self.question, self.context, *self.extra, *answer, model.id, self.error]
 
 
 @dataclass(frozen=True)
 class AnsweredUpload:
-    """An answered file; ``write`` lays it out as a folder."""
+    """An answered file. ``write`` writes it as a folder."""
 
     rows: Sequence[AnsweredRow]
     name: str = "history.csv"
@@ -132,7 +133,7 @@ class AnsweredUpload:
 
 
 def ingested(data: bytes, folder: Path, *, name: str = "history.csv", limits: IngestSettings | None = None) -> Path:
-    """A CSV as it is after ingestion and after an answering that answers every row with its context's first word."""
+    """The folder of a CSV that was ingested, then answered with the first word of each context."""
 
     def write(path: str, chunks: Iterable[bytes]) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def _answer_shard(folder: Path) -> None:
 
 
 def migrated_database(socket_folder: str) -> PostgresSettings:
-    """A new database with the platform's tables, for as long as its server lives."""
+    """A new database with the platform's tables, which lasts as long as its server."""
     name = f"loading_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_access.database_url(socket_folder, "postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
@@ -174,7 +175,7 @@ def migrated_database(socket_folder: str) -> PostgresSettings:
 
 
 def empty_tables(connection: psycopg.Connection) -> None:
-    # Faster than TRUNCATE on small tables, which makes new files.
+    # On small tables faster than TRUNCATE, which creates new files.
     for name in ("question_answer", "question_answer_reject", "question_file"):
         connection.execute(f"DELETE FROM {name}")  # noqa: S608
 

@@ -1,4 +1,4 @@
-"""Answers as DataFrames: a frame answered here, the tables read into frames, and the notebook of the documentation."""
+"""Answers as DataFrames: answering a frame locally, reading the tables into frames, and the notebook of the documentation."""
 
 import asyncio
 import io
@@ -109,6 +109,16 @@ def test_whole_numbers_with_gaps_stay_whole_in_parquet_that_pandas_did_not_write
     pq.write_table(pa.table({"question": ["Who built it?", "When?"], "context": [BRIDGE, BRIDGE], "n": [1, None]}), source)
     result = answer_command(source)
     assert [line.split(",")[2] for line in result.stdout.splitlines()] == ["n", "1", ""]
+
+
+@pytest.mark.parametrize("index", [pd.Index([4, 4], name="answer"), pd.Index([4, 4])], ids=["named", "repeated"])
+def test_an_index_that_parquet_keeps_with_its_rows_is_answered_like_a_column(tmp_path: Path, index: pd.Index) -> None:
+    source, target = tmp_path / "my.parquet", tmp_path / "answered.csv"
+    pd.DataFrame({"question": ["Who built it?", "When?"], "context": [BRIDGE, BRIDGE]}, index=index).to_parquet(source)
+    assert answer_command(source, "-o", target).exit_code == 0
+    answered = pd.read_csv(target)
+    assert answered["answer"].to_list() == ["Ada Blum", "1872"]
+    assert list(answered.columns) == [*(["input_answer"] if index.name else []), "question", "context", *ANSWER_COLUMNS]
 
 
 def test_parquet_and_csv_are_answered_into_each_other(tmp_path: Path) -> None:

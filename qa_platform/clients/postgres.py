@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, and its failures as the platform's own two kinds of error."""
+"""Connections to PostgreSQL, and the translation of its failures into the platform's own two kinds of error."""
 
 import re
 import tempfile
@@ -20,8 +20,8 @@ ENCODING = "UTF8"
 
 _VERIFYING_MODES = ("verify-ca", "verify-full")
 
-# libpq gives no SQLSTATE while it connects, only text. Whatever is not listed here may pass: a server that is down, starting or full, a
-# name that is not resolved yet.
+# libpq gives no SQLSTATE while it connects, only text. Errors that are not listed here are transient: a server that is down, starting or
+# full, a name that does not resolve yet.
 _NOT_RETRIED = (
     (r"certificate authentication failed", "the client certificate's common name must be the user's name"),
     (r"authentication failed|no password supplied", "check PG_USER and PG_PASSWORD"),
@@ -41,7 +41,7 @@ _NOT_RETRIED = (
 
 
 class WrongDatabase(InputError):
-    """The database lacks a permission, a table or a column. Its owner mends that; no file is to blame."""
+    """The database lacks a permission, a table or a column. Its owner must fix that; no file is to blame."""
 
     blameless = True
 
@@ -51,10 +51,10 @@ class WrongEncoding(WrongDatabase):
 
 
 def connect(settings: PostgresSettings) -> psycopg.Connection:
-    """Connect in autocommit mode: `transaction` opens transactions, and none stays open between two.
+    """Connect in autocommit mode: `transaction` opens transactions, and none stays open in between.
 
-    With any certificate, TLS of at least ``verify-ca`` is used. The certificates lie in private files while the connection is made. No
-    statement is prepared on the server, so PgBouncer may share connections per transaction.
+    Any certificate implies at least the TLS mode ``verify-ca``. The certificates lie in private files while the connection is made. No
+    statement is prepared on the server, so PgBouncer may pool connections per transaction.
 
     Raises:
         InputError: wrong user, password, database or certificate.
@@ -64,6 +64,7 @@ def connect(settings: PostgresSettings) -> psycopg.Connection:
     connection = _connect(settings)
     try:
         _check_encoding(connection, settings)
+        _override_defaults(connection)
     except BaseException:
         connection.close()
         raise
@@ -110,6 +111,16 @@ def _check_encoding(connection: psycopg.Connection, settings: PostgresSettings) 
     )
 
 
+def _override_defaults(connection: psycopg.Connection) -> None:
+    """Override the defaults of the server, the database or the role that would change the outcome of our statements."""
+    # In any other level, a transaction that waits for a lock does not see what the lock's last owner wrote.
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    # psycopg reads timestamps in ISO style only. PgBouncer keeps this setting with the client's connection.
+    if not (connection.info.parameter_status("DateStyle") or "").startswith("ISO"):
+        with transaction(connection) as cursor:
+            cursor.execute("SET datestyle TO ISO")
+
+
 def _where(settings: PostgresSettings) -> str:
     return f"{settings.user}@{settings.host}:{settings.port}/{settings.dbname}"
 
@@ -122,7 +133,7 @@ def _sslmode(settings: PostgresSettings) -> str:
 
 @contextmanager
 def _private_files(settings: PostgresSettings) -> Iterator[dict[str, Any]]:
-    """libpq takes certificates as files only, and refuses a key that others can read, as those of mounted secrets are."""
+    """Write the certificates to private files. libpq takes only files, and refuses a key that others can read, as in a mounted secret."""
     certificates = database_certificates(settings)
     if not certificates:
         yield {}
@@ -141,7 +152,7 @@ def _private_files(settings: PostgresSettings) -> Iterator[dict[str, Any]]:
 
 def _connection_error(settings: PostgresSettings, text: str) -> QaPlatformError:
     where = _where(settings)
-    # Where a host has several addresses, the failures of all count, not only the last.
+    # If a host has several addresses, the failures of all of them count, not only the last.
     said = " ".join(text.rpartition("All failures were:")[2].split())
     password = settings.password.get_secret_value()
     if password:
@@ -160,28 +171,36 @@ def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[
         about: what the transaction is for; it begins the messages.
 
     Raises:
-        InputError: PostgreSQL refuses the data.
-        WrongDatabase: a permission is missing, or the tables are.
+        InputError: PostgreSQL refuses the data, or a constraint or trigger of the owner's does.
+        WrongDatabase: a permission, a table or a column is missing, or a column that the owner added is mandatory and has no default.
         TransientError: the connection broke, or PostgreSQL gave up for now: a deadlock, a full disk, a shutdown, a time-out, a
             standby that is not promoted yet, an error of its own.
     """
     try:
         with connection.transaction(), connection.cursor() as cursor:
             yield cursor
-    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
-        raise TransientError(f"PostgreSQL did not finish: {_said(error)}", where=about) from error
-    except psycopg.errors.DataError as error:
+    except psycopg.errors.ProgramLimitExceeded as error:
+        # An operational error to psycopg, but it would come again: a value is too long for an index that the owner made.
         raise InputError(f"PostgreSQL refuses the data: {_said(error)}", where=about) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
+        raise TransientError(f"PostgreSQL did not complete the transaction: {_said(error)}", where=about) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise WrongDatabase(
-            f"PostgreSQL does not allow it: {_said(error)}", where=about, advice="grant it, or be the owner of the tables"
+            f"PostgreSQL refuses: {_said(error)}", where=about, advice="grant the privilege, or connect as the owner of the tables"
         ) from error
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         raise WrongDatabase(f"the tables are missing or old: {_said(error)}", where=about, advice="run `qa-platform db upgrade`") from error
+    except psycopg.errors.NotNullViolation as error:
+        raise WrongDatabase(
+            f"the tables have a column that the platform does not fill: {_said(error)}", where=about, advice="give that column a default"
+        ) from error
+    except psycopg.Error as error:
+        # Never psycopg's own text: it quotes whole rows.
+        raise InputError(f"PostgreSQL refuses the data: {_said(error)}", where=about) from error
 
 
 def limit_seconds(cursor: psycopg.Cursor, seconds: float) -> None:
-    """Let each statement of this transaction take so many seconds at most; `transaction` raises a `TransientError` if one takes longer."""
+    """Limit each statement of this transaction to ``seconds``. `transaction` raises a `TransientError` if one takes longer."""
     cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{max(1, round(seconds * 1000))}ms"])
 
 

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection on loopback. On Linux, ``/proc/net/tcp`` has the user of every socket."""
+"""The user at the other end of a loopback connection. On Linux, ``/proc/net/tcp`` has the user of every socket."""
 
 import ipaddress
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ROOT = 0
-# Elsewhere the system does not tell whose a connection is.
+_NO_INODE = "0"
+# Other systems do not tell the user of a connection.
 TELLS_USERS = sys.platform.startswith("linux")
 # The kernel writes the table in pieces, and may miss a socket if others close meanwhile.
 _READS = 5
@@ -22,7 +23,7 @@ def is_trusted(client: tuple[str, int], server_port: int) -> bool:
         server_port: the port of this end.
 
     Returns:
-        Always true on other systems than Linux, which do not tell.
+        Always true on systems other than Linux, which do not tell the user.
     """
     if not TELLS_USERS:
         return True
@@ -36,16 +37,20 @@ def is_trusted(client: tuple[str, int], server_port: int) -> bool:
 
 
 def _sockets() -> Iterator[tuple[str, str, int]]:
-    """Local address, remote address and user of every TCP socket."""
+    """(local address, remote address, user) of every TCP socket that a process holds.
+
+    A socket that its process has closed stays in the table for a while, without an inode and with root as its user, whoever opened it.
+    """
     for table in _TABLES:
         if table.exists():
             for line in table.read_text().splitlines()[1:]:
                 fields = line.split()
-                yield fields[1], fields[2], int(fields[7])
+                if fields[9] != _NO_INODE:
+                    yield fields[1], fields[2], int(fields[7])
 
 
 def _forms(host: str) -> Iterator[str]:
-    """An address as the kernel writes it: in words of the machine's own byte order. IPv4 may come through a socket of IPv6."""
+    """An address as the kernel writes it, in words of the machine's byte order. IPv4 may arrive through an IPv6 socket."""
     address = ipaddress.ip_address(host)
     if isinstance(address, ipaddress.IPv4Address):
         yield _words(address.packed)

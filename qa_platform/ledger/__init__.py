@@ -1,4 +1,4 @@
-"""The table ``question_file``: what is known of every file, and who works on it."""
+"""The table ``question_file``: the state of every file, and who works on it."""
 
 from qa_platform.ledger.ledger import Ledger
 from qa_platform.ledger.records import Deferred, FileRecord

@@ -1,4 +1,4 @@
-"""Archiving: where the sources of files lie, and why one could not be moved out of ``incoming/``."""
+"""Archiving: records where the sources of files lie, and why one could not be moved out of ``incoming/``."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
@@ -9,10 +9,11 @@ from qa_platform.ledger.connection import LedgerConnection
 from qa_platform.ledger.records import FileRecord
 from qa_platform.ledger.waits import DEFERRAL, waits
 from qa_platform.settings import WorkSettings
+from qa_platform.text import escaped_lines
 
 
 class Archiving(LedgerConnection):
-    """Recording where sources lie."""
+    """Records where sources lie."""
 
     def begin_archiving(self, version: FileVersion, *, source: str, place: str) -> bool:
         """Record that a source is about to leave ``source``. It may be deleted there only if this returns true.
@@ -21,7 +22,7 @@ class Archiving(LedgerConnection):
             place: the object that holds the source from now on, "" if none does.
 
         Returns:
-            Whether that was recorded. It was not if the file is to be answered again, or somebody else archives it.
+            Whether that was recorded. It was not if the file is to be answered again, or another process is archiving it.
         """
         return self._move(version, source=source, place=place)
 
@@ -54,7 +55,7 @@ class Archiving(LedgerConnection):
             return cursor.rowcount == 1
 
     def archive_failed(self, version: FileVersion, *, error: str, work: WorkSettings) -> None:
-        """Record why the source of a file that is done could not be archived. The next try waits, as that of a deferred file does."""
+        """Record why the source of a done file could not be archived. The next attempt waits like that of a deferred file."""
         with self._transaction() as cursor:
             cursor.execute(
                 f"""
@@ -62,7 +63,7 @@ class Archiving(LedgerConnection):
                 SET archive_error = %(error)s, put_off_since = coalesce(put_off_since, now()), retry_at = now() + {DEFERRAL}
                 FROM {WANTED} WHERE {IS_WANTED} AND {NOT_ARCHIVED}
                 """,
-                {**keys([version]), **waits(work), "error": error},
+                {**keys([version]), **waits(work), "error": escaped_lines(error)},
             )
 
     def relocate(self, record: FileRecord, *, place: str) -> bool:

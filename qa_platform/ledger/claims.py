@@ -1,6 +1,6 @@
 """Claims: who works on which file. A claim is a lease that its owner renews; it keeps two runs from doing the same work.
 
-When a run dies, nobody renews its claims. They expire after ``QA_LEASE_SECONDS``, and another run resumes their
+When a run dies, its claims are no longer renewed. They expire after ``QA_LEASE_SECONDS``, and another run resumes their
 batch. No file is charged for that, except by `qa_platform.cron`.
 
 Two runs that work on the same file load the same rows: the answers do not depend on claims.
@@ -21,7 +21,7 @@ from qa_platform.ledger.records import FileRecord, select
 
 
 class Claims(LedgerConnection):
-    """Taking, renewing and giving back claims."""
+    """Takes, renews and releases claims."""
 
     def claimed(self) -> dict[str, str]:
         """The owner of every live claim, by file name."""
@@ -30,7 +30,7 @@ class Claims(LedgerConnection):
             return dict(cursor.fetchall())
 
     def waiting_claims(self, *, expired_for: float) -> dict[str, int]:
-        """The owners of claims on files that nobody works on yet, with the numbers of these files.
+        """The owners of claims on files that are still pending, with the number of these files.
 
         Args:
             expired_for: include claims that expired at most this many seconds ago.
@@ -47,7 +47,7 @@ class Claims(LedgerConnection):
             return dict(cursor.fetchall())
 
     def batch_is_claimed(self, batch_id: str) -> bool:
-        """Whether anybody holds a live claim on a file of this batch."""
+        """Whether any file of this batch is under a live claim."""
         with self._transaction() as cursor:
             cursor.execute(f"SELECT EXISTS (SELECT FROM question_file f WHERE {LIVE} AND f.batch_id = %s)", [batch_id])
             return bool(only_row(cursor)[0])
@@ -56,8 +56,8 @@ class Claims(LedgerConnection):
         """Claim files that are to be answered. Unknown versions become ``pending``.
 
         Returns:
-            The versions that ``owner`` holds now, including those it held before. Left out are names on which somebody else holds a
-            live claim, whatever the generation, and versions that are done.
+            The versions that ``owner`` holds now, including those it held before. Versions that are done are left out, and so are names
+            under another owner's live claim, whatever the generation.
         """
         with self._exclusive() as cursor:
             taken = acquire(cursor, versions, owner=owner, holders=[owner], lease_seconds=lease_seconds, only_open=True)
@@ -78,7 +78,7 @@ class Claims(LedgerConnection):
             return acquire(cursor, versions, owner=owner, holders=holders, lease_seconds=lease_seconds, only_open=False)
 
     def renew(self, owner: str, lease_seconds: int) -> int:
-        """Let the owner's claims last for another lease from now. An expired claim that nobody took is revived.
+        """Extend the owner's claims by a full lease from now. An expired claim is revived unless another owner has taken it.
 
         Returns:
             The number of claims.
@@ -89,13 +89,13 @@ class Claims(LedgerConnection):
             ).rowcount
 
     def keep(self, owners: Sequence[str], lease_seconds: int) -> int:
-        """Renew the claims of several owners, those that have less than half of a lease left. Expired claims are revived as by `renew`.
+        """Renew those claims of several owners that have less than half a lease left. Expired claims are revived as by `renew`.
 
         Returns:
             The number of claims that were renewed.
         """
         with self._exclusive() as cursor:
-            # One statement: with one for each owner, the time would grow with the square of what is queued.
+            # One statement: with one per owner, the time would grow with the square of the queue's length.
             return cursor.execute(
                 """
                 UPDATE question_file SET claim_until = now() + make_interval(secs => %(lease)s)
@@ -105,7 +105,7 @@ class Claims(LedgerConnection):
             ).rowcount
 
     def release(self, owner: str, names: Sequence[str] | None = None) -> None:
-        """Give back the owner's claims, all or those on some names. Running files become pending, and their batch may be resumed."""
+        """Release the owner's claims: all, or those on ``names``. Running files become pending, and their batch can be resumed."""
         with self._exclusive() as cursor:
             cursor.execute(
                 """
@@ -120,7 +120,7 @@ class Claims(LedgerConnection):
 def acquire(
     cursor: psycopg.Cursor, versions: Sequence[FileVersion], *, owner: str, holders: Sequence[str], lease_seconds: int, only_open: bool
 ) -> list[FileRecord]:
-    """Claim versions for ``owner``, except where somebody other than ``holders`` has a live claim. Of several generations, the newest."""
+    """Claim versions for ``owner``, except names under a live claim of an owner not in ``holders``. Of several generations, the newest."""
     newest = {version.name: version for version in sorted(versions)}
     wanted = [version for version in dict.fromkeys(versions) if newest[version.name] == version]
     insert_unknown(cursor, wanted)
@@ -132,7 +132,7 @@ def acquire(
 
 
 def _free(cursor: psycopg.Cursor, versions: Sequence[FileVersion], *, holders: Sequence[str], only_open: bool) -> set[tuple[str, int]]:
-    """The (name, generation) of the versions whose name nobody but ``holders`` has claimed."""
+    """The (name, generation) of the versions whose name has no live claim of an owner outside ``holders``."""
     status = f"AND {OPEN}" if only_open else ""
     cursor.execute(
         f"""

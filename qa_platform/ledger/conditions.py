@@ -7,22 +7,22 @@ import psycopg
 
 from qa_platform.contract import INCOMING, FileVersion, file_id, partition_key
 
-# Names in one query. Larger queries are not faster.
+# The number of names in one query. Larger queries are not faster.
 _CHUNK = 5_000
 
 OPEN = "f.status IN ('pending', 'running')"
 LIVE = "(f.claim_owner IS NOT NULL AND f.claim_until > now())"
 DUE = "(f.retry_at IS NULL OR f.retry_at <= now())"
-# A file that is done and whose source leaves `incoming/`. Once that is recorded, a loaded file is finished.
+# A done file whose source leaves `incoming/`. Once that is recorded, a loaded file is finished.
 LEAVES_INCOMING = "f.status IN ('loaded', 'rejected', 'unchanged')"
 NOT_ARCHIVED = f"{LEAVES_INCOMING} AND f.archived_at IS NULL"
-# Sets the columns of a file that is to be answered again because somebody asked for it. The caller sets `load_id`.
+# Resets the columns of a file that is to be answered again on request. The caller sets `load_id`.
 ASKED_AGAIN = """
     status = 'pending', attempts = 0, retry_at = NULL, put_off_since = NULL, batch_id = '', archived_at = NULL, archive_error = '',
     csv_owed = false, csv_error = '', error = '', rejection = NULL
 """
-# The file's rows in the table are of this generation. Those of an older one left when a newer one was loaded, and are not back when the
-# newer one is forgotten.
+# The table holds this generation's rows. An older generation's rows were removed when a newer one was loaded, and do not come back when
+# the newer one is forgotten.
 IN_THE_TABLE = """
     f.loaded_at IS NOT NULL AND (
         f.rows = 0
@@ -34,7 +34,7 @@ IN_THE_TABLE = """
 WANTED = "unnest(%(names)s::text[], %(generations)s::bigint[]) AS w (source_file, generation)"
 IS_WANTED = "f.source_file = w.source_file AND f.generation = w.generation"
 
-# The record is as somebody has read it, and nobody else has claimed it since. With the parameters of `as_read`.
+# The record has not changed since it was read, and no other owner has claimed it since. Takes the parameters of `as_read`.
 AS_READ = f"(f.load_id = %(read_load_id)s AND f.place = %(read_place)s AND (NOT {LIVE} OR f.claim_owner = %(read_owner)s))"
 
 _T = TypeVar("_T")
@@ -50,7 +50,7 @@ class _Read(Protocol):
 
 
 def as_read(record: _Read) -> dict[str, str | int]:
-    """The parameters of `AS_READ`, out of a `FileRecord`."""
+    """The parameters of `AS_READ`, from a `FileRecord`."""
     return {"read_load_id": record.load_id, "read_place": record.place, "read_owner": record.claim_owner}
 
 
@@ -60,7 +60,7 @@ def keys(versions: Sequence[FileVersion]) -> dict[str, list]:
 
 
 def chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    """The values, as many at a time as one query takes."""
+    """The values in chunks, each small enough for one query."""
     return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 

@@ -19,7 +19,7 @@ _CLAIM_LOCK = 0x7161636C
 
 
 class _Kept:
-    """The open connection, if any, and when it was last used. An object of its own, so that it can be closed when the ledger is gone."""
+    """The open connection, if any, and when it was last used. A separate object, so that it can be closed when the ledger is gone."""
 
     def __init__(self) -> None:
         self.connection: psycopg.Connection | None = None
@@ -47,7 +47,7 @@ class LedgerConnection:
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Cursor]:
-        """One transaction, as `clients.postgres.transaction` has it. A connection is given up after any exception."""
+        """One transaction, see `clients.postgres.transaction`. The connection is closed after any exception."""
         with self._lock:
             try:
                 with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Forgetting: the rows and records of a file are removed. A record without content stays, so that nothing loads the file again."""
+"""Forgetting: removes the rows and records of a file. A record without content stays, so that nothing loads the file again."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Holdings:
 
 
 class Forgetting(LedgerConnection):
-    """Finding and removing what the tables hold of a file."""
+    """Finds and removes what the tables hold of a file."""
 
     def holdings(self, name: str) -> Holdings:
         """What the three tables hold of a file."""
@@ -50,7 +50,7 @@ class Forgetting(LedgerConnection):
             return cursor.execute(query, [version.name, version.generation]).fetchone() is not None
 
     def forget(self, name: str, generations: Collection[int]) -> None:
-        """Remove the rows and records of generations, whether they have any or not, and record them as forgotten. May be repeated.
+        """Remove the rows and records of generations, if there are any, and record the generations as forgotten. Can be repeated.
 
         Raises:
             InputError: a run has claimed the file, or it is being loaded right now. Nothing was removed.
@@ -61,9 +61,9 @@ class Forgetting(LedgerConnection):
                 "SELECT claim_owner FROM question_file WHERE source_file = %(name)s AND claim_until > now()", values
             ).fetchone()
             if owner:
-                what = f"run {owner[0]} works on it, or waits to"
+                what = f"run {owner[0]} is working on it or waiting to"
                 raise InputError(what, where=name, advice="wait until it has ended, or terminate it; then repeat the command")
-            # Held to the end: a load that waits for it finds the record, and writes nothing.
+            # Held until the transaction ends: a load that waits for it then finds the record and writes nothing.
             if not try_load_lock(cursor, name):
                 raise InputError("it is being loaded right now", where=name, advice="repeat the command in a minute")
             for statement in (

@@ -14,15 +14,14 @@ from qa_platform.ledger.retries import Retries
 
 
 class Ledger(Listings, Claims, Outcomes, Archiving, Publishing, Retries, Restoring, Forgetting, Overview):
-    """What is known of every generation of every file, and who works on it: the table ``question_file``.
+    """The table ``question_file``: the state of every generation of every file, and who works on it.
 
-    Each method is one short transaction, safe beside any number of others in any process; threads may share a ledger. Time is
-    PostgreSQL's, never that of the caller. A connection is opened on first use and kept; `close`, or the end of a ``with`` block,
-    closes it.
+    Methods run in short transactions, safe beside any number of others in any process; threads may share a ledger. Time is
+    PostgreSQL's, never the caller's. A connection is opened on first use and kept; `close`, or the end of a ``with`` block, closes it.
 
     Raises, in every method:
         InputError: PostgreSQL refuses the user or the statement, or the tables are missing.
-        TransientError: PostgreSQL is unavailable. The next call connects anew.
+        TransientError: PostgreSQL is unavailable. The next call reconnects.
     """
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Listings of records of which there may be any number: those of many files, and all generations of one."""
+"""Listings of any number of records: of many files, or of all generations of one."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
 
@@ -9,12 +9,12 @@ from qa_platform.contract import INCOMING, FileVersion
 from qa_platform.ledger.conditions import IN_THE_TABLE, LIVE, OPEN
 from qa_platform.ledger.records import FileRecord, Records
 
-# Records that one query reads.
+# The number of records that one query reads.
 _PAGE = 2_000
 
 
 class Listings(Records):
-    """Reading many records. No query reads more than a page."""
+    """Reads many records. No query reads more than a page, or than ``limit``."""
 
     def history(self, *, name: str | None = None, limit: int) -> list[FileRecord]:
         """The newest records, of all files or of one, newest first."""
@@ -28,7 +28,7 @@ class Listings(Records):
         return next(iter(self._select(rest, {"name": name})), None)
 
     def in_work(self) -> Iterator[FileRecord]:
-        """Files that are not done, and then those whose source is not archived yet, each oldest first."""
+        """Files that are not done, then loaded files whose source is not archived yet; each group oldest first."""
         return chain(self._paged(OPEN), self._paged("f.status = 'loaded' AND f.archived_at IS NULL"))
 
     def waiting_elsewhere(self) -> Iterator[FileVersion]:
@@ -36,12 +36,12 @@ class Listings(Records):
         return (record.version for record in self._paged(f"{OPEN} AND f.place <> %(incoming)s || f.source_file"))
 
     def waiting_uploads(self) -> Iterator[FileRecord]:
-        """Files that wait under ``incoming/``, according to their records, and that nobody has claimed."""
+        """Unclaimed files that wait under ``incoming/``, according to their records."""
         return self._paged(f"{OPEN} AND f.place = %(incoming)s || f.source_file AND NOT {LIVE}")
 
     def _paged(self, condition: str) -> Iterator[FileRecord]:
-        """The records that meet a condition, oldest first, each page in a transaction of its own."""
-        # In the order of the indexes of unfinished files, which have no column but this.
+        """The records that meet a condition, oldest first, each page in its own transaction."""
+        # The indexes of unfinished files have only `created_at`, so it comes first.
         key, after = "f.created_at, f.source_file, f.generation", ""
         values: dict[str, object] = {"incoming": INCOMING, "page": _PAGE}
         while page := self._select(f"FROM question_file f WHERE {condition} {after} ORDER BY {key} LIMIT %(page)s", values):

@@ -1,4 +1,4 @@
-"""What a load writes into ``question_file``. It shares the transaction of the rows: each function takes that transaction's cursor."""
+"""Records loads in ``question_file``, in the same transaction as the rows: each function takes that transaction's cursor."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,14 +8,14 @@ import psycopg
 from qa_platform.clients.postgres import only_row
 from qa_platform.contract import INCOMING, FileStatus, Manifest, ModelChoice, file_id, partition_key
 
-# First half of the advisory lock's key that a load holds; the second is a hash of the file's name. Two names with the same hash only
+# The first half of the key of a load's advisory lock. The second half is a hash of the file's name; two names with the same hash merely
 # wait for each other.
 _LOAD_LOCK = 0x71616C64
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded of a file.
+    """The result of loading a file.
 
     Args:
         answered_by: the model that answered.
@@ -35,19 +35,20 @@ class Loaded:
 
 
 def wait_for_load_lock(cursor: psycopg.Cursor, name: str) -> None:
-    """Let no other load of this file proceed before the transaction ends. Waits for one that is under way."""
+    """Block other loads of this file until the transaction ends. Waits for a load in progress."""
     cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOAD_LOCK, name])
 
 
 def try_load_lock(cursor: psycopg.Cursor, name: str) -> bool:
-    """Like `wait_for_load_lock`, but false at once if a load is under way."""
+    """Like `wait_for_load_lock`, but returns false at once if a load is in progress."""
     cursor.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", [_LOAD_LOCK, name])
     return bool(only_row(cursor)[0])
 
 
 def why_too_late(cursor: psycopg.Cursor, manifest: Manifest) -> str:
-    """Why this load comes too late: the file was forgotten, a newer generation is loaded, or a newer answer is asked for; else empty."""
-    # The answers of an upload that was found unchanged are the rows of an earlier generation: only those may be loaded again.
+    """Why this load comes too late: the file was forgotten, a newer generation is loaded, or a newer answer is requested; else empty."""
+    # The answers of an unchanged upload are the rows of an earlier generation. Behind it, only a generation that was loaded before may
+    # be loaded again.
     newer = cursor.execute(
         """
         SELECT f.generation, f.load_id, f.status = 'forgotten' FROM question_file f
@@ -66,7 +67,7 @@ def why_too_late(cursor: psycopg.Cursor, manifest: Manifest) -> str:
         return f"the newer generation {generation} is loaded"
     if is_forgotten:
         return "it was forgotten"
-    return f"it is to be answered again (load id {load_id} instead of {manifest.load_id})"
+    return f"a retry was requested (load id {load_id}; this load has {manifest.load_id})"
 
 
 def run_of(cursor: psycopg.Cursor, manifest: Manifest) -> str:
@@ -78,8 +79,8 @@ def run_of(cursor: psycopg.Cursor, manifest: Manifest) -> str:
 
 
 def record_superseded(cursor: psycopg.Cursor, manifest: Manifest, why: str) -> None:
-    """Record that the file was not loaded because something newer is there."""
-    # A generation that was loaded in its time stays loaded in the history, and one that is to be answered again stays pending.
+    """Record that the file was not loaded because something newer exists."""
+    # A generation that was loaded before stays loaded in the history, and one that is to be answered again stays pending.
     cursor.execute(
         """
         INSERT INTO question_file (source_file, generation, size, crc32c, file_id, partition_key, place, load_id, status, error)
@@ -93,9 +94,8 @@ def record_superseded(cursor: psycopg.Cursor, manifest: Manifest, why: str) -> N
 
 
 def record_loaded(cursor: psycopg.Cursor, loaded: Loaded) -> FileStatus:
-    """Record a load; the file's status after it."""
-    # A source that is archived already stays where it is: there is nothing more to do. Somebody may have asked for another answer
-    # while this one was being loaded: that request stays.
+    """Record a load. Returns the file's new status."""
+    # If the source is archived already, the file is finished. If another answer was requested during this load, that request stays.
     cursor.execute(
         """
         INSERT INTO question_file AS f (

@@ -1,4 +1,4 @@
-"""Outcomes: how the work on a file goes on and how it ends. All but a load, which is in `ledger.loads`."""
+"""Outcomes: records the progress of the work on a file and how it ends. Loads are in `ledger.loads`."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
@@ -17,17 +17,18 @@ from qa_platform.ledger.loads import try_load_lock
 from qa_platform.ledger.records import FileRecord, select
 from qa_platform.ledger.waits import DEFERRAL, waits
 from qa_platform.settings import WorkSettings
+from qa_platform.text import escaped_lines
 
 
 class Outcomes(LedgerConnection):
-    """Recording how the work on files goes on and how it ends."""
+    """Records the progress of the work on files and how it ends."""
 
     def start(self, owner: str, versions: Sequence[FileVersion], *, run_id: str, batch_id: str) -> list[FileRecord]:
         """Record that the owner's run works on these versions, which it has claimed.
 
         Returns:
             The records as they are now, in the order of ``versions``. Work with these: a retry may have changed the load id since the
-            claim. Left out is what is done, or not the owner's any more.
+            claim. Versions that are done, or that the owner no longer holds, are left out.
         """
         with self._transaction() as cursor:
             cursor.execute(
@@ -43,27 +44,30 @@ class Outcomes(LedgerConnection):
         return [records[version.name] for version in mine]
 
     def record_form(self, version: FileVersion, *, blank: int, delimiter: str) -> None:
-        """Record how many blank rows were skipped when a version was read, and what stands between its cells."""
+        """Record the number of blank rows that were skipped when a version was read, and its delimiter."""
         values = {"name": version.name, "generation": version.generation, "blank": blank, "delimiter": delimiter}
         change = "SET blank = %(blank)s, delimiter = %(delimiter)s"
         self._update(f"{change} WHERE f.source_file = %(name)s AND f.generation = %(generation)s", values)
 
     def record_commit(self, owner: str, versions: Sequence[FileVersion], *, commit: str, job: str) -> None:
-        """Record the Pachyderm commit that holds these versions of the owner's, and the job that answers it."""
+        """Record the Pachyderm commit that holds these versions, which the owner has claimed, and the job that answers it."""
         self._update(
             f"SET pachyderm_commit = %(commit)s, pachyderm_job = %(job)s FROM {WANTED} WHERE {IS_WANTED} AND f.claim_owner = %(owner)s",
             {**keys(versions), "commit": commit, "job": job, "owner": owner},
         )
 
     def note_waiting(self, owner: str, reason: str) -> None:
-        """Record what the Pachyderm job of the owner's running files waits for; "" when it goes on."""
-        self._update("SET error = %(reason)s WHERE f.status = 'running' AND f.claim_owner = %(owner)s", {"owner": owner, "reason": reason})
+        """Record what the Pachyderm job of the owner's running files waits for; "" when it continues."""
+        self._update(
+            "SET error = %(reason)s WHERE f.status = 'running' AND f.claim_owner = %(owner)s",
+            {"owner": owner, "reason": escaped_lines(reason)},
+        )
 
     def charge(self, owner: str, version: FileVersion, *, error: str, work: WorkSettings, load_id: int | None = None) -> FileStatus | None:
-        """Charge a failure to a file of the owner's, and give up the claim.
+        """Charge a failure to a file that the owner holds, and release the claim.
 
         Args:
-            load_id: the load that failed; None for any. A retry that was asked for meanwhile is another load, and is not charged.
+            load_id: the load that failed; None for any. A retry requested meanwhile is another load, and is not charged.
 
         Returns:
             ``failed`` if that was the last attempt, else ``pending``: the file is due after a wait that doubles with every attempt, up
@@ -83,16 +87,17 @@ class Outcomes(LedgerConnection):
         suspect_after: float | None = None,
         batch_id: str = "",
     ) -> None:
-        """Let files of the owner's wait, uncharged, for something other than themselves, and give up the claims.
+        """Defer files that the owner holds, uncharged, for a reason other than themselves, and release the claims.
 
-        All of them are due together, after as long as they have been deferred already: the wait about doubles each time, up to a bound.
+        The wait is about as long as the deferral so far, so it roughly doubles each time, up to a bound. Files that are always deferred
+        together are due together.
 
         Args:
-            error: what they wait for, or failed on.
+            error: what they wait for, or why they failed.
             blameless: no file is to blame; the record says so.
             batch_id: the batch in which they are retried; "" for any.
-            suspect_after: after so many seconds of deferral a file is suspected, None for never. A suspected file is charged if any
-                file was loaded since it was first deferred, unless it was retried before its wait was over.
+            suspect_after: seconds of deferral after which a file is suspected; None for never. A suspected file is charged if any file
+                was loaded since it was first deferred, unless it was retried before its wait was over.
         """
         if not versions:
             return
@@ -101,7 +106,7 @@ class Outcomes(LedgerConnection):
                 why = f"others are loaded, and this one fails on: {error}"
                 for version in _suspects(cursor, versions, after=suspect_after):
                     _charge(cursor, owner, version, error=why, work=work)
-            # The owner does not hold what was just charged any more.
+            # The owner no longer holds the files that were just charged.
             cursor.execute(
                 f"""
                 UPDATE question_file f SET
@@ -113,7 +118,7 @@ class Outcomes(LedgerConnection):
             )
 
     def defer_run(self, owner: str, *, error: str, work: WorkSettings) -> None:
-        """Let all files of the owner's wait, blameless, as `defer` does, but still claimed, and with their batch to be resumed."""
+        """Defer all files of the owner as blameless, like `defer`, but keep the claims and the batch, which will be resumed."""
         self._update(
             f"""
             SET status = 'pending', error = %(error)s, put_off_since = coalesce(put_off_since, now()), retry_at = now() + {DEFERRAL}
@@ -123,7 +128,7 @@ class Outcomes(LedgerConnection):
         )
 
     def requeue(self, owner: str, versions: Sequence[FileVersion]) -> None:
-        """Let files of the owner's go into another batch at once, uncharged, and give up the claims."""
+        """Make files that the owner holds available to another batch at once, uncharged, and release the claims."""
         self._update(
             f"""
             SET status = 'pending', batch_id = '', claim_owner = NULL, claim_until = NULL
@@ -136,7 +141,8 @@ class Outcomes(LedgerConnection):
         """Record that a file cannot be read, and why. Rows of its earlier generations stay in the table.
 
         Args:
-            read: the record that the verdict is based on; None for any. A record that has changed since, say by a retry, is left as it is.
+            read: the record that the decision is based on; None for any. If it has changed since, for example by a retry, nothing is
+                recorded.
 
         Returns:
             Whether that was recorded.
@@ -144,20 +150,20 @@ class Outcomes(LedgerConnection):
         return self._close(version, FileStatus.REJECTED, error=str(rejection), rejection=rejection.to_json(), read=read)
 
     def mark_superseded(self, version: FileVersion, *, error: str = "", read: FileRecord | None = None) -> bool:
-        """Record that a file was overwritten or deleted before it was read. ``read``, and the result, as for `reject_file`."""
+        """Record that a file was overwritten or deleted before it was read. ``read`` and the result are those of `reject_file`."""
         return self._close(version, FileStatus.SUPERSEDED, error=error or "it was overwritten or deleted before it was read", read=read)
 
     def mark_unchanged(self, version: FileVersion) -> bool:
-        """Record that an upload has the same content as what is answered: the same size, CRC32C and MD5.
+        """Record that an upload has the same content as the answered version: the same size, CRC32C and MD5.
 
         It gets the figures of the loaded generation.
 
         Returns:
-            Whether that was recorded. It was not if another content came into the table since the caller looked, or is being loaded
-            right now, say by the job of a run that was lost: then the next look decides anew.
+            Whether that was recorded. It was not if other content was loaded since the caller looked, or if the file is being loaded right
+            now, for example by the job of a lost run. The next look then decides again.
         """
         with self._transaction() as cursor:
-            # Held to the end, so that a later load knows of this record.
+            # Held until the transaction ends, so that a later load sees this record.
             if not try_load_lock(cursor, version.name):
                 return False
             insert_unknown(cursor, [version])
@@ -190,8 +196,8 @@ class Outcomes(LedgerConnection):
         A version that is recorded as superseded, although no newer one is known, becomes pending.
 
         Args:
-            archived: also let versions that are recorded as archived be archived again.
-            seen_after: PostgreSQL's time before they were seen there. What was archived after it has left since.
+            archived: also have versions archived again that are recorded as archived.
+            seen_after: PostgreSQL's time before they were listed. A version that was archived after that has left since.
 
         Returns:
             The number of wrong records.
@@ -221,7 +227,7 @@ class Outcomes(LedgerConnection):
     def _close(
         self, version: FileVersion, status: FileStatus, *, error: str, rejection: str | None = None, read: FileRecord | None
     ) -> bool:
-        """End the work on a version that is not to be loaded. A version that is done already is left as it is."""
+        """End the work on a version that will not be loaded. A version that is already done is left as it is."""
         unchanged = f"AND {AS_READ}" if read else ""
         with self._transaction() as cursor:
             insert_unknown(cursor, [version])
@@ -235,7 +241,7 @@ class Outcomes(LedgerConnection):
                     **keys([version]),
                     **(as_read(read) if read else {}),
                     "status": str(status),
-                    "error": error,
+                    "error": escaped_lines(error),
                     "rejection": rejection,
                 },
             )
@@ -258,14 +264,14 @@ def _charge(
         FROM {WANTED} WHERE {IS_WANTED} AND {OPEN} AND f.claim_owner = %(owner)s AND f.load_id = coalesce(%(load)s::int, f.load_id)
         RETURNING f.status
         """,
-        {**keys([version]), **waits(work), "owner": owner, "error": error, "attempts": work.max_attempts, "load": load_id},
+        {**keys([version]), **waits(work), "owner": owner, "error": escaped_lines(error), "attempts": work.max_attempts, "load": load_id},
     )
     row = cursor.fetchone()
     return FileStatus(row[0]) if row else None
 
 
 def _suspects(cursor: psycopg.Cursor, versions: Sequence[FileVersion], *, after: float) -> list[FileVersion]:
-    """The versions that were deferred for so many seconds, are due, and saw another file loaded since."""
+    """The versions that have been deferred for ``after`` seconds and are due, if another file was loaded since."""
     cursor.execute(
         f"""
         SELECT f.source_file, f.generation FROM question_file f JOIN {WANTED} ON {IS_WANTED}
@@ -280,4 +286,4 @@ def _suspects(cursor: psycopg.Cursor, versions: Sequence[FileVersion], *, after:
 
 def _said(error: str, *, blameless: bool) -> str:
     """The error of a deferred file, for people."""
-    return f"No file is to blame: {error}" if blameless else error
+    return escaped_lines(f"No file is to blame: {error}" if blameless else error)

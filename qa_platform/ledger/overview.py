@@ -1,4 +1,4 @@
-"""Figures of the whole table, for monitoring. Each method reads what it needs in one transaction, and gives up after a while."""
+"""Figures of the whole table, for monitoring. Each method reads in one transaction and gives up after a time limit."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
@@ -18,15 +18,15 @@ from qa_platform.ledger.records import FileRecord, Records, select
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all records, those of older generations included.
+    """Sums over all records, including those of older generations.
 
     Args:
         oldest_seconds: how long the oldest waiting file has waited, since it was first seen or last loaded; 0 if none waits.
-        deferred: files that wait, uncharged, for something other than themselves.
-        charged: failures that are charged to files that wait or are parked as ``failed``.
+        deferred: files that wait, uncharged, for a reason other than themselves.
+        charged: failures charged to files that wait or are parked as ``failed``.
         held: live claims.
-        expired: claims whose owner has not renewed them, and that nobody has taken over.
-        archive_errors: files that are done, and whose source could not be archived.
+        expired: claims that their owner has not renewed and that no other owner has taken over.
+        archive_errors: done files whose source could not be archived.
         last_load: when a file was last loaded; None if none ever was.
     """
 
@@ -44,7 +44,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Loads:
-    """What was loaded in some time."""
+    """The numbers of files and rows loaded in a period."""
 
     files: int
     answered: int
@@ -63,7 +63,7 @@ class Loads:
 
 @dataclass(frozen=True)
 class Day(Loads):
-    """What was loaded on one day, UTC."""
+    """The numbers of files and rows loaded on one day, UTC."""
 
     date: date
 
@@ -71,9 +71,9 @@ class Day(Loads):
 def stage_seconds(record: FileRecord) -> dict[str, float]:
     """How long a loaded file took in each stage. Stages that did not happen in this order in one attempt are left out."""
     started, answered = record.started_at, record.answered_at
-    # A file that was asked for again waits since then, which is not recorded.
+    # A retried file waits from the time of the request, which is not recorded.
     seen = record.created_at if record.load_id == 1 else None
-    # Shards that Pachyderm answered for an earlier commit keep the time of that.
+    # Shards that Pachyderm answered for an earlier commit keep the time of that commit.
     if started is None or answered is None or answered < started:
         answered = None
     stages = {"waiting": (seen, started), "answering": (started, answered), "loading": (answered, record.loaded_at)}
@@ -86,14 +86,14 @@ def quantile(values: Collection[float], share: float) -> float:
 
 
 class Overview(Records):
-    """Reading figures. No method writes, and none reads for longer than it is told.
+    """Reads figures. No method writes. ``seconds`` limits each statement.
 
     Raises, in every method:
-        TransientError: PostgreSQL is unavailable, or the reading takes longer than ``seconds``.
+        TransientError: PostgreSQL is unavailable, or a statement takes longer than ``seconds``.
     """
 
     def totals(self, *, seconds: float) -> tuple[Mapping[FileStatus, int], Totals]:
-        """How many files there are of each status, and sums over all of them. Reads the whole table twice."""
+        """The number of files per status, and sums over all of them. Reads the whole table twice."""
         with self._transaction() as cursor:
             limit_seconds(cursor, seconds)
             cursor.execute("SELECT status, count(*) FROM question_file GROUP BY status")
@@ -115,7 +115,7 @@ class Overview(Records):
             return select(cursor, rest, {"window": window, "limit": limit})
 
     def count_failed(self, *, seconds: float) -> int:
-        """How many files are parked as ``failed``. One that was uploaded again is not counted, whatever becomes of that."""
+        """The number of files parked as ``failed``. A file that was uploaded again does not count, whatever the new upload's outcome."""
         with self._transaction() as cursor:
             limit_seconds(cursor, seconds)
             query = """
@@ -156,7 +156,7 @@ _DAYS = f"""
     ) f USING (day)
     GROUP BY day ORDER BY day
 """
-# A file that is to be answered again may be old: it waits since its last load at most.
+# A file that is to be answered again may be old: its wait does not begin before its last load.
 _TOTALS = f"""
     SELECT coalesce(sum(f.answered), 0)::bigint AS answered,
         coalesce(sum(f.no_answer), 0)::bigint AS no_answer,

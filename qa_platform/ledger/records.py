@@ -1,4 +1,4 @@
-"""The records of files: one per generation, and the questions that are asked of them."""
+"""The records of files, one per generation, and the queries on them."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
@@ -29,32 +29,32 @@ _COLUMNS = f"""
     f.error, f.rejection::text AS rejection, f.blank, f.delimiter
 """
 
-# The newest loads among which `recent_loads` looks, so that the look is bounded after the model has changed.
+# The number of newest loads that `recent_loads` searches. It bounds the search after the model has changed.
 _REACH = 1_000
-# An enum's own look-up takes longer than the rest of a row.
+# An enum's own lookup takes longer than the rest of a row.
 _STATUSES = {str(status): status for status in FileStatus}
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What is recorded of one generation of a file.
+    """The record of one generation of a file.
 
     Args:
-        load_id: how often this generation was asked to be answered, from 1.
+        load_id: how often answers of this generation were requested, from 1.
         claim_owner: the owner of a live claim; else empty.
-        attempts: how often a failure was charged to the file since somebody last asked for an answer.
+        attempts: how often a failure was charged to the file since answers were last requested.
         due: false while a failed or deferred file waits for its next attempt.
         was_deferred: the file has waited, uncharged, since it was last loaded or charged.
-        wanted_model: the model that was asked for, with revision and precision. Empty before a load, as the counts are 0.
-        wanted_no_answer_threshold: the threshold that was asked for with it; None where the model might not say "no answer".
+        wanted_model: the requested model, with revision and precision. Empty before a load, as the counts are 0.
+        wanted_no_answer_threshold: the threshold requested with it; None if the model was not allowed to say "no answer".
         model: the model that answered, with revision and precision. Empty before a load.
         place: the name of the object that holds this generation; empty if the object was deleted.
         error: why the file is not done, for people. Of a running file: what its job waits for.
-        rejection: why the file cannot be read; None for files that are not rejected, or were before rejections had fields.
-        archive_error: why the source of a file that is done could not be archived when that was last tried; else empty.
-        csv_error: why the answered CSV could not be written to the bucket when that was last tried; else empty.
-        blank: blank rows of the file, which were skipped and are in no other count; None where that was not recorded.
-        delimiter: what stands between the cells of the upload; None where that was not recorded.
+        rejection: why the file cannot be read; None for files that are not rejected, or were rejected before rejections had fields.
+        archive_error: why the last attempt to archive the source of a done file failed; else empty.
+        csv_error: why the last attempt to write the answered CSV to the bucket failed; else empty.
+        blank: the number of blank rows, which were skipped and are in no other count; None if it was not recorded.
+        delimiter: the delimiter of the upload; None if it was not recorded.
     """
 
     version: FileVersion
@@ -95,12 +95,12 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Deferred:
-    """The files that wait, uncharged, for something other than themselves.
+    """The files that wait, uncharged, for a reason other than themselves.
 
     Args:
-        files: how many files wait.
+        files: the number of files that wait.
         until: when the first of them is due.
-        why: the reason of that first one.
+        why: the reason why that first one waits.
     """
 
     files: int
@@ -109,10 +109,10 @@ class Deferred:
 
 
 class Records(LedgerConnection):
-    """Reading records. No method writes."""
+    """Reads records. No method writes."""
 
     def now(self) -> datetime:
-        """PostgreSQL's time, with which the times in records compare."""
+        """PostgreSQL's time, which is also the clock of the times in records."""
         with self._transaction() as cursor:
             moment: datetime = only_row(cursor.execute("SELECT now()"))[0]
         return moment
@@ -126,7 +126,7 @@ class Records(LedgerConnection):
         return result
 
     def known(self, versions: Sequence[FileVersion]) -> dict[tuple[str, int], Known]:
-        """What planning needs of these versions, by (name, generation). Several times as fast as `records`: made for whole listings."""
+        """What planning needs of these versions, by (name, generation). Several times faster than `records`; meant for whole listings."""
         result: dict[tuple[str, int], Known] = {}
         for chunk in chunks(versions):
             with self._transaction() as cursor:
@@ -154,7 +154,7 @@ class Records(LedgerConnection):
         return result
 
     def latest_answered(self, names: Sequence[str], *, model: ModelChoice) -> dict[str, FileVersion]:
-        """Per name, the version whose answers are in the table, if this model gave them and nobody has asked for new ones."""
+        """Per name, the version whose answers are in the table, if they were requested of this model and no new ones are requested."""
         result: dict[str, FileVersion] = {}
         for chunk in chunks(names):
             rest = f"""
@@ -170,19 +170,19 @@ class Records(LedgerConnection):
         return result
 
     def names_with_status(self, statuses: Sequence[FileStatus]) -> set[str]:
-        """The names of files of which any generation has one of these statuses."""
+        """The names of files with any generation in one of these statuses."""
         with self._transaction() as cursor:
             cursor.execute("SELECT DISTINCT source_file FROM question_file WHERE status = ANY(%s)", [[str(s) for s in statuses]])
             return {name for (name,) in cursor}
 
     def names_of_run(self, run_id: str) -> set[str]:
-        """The names of files of which this run was the last to work on any generation."""
+        """The names of files with any generation that this run was the last to work on."""
         with self._transaction() as cursor:
             cursor.execute("SELECT DISTINCT source_file FROM question_file WHERE dagster_run = %s", [run_id])
             return {name for (name,) in cursor}
 
     def loaded_below(self, prefix: str, *, limit: int) -> list[str]:
-        """The names of files that begin with a prefix and were ever loaded, the last loaded first."""
+        """The names of files that begin with a prefix and were ever loaded, the most recently loaded first."""
         with self._transaction() as cursor:
             cursor.execute(
                 """
@@ -197,7 +197,7 @@ class Records(LedgerConnection):
         """The newest files with answers of this model in the table, newest first.
 
         Args:
-            without: names that are left out.
+            without: names to leave out.
         """
         rest = """
             FROM (
@@ -215,23 +215,23 @@ class Records(LedgerConnection):
         return self._select(rest, {**values, "reach": _REACH, "limit": limit})
 
     def pending_archive(self, *, limit: int) -> list[FileRecord]:
-        """Files that are done, unclaimed, and whose source is to be archived now; any of them, if there are more than ``limit``.
+        """Done, unclaimed files whose source is to be archived now; any of them, if there are more than ``limit``.
 
-        What could not be archived is left out until its next try is due.
+        A file that could not be archived is left out until its next attempt is due.
         """
-        # In random order: the oldest may be files that cannot be archived, and would keep all others from it.
+        # In random order: the oldest files may be impossible to archive, and would starve all others.
         rest = f"""
             FROM question_file f WHERE {NOT_ARCHIVED} AND NOT {LIVE} AND {DUE} ORDER BY random() LIMIT %(limit)s
         """
         return self._select(rest, {"limit": limit})
 
     def unarchived_files(self, *, limit: int) -> list[FileRecord]:
-        """Files that are done and whose source could not be archived; oldest first. The reason is in ``archive_error``."""
+        """Done files whose source could not be archived; oldest first. The reason is in ``archive_error``."""
         rest = f"FROM question_file f WHERE {NOT_ARCHIVED} AND f.archive_error <> '' ORDER BY f.created_at LIMIT %(limit)s"
         return self._select(rest, {"limit": limit})
 
     def count_unarchived(self) -> int:
-        """How many files are done, unclaimed, and not archived, whether or not their next try is due."""
+        """The number of done, unclaimed files that are not archived, whether or not their next attempt is due."""
         with self._transaction() as cursor:
             cursor.execute(f"SELECT count(*) FROM question_file f WHERE {NOT_ARCHIVED} AND NOT {LIVE}")
             return int(only_row(cursor)[0])
@@ -249,7 +249,7 @@ class Records(LedgerConnection):
         return Deferred(*row) if row else None
 
     def commits_in_use(self, commits: Sequence[str]) -> set[str]:
-        """Those of these Pachyderm commits that hold files that are open or claimed."""
+        """Which of these Pachyderm commits hold files that are open or claimed."""
         with self._transaction() as cursor:
             cursor.execute(
                 f"SELECT DISTINCT f.pachyderm_commit FROM question_file f WHERE ({OPEN} OR {LIVE}) AND f.pachyderm_commit = ANY(%s)",
@@ -263,7 +263,7 @@ class Records(LedgerConnection):
 
 
 def select(cursor: psycopg.Cursor, rest: str, values: Mapping[str, Any]) -> list[FileRecord]:
-    """The records that a statement's part from ``FROM`` on gives; the table is ``f``."""
+    """The records that a statement selects, given its part from ``FROM`` on; the table is ``f``."""
     with cursor.connection.cursor(row_factory=kwargs_row(_record)) as rows:
         return rows.execute(f"SELECT {_COLUMNS} {rest}", values).fetchall()
 

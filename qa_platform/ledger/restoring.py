@@ -1,4 +1,4 @@
-"""Restoring: the table was restored from an older backup, and lacks files that were answered since."""
+"""Restoring: finds files that the table lacks after a restore from an older backup, and has them answered again."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
@@ -13,7 +13,7 @@ from qa_platform.ledger.connection import LedgerConnection
 
 
 class Presence(enum.StrEnum):
-    """Whether the answers of a file that was answered once, or newer ones, are in the tables, on their way there, or missing.
+    """Whether the answers of a file that was answered once, or newer ones, are in the tables, on their way, or missing.
 
     A forgotten version is not missing.
     """
@@ -31,23 +31,23 @@ class AnsweredVersion:
     place: str
 
 
-# The rows of generation `f` are in the table. Rows without any answer are in another one.
+# The rows of generation `f` are in the table. A file without any answer has all of its rows in another table.
 _IN_THE_TABLE = """
     ((f.loaded_at IS NOT NULL OR f.status = 'unchanged')
     AND (f.answered = 0 OR EXISTS (SELECT FROM question_answer q WHERE q.source_file = f.source_file)))
 """
-# It waits and its source is where no listing shows it, or a run has claimed it. An upload that waits to be listed may be gone.
+# A run has claimed it, or it waits and its source is where no listing shows it. An upload that waits to be listed may be gone.
 _ON_ITS_WAY = f"({LIVE} OR {OPEN} AND f.place NOT IN ('', '{INCOMING}' || f.source_file))"
-# It was restored or retried, and did not succeed: what `status` says of it holds.
+# It was restored or retried without success: its status stands.
 _HAS_A_VERDICT = "(f.generation = w.generation AND f.status IN ('failed', 'rejected') AND f.place = w.place)"
-# It is not to come back.
+# It must not come back.
 _FORGOTTEN = "(f.generation = w.generation AND f.status = 'forgotten')"
 _ANSWERED = "unnest(%(names)s::text[], %(generations)s::bigint[], %(places)s::text[]) AS w (source_file, generation, place)"
 _SAME_OR_NEWER = "SELECT FROM question_file f WHERE f.source_file = w.source_file AND f.generation >= w.generation"
 
 
 class Restoring(LedgerConnection):
-    """Finding and restoring what an older table lacks."""
+    """Finds and restores what an older table lacks."""
 
     def presence(self, answered: Sequence[AnsweredVersion]) -> dict[tuple[str, int], Presence]:
         """Whether versions that were answered once are in the tables, by (name, generation)."""
@@ -68,10 +68,11 @@ class Restoring(LedgerConnection):
         return result
 
     def restore(self, answered: Sequence[AnsweredVersion]) -> set[tuple[str, int]]:
-        """Let versions be answered again from where their sources lie, whether they have a record or not.
+        """Have versions answered again from where their sources lie, whether or not they have a record.
 
         Returns:
-            The (name, generation) of those that wait now because of this call. Left out is what is in the table or in work meanwhile.
+            The (name, generation) of those that wait now because of this call. Versions that are in the table, on their way or forgotten
+            by now are left out.
         """
         done: set[tuple[str, int]] = set()
         # Rows are locked in one order everywhere: otherwise two transactions could deadlock.

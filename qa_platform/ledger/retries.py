@@ -1,4 +1,4 @@
-"""Retries: people ask for files to be answered again."""
+"""Retries: records requests to answer files again."""
 
 # Only constants of this package are put into SQL's text; values travel as parameters.
 # ruff: noqa: S608
@@ -16,12 +16,12 @@ from qa_platform.ledger.records import FileRecord, select
 
 
 class Retries(LedgerConnection):
-    """Recording that files are to be answered again."""
+    """Records that files are to be answered again."""
 
     def newest(self, names: Sequence[str]) -> dict[str, FileRecord]:
         """The newest generation of each file that is not forgotten, by name. Unknown names are left out.
 
-        Of a file whose generations are all forgotten, the newest of these.
+        If all generations of a file are forgotten, it is the newest of these.
         """
         with self._transaction() as cursor:
             return _newest(cursor, names)
@@ -29,12 +29,12 @@ class Retries(LedgerConnection):
     def request_retries(
         self, names: Sequence[str], *, as_read: Mapping[str, FileRecord] | None = None, owner: str = "", lease_seconds: int = 0
     ) -> list[FileRecord]:
-        """Have the newest generations of files answered again, with a new load id, in any status. All or none.
+        """Request that the newest generations of files are answered again, with a new load id, whatever their status. All or none.
 
         Args:
             as_read: the newest records by name, as the caller read them when it looked for the sources. If a newest generation or the
                 place of its source has changed since, nothing is recorded. None for no comparison.
-            owner: who claims them in the same transaction, except for those that somebody else holds; "" for nobody.
+            owner: claims the files in the same transaction, except those that another owner holds; "" for no claim.
 
         Returns:
             Their records, in the order of ``names``; none if one has changed since it was read.
@@ -82,7 +82,7 @@ def _not_retryable(names: Sequence[str], newest: Mapping[str, FileRecord]) -> li
 
 
 def never_seen(names: Sequence[str], known: Collection[str]) -> list[str]:
-    """Why the names that are not known cannot be answered again, for people."""
+    """Why unknown names cannot be answered again, for people."""
     return [
         f"no file {name!r} was ever seen; `qa-platform status` lists those that were, and `qa-platform restore` finds those whose records "
         "were lost"

@@ -1,4 +1,4 @@
-"""How long a deferred file waits for its next try: about as long as it has waited already, between bounds."""
+"""How long a deferred file waits for its next attempt: about as long as it has waited already, between bounds."""
 
 import random
 
@@ -13,5 +13,5 @@ DEFERRAL = """
 
 def waits(work: WorkSettings) -> dict[str, float]:
     """The parameters of `DEFERRAL`."""
-    # Drawn here, so that files that are deferred together are due together, in one batch.
+    # The jitter is drawn here, so that files that are deferred together are due together, in one batch.
     return {"first": work.retry_first_seconds, "most": work.retry_most_seconds, "jitter": random.uniform(0.5, 1.0)}

@@ -1,1 +1,1 @@
-"""Answered shards into PostgreSQL."""
+"""Loading answered shards into PostgreSQL."""

@@ -1,4 +1,4 @@
-"""The gate before the table: one answered file, as the answering pipeline leaves it. A folder with the manifest and the shards."""
+"""The gate before the tables: checks one answered file, the folder with manifest and shards that the answering pipeline writes."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ class AnsweredShard:
     answered_at: datetime
 
     def rejections(self) -> dict[int, Rejection]:
-        """The rows that ingestion rejected, by row number. Read again each time, since raw rows may be large."""
+        """The rows that ingestion rejected, by row number. Read from disk each time, since raw rows may be large."""
         return {rejection.row: rejection for rejection in _shard_info(self.folder).rejections}
 
 
@@ -56,7 +56,7 @@ class AnsweredFile:
 
     Args:
         header: the header of the answered CSV.
-        question_column: the position of the question in the header, as ``context_column`` is that of the context.
+        question_column: the position of the question in the header; ``context_column`` likewise.
     """
 
     manifest: Manifest
@@ -85,7 +85,7 @@ class AnsweredFile:
     def answered_by(self) -> ModelChoice:
         """The model that answered.
 
-        Shards that an earlier upload shares may be of an earlier revision: then all revisions are named, in order.
+        Shards that are shared with an earlier upload may have been answered by an earlier revision. Then all revisions are named, in order.
         """
         if not self.shards:
             return self.manifest.model
@@ -94,17 +94,17 @@ class AnsweredFile:
 
 
 class MissingShards(InputError):
-    """Shards of the manifest are missing. Pachyderm can end a job as a success without its output: the file is not to blame."""
+    """The manifest or some of its shards are missing. Pachyderm may report success without output, so the file is not to blame."""
 
     blameless = True
 
 
 def read_answered(folder: Path) -> AnsweredFile:
-    """Read a file's folder. Refuse it unless every shard of the manifest is there, answered, and made of the rows that were handed out.
+    """Read a file's folder. It is refused unless every shard of the manifest is there, is answered, and has the rows that ingestion wrote.
 
     Raises:
-        MissingShards: shards are missing, and nothing else is wrong.
-        InputError: something does not fit; the message names it all.
+        MissingShards: the manifest or shards are missing, and nothing else is wrong.
+        InputError: something does not match; the message names the first faults.
     """
     manifest = _manifest(folder)
     try:
@@ -117,7 +117,7 @@ def read_answered(folder: Path) -> AnsweredFile:
 
 def _manifest(folder: Path) -> Manifest:
     if not (folder / MANIFEST).exists():
-        # The first shard brings it.
+        # The manifest comes with the first shard.
         raise MissingShards(f"{folder} is not an answered file: {MANIFEST} is missing", advice="answer it again")
     try:
         return Manifest.from_json(_text(folder / MANIFEST))
@@ -226,14 +226,14 @@ def _sums(manifest: Manifest) -> list[str]:
 
 
 def _mixture(shards: Sequence[AnsweredShard]) -> list[str]:
-    """What is wrong if the shards are not of one model in one precision: the scores of a file have to be comparable."""
+    """The fault of shards that were not answered by one model in one precision: the scores of a file must be comparable."""
     first_by_model: dict[str, str] = {}
     for shard in shards:
         first_by_model.setdefault(f"{shard.answered_by.id} in {shard.answered_by.precision}", shard.entry.name)
     if len(first_by_model) < 2:
         return []
     shown = ", ".join(f"{name} by {model}" for model, name in first_by_model.items())
-    return [f"its shards were not answered alike ({shown}): set QA_PRECISION to one precision"]
+    return [f"its shards were answered by different models or precisions ({shown}): set QA_PRECISION to one precision"]
 
 
 def _shard_info(folder: Path) -> ShardInfo:
@@ -263,7 +263,7 @@ def _check_header(header: list[str], wanted: tuple[str, ...]) -> None:
 
 
 def _after_header(file: IO[bytes]) -> int:
-    """The offset of the first data row. A column's name may hold line ends."""
+    """The offset of the first data row. Column names may contain line breaks."""
     offset = 0
 
     def lines() -> Iterator[str]:

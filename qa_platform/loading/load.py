@@ -1,7 +1,7 @@
-"""One answered file into PostgreSQL: its rows, its rejects and its record in one transaction, or nothing.
+"""Loading one answered file into PostgreSQL: its rows, its rejects and its record in one transaction, or nothing.
 
-The rows of a new file are copied straight into the tables. Those of a known file are copied into a temporary stage; then a few
-statements over whole sets insert, update and delete what differs. One process at a time loads a file; others wait.
+The rows of a new file are copied straight into the tables. Those of a known file are copied into temporary tables; a few statements
+over whole sets then insert, update and delete what differs. One process at a time loads a file; others wait.
 """
 
 import time
@@ -30,8 +30,8 @@ class LoadResult:
     """The result of a load.
 
     Args:
-        status: ``superseded`` if nothing was written, because something newer is loaded or asked for.
-        inserted: rows of ``question_answer``, as are ``updated`` and ``deleted``; a replay has zeros.
+        status: ``superseded`` if nothing was written: something newer is loaded or requested, or the file was forgotten.
+        inserted: rows inserted into ``question_answer``; ``updated`` and ``deleted`` likewise. All are 0 when a load is repeated.
     """
 
     name: str
@@ -49,11 +49,11 @@ class LoadResult:
 
 
 def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "", commit_id: str = "") -> LoadResult:
-    """Load one file's folder, as the answering pipeline leaves it.
+    """Load one file from the folder that the answering pipeline writes.
 
     Answered rows go to ``question_answer``, rejected rows and rows without an answer to ``question_answer_reject``. Rows of an earlier
-    load of the same file that this one does not have are deleted. A row that is already there, of the same generation and with equal
-    question, answer, context, model, revision and offsets, is not written. Memory is bounded, whatever the file's size.
+    load of the same file that this one does not have are deleted. A row that is already there with equal generation, question, answer,
+    context, score, offsets, flag, model, revision and precision is not written again. Memory is bounded, whatever the file's size.
 
     Args:
         job_id: the Pachyderm job; empty keeps what is recorded.
@@ -67,6 +67,8 @@ def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "",
     file = read_answered(folder)
     manifest = file.manifest
     with transaction(connection, about=f"{manifest.name!r} is not loaded") as cursor:
+        # The role's or the database's limit would end every load of a large file.
+        cursor.execute("SET LOCAL statement_timeout = 0")
         loads.wait_for_load_lock(cursor, manifest.name)
         if why := loads.why_too_late(cursor, manifest):
             loads.record_superseded(cursor, manifest, why)
@@ -102,7 +104,7 @@ def _result(file: AnsweredFile, status: FileStatus, written: tuple[int, int, int
 
 
 def _write(cursor: psycopg.Cursor, file: AnsweredFile) -> tuple[int, int, int]:
-    """Make the file's rows in both tables those of the folder; how many answers were inserted, updated and deleted."""
+    """Make the file's rows in both tables equal to the folder's. Returns the numbers of answers inserted, updated and deleted."""
     name = file.manifest.name
     cursor.execute(
         """
@@ -116,18 +118,24 @@ def _write(cursor: psycopg.Cursor, file: AnsweredFile) -> tuple[int, int, int]:
     if not known:
         _copy(cursor, file, run_id, now, answers="question_answer", rejects="question_answer_reject")
         return file.answered, 0, 0
-    cursor.execute("CREATE TEMPORARY TABLE answer_stage (LIKE question_answer) ON COMMIT DROP")
-    cursor.execute("CREATE TEMPORARY TABLE reject_stage (LIKE question_answer_reject INCLUDING DEFAULTS) ON COMMIT DROP")
+    _make_stage(cursor, "answer_stage", ANSWERS)
+    _make_stage(cursor, "reject_stage", REJECTS)
     _copy(cursor, file, run_id, now, answers="answer_stage", rejects="reject_stage")
     cursor.execute("ANALYZE answer_stage (row_number), reject_stage (row_number)")
-    # The planner takes every file for an average one, and a nested loop that it chooses for few rows would never end.
+    # The planner takes every file for an average one, and a nested loop that it chooses for few rows would never end for a large file.
     cursor.execute("SET LOCAL enable_nestloop = off")
     _settle_rejects(cursor, name)
     return _settle_answers(cursor, name)
 
 
-# The columns in the order in which they are copied: first the values that differ from row to row, then those that a shard or the file
-# shares.
+def _make_stage(cursor: psycopg.Cursor, name: str, table: Table) -> None:
+    # Not LIKE: the owner's own columns may be NOT NULL, and LIKE leaves out the defaults that fill them.
+    statement = sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA")
+    cursor.execute(statement.format(sql.Identifier(name), _listed(table.names), sql.Identifier(table.name)))
+
+
+# The columns in the order in which they are copied: first those whose values differ from row to row, then those that are the same
+# throughout a shard or the file.
 _ANSWER_OF_ROW = ("question", "answer", "context", "score", "answer_start", "answer_end", "flag", "row_number")
 _ANSWER_SHARED = (
     *("model", "model_revision", "model_precision", "qa_timestamp", "source_file", "generation", "load_id", "run_id", "loaded_at"),
@@ -176,7 +184,7 @@ def _copy_into(cursor: psycopg.Cursor, target: str, table: Table, columns: Seque
 
 
 def _listed(columns: Sequence[str], alias: str = "") -> sql.Composed:
-    """Names of columns for a statement, of the table ``alias`` where that is given."""
+    """Column names for a statement, qualified by ``alias`` if that is given."""
     return sql.SQL(", ").join(sql.Identifier(*filter(None, (alias, column))) for column in columns)
 
 
@@ -204,7 +212,7 @@ def _offset(cell: str) -> int | None:
     if not cell:
         return None
     offset = int(cell)
-    # In binary, an integer beyond its column's range would be silently cut to another one.
+    # In a binary COPY, an integer beyond its column's range would be silently truncated to another one.
     if not 0 <= offset <= CONTEXT_LIMIT:
         raise ValueError(f"the offset {offset} is out of range")
     return offset
@@ -214,8 +222,11 @@ def _raw(cells: list[str]) -> str:
     return csv_text(cells)[:RAW_LIMIT]
 
 
-# An answer that is equal in these is not written again.
-_COMPARED = ("generation", "model", "model_revision", "answer_start", "answer_end", "answer", "question", "context")
+# An answer that is equal in these columns is not written again.
+_COMPARED = (
+    *("generation", "model", "model_revision", "model_precision", "answer_start", "answer_end", "score", "flag"),
+    *("answer", "question", "context"),
+)
 
 
 def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
@@ -242,7 +253,7 @@ def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
     return inserted, updated, deleted
 
 
-# A reject that is equal in these is not written again.
+# A reject that is equal in these columns is not written again.
 _COMPARED_REJECT = ("generation", "line", "reason", "column_name", "detail", "raw")
 
 

@@ -1,4 +1,4 @@
-"""Bringing a database's tables up to date, or back."""
+"""Migrating a database's tables, up or down."""
 
 import logging
 import time
@@ -17,37 +17,37 @@ HEAD = "0008"
 # Not alembic's default name: the database may be shared with another program that uses alembic.
 VERSION_TABLE = "question_answer_version"
 
-# Any number that nobody else uses. It lets programs that migrate at the same time wait for each other.
+# An arbitrary number that no other program uses. Programs that migrate at the same time wait for each other on this lock.
 _LOCK = 0x71615F6D
-# A migration that waits for a busy table blocks all other readers, so it gives up after a while, lets them through, and tries again.
+# A migration that waits for a busy table blocks all other readers, so it gives up after a while, lets them through, and retries.
 _LOCK_TIMEOUT = "30s"
 _TRIES = 5
 _PAUSE_SECONDS = 5.0
 
 
 class _BusyTables(TransientError):
-    """Others keep a table busy."""
+    """Other sessions keep a table busy."""
 
 
 def upgrade(settings: PostgresSettings, *, accept_newer: bool = False) -> None:
-    """Bring the tables up to date: from nothing, or around a ``question_answer`` of five columns and its rows.
+    """Migrate the tables to the newest revision: from nothing, or around an existing ``question_answer`` of five columns and its rows.
 
-    Cheap when they are up to date. Safe when several start at once. All or nothing.
+    Cheap if they are up to date. Safe if several programs do it at once. All or nothing.
 
     Args:
-        accept_newer: leave tables that are newer than this program as they are. A migration adds to what older programs use, so that
-            those may work on while a new version is rolled out.
+        accept_newer: leave tables that are newer than this program as they are. A migration only adds to what older programs use, so that
+            those keep working while a new version is rolled out.
 
     Raises:
         InputError: the user may not create or alter the tables, the database is newer than this program and that is not accepted, or it
             is not encoded in UTF8.
-        TransientError: PostgreSQL is unavailable, or others keep a table busy.
+        TransientError: PostgreSQL is unavailable, or other sessions keep a table busy.
     """
     with connect(settings) as connection:
         revision = current(connection)
     if revision == HEAD or (accept_newer and revision > HEAD):
         return
-    # Programs that accept newer tables have a patience of their own.
+    # Programs that accept newer tables have their own retries.
     for tries_left in reversed(range(1 if accept_newer else _TRIES)):
         try:
             _migrate(settings, "upgrade", "head")
@@ -61,10 +61,11 @@ def upgrade(settings: PostgresSettings, *, accept_newer: bool = False) -> None:
 
 
 def downgrade(settings: PostgresSettings, revision: str) -> None:
-    """Take the tables back to a revision. ``base`` leaves only ``question_answer`` with its first five columns and its rows.
+    """Migrate the tables back to a revision. ``base`` leaves only ``question_answer`` with its first five columns and its rows.
 
     Raises:
-        InputError: no such revision.
+        InputError: there is no such revision, or the user may not alter the tables.
+        TransientError: PostgreSQL is unavailable, or other sessions keep a table busy.
     """
     _migrate(settings, "downgrade", revision)
 
@@ -79,7 +80,7 @@ def current(connection: psycopg.Connection) -> str:
 
 
 def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
-    # Here, not above: they take 0.5 s to import, and almost every start has nothing to do.
+    # Imported here: they take 0.5 s to import, and almost every start has nothing to migrate.
     import sqlalchemy
     from alembic import command, util
     from alembic.config import Config
@@ -98,6 +99,8 @@ def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
         with engine.begin() as connection:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
+            # The role's or the database's limit would end every migration of large tables.
+            connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
             config.attributes["connection"] = connection
             getattr(command, direction)(config, revision)
     except util.CommandError as error:
@@ -107,7 +110,7 @@ def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
     except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InternalError) as error:
         if isinstance(error.orig, psycopg.errors.LockNotAvailable):
             raise _BusyTables(
-                f"the tables are busy: {error.orig}", advice="see in pg_stat_activity who uses them for so long, and repeat this then"
+                f"the tables are busy: {error.orig}", advice="find the sessions in pg_stat_activity, then run this again"
             ) from error
         raise TransientError(f"the tables could not be migrated now: {error.orig}") from error
     except sqlalchemy.exc.ProgrammingError as error:

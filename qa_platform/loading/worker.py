@@ -1,11 +1,12 @@
 """Entry point of the pipeline ``push-answers-to-sql``: one datum is one answered file.
 
-``python -m qa_platform.loading.worker`` brings the tables up to date and loads one file after the other, each as the folder that the
-variable ``question_answer`` names. The whole answered file goes to ``/pfs/out/<file id>.csv``.
+``python -m qa_platform.loading.worker`` migrates the tables and loads one file after another, each from the folder that the variable
+``question_answer`` names. It writes the whole answered file to ``/pfs/out/<file id>.csv``.
 """
 
 import hashlib
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -27,22 +28,22 @@ from qa_platform.settings import DatumSettings, PostgresSettings, WorkerSettings
 
 logger = logging.getLogger(LOAD_PIPELINE)
 
-# How long a process waits for an unavailable PostgreSQL, all retries together. A restart takes seconds.
+# How long to wait for an unavailable PostgreSQL, all retries together. A restart takes seconds.
 PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
-# After this many times `PATIENCE_SECONDS` a remembered outage is taken to be over, although nobody saw its end.
+# After this many times `PATIENCE_SECONDS`, a remembered outage is assumed to be over even if its end was not seen.
 _FORGOTTEN_AFTER = 5
 
 
 class NoDatabase(InputError):
-    """The database does not accept this program, whatever file it loads."""
+    """The database rejects this program, whatever file it loads."""
 
     blameless = True
 
 
 class Loader:
-    """Loads answered files below ``root``. It keeps one connection for as long as that works."""
+    """Loads answered files below ``root``. It keeps one connection open as long as it works."""
 
     def __init__(self, root: Path, postgres: PostgresSettings) -> None:
         self._root = root
@@ -63,7 +64,7 @@ class Loader:
         logger.info("%s", _line(result))
 
     def _folder(self, datum: DatumSettings) -> Path:
-        """The folder as this process sees it: paths in the environment begin with ``/pfs``, wherever the root is."""
+        """The folder as this process sees it. Paths in the environment begin with ``/pfs``, wherever the root is."""
         if not datum.question_answer:
             raise InputError(
                 "the variable question_answer is empty", advice="run this program in a pipeline whose input is question_answer"
@@ -107,35 +108,44 @@ class Loader:
 class _Outage:
     """The beginning of an outage of PostgreSQL, remembered in a file.
 
-    Pachyderm starts the program again for every try of every datum. Without the file each datum of a batch would wait as long as the
+    Pachyderm restarts the program for every attempt at every datum. Without the file, each datum of a batch would wait as long as the
     first one.
     """
 
     def __init__(self, postgres: PostgresSettings) -> None:
         where = hashlib.sha256(f"{postgres.host}:{postgres.port}/{postgres.dbname}".encode()).hexdigest()[:16]
-        self._file = Path(tempfile.gettempdir(), f"{LOAD_PIPELINE}-outage-{where}")
+        self._file = Path(tempfile.gettempdir(), f"{LOAD_PIPELINE}-outage-{os.geteuid()}-{where}")
+        # The file's time as this process set it: the file may be refused.
+        self._since: float | None = None
 
     def seconds_left(self) -> float:
         """How much longer to wait. The outage begins with the first call."""
         now = time.time()
-        try:
-            since = self._file.stat().st_mtime
-        except OSError:
-            since = 0.0
-        if now - since > _FORGOTTEN_AFTER * PATIENCE_SECONDS:
-            since = now
+        since = self._beginning()
+        # The clock may have been set back.
+        if not 0 <= now - since <= _FORGOTTEN_AFTER * PATIENCE_SECONDS:
+            since = self._since = now
             with suppress(OSError):
                 self._file.touch()
         return PATIENCE_SECONDS - (now - since)
 
     def is_over(self) -> None:
         """Forget the outage."""
+        self._since = None
         with suppress(OSError):
             self._file.unlink(missing_ok=True)
 
+    def _beginning(self) -> float:
+        if self._since is not None:
+            return self._since
+        try:
+            return self._file.stat().st_mtime
+        except OSError:
+            return 0.0
+
 
 def main() -> int:
-    """Load datum after datum; without datum batching, the one that the environment names. Exit status 1 if that one failed, else 0."""
+    """Load datum after datum; without datum batching, the one that the environment names. Returns exit status 1 if that fails, else 0."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     settings = WorkerSettings()
     loader = Loader(settings.pfs_root, PostgresSettings())

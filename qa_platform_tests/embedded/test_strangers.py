@@ -1,8 +1,9 @@
-"""The servers of a stack as a stranger meets them: another user of the machine, or a page that its owner's browser shows."""
+"""The servers of a stack, as seen by strangers: another user of the machine, or a web page in its owner's browser."""
 
 import asyncio
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -226,6 +227,15 @@ class TestOtherUsers:
             monkeypatch.setattr(os, "geteuid", lambda: NOBODY - 1)
             with refused(grpc.StatusCode.PERMISSION_DENIED, "this worker belongs to another user"):
                 WorkerStub(channel).next_datum(error="")
+
+    def test_a_connection_that_a_stranger_has_closed_is_not_taken_for_one_of_root(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(30)
+            port = server.getsockname()[1]
+            run_as_stranger(f"import socket; socket.create_connection(('127.0.0.1', {port})).close()")
+            connection, client = server.accept()
+            with connection:
+                assert not peers.is_trusted(client, port)
 
     def test_a_connection_that_is_not_there_belongs_to_nobody(self) -> None:
         assert not peers.is_trusted(("127.0.0.1", 1), 1)

@@ -1,4 +1,4 @@
-"""Versions, and steps of their way, for the tests of the ledger. A lease of 0 seconds is one that has expired."""
+"""Versions of files and steps of their processing, for the tests of the ledger. A lease of 0 seconds has expired."""
 
 from pathlib import Path
 

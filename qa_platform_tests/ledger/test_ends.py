@@ -1,4 +1,4 @@
-"""Ends of the work on files: rejected, archived, unchanged."""
+"""The final states of files: rejected, archived, unchanged."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Lists of any length, and one file among any number of its generations."""
+"""Listings of any length, and finding one file among any number of its generations."""
 
 from pathlib import Path
 

@@ -7,7 +7,8 @@ import pytest
 
 from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.ledger import Ledger
-from qa_platform_tests.ledger.helpers import A1, B1, C1, EXPIRED, HELD, WORK, charge, claimed_by_run, known, load, wait_of
+from qa_platform.text import escaped_lines
+from qa_platform_tests.ledger.helpers import A1, B1, C1, EXPIRED, HELD, NOT_UTF8, WORK, charge, claimed_by_run, known, load, wait_of
 
 
 def test_only_what_the_owner_holds_is_started(ledger: Ledger) -> None:
@@ -64,6 +65,25 @@ def test_what_a_job_waits_for_is_noted_on_the_running_files_of_its_run_only(ledg
     assert [known(ledger, version).error for version in (A1, B1, C1)] == ["a secret", "", ""]
     ledger.note_waiting("run", "")
     assert known(ledger, A1).error == ""
+
+
+@pytest.mark.parametrize("what", ["a\0b", "a\ud800b", "a\x1b[2Jb"])
+def test_an_error_in_any_characters_is_recorded(ledger: Ledger, what: str) -> None:
+    shown = escaped_lines(what)
+    claimed_by_run(ledger, A1)
+    ledger.note_waiting("run", what)
+    assert known(ledger, A1).error == shown
+    ledger.defer("run", [A1], error=what, work=WORK)
+    assert known(ledger, A1).error.endswith(shown)
+    claimed_by_run(ledger, B1)
+    ledger.defer_run("run", error=what, work=WORK)
+    assert known(ledger, B1).error.endswith(shown)
+    claimed_by_run(ledger, C1, run="other")
+    assert charge(ledger, C1, what, owner="other") is FileStatus.PENDING
+    assert known(ledger, C1).error == shown
+    ledger.reject_file(C1, NOT_UTF8)
+    ledger.archive_failed(C1, error=what, work=WORK)
+    assert known(ledger, C1).archive_error == shown
 
 
 def test_a_batch_whose_claims_expired_is_not_claimed(ledger: Ledger) -> None:

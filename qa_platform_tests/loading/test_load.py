@@ -1,4 +1,4 @@
-"""The loader on a real PostgreSQL: exact rows, all or nothing, whatever arrives twice, late, together or damaged."""
+"""The loader on a real PostgreSQL: exact rows, all or nothing, even if files arrive twice, late, together or damaged."""
 
 import csv
 import io
@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,7 +39,7 @@ from qa_platform.contract import (
 from qa_platform.datum_batching import fault_of
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import FileRejected, TextLimits, csv_line, iter_rows
-from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger import FileRecord, Ledger, loads
 from qa_platform.loading import migrate, worker
 from qa_platform.loading.load import load_file
 from qa_platform.results.facts import check_file
@@ -268,6 +270,9 @@ def test_a_second_answering_with_equal_answers_writes_nothing_and_is_recorded(
     [
         {"answered_by": ModelChoice("other", "0a1b2c", "fp32")},
         {"answered_by": ModelChoice("minilm-squad", "ffff", "fp32")},
+        {"answered_by": ModelChoice("minilm-squad", "0a1b2c", "int8")},
+        {"rows": [AnsweredRow("Who?", "Ada wrote it.", error="low_score")]},
+        {"rows": [AnsweredRow("Who?", "Ada wrote it.", score="0.25")]},
         {"rows": [AnsweredRow("Who?", "Ada wrote it.", end=9)]},
         {"rows": [AnsweredRow("Who?", "Ada wrote that.")]},
         {"rows": [AnsweredRow("Who then?", "Ada wrote it.")]},
@@ -288,9 +293,10 @@ def test_a_row_that_differs_in_what_counts_is_written_again(
 
     assert (result.inserted, result.updated, result.deleted) == (0, 1, 0)
     row = changed.rows[0]
-    columns = "question, context, answer, model, model_revision, generation, load_id, run_id"
-    by = changed.answered_by
-    assert table(connection, columns) == [(row.question, row.context, row.answer, by.id, by.revision, changed.generation, 2, "run-2")]
+    columns = "question, context, answer, score, flag, model, model_revision, model_precision, generation, load_id, run_id"
+    answer = (row.answer, float(row.score), row.error or None)
+    by = (changed.answered_by.id, changed.answered_by.revision, changed.answered_by.precision)
+    assert table(connection, columns) == [(row.question, row.context, *answer, *by, changed.generation, 2, "run-2")]
 
 
 def test_a_new_generation_replaces_the_rows_and_rejects_of_its_file_only(connection: psycopg.Connection, tmp_path: Path) -> None:
@@ -569,13 +575,72 @@ def test_a_permission_that_is_missing_is_no_fault_of_the_file(connection: psycop
         connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO limited")
         connection.execute(f"REVOKE {lacking} FROM limited")
         connection.execute("SET ROLE limited")
-        with pytest.raises(WrongDatabase, match="PostgreSQL does not allow it: permission denied for table") as refused:
+        with pytest.raises(WrongDatabase, match="PostgreSQL refuses: permission denied for table") as refused:
             load_file(connection, folder)
     finally:
         connection.execute("RESET ROLE; DROP OWNED BY limited; DROP ROLE limited")
     assert fault_of(refused.value).blameless
     load_file(connection, folder)
     assert len(table(connection, "row_number")) == 3
+
+
+def test_a_column_that_the_owner_added_is_filled_by_its_default_in_every_load(database: Database, tmp_path: Path) -> None:
+    postgres = database.settings
+    migrate.upgrade(postgres)
+    with connect(postgres) as connection:
+        connection.execute("ALTER TABLE question_answer ADD id bigserial, ADD tenant text NOT NULL DEFAULT 'us'")
+        load_file(connection, MIXED.write(tmp_path / "first"))
+        longer = MIXED.again(generation=2, rows=[*MIXED.rows, AnsweredRow("Who?", "Bob.")])
+        assert load_file(connection, longer.write(tmp_path / "second")).inserted == 1
+        assert set(table(connection, "tenant, id > 0")) == {("us", True)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "refusal", "blameless"),
+    [
+        ("ADD owner text NOT NULL", 'null value in column "owner"', True),
+        ("ADD CONSTRAINT short CHECK (length(context) < 10)", 'violates check constraint "short"', False),
+        ("ADD CONSTRAINT one_answer UNIQUE (answer)", 'violates unique constraint "one_answer"', False),
+        ("ADD EXCLUDE USING btree (context WITH =)", "index row requires", False),
+    ],
+)
+def test_a_rule_of_the_tables_owner_is_named_without_the_row_that_breaks_it(
+    database: Database, tmp_path: Path, rule: str, refusal: str, blameless: bool
+) -> None:
+    secret = "Mrs Meier, born in 1950, " + os.urandom(20_000).hex()
+    folder = AnsweredUpload([AnsweredRow("Who?", secret), AnsweredRow("Who then?", secret)]).write(tmp_path / "file")
+    postgres = database.settings
+    migrate.upgrade(postgres)
+    with connect(postgres) as connection:
+        connection.execute(f"ALTER TABLE question_answer {rule}")
+        with pytest.raises(InputError, match=refusal) as refused:
+            load_file(connection, folder)
+        assert table(connection, "row_number") == []
+    fault = fault_of(refused.value)
+    assert fault.blameless is blameless
+    assert "Meier" not in fault.to_json()
+
+
+def test_loads_do_not_depend_on_defaults_of_the_role_or_the_database(database: Database, tmp_path: Path) -> None:
+    postgres = database.settings
+    migrate.upgrade(postgres)
+    with database.connect(autocommit=True) as owner:
+        for default in ("default_transaction_isolation = 'repeatable read'", "datestyle = 'German'", "statement_timeout = '100ms'"):
+            owner.execute(f"ALTER DATABASE {database.dbname} SET {default}")
+    uploads = [MIXED.again(generation=generation) for generation in (1, 2)]
+    folders = [upload.write(tmp_path / str(upload.generation)) for upload in uploads]
+    with connect(postgres) as other, connect(postgres) as connection, ThreadPoolExecutor(1) as pool:
+        with other.transaction(), other.cursor() as cursor:
+            cursor.execute("SET LOCAL statement_timeout = 0")
+            loads.wait_for_load_lock(cursor, MIXED.name)
+            load = pool.submit(load_file, connection, folders[1])
+            _wait_until(lambda: _waiting_for_a_lock(other))
+            cursor.execute("SELECT pg_sleep(0.2)")
+            cursor.execute("INSERT INTO question_answer (source_file, row_number, generation) VALUES (%s, 1, 1)", [MIXED.name])
+        assert load.result(30).updated == 1, "it sees what the lock's last owner wrote"
+        assert load_file(other, folders[0]).status is FileStatus.SUPERSEDED
+    with Ledger(postgres) as ledger:
+        assert record(ledger, uploads[1]).loaded_at is not None
 
 
 @pytest.mark.faults
@@ -635,7 +700,7 @@ def test_legacy_statements_work_before_and_after_a_load(connection: psycopg.Conn
 
 
 def test_legacy_statements_work_on_a_legacy_table_before_and_after_its_migration_and_a_load(database: Database, tmp_path: Path) -> None:
-    postgres = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
+    postgres = database.settings
     with connect(postgres) as connection:
         _legacy_round(connection, "2020-05-05 05:05:05")
         migrate.upgrade(postgres)
@@ -680,7 +745,7 @@ def pfs(tmp_path: Path) -> Path:
 
 
 def test_the_worker_migrates_loads_and_writes_the_whole_answered_file(database: Database, pfs: Path) -> None:
-    postgres = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
+    postgres = database.settings
     upload = MIXED.again(
         name="päth/x.csv", columns=("question", "context", "two\nlines"), rows=[replace(row, extra=("e",)) for row in MIXED.rows]
     )
@@ -723,3 +788,24 @@ def test_the_worker_waits_for_a_database_that_is_away_and_then_gives_up(
     messages = [entry.getMessage() for entry in caplog.records]
     assert sum("trying again" in message for message in messages) == 1
     assert "cannot be reached" in messages[-1]
+
+
+@pytest.mark.parametrize("seconds", [-3600, 86400], ids=["too old", "in the future"])
+def test_the_worker_s_patience_ends_whatever_an_earlier_outage_left_behind(
+    postgres: PostgresSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    worker._Outage(postgres).seconds_left()
+    (remembered,) = tmp_path.iterdir()
+    then = time.time() + seconds
+    os.utime(remembered, (then, then))
+    outage = worker._Outage(postgres)
+    refused = [outage.seconds_left()]
+    remembered.unlink()
+    (tmp_path / remembered.name / "in the way").mkdir(parents=True)
+    os.utime(remembered, (then, then))
+
+    refused.append(outage.seconds_left())
+
+    assert worker.PATIENCE_SECONDS >= refused[0] > refused[1] > 0, "the file is not needed within one process"
+    assert worker.PATIENCE_SECONDS >= worker._Outage(postgres).seconds_left() > 0

@@ -1,4 +1,4 @@
-"""The tables' history: from nothing, around what deployments have, up and down, and when several start at once."""
+"""The migrations: from nothing, from the tables of deployments, up and down, and when several start at once."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ FIVE = [
 
 @pytest.fixture
 def empty(database: Database) -> PostgresSettings:
-    return PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
+    return database.settings
 
 
 def columns(connection: psycopg.Connection) -> list[tuple]:
@@ -146,7 +146,7 @@ def test_a_rejection_as_text_outlives_the_way_down_and_its_fields_do_not(empty: 
 
 
 def test_the_command_and_a_worker_that_start_at_once_on_a_table_with_rows_both_succeed(database: Database, tmp_path: Path) -> None:
-    settings = PostgresSettings(host=database.host, port=database.port, user=database.user, dbname=database.dbname)
+    settings = database.settings
     with connect(settings) as connection:
         make_legacy(connection)
     folder = AnsweredUpload(answered_rows(4)).write(tmp_path / "question_answer" / "file")

@@ -1,4 +1,4 @@
-"""What alembic runs: the migrations, on the connection and inside the transaction that ``migrate`` hands in."""
+"""Run by alembic: applies the migrations on the connection, and inside the transaction, that ``migrate`` hands in."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The three tables, from nothing or around a `question_answer` that has its five columns and rows already."""
+"""The three tables, from nothing or around an existing `question_answer` with five columns and its rows."""
 
 from alembic import op
 
@@ -7,8 +7,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# The first five columns are what existing readers take by position and existing writers insert. Names of files are keys: they are
-# compared by their bytes, which is several times as fast as by a language's rules.
+# Existing readers take the first five columns by position, and existing writers insert them. Names of files are keys: they are compared
+# by their bytes, which is several times faster than by a language's rules.
 _UP = """
 CREATE TABLE IF NOT EXISTS question_answer (
     question varchar(10000),

@@ -1,4 +1,4 @@
-"""The time since when a file is deferred: its waits grow with that time."""
+"""The time since which a file has been deferred. The longer that is, the longer its waits."""
 
 from alembic import op
 

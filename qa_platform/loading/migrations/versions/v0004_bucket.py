@@ -1,4 +1,4 @@
-"""The MD5 of an upload, without which equal size and checksum do not make it unchanged, and why a source could not be archived."""
+"""The MD5 of an upload, since equal size and CRC32C are not enough to call it unchanged; and why a source could not be archived."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""What stands between the cells of an upload: its answered CSV has the same."""
+"""The delimiter of an upload. Its answered CSV has the same one."""
 
 from alembic import op
 

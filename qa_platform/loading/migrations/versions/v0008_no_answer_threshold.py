@@ -1,4 +1,4 @@
-"""From which threshold on the model was to say that there is no answer."""
+"""The threshold beyond which the model was to say that there is no answer."""
 
 from alembic import op
 
