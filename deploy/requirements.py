@@ -1,6 +1,6 @@
 """Writes the packages that extras of the project need, without the project itself: ``requirements.py EXTRA… < pyproject.toml``.
 
-The images install them before the project, in a layer of their own. What is written changes with the packages, and with nothing else.
+The images install them before the project, in a separate layer. The output changes only if the packages change.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def packages(project: dict[str, Any], extra: str) -> Iterator[str]:
-    """The requirements of an extra, and of the extras of the project that it names."""
+    """The requirements of an extra, including those of the project's other extras that it names."""
     for requirement in project["optional-dependencies"][extra]:
         if own := re.fullmatch(rf"{project['name']}\[([\w,-]+)\]", requirement):
             for other in own[1].split(","):

@@ -1,13 +1,14 @@
-"""What flows between the stages: names, columns, limits, reasons, and the two documents that travel with the rows.
+"""The contract between the stages: names, columns, limits, reasons, and the two documents that travel with the rows.
 
-The way of a file:
+The path of a file:
 
 1. ``incoming/<name>`` in the bucket, an input CSV.
 2. ``/<file id>/`` in the repo ``questions``: one folder per shard, ``part-00000/`` …, with ``questions.csv`` (the header and
-   that shard's rows) and ``shard.json`` (all that a worker must know beyond the rows, the model included, so that a shard is
-   done again exactly when its rows or its model change). The first shard carries the file's ``manifest.json`` to the loader.
-3. ``/<file id>/`` in the repo ``question_answer``: ``manifest.json`` as it was, and per shard ``answers.csv`` and the worker's
-   ``shard.json`` (the same document, filled in).
+   that shard's rows) and ``shard.json`` (everything else that a worker needs, including the model). A shard is answered again
+   only if its rows or its model change. The first shard also carries the file's ``manifest.json`` to the loader, so it is
+   answered again with every new load of the file.
+3. ``/<file id>/`` in the repo ``question_answer``: ``manifest.json`` unchanged, and per shard ``answers.csv`` and the worker's
+   ``shard.json`` (the same document, completed).
 4. Rows in PostgreSQL, and ``/<file id>.csv``, the whole answered file, in the repo ``push-answers-to-sql``.
 
 Standard library only: every stage imports this.
@@ -33,10 +34,10 @@ QUESTIONS_REPO = "questions"
 ANSWER_PIPELINE = "question_answer"
 LOAD_PIPELINE = "push-answers-to-sql"
 
-# What the embedded pachd adds to its version.
+# Marks the version of the embedded pachd.
 EMBEDDED_PACHD = "-embedded"
 
-# The asset that Dagster's sensor materialises as long as it can list the bucket and its requests become runs.
+# The asset that Dagster's sensor materialises as long as it can list the bucket and its run requests become runs.
 HEARTBEAT_ASSET = "incoming_listing"
 
 MANIFEST = "manifest.json"
@@ -50,23 +51,23 @@ ANSWER_LIMIT = 10_000
 CONTEXT_LIMIT = 500_000
 MODEL_LIMIT = 1_000
 
-# What is kept of a rejected row's raw text.
+# The length at which a rejected row's raw text is cut.
 RAW_LIMIT = 64 * 1024
 
-# A record beyond this many bytes is rejected while it is read. The longest legal context takes 2 MB, in characters of four bytes.
+# A record of more bytes is rejected while it is read. The longest legal context takes 2 MB, at four bytes per character.
 ROW_LIMIT = 4 * 2**20
-# A header beyond either is no header of a table of questions, but some other kind of file.
+# A file whose header exceeds either limit is not a table of questions.
 HEADER_LIMIT = 2**20
 COLUMN_LIMIT = 1_000
-# Characters of a column's name that are repeated with each rejected row, at most.
+# The length at which a column's name is cut where rejected rows repeat it.
 COLUMN_LABEL_LIMIT = 200
 
-# A file with more rejected rows than this, and with more rejected than good ones, is rejected as a whole: it is no table of questions,
+# A file is rejected as a whole if it has more rejected rows than this, and more rejected than good ones: it is not a table of questions,
 # and its rejects would fill every store.
 REJECT_LIMIT = 100_000
 
-# A file in gzip may unpack to so many bytes, and beyond the first ones to so many times those that were read: text compresses ten or
-# twenty times, a bomb a thousand times.
+# A gzip file may unpack to GZIP_LIMIT bytes and, beyond GZIP_FREE, to GZIP_RATIO times the bytes that were read. Text compresses ten- or
+# twentyfold, a bomb a thousandfold.
 GZIP_LIMIT = 16 * 2**30
 GZIP_FREE = 64 * 2**20
 GZIP_RATIO = 200
@@ -97,7 +98,7 @@ class FileReason(enum.StrEnum):
 
 
 class FileStatus(enum.StrEnum):
-    """Where one generation of a file stands."""
+    """The state of one generation of a file."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -106,18 +107,18 @@ class FileStatus(enum.StrEnum):
     FINISHED = "finished"
     # The file cannot be read.
     REJECTED = "rejected"
-    # Its content is that of the generation that was answered last, by the same model.
+    # The generation that was answered last has the same content and the same model.
     UNCHANGED = "unchanged"
     # A newer generation took its place.
     SUPERSEDED = "superseded"
-    # Parked after too many failures, until somebody asks for a retry.
+    # Parked after too many failures, until a retry is requested.
     FAILED = "failed"
-    # Somebody asked for its removal. The record has no content, and keeps this generation from being answered or loaded again.
+    # Removed on request. The record has no content, and keeps this generation from being answered or loaded again.
     FORGOTTEN = "forgotten"
 
 
 class RowReason(enum.StrEnum):
-    """Why a row has no answer, or (``LOW_SCORE``) why its answer deserves a look. The value stands in the ``error`` cell."""
+    """Why a row has no answer, or (``LOW_SCORE``) why its answer deserves a look. The value is written to the ``error`` cell."""
 
     EMPTY_QUESTION = "empty_question"
     EMPTY_CONTEXT = "empty_context"
@@ -132,7 +133,7 @@ class RowReason(enum.StrEnum):
     LONE_SURROGATE = "lone_surrogate"
     QUESTION_EXCEEDS_WINDOW = "question_exceeds_window"
     UNUSABLE_ANSWER = "unusable_answer"
-    # Only a DataFrame can have this: every cell of a CSV is text.
+    # Only for rows of a DataFrame: every cell of a CSV is text.
     NOT_TEXT = "not_text"
     NO_ANSWER = "no_answer"
     LOW_SCORE = "low_score"
@@ -151,21 +152,21 @@ class FileVersion:
 
     @property
     def shown(self) -> str:
-        """The name for people to read: unprintable characters are escaped."""
+        """The name for display, with unprintable characters escaped."""
         return escaped(self.name)
 
 
-# The arithmetic of a model; ``auto``, where it may be asked for, means one of these.
+# The arithmetic of a model. ``auto``, where it is allowed, resolves to one of these.
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model that is wanted: ``bundled``, a folder, or a Hugging Face id with a revision; precision fp32, bf16, int8 or auto.
+    """The requested model: ``bundled``, a folder, or a Hugging Face id with a revision; and its precision: fp32, bf16, int8 or auto.
 
-    ``no_answer_threshold``: "no answer" wins where its log probability exceeds the best answer's by more. None: the model may not say it,
-    unless it is asked to.
+    ``no_answer_threshold``: "no answer" wins if its log probability exceeds the best answer's by more than this. If it is None, the model
+    gives "no answer" only if the caller allows it explicitly.
     """
 
     id: str
@@ -178,8 +179,8 @@ class ModelChoice:
 class Rejection:
     """A row that cannot be answered. ``row`` counts data rows from 1; ``line`` is the file's line where the row begins, from 1.
 
-    ``column`` names the guilty column where there is one (see `column_label`); ``raw`` is the row as it came, escaped, at most RAW_LIMIT
-    long.
+    ``column`` is the `column_label` of the faulty column, empty if the fault is not in one column. ``raw`` is the original row, escaped and
+    cut at RAW_LIMIT.
     """
 
     row: int
@@ -191,7 +192,7 @@ class Rejection:
 
 
 def _values(part: object) -> dict[str, Any]:
-    """The fields of a part of a document. One that is None is left out: programs that do not know it yet can read the rest."""
+    """The fields of a part of a document. None values are left out, so that programs that do not know a field yet can read the rest."""
     return {name: value for name, value in vars(part).items() if value is not None}
 
 
@@ -199,7 +200,7 @@ class _Document:
     """A dataclass that is written as JSON. Unknown or missing fields are an error that names them."""
 
     def to_json(self) -> str:
-        # Neither asdict, which copies, nor an indent, which takes the slow encoder: a shard may have thousands of rejections.
+        # A shard may have thousands of rejections: asdict would copy them, and an indent would select the slow encoder.
         return json.dumps(vars(self), default=_values, ensure_ascii=True)
 
     @classmethod
@@ -218,8 +219,8 @@ class _Document:
 class ShardInfo(_Document):
     """``shard.json``. Ingestion writes the first group of fields; the worker adds the second.
 
-    ``first_row`` counts the file's data rows from 1; ``sha256`` is that of ``questions.csv``. Neither object, generation nor
-    load id is in here: a shard whose rows and model are the same is the same datum, and is not answered again.
+    ``first_row`` counts the file's data rows from 1; ``sha256`` is the hash of ``questions.csv``. Object, generation and load id are
+    left out, so that a shard with the same rows and model is the same datum, and is not answered again.
     """
 
     first_row: int
@@ -229,12 +230,12 @@ class ShardInfo(_Document):
     rejections: tuple[Rejection, ...] = ()
     # Whether answers are widened to whole words.
     align_to_words: bool = True
-    # Makes a new datum of a shard whose output was lost: Pachyderm would skip the old one, which counts as done.
+    # Set if the shard's output was lost, to make it a new datum: Pachyderm would skip the old one, which counts as done.
     launch: str = ""
 
-    # What really answered: the id, the resolved revision, and the precision that was used.
+    # The model that answered: its id, the resolved revision, and the precision that was used.
     answered_by: ModelChoice | None = None
-    # What ran the model, with its version: ``openvino 2026.0`` …
+    # The library that ran the model, with its version, such as ``openvino 2026.0``.
     runtime: str = ""
     answered: int = 0
     no_answer: int = 0
@@ -254,7 +255,7 @@ class ShardInfo(_Document):
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says of one shard; ``name`` is its folder, ``rejected`` counts the rows that ingestion rejected."""
+    """One shard in the manifest. ``name`` is its folder; ``rejected`` counts the rows that ingestion rejected."""
 
     name: str
     first_row: int
@@ -265,11 +266,11 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest(_Document):
-    """``manifest.json``: what is to be loaded, so that nothing is loaded unless all of it is there.
+    """``manifest.json``: everything that a file consists of. Nothing is loaded unless all of it is there.
 
-    ``load_id`` counts the times that this generation was asked to be answered, from 1. It makes the manifest, and so the
-    loading datum, a new one when a file is answered again, even where no shard has changed. Two runs of the same load write
-    the same manifest, so that a file whose loading failed is not answered again.
+    ``load_id`` counts the requests to answer this generation, from 1. Each request changes the manifest, and so the loading
+    datum, even if no shard has changed. Two runs of the same load write the same manifest, so that a file whose loading failed
+    is not answered again.
     """
 
     name: str
@@ -282,7 +283,7 @@ class Manifest(_Document):
     rows: int
     rejected: int
     shards: tuple[ShardEntry, ...] = field(default=())
-    # As in `ShardInfo`: set where the first shard is answered again, so that the file is loaded again as well.
+    # As in `ShardInfo`. Set if the first shard's output was lost, so that the file is loaded again too.
     launch: str = ""
 
     @classmethod
@@ -295,9 +296,9 @@ class Manifest(_Document):
 
 @dataclass(frozen=True)
 class DatumFault(_Document):
-    """Why a datum failed, as the programs of the two pipelines report it to Pachyderm, which keeps it as the datum's reason.
+    """Why a datum failed. The programs of the two pipelines report it to Pachyderm, which stores it as the datum's reason.
 
-    ``blameless`` says that the datum's file is not to blame; ``advice`` what to do. ``v`` is the version of this form.
+    ``blameless``: the datum's file is not to blame. ``advice``: what to do. ``v``: the version of this format.
     """
 
     blameless: bool
@@ -307,9 +308,9 @@ class DatumFault(_Document):
 
     @classmethod
     def of_reason(cls, reason: str) -> Self | None:
-        """The fault that a datum's reason holds, or None: no program wrote it, as where a process was killed."""
+        """The fault in a datum's reason. None if no program wrote the reason, for example because the process was killed."""
         try:
-            # Pachyderm appends an error of its own where the program could not be started again.
+            # Pachyderm appends its own error if the program could not be restarted.
             values, _ = json.JSONDecoder().raw_decode(reason.lstrip())
             if values["v"] != 1:
                 return None
@@ -329,15 +330,15 @@ def file_id(name: str) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
-# Dagster forbids these in partition keys, or gives them a meaning: ranges ("..."), lists (","), lines; "%" is our escape.
+# Dagster forbids these in partition keys, or uses them for ranges ("...") and lists (","). "%" is our escape character.
 _KEY_ESCAPES = {"%": "%25", "...": "%2E%2E%2E", ",": "%2C", "\n": "%0A", "\r": "%0D"}
 _KEY_LIMIT = 900
-# As the worker's log says that a shard is answered; it is read for the progress that is shown, and for nothing else.
+# The line in a worker's log for an answered shard. It is parsed only to show progress.
 _SHARD_LINE = re.compile(rf"/pfs/{QUESTIONS_REPO}/(\S+/part-\d+): \d+ rows in ")
 
 
 def partition_key(name: str) -> str:
-    """The Dagster partition of a file: its name, escaped, with the tail replaced by a hash beyond 900 bytes. Injective."""
+    """The Dagster partition key of a file: its escaped name. Beyond 900 bytes, a hash replaces the tail. Injective."""
     key = re.sub("|".join(re.escape(text) for text in _KEY_ESCAPES), lambda match: _KEY_ESCAPES[match.group()], name)
     if len(key.encode()) <= _KEY_LIMIT:
         return key
@@ -351,21 +352,21 @@ def shard_name(index: int) -> str:
 
 
 def shard_in(line: str) -> str:
-    """The path in `questions` of the shard that is answered by this line of the answering worker's log; "" for any other line."""
+    """The path in `questions` of the shard that this line of a worker's log reports as answered; "" for any other line."""
     found = _SHARD_LINE.search(line)
     return found.group(1) if found else ""
 
 
 def column_label(name: str) -> str:
-    """The name of a column as rows repeat it: cut, if it is long, since a header may be as large as HEADER_LIMIT."""
+    """A column's name as rejected rows repeat it. Long names are cut, since a header may be as large as HEADER_LIMIT."""
     return name if len(name) <= COLUMN_LABEL_LIMIT else name[: COLUMN_LABEL_LIMIT - 1] + "…"
 
 
 def find_columns(header: Sequence[str]) -> tuple[int, int]:
-    """The positions of ``question`` and ``context`` in a header, in any case and with spaces around.
+    """The positions of ``question`` and ``context`` in a header. Case and surrounding spaces are ignored.
 
     Raises:
-        ValueError: one of them is missing or there twice; the message names it.
+        ValueError: one of them is missing or repeated; the message names it.
     """
     names = [name.strip().lower() for name in header]
     for wanted in ("question", "context"):
@@ -375,7 +376,7 @@ def find_columns(header: Sequence[str]) -> tuple[int, int]:
 
 
 def pass_through_columns(header: Sequence[str]) -> tuple[str, ...]:
-    """The header of the answered CSV without our columns: a name that clashes with one of ours becomes ``input_<name>``."""
+    """The upload's columns as the answered CSV names them: a name that clashes with one of ours becomes ``input_<name>``."""
     ours = set(ANSWER_COLUMNS)
     taken = {name.strip().lower() for name in header} | ours
     result = []

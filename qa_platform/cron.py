@@ -1,13 +1,12 @@
-"""The program of the pipeline `question_answer` where it looks into the bucket by itself, on a cron tick, without Dagster.
+"""The program of the pipeline `question_answer` in its cron variant, which polls the bucket itself, without Dagster.
 
-``python -m qa_platform.cron`` is one tick: it archives what earlier ticks finished, looks at the bucket, claims files, answers them, and
-leaves in ``/pfs/out`` what the other variant leaves, which `push-answers-to-sql` loads. Looking, planning, claims, splitting and
-answering are the platform's own.
+``python -m qa_platform.cron`` is one tick: it archives what earlier ticks finished, lists the bucket, claims files, answers them, and
+writes the same output to ``/pfs/out`` as the other variant, for `push-answers-to-sql` to load. It shares the code for listing, planning,
+claiming, splitting and answering with the rest of the platform.
 
-Nothing is lost or repeated: a source stays in ``incoming/`` until its answers are in the table, and a file is claimed from here until it
-is loaded. It is ``running`` only while this program works on it and, again, while it waits to be loaded. So a file that is running
-and that nobody has a claim on any more is one that its worker died of, or that was not loaded in time: it is charged, and parked
-in the end.
+No file is lost or repeated: a source stays in ``incoming/`` until its answers are in the table, and a file stays claimed until it is
+loaded. A file is ``running`` only while this program works on it, and again while it waits to be loaded. A running file without a live
+claim therefore means that its worker died on it, or that it was not loaded in time: it is charged, and eventually parked.
 """
 
 import logging
@@ -40,14 +39,14 @@ from qa_platform.text import escaped_lines
 
 _log = logging.getLogger("question_answer")
 
-# Who claims what is answered and not loaded yet, and how long loading may take. After that the file is answered once more.
+# The owner of the claims on files that are answered but not yet loaded, and how long loading may take. After that a file is answered again.
 LOADING = "cron: to be loaded"
 LOADING_SECONDS = 3600
 _DIED = "the worker that answered it died, or its answers were not loaded in time"
 
 
 def main() -> int:
-    """One tick. Exit status 0, or 1 with one line that says why."""
+    """Run one tick. Returns the exit status: 0, or 1 after logging one line that says why."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     worker = WorkerSettings()
     try:
@@ -61,14 +60,14 @@ def main() -> int:
 
 
 def tick(services: Services, out: Path, *, job_id: str, threads: int = 0, device: str = "cpu") -> list[FileVersion]:
-    """Answer one batch of what waits into ``out``; the files that were answered.
+    """Answer one batch of waiting files into ``out``. Returns the files that were answered.
 
     Args:
-        job_id: Pachyderm's job, which owns the claims meanwhile and is recorded with the files.
+        job_id: Pachyderm's job. It owns the claims during the tick, and is recorded with the files.
 
     Raises:
-        InputError: there is no such device.
-        TransientError: the bucket or PostgreSQL is unavailable. The next tick, or this datum's next try, does it again.
+        InputError: the model cannot be used, or there is no such device.
+        TransientError: the bucket or PostgreSQL is unavailable. The next tick, or the retry of this datum, repeats the work.
     """
     with Ledger(services.postgres) as ledger:
         return Tick(services, ledger, out, job_id).answer(threads, device)
@@ -76,7 +75,7 @@ def tick(services: Services, out: Path, *, job_id: str, threads: int = 0, device
 
 @dataclass(frozen=True)
 class Tick:
-    """One tick. Its methods are the steps, in the order in which they happen."""
+    """One tick. Its methods are the steps, in order."""
 
     services: Services
     ledger: Ledger
@@ -103,7 +102,7 @@ class Tick:
             return self._hand_over(answered)
 
     def _give_up_old_claims(self) -> None:
-        """Give up claims that are over: of files that are loaded, and of an earlier try of this same datum, which died."""
+        """Release claims that are over: those on loaded files, and those of an earlier attempt at this datum, which died."""
         held = self.ledger.claimed()
         recorded = self.ledger.newest_by_partition([partition_key(n) for n, o in held.items() if o in (LOADING, self.job_id)])
         for record in recorded.values():
@@ -124,7 +123,7 @@ class Tick:
             raise
 
     def _first(self, versions: Iterable[FileVersion]) -> list[FileVersion]:
-        """As many files as one batch may have: what a tick has answered is safe only when it ends."""
+        """The files of one batch. Its size is limited because a tick's answers are safe only when the tick ends."""
         chosen: list[FileVersion] = []
         size, work = 0, self.services.work
         for version in versions:
@@ -135,7 +134,7 @@ class Tick:
         return chosen
 
     def _claim(self, version: FileVersion) -> FileRecord | None:
-        """Claim a file and mark it as being worked on. None where somebody was faster, or where it has to be charged."""
+        """Claim a file and mark it as running. None if another owner was faster, or if the file had to be charged."""
         if not self.ledger.claim([version], owner=self.job_id, lease_seconds=self.services.work.lease_seconds):
             return None
         record = self.ledger.records([version])[version.name, version.generation]
@@ -145,7 +144,7 @@ class Tick:
         return next(iter(self.ledger.start(self.job_id, [version], run_id="", batch_id="")), None)
 
     def _answer_file(self, answerer: Answerer, record: FileRecord) -> bool:
-        """Answer one file into its folder in ``out``; whether that was done. Otherwise nothing of it is left there."""
+        """Answer one file into its folder in ``out``. Returns whether it was answered; if not, the folder is removed."""
         version, target = record.version, self.out / file_id(record.version.name)
         try:
             with tempfile.TemporaryDirectory(prefix="qa-cron-") as folder:
@@ -154,7 +153,7 @@ class Tick:
             shutil.rmtree(target, ignore_errors=True)
             self._settle(record, error)
             return False
-        # No longer worked on, but still claimed: should the worker die of another file, this one is not to blame.
+        # Pending again, but still claimed: if the worker dies on another file, this one is not charged.
         self.ledger.requeue(self.job_id, [version])
         kept = self.ledger.claim([version], owner=self.job_id, lease_seconds=self.services.work.lease_seconds)
         if not kept:
@@ -162,7 +161,7 @@ class Tick:
         return bool(kept)
 
     def _settle(self, record: FileRecord, error: Exception) -> None:
-        """Record why a file could not be answered. Whatever one file brings up must not hold the others."""
+        """Record why a file could not be answered. No error of one file may hold up the others."""
         version = record.version
         if isinstance(error, (FileRejected, SourceChanged)):
             set_aside(self.services, self.ledger, record, error, _log)
@@ -187,7 +186,7 @@ class Tick:
         shutil.copyfile(source / shard_name(0) / MANIFEST, target / MANIFEST)
 
     def _hand_over(self, answered: Sequence[FileVersion]) -> list[FileVersion]:
-        """Let what is answered wait to be loaded, claimed for as long as that may take; the files that are left in ``out``."""
+        """Leave answered files to the loader, claimed for as long as loading may take. Returns the files that stay in ``out``."""
         self.ledger.start(self.job_id, answered, run_id="", batch_id="")
         self.ledger.record_commit(self.job_id, answered, commit=self.job_id, job=self.job_id)
         taken = self.ledger.take_over(answered, token=self.job_id, owner=LOADING, lease_seconds=LOADING_SECONDS)

@@ -1,8 +1,8 @@
 """Pachyderm's datum batching, from the program's side: one process works on datum after datum.
 
-Each call of NextDatum completes the datum before it and brings the next one's environment. A non-empty error fails that datum:
-Pachyderm keeps the text as the datum's reason, starts the process again, and retries. The process ends by being killed while it
-waits.
+Each call of NextDatum completes the previous datum and returns the environment of the next one. A non-empty error fails the
+previous datum: Pachyderm stores the text as its reason, restarts the process, and retries. The process ends when it is killed
+while it waits.
 """
 
 import logging
@@ -14,20 +14,20 @@ from qa_platform.errors import QaPlatformError
 
 _log = logging.getLogger(__name__)
 
-# Characters of a cause that are reported. Pachyderm stores them with the datum.
+# The length at which a reported cause is cut. Pachyderm stores it with the datum.
 _CAUSE_LIMIT = 4_000
 
-# Works on the datum that an environment describes; what it raises fails the datum.
+# Works on the datum that an environment describes. An exception fails the datum.
 Work = Callable[[Mapping[str, str]], None]
 
 
 def serve(work: Work, port: int) -> NoReturn:
-    """Work on datum after datum until the process is killed, or Pachyderm's worker goes away.
+    """Work on datum after datum until the process is killed or Pachyderm's worker goes away.
 
     Args:
-        port: of Pachyderm's worker, on loopback.
+        port: the port of Pachyderm's worker, on loopback.
     """
-    # Here, not above: what a program reports is also wanted where datums are not batched.
+    # Imported here, because `fault_of` is also used without datum batching.
     import grpc
     from pachyderm_sdk.api.worker import WorkerStub
 
@@ -39,7 +39,7 @@ def serve(work: Work, port: int) -> NoReturn:
 
 
 def _attempt(work: Work, environment: Mapping[str, str]) -> str:
-    """What NextDatum reports of a datum; empty for success."""
+    """The error to report for a datum with NextDatum; empty on success."""
     try:
         work(environment)
     except Exception as error:
@@ -50,15 +50,15 @@ def _attempt(work: Work, environment: Mapping[str, str]) -> str:
 
 
 def fault_of(error: Exception) -> DatumFault:
-    """What to report of an error. Platform errors know who is to blame; a failing disk or network is nobody's fault."""
+    """The fault to report for an error. Platform errors know whether the file is to blame; for a failing disk or network it never is."""
     if isinstance(error, QaPlatformError):
         default = _UNAVAILABLE if error.blameless else _BAD_FILE
         return DatumFault(error.blameless, error.cause[:_CAUSE_LIMIT], error.advice or default)
     cause = f"{type(error).__name__}: {error}"[:_CAUSE_LIMIT]
     if isinstance(error, OSError):
         return DatumFault(True, cause, _UNAVAILABLE)
-    return DatumFault(False, cause, "report it: the program failed in a way that it does not know")
+    return DatumFault(False, cause, "report it: the program failed with an unexpected error")
 
 
-_UNAVAILABLE = "the file is tried again by itself; `qa-platform doctor` looks at every service"
-_BAD_FILE = "see what is said of the file, then `qa-platform retry FILE`"
+_UNAVAILABLE = "the file is retried automatically; `qa-platform doctor` checks every service"
+_BAD_FILE = "see the file's error in `qa-platform status FILE`, then `qa-platform retry FILE`"

@@ -29,7 +29,7 @@ from qa_platform.settings import (
 
 
 def build_definitions() -> dg.Definitions:
-    """Build the definitions, with the settings of the environment."""
+    """Build the definitions from the settings in the environment."""
     catalog, work = CatalogSettings(), WorkSettings()
     execution, notifications = ExecutionSettings(), NotificationSettings()
     factory = AssetFactory(catalog)

@@ -1,6 +1,6 @@
-"""The two kinds of failure that callers tell apart: wrong input, which no retry fixes, and trouble that passes.
+"""The two kinds of failure that callers distinguish: wrong input, which no retry fixes, and temporary trouble.
 
-An error carries fields: what is wrong, where, and what to do about it. The text is made of them where people read it; nothing parses it.
+An error carries fields: what is wrong, where, and what to do about it. Its text is built from them for people; nothing parses it.
 """
 
 from typing import ClassVar
@@ -15,7 +15,7 @@ class QaPlatformError(Exception):
 
     Args:
         what: what is wrong.
-        where: the object, row, column or address that is concerned.
+        where: the affected object, row, column or address.
         advice: what to do about it.
     """
 
@@ -32,16 +32,16 @@ class QaPlatformError(Exception):
 
     @property
     def cause(self) -> str:
-        """What is wrong, and where, as people may read it: names in it are escaped."""
+        """What is wrong, and where, for display: unprintable characters are escaped."""
         what = escaped_lines(self.what)
         return f"{escaped(self.where)}: {what}" if self.where else what
 
 
 class InputError(QaPlatformError):
-    """What was asked for or handed in is wrong. Never retried."""
+    """The request or the input is wrong. Never retried."""
 
 
 class TransientError(QaPlatformError):
-    """Something the platform depends on is unavailable for a while. Trying again may succeed."""
+    """Something the platform depends on is temporarily unavailable. A retry may succeed."""
 
     blameless = True

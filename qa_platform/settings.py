@@ -1,6 +1,6 @@
 """Every environment variable that the platform reads, with its description. No other file reads the environment.
 
-Each class reads its own variables when it is made. A process therefore needs only the variables of the parts it uses.
+Each class reads its own variables when it is instantiated, so a process needs only the variables of the parts it uses.
 """
 
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _listed(value: object) -> object:
-    """The items of a text: a JSON list, or separated by commas."""
+    """The items of a text that is a JSON list or separated by commas. Other values stay as they are."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -31,27 +31,27 @@ def _listed(value: object) -> object:
 
 
 def _decoded(value: object) -> object:
-    """The value of a text in JSON."""
+    """The value of a JSON text. Other values stay as they are."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except ValueError:
-        # Without its cause, which shows the value.
+        # Without the cause, which would show the value.
         raise ValueError("it must be JSON") from None
 
 
-# An owner of an asset, as Dagster takes one.
+# The owners of assets that Dagster accepts.
 _OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:.+")
 
-# NoDecode: the error of pydantic's own decoding does not name the variable.
+# NoDecode, because the error of pydantic's own decoding does not name the variable.
 _Json = (NoDecode, BeforeValidator(_decoded))
 # A variable with several values.
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class SecretsSettings(BaseSettings):
-    """Where the pipelines' programs find their secrets. A variable that is set takes precedence."""
+    """Where the pipelines' programs find their secrets. Environment variables take precedence over them."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
@@ -63,7 +63,7 @@ class SecretsSettings(BaseSettings):
 
 
 class _MountedSecret(PydanticBaseSettingsSource):
-    """The values of a secret that is mounted as a folder; none where it is not mounted."""
+    """The values of a secret that is mounted as a folder; none if it is not mounted."""
 
     def __init__(self, settings: type["_SecretSettings"]) -> None:
         super().__init__(settings)
@@ -72,13 +72,13 @@ class _MountedSecret(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         try:
-            # A file that was written by hand ends with a newline, which is not part of the value.
+            # A file written by hand ends with a newline, which is not part of the value.
             value = (self._folder / self._keys[field_name]).read_text().rstrip("\r\n")
         except (KeyError, FileNotFoundError, NotADirectoryError):
             value = None
         except OSError as error:
             raise InputError(
-                f"the secret {self._folder} cannot be read: {error.strerror}", advice="let the program's user read it"
+                f"the secret {self._folder} cannot be read: {error.strerror}", advice="make it readable for the program's user"
             ) from error
         return value, field_name, False
 
@@ -90,7 +90,7 @@ class _MountedSecret(PydanticBaseSettingsSource):
 class _SecretSettings(BaseSettings):
     """Settings whose values come from the environment, or from a mounted secret.
 
-    ``secret_keys`` are the secret's keys by the name of the setting.
+    ``secret_keys`` maps the names of settings to the secret's keys.
     """
 
     secret_name: ClassVar[str]
@@ -109,7 +109,7 @@ class _SecretSettings(BaseSettings):
 
 
 class PostgresSettings(_SecretSettings):
-    """The database of the answers. The names are those of the secret ``dbaccess`` in deployments."""
+    """The database of the answers. In the pipelines, the secret ``dbaccess`` provides all of these except the port and the TLS mode."""
 
     model_config = SettingsConfigDict(env_prefix="PG_")
     secret_name = "dbaccess"
@@ -135,8 +135,8 @@ class PostgresSettings(_SecretSettings):
 
 
 class BucketSettings(_SecretSettings):
-    """The bucket of the uploads. Google's client itself reads ``GOOGLE_APPLICATION_CREDENTIALS``, and ``API_ENDPOINT_OVERRIDE`` for a
-    bucket that is not Google's.
+    """The bucket of the uploads. Google's client also reads ``GOOGLE_APPLICATION_CREDENTIALS``, and ``API_ENDPOINT_OVERRIDE`` for a
+    bucket outside Google Cloud.
     """
 
     secret_name = "gcsaccess"
@@ -161,14 +161,14 @@ class PachydermSettings(BaseSettings):
     """How to reach Pachyderm, and how long to wait for it."""
 
     pachd_address: str = Field(default="grpc://localhost:30650", description="pachd: grpc:// or grpcs://host:port.")
-    pach_token: SecretStr = Field(default=SecretStr(""), description="Authentication token of pachd, if it has authentication.")
+    pach_token: SecretStr = Field(default=SecretStr(""), description="Authentication token for pachd, if authentication is on.")
     pach_ca_bundle: Path | None = Field(default=None, description="PEM file of the CAs that grpcs:// trusts, instead of the public ones.")
     start_seconds: float = Field(
         default=900,
         gt=0,
         validation_alias="QA_START_SECONDS",
-        description="Seconds that a job may be unable to start, because its image, a secret or room on the nodes is missing, before it is "
-        "stopped. The image of a large model takes minutes to pull.",
+        description="Seconds after which a job that cannot start is stopped, for example because its image, a secret or room on the nodes "
+        "is missing. The image of a large model takes minutes to pull.",
     )
 
     @field_validator("pach_token", mode="before")
@@ -176,7 +176,7 @@ class PachydermSettings(BaseSettings):
     def _fit_for_a_header(cls, token: object) -> object:
         if not isinstance(token, str):
             return token
-        # A file that was written by hand ends with a line break, and so does a secret that was made of it.
+        # A file written by hand ends with a line break, and so does a secret made from it.
         token = token.strip()
         if not (token.isascii() and token.isprintable()):
             raise ValueError("it must be one line of ASCII")
@@ -189,19 +189,19 @@ class PachydermSettings(BaseSettings):
 
 
 class PipelinesSettings(BaseSettings):
-    """How the pipelines' workers are sized and placed. `qa-platform pachyderm apply` and `qa-platform doctor` read them."""
+    """Size and placement of the pipelines' workers, for `qa-platform pachyderm apply` and `qa-platform doctor`."""
 
     model_config = SettingsConfigDict(env_prefix="QA_PIPELINES_")
 
     workers: int | None = Field(
-        default=None, ge=1, description="Workers of the pipeline `question_answer`; without it, as its specification and the patch say."
+        default=None, ge=1, description="Workers of the pipeline `question_answer`. If unset, its specification and the patch decide."
     )
     patch: Path | None = Field(
         default=None,
-        description="JSON file with a merge patch (RFC 7386) for the specification of each pipeline: an object by the pipelines' names.",
+        description="JSON file with merge patches (RFC 7386) for the pipelines' specifications: an object keyed by pipeline name.",
     )
     pg_host: str = Field(
-        default="", description="Host of PostgreSQL as the workers reach it, for the secret `dbaccess`; without it that of `PG_HOST`."
+        default="", description="Host at which the workers reach PostgreSQL, for the secret `dbaccess`. If unset, `PG_HOST`."
     )
 
     def of_workers(self, postgres: PostgresSettings) -> PostgresSettings:
@@ -217,7 +217,7 @@ class ModelSettings(BaseSettings):
     model: str = Field(default="bundled", description="`bundled`, a local folder, or a Hugging Face model id.")
     model_revision: str = Field(default="", description="Commit, tag or branch of a Hugging Face model.")
     precision: Literal[Precision, "auto"] = Field(
-        default="fp32", description="Arithmetic of the model. `auto` is for commands only: that of workers is pinned."
+        default="fp32", description="Arithmetic of the model. `auto` is for commands only; workers need a fixed precision."
     )
 
     align_to_words: bool = Field(
@@ -227,8 +227,8 @@ class ModelSettings(BaseSettings):
     no_answer_threshold: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="Let the model say that a context has no answer: where the log probability of that exceeds the best answer's by more "
-        "than this. `qa-platform evaluate` finds it on a gold set. Without it every row is answered.",
+        description="Lets the model say that a context has no answer, if the log probability of that exceeds the best answer's by more "
+        "than this. `qa-platform evaluate` finds a value on a gold set. If unset, the model always gives an answer.",
     )
 
     @property
@@ -251,7 +251,7 @@ class ModelSettings(BaseSettings):
 
 
 class TuningSettings(BaseSettings):
-    """Where the engine stores what it measured on this machine."""
+    """Where results measured on this machine are stored."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
@@ -267,7 +267,8 @@ class WorkerSettings(BaseSettings):
     threads: int = Field(default=0, ge=0, description="Threads of one answering process; 0 uses every available core.")
     device: str = Field(
         default="cpu",
-        description="Device of an answering process: `cpu`, or a GPU as torch names it: `cuda`. Without that GPU nothing is answered.",
+        description="Device of an answering process: `cpu`, or a GPU by its torch name, such as `cuda`. Without that GPU, nothing is "
+        "answered.",
     )
     grpc_port: int = Field(
         default=1080, validation_alias="PPS_WORKER_GRPC_PORT", description="Port of Pachyderm's worker, which assigns datums."
@@ -275,10 +276,10 @@ class WorkerSettings(BaseSettings):
 
 
 class DatumSettings(BaseSettings):
-    """What Pachyderm tells a pipeline's program about a datum: with it, or in the program's environment if datums are not batched."""
+    """What Pachyderm tells a pipeline's program about a datum: with each datum, or in the environment if datums are not batched."""
 
     question_answer: str = Field(default="", description="Path of the answered file to load: the datum of `push-answers-to-sql`.")
-    pach_job_id: str = Field(default="", description="Id of the job, which is also that of the commits that it works on.")
+    pach_job_id: str = Field(default="", description="Id of the job. The commits that it works on have the same id.")
     pach_output_commit_id: str = Field(default="", description="Id of the commit of the program's output.")
 
 
@@ -287,10 +288,10 @@ class IngestSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
-    shard_rows: int = Field(default=2000, ge=1, description="Rows of a shard, at most. Shards with a very long header have more.")
-    shard_bytes: int = Field(default=8 * 2**20, ge=1, description="Bytes of a shard, beyond which no row is added.")
-    question_limit: int = Field(default=QUESTION_LIMIT, ge=1, le=QUESTION_LIMIT, description="Characters of a question, at most.")
-    context_limit: int = Field(default=CONTEXT_LIMIT, ge=1, le=CONTEXT_LIMIT, description="Characters of a context, at most.")
+    shard_rows: int = Field(default=2000, ge=1, description="Maximum rows of a shard. Shards with a very long header may have more.")
+    shard_bytes: int = Field(default=8 * 2**20, ge=1, description="Bytes at which a shard is full: no further row is added.")
+    question_limit: int = Field(default=QUESTION_LIMIT, ge=1, le=QUESTION_LIMIT, description="Maximum characters of a question.")
+    context_limit: int = Field(default=CONTEXT_LIMIT, ge=1, le=CONTEXT_LIMIT, description="Maximum characters of a context.")
 
 
 class WorkSettings(BaseSettings):
@@ -300,56 +301,57 @@ class WorkSettings(BaseSettings):
 
     suffixes: Texts = Field(
         default=(".csv", ".csv.gz"),
-        description="Suffixes of the names of objects that are files of questions, separated by commas.",
+        description="Suffixes of the names of question files in the bucket, separated by commas.",
     )
     empty_seconds: float = Field(
         default=60,
         ge=0,
-        description="Seconds that an empty upload waits for its content, as a new generation, before it is rejected as empty.",
+        description="Seconds to wait for the content of an empty upload, as a new generation, before the upload is rejected as empty.",
     )
     batch_files: int = Field(
-        default=300, ge=1, description="Files of one run, at most. A run costs the start of Dagster and of two Pachyderm jobs."
+        default=300, ge=1, description="Maximum files per run. Each run costs the start of a Dagster run and of two Pachyderm jobs."
     )
-    batch_bytes: int = Field(default=256 * 2**20, ge=1, description="Bytes of one run, beyond which no file is added.")
+    batch_bytes: int = Field(default=256 * 2**20, ge=1, description="Maximum bytes per run. A larger file gets a run of its own.")
     max_attempts: int = Field(default=3, ge=1, description="Failures after which a file is parked as `failed`.")
     retry_first_seconds: float = Field(
         default=30,
         gt=0,
-        description="Seconds that a file waits for its second attempt, doubled with every attempt. Up to half is subtracted at random.",
+        description="Seconds before a file's second attempt. The wait doubles with every attempt. Up to half is subtracted at random.",
     )
     retry_most_seconds: float = Field(
         default=900,
         gt=0,
-        description="Seconds up to which that doubles. While a service is unavailable or wrongly configured, files are retried this often, "
-        "and none is charged as long as no other file is loaded.",
+        description="Longest wait between attempts, in seconds. While a service is unavailable or misconfigured, files are retried this "
+        "often, and none is charged as long as no other file is loaded.",
     )
     lease_seconds: int = Field(default=120, ge=10, description="Seconds that a claim lasts without being renewed.")
-    sensor_seconds: int = Field(default=30, ge=1, description="Least seconds between two listings of the bucket.")
+    sensor_seconds: int = Field(default=30, ge=1, description="Minimum seconds between two listings of the bucket.")
     reconcile_seconds: int = Field(
         default=600,
         ge=1,
-        description="Least seconds between two searches for what the fast sensor cannot see: lost runs, objects that came back.",
+        description="Minimum seconds between two searches for what the fast sensor cannot see: lost runs, objects that came back.",
     )
     heartbeat_seconds: int = Field(
         default=300,
         ge=1,
-        description="Least seconds between two materialisations of the heartbeat `incoming_listing`: one per listing would fill Dagster's "
-        "event log. The asset is not fresh after three times the larger of this and `QA_SENSOR_SECONDS`, which leaves time for a busy "
-        "machine or a restart. Also between two looks whether the asset `platform_status` has changed.",
+        description="Minimum seconds between two materialisations of the heartbeat `incoming_listing`: one per listing would fill "
+        "Dagster's event log. The asset is no longer fresh after three times the larger of this and `QA_SENSOR_SECONDS`, which leaves time "
+        "for a busy machine or a restart. Also the minimum between two checks whether the asset `platform_status` has changed.",
     )
     archive: Literal["move", "keep", "delete"] = Field(
         default="move", description="What happens to an upload once its answers are in PostgreSQL."
     )
     answered_prefix: str = Field(
         default="",
-        description="Where the bucket gets the answered CSV of each file that is finished from now on, such as `answered/`: then "
-        "`answered/NAME` is that of NAME. It ends with a slash, and is not below `incoming/`, `processed/` or `rejected/`. Empty: nowhere. "
-        "That is the default, because it is another copy of every upload, which only you can remove.",
+        description="Prefix in the bucket for the answered CSVs of files that finish from now on. With `answered/`, the answered CSV of "
+        "NAME is `answered/NAME`. It must end with a slash, and must not be below `incoming/`, `processed/` or `rejected/`. Empty, the "
+        "default, writes none: they are another copy of every upload, which only you can remove.",
     )
     partitions_kept: int = Field(
         default=10_000,
         ge=1,
-        description="Newest partitions that Dagster keeps: its pages show all of them. The history stays in `question_file`.",
+        description="Number of newest partitions that Dagster keeps, since its pages show all of them. The history stays in "
+        "`question_file`.",
     )
     commits_kept_days: int = Field(
         default=30,
@@ -360,13 +362,13 @@ class WorkSettings(BaseSettings):
 
     @property
     def heartbeat_fails_after(self) -> float:
-        """Seconds after which the heartbeat is not fresh: a busy machine, or a service that restarts, may miss a beat."""
+        """Seconds after which the heartbeat is no longer fresh. A busy machine or a restarting service may miss a beat."""
         return 3.0 * max(self.heartbeat_seconds, self.sensor_seconds)
 
     @field_validator("answered_prefix")
     @classmethod
     def _apart(cls, prefix: str) -> str:
-        # An answered CSV under `incoming/` would be answered, and one in the archive be taken for a source.
+        # An answered CSV under `incoming/` would be answered again, and one in the archive would be taken for a source.
         if prefix and (not prefix.endswith("/") or prefix.startswith((INCOMING, PROCESSED, REJECTED))):
             raise ValueError(f"it must end with a slash, such as answered/, and must not be below {INCOMING}, {PROCESSED} or {REJECTED}")
         return prefix
@@ -383,7 +385,7 @@ class WorkSettings(BaseSettings):
 
 
 class CatalogSettings(BaseSettings):
-    """What Dagster's pages show with the assets."""
+    """What Dagster shows with the assets."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
@@ -391,11 +393,11 @@ class CatalogSettings(BaseSettings):
         default=("team:question-answering",),
         description="Owners of the assets: team:name or e-mail addresses, separated by commas.",
     )
-    docs_url: str = Field(default="", description="Address of the folder docs/, for links to its pages; without it their paths are shown.")
+    docs_url: str = Field(default="", description="Address of the folder docs/, for links to its pages. If unset, their paths are shown.")
     expected_hours: int = Field(
         default=0,
         ge=0,
-        description="Hours within which a new upload is expected, after which the uploads are not fresh. 0: none is expected.",
+        description="Hours within which a new upload is expected; after that, the uploads are not fresh. 0 expects none.",
     )
 
     @field_validator("owners")
@@ -415,31 +417,35 @@ class CheckSettings(BaseSettings):
     review_share: float = Field(
         default=0.25, ge=0, le=1, description="Share of a file's rows without an answer or with a low score, above which its check warns."
     )
-    drift_files: int = Field(default=20, ge=5, description="Earlier files whose scores are compared with those of a new file.")
-    drift_deviations: float = Field(default=3.0, gt=0, description="Standard deviations from their mean, beyond which the check warns.")
+    drift_files: int = Field(default=20, ge=5, description="Number of earlier files whose scores are compared with those of a new file.")
+    drift_deviations: float = Field(
+        default=3.0, gt=0, description="Standard deviations from the mean score of those files, beyond which the check warns."
+    )
     gold_prefix: str = Field(
         default="gold/",
         min_length=1,
         description="Files below incoming/ whose names begin with this, and that have a column `answers`, are gold sets.",
     )
-    gold_exact_match: float = Field(default=50.0, ge=0, le=100, description="Exact match on gold sets, in percent, below which it warns.")
-    gold_f1: float = Field(default=60.0, ge=0, le=100, description="F1 on gold sets, in percent, below which it warns.")
+    gold_exact_match: float = Field(
+        default=50.0, ge=0, le=100, description="Exact match on gold sets, in percent, below which the check warns."
+    )
+    gold_f1: float = Field(default=60.0, ge=0, le=100, description="F1 on gold sets, in percent, below which the check warns.")
 
 
 class NotificationSettings(BaseSettings):
-    """Who is notified of failed runs and failed checks: nobody, unless a webhook, a receiver or a service is set."""
+    """Who is notified of failed runs and failed checks. Nobody is, unless a webhook, a recipient or a service is set."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
 
     slack_webhook: SecretStr = Field(
         default=SecretStr(""), description="Address of a Slack webhook. It is a secret: whoever has it can post."
     )
-    email_to: Texts = Field(default=(), description="Receivers of e-mail, separated by commas.")
+    email_to: Texts = Field(default=(), description="Recipients of e-mail, separated by commas.")
     email_from: str = Field(default="qa-platform@localhost", description="Sender of e-mail.")
     smtp_host: str = Field(default="localhost", description="Mail server.")
-    smtp_port: int = Field(default=587, ge=1, le=65535, description="Its port.")
-    smtp_tls: Literal["starttls", "ssl", "none"] = Field(default="starttls", description="How the connection to it is encrypted.")
-    smtp_user: str = Field(default="", description="User at the mail server; without it there is no log-in.")
+    smtp_port: int = Field(default=587, ge=1, le=65535, description="Port of the mail server.")
+    smtp_tls: Literal["starttls", "ssl", "none"] = Field(default="starttls", description="Encryption of the connection to the mail server.")
+    smtp_user: str = Field(default="", description="User at the mail server. If unset, there is no log-in.")
     smtp_password: SecretStr = Field(default=SecretStr(""), description="Password at the mail server.")
     notify_urls: Annotated[tuple[SecretStr, ...], *_Json] = Field(
         default=(), description="Addresses of other services, as apprise writes them (a JSON list): `msteams://…`, `pagerduty://…`."
@@ -458,12 +464,12 @@ class ExecutionSettings(BaseSettings):
     )
     step_resources: Annotated[dict[Literal["requests", "limits"], dict[str, str]], *_Json] = Field(
         default={},
-        description="Size of a step's pod: a JSON object with Kubernetes' `requests` and `limits`; without it, that of the run's pod.",
+        description="Resources of a step's pod: a JSON object with Kubernetes' `requests` and `limits`. If unset, those of the run's pod.",
     )
     step_retries: int = Field(
         default=2,
         ge=0,
-        description="Retries of a step while a service is unavailable for longer than its client waits. After them the sensor takes over.",
+        description="Retries of a step if a service is unavailable for longer than its client waits. After that, the sensor takes over.",
     )
     step_retry_seconds: float = Field(
         default=10, ge=0, description="Seconds before each retry: about as long as a service takes to restart."
@@ -483,17 +489,17 @@ class EmbeddedPachdSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="QA_PACHD_", frozen=True)
 
     file_set_seconds: float = Field(default=600, gt=0, description="Seconds that a new file set lives.")
-    file_set_most_seconds: int = Field(default=1800, ge=1, description="Seconds that a file set may live at most after it was renewed.")
+    file_set_most_seconds: int = Field(default=1800, ge=1, description="Maximum seconds that a file set may live after a renewal.")
     finish_seconds: float = Field(default=0, ge=0, description="Seconds that a commit stays in the state FINISHING.")
     tokens: Path | None = Field(
         default=None,
-        description="JSON file that turns authentication on: by token, an object with the name of a `robot` and a list of its `roles` "
-        "(`projectWriter`, `secretAdmin`, `repoWriter`).",
+        description="JSON file that turns authentication on. It maps each token to an object with the name of a `robot` and a list of its "
+        "`roles` (`projectWriter`, `secretAdmin`, `repoWriter`).",
     )
     loki: bool = Field(
         default=True,
-        description="Whether all log lines are kept. If not, only those of the workers that a pipeline has now can be read, and an idle "
-        "pipeline with autoscaling has none.",
+        description="Whether all log lines are kept. If not, only those of a pipeline's present workers can be read, and an idle pipeline "
+        "with autoscaling has none.",
     )
     log_seconds: float = Field(default=0, ge=0, description="Seconds until a log line can be read.")
     pod_seconds: float = Field(default=0, ge=0, description="Seconds that a pipeline's workers take to start.")
@@ -506,16 +512,16 @@ class EmbeddedPachdSettings(BaseSettings):
 
 @contextmanager
 def settings_errors() -> Iterator[None]:
-    """Turn the error of a wrong variable into the platform's own, which shows no values.
+    """Turn the validation error of a variable into the platform's own error, which shows no values.
 
     Raises:
-        InputError: a variable is wrong. It is named.
+        InputError: a variable is invalid; the message names it.
     """
     try:
         yield
     except ValueError as error:
         if message := wrong_settings(error):
-            # Without its cause, which shows values.
+            # Without the cause, which would show values.
             raise InputError(message, advice=SETTINGS_ADVICE) from None
         raise
 
@@ -524,7 +530,7 @@ SETTINGS_ADVICE = "set the variable as docs/configuration.md describes it, or un
 
 
 def wrong_settings(error: Exception) -> str:
-    """The variables that are wrong, if an error comes from making one of these classes, and why; else "". It shows no values."""
+    """Which variables are invalid and why, without their values; "" if the error does not come from one of the classes here."""
     owner = globals().get(error.title) if isinstance(error, ValidationError) else None
     if owner is None or not isinstance(error, ValidationError):
         return ""
@@ -534,5 +540,5 @@ def wrong_settings(error: Exception) -> str:
 
 
 def _fault(problem: "ErrorDetails") -> str:
-    """What is wrong with a variable. pydantic puts a prefix before the text of a validator."""
+    """What is wrong with a variable, without the prefix that pydantic puts before a validator's message."""
     return str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]

@@ -1,11 +1,11 @@
-"""Text that a person reads: in a terminal, a log, a page of Dagster, a notification or a report."""
+"""Text for people: in a terminal, a log, a page of Dagster, a notification or a report."""
 
 
 def escaped(text: str, *, keep: str = "") -> str:
-    """A text without characters that a terminal or a page obeys: control characters, line separators, changes of direction.
+    """Escape characters that would control a terminal or a page: control characters, line separators, changes of direction.
 
-    Every character that Unicode does not count as printable is written as Python writes it, such as ``\\x1b`` and ``\\u202e``. Names of
-    objects, cells and other servers' messages may contain any of them. So may surrogates, which stand for bytes that are not UTF-8.
+    Every character that Unicode does not count as printable becomes a Python escape, such as ``\\x1b`` or ``\\u202e``. Names of objects,
+    cells and other servers' messages may contain any of them, and also surrogates, which stand for bytes that are not UTF-8.
 
     Args:
         keep: characters that stay as they are, such as the line ends of a message.
@@ -16,12 +16,12 @@ def escaped(text: str, *, keep: str = "") -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """The same for a message of several lines."""
+    """`escaped` for a message of several lines: line feeds stay."""
     return escaped(text, keep="\n")
 
 
 def escaped_json(text: str) -> str:
-    """`escaped` for a JSON document on one line: its values stay the same, since JSON's own escapes are used."""
+    """`escaped` for a JSON document on one line. It uses JSON's own escapes, so the values stay the same."""
     return text if text.isprintable() else "".join(c if c.isprintable() else _json_escape(c) for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, with tokenizers trained on the spot, and texts to ask them about. No network."""
+"""Tiny random models of every supported family, with tokenizers trained on the spot, and texts for them. No network needed."""
 
 import json
 import random
@@ -24,7 +24,7 @@ FAMILIES = ("bert", "distilbert", "roberta", "albert", "electra", "deberta", "de
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a family tokenises, and what its tokenizer class is called."""
+    """The tokenizer of a family: its class name, special tokens and algorithm."""
 
     tokenizer: str
     specials: tuple[str, str, str, str, str]
@@ -44,7 +44,7 @@ _KINDS = {
 
 
 def texts(count: int, *, seed: int = 7, longest: int = 60) -> Iterator[str]:
-    """Word salad from many scripts, with punctuation glued on and odd white space between."""
+    """Word salad in many scripts, with punctuation attached to words and unusual white space between them."""
     rng = random.Random(seed)
     for _ in range(count):
         words = [rng.choice(WORDS) + rng.choice(["", "", "", ",", ".", "?"]) for _ in range(rng.randint(1, longest))]
@@ -52,14 +52,14 @@ def texts(count: int, *, seed: int = 7, longest: int = 60) -> Iterator[str]:
 
 
 def pairs(count: int, *, seed: int = 7, longest: int = 60) -> list[tuple[str, str]]:
-    """Questions and contexts; no question is long, and neither is blank."""
+    """Questions and contexts. Questions are short, and no text is blank."""
     questions = texts(count, seed=seed, longest=6)
     contexts = texts(count, seed=seed + 1, longest=longest)
     return list(zip(questions, contexts, strict=True))
 
 
 def make_tokenizer(family: str) -> tokenizers.Tokenizer:
-    """A fast tokenizer as the family has it, with a small vocabulary."""
+    """A fast tokenizer of the family's kind, with a small vocabulary."""
     kind = _KINDS[family]
     pad, cls, sep, unknown, mask = kind.specials
     if kind.algorithm == "wordpiece":
@@ -92,7 +92,7 @@ def make_tokenizer(family: str) -> tokenizers.Tokenizer:
 
 
 def make_bert(folder: Path, *, width: int = 16, layers: int = 1, positions: int = 512, seed: int = 3) -> Path:
-    """Write a tiny random BERT, without torch and in no time."""
+    """Write a tiny random BERT. It needs no torch and takes no time."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -123,7 +123,7 @@ def make_bert(folder: Path, *, width: int = 16, layers: int = 1, positions: int 
 
 
 def make_model(family: str, folder: Path, *, seed: int = 3, positions: int = 512) -> Path:
-    """Write a tiny random model of a family into ``folder``, as the hub would have it."""
+    """Write a tiny random model of a family into ``folder``, with the files of a model on the hub."""
     import torch
     import transformers
 
@@ -174,7 +174,7 @@ def _write_model(config: Any, folder: Path) -> None:
 
     model = transformers.AutoModelForQuestionAnswering.from_config(config)
     with torch.no_grad():
-        # Random weights of the usual size answer everything alike; wider ones make up their minds.
+        # With random weights of the usual scale, all answers have about the same score. Larger weights give clear winners.
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 2.0 if name.startswith("qa_outputs") else 0.3)

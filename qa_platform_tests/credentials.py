@@ -1,4 +1,4 @@
-"""Keys, certificates and service accounts for tests. Nothing accepts them."""
+"""Keys, certificates and service accounts for tests. No real service accepts them."""
 
 import datetime
 import json

@@ -1,6 +1,6 @@
 """Dagster's own sensor daemon, for tests: whole ticks, with their events, partitions and runs stored in Dagster's PostgreSQL.
 
-What the failure of one step of a tick costs is decided by the daemon's own code, so no test repeats it.
+The daemon's own code decides what else fails if one step of a tick does, so no test re-implements it.
 """
 
 import logging
@@ -29,14 +29,14 @@ _LOCATION = "qa_platform"
 
 @dataclass
 class Daemon:
-    """The sensor daemon of one instance. The runs that its ticks request are queued, and nothing starts them."""
+    """The sensor daemon of one instance. The runs that its ticks request are queued, but never started."""
 
     instance: dg.DagsterInstance
     workspace: WorkspaceProcessContext
     storage_url: str
 
     def tick(self) -> InstigatorTick:
-        """Let every sensor tick once; the tick of `incoming_files`. The least interval between two ticks does not count."""
+        """Tick every sensor once, regardless of its minimum interval. Returns the tick of `incoming_files`."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sensor_daemon, "is_under_min_interval", lambda *_: False)
             for error in sensor_daemon.execute_sensor_iteration(self.workspace, logging.getLogger(__name__), None, None):
@@ -50,7 +50,7 @@ class Daemon:
         return self.instance.get_ticks(remote.get_remote_origin_id(), remote.selector_id, limit=1)[0]
 
     def queued(self) -> dict[str, dg.DagsterRun]:
-        """The runs in the queue, by the first of their partitions."""
+        """The queued runs, by the first of their partitions."""
         runs = self.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]))
         return {run.tags[RANGE_START_TAG]: run for run in runs}
 
@@ -63,7 +63,7 @@ class Daemon:
 
     @contextmanager
     def storage_refuses(self, table: str, condition: str) -> Iterator[None]:
-        """Meanwhile Dagster's PostgreSQL refuses new rows of a table that meet a condition on ``NEW``."""
+        """During the block, Dagster's PostgreSQL refuses new rows of a table that meet a condition on ``NEW``."""
         with psycopg.connect(self.storage_url, autocommit=True) as connection:
             connection.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''refused''; END'")
             connection.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION refuse()")
@@ -75,7 +75,7 @@ class Daemon:
 
 @contextmanager
 def daemon(postgres_url: str, folder: Path) -> Iterator[Daemon]:
-    """A daemon whose instance stores everything in this PostgreSQL. The environment is that of this process."""
+    """A daemon whose instance stores everything in this PostgreSQL. It uses this process's environment."""
     folder.mkdir(exist_ok=True)
     storage = {"postgres": {"postgres_url": postgres_url}}
     target = LoadableTargetOrigin(module_name="qa_platform.definitions")

@@ -1,4 +1,4 @@
-"""A Dagster instance on the embedded stack, and what tests do with it: upload, tick, run, look.
+"""A Dagster instance on the embedded stack, with the actions of tests: upload, tick, run, look.
 
 A test file that uses it imports the fixture `flow` by name.
 """
@@ -44,7 +44,7 @@ def bridge(town: str, year: int = 1872, mason: str = "Ada Blum") -> tuple[str, s
 
 
 def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 120) -> T:
-    """The first true value of the condition."""
+    """Wait for the first true value of a condition, and return it."""
     until = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < until, f"waited {seconds} s in vain until {what}"
@@ -54,7 +54,7 @@ def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 120) -
 
 @dataclass
 class Flow:
-    """A Dagster instance and the stack's services; `tick` is what the daemon does with the sensor, `run` what a launcher does."""
+    """A Dagster instance and the stack's services. `tick` does the daemon's work, `run` the launcher's."""
 
     instance: dg.DagsterInstance
     services: Services
@@ -63,14 +63,14 @@ class Flow:
         return bucket.upload(self.services.bucket, name, io.BytesIO(content))
 
     def tick(self) -> list[dg.RunRequest]:
-        """Let the sensors tick that find and finish files; the run requests, which an error of a step before costs, as in the daemon."""
+        """Tick the sensors that find and finish files. Returns the run requests, which an earlier error loses, as in the daemon."""
         tick = self._evaluate("incoming_files")
         self._evaluate("done_files")
         return list(tick.run_requests or ())
 
     def _evaluate(self, sensor: str) -> SensorExecutionData:
         with dg.build_sensor_context(instance=self.instance, resources={"platform": platform_resource(BucketSettings())}) as context:
-            # Not a plain call: only this checks the result as the daemon's code server does.
+            # Not a plain call: only `evaluate_tick` checks the result like the daemon's code server.
             tick = defs.resolve_sensor_def(sensor).evaluate_tick(context)
         for event in tick.asset_events or ():
             self.instance.report_runless_asset_event(event)
@@ -114,7 +114,7 @@ def flow(stack: Stack) -> Iterator[Flow]:
 
 
 def put_pipeline(fields: Mapping[str, Any] = MappingProxyType({}), **transform: Any) -> None:
-    """Update the answering pipeline, with these fields of its specification and of its transform changed."""
+    """Update the answering pipeline with changed fields of its specification and of its transform."""
     spec = json.loads((project_file("pachyderm") / "question_answer" / "pipeline.json").read_text())
     spec |= fields
     spec["transform"] |= transform

@@ -1,4 +1,4 @@
-"""Files that differ and have the same size and CRC32C. The sum is linear, so four chosen bytes give any value."""
+"""Different files with the same size and CRC32C. The checksum is linear, so four chosen bytes give any value."""
 
 import google_crc32c
 
@@ -12,7 +12,7 @@ def forged(head: bytes, tail: bytes, *, like: bytes) -> bytes:
         return head + patch.to_bytes(_PATCH_BYTES, "little") + tail
 
     start = google_crc32c.value(with_patch(0))
-    # What each bit of the patch changes in the sum, reduced to rows that each have a highest bit of their own.
+    # How each bit of the patch changes the checksum, reduced (Gaussian elimination) to rows with distinct highest bits.
     rows: list[tuple[int, int]] = []
     for bit in range(8 * _PATCH_BYTES):
         change, patch = _reduced(google_crc32c.value(with_patch(1 << bit)) ^ start, 1 << bit, rows)

@@ -1,4 +1,4 @@
-"""Whether what a command wrote is what its JSON schema says."""
+"""Checks whether a command's output matches its JSON schema."""
 
 import json
 
@@ -8,7 +8,7 @@ from qa_platform.tools.documentation.schemas import OUTPUTS
 
 
 def fits(command: str, text: str) -> bool:
-    """Whether a document has the fields of the command's schema, all of them and no others, with values of their types."""
+    """Whether a document has exactly the fields of the command's schema, with values of their types."""
     adapter = OUTPUTS[command]
     try:
         value = adapter.validate_json(text)

@@ -1,4 +1,4 @@
-"""Whether a document is one that the Kubernetes API takes: checked against the types of its official client, strictly."""
+"""Checks strictly, against the types of its official client, whether the Kubernetes API would accept a document."""
 
 import re
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ _PRIMITIVES: dict[str, type | tuple[type, ...]] = {
     "datetime": (str, datetime),
     "date": (str, date),
 }
-# Client-side validation, which is on in it: required fields are there, and values are among those that are listed.
+# Has client-side validation on: required fields must exist, and enumerated values must be valid.
 _VALIDATING = client.Configuration()
 
 
 def problems(document: Any, kind: str, place: str = "") -> Iterator[str]:
-    """What the API would refuse of a document: unknown keys, missing ones, values of the wrong type.
+    """What the API would refuse in a document: unknown keys, missing keys, values of the wrong type.
 
     Args:
-        document: as JSON has it, with the API's own names.
+        document: decoded JSON, with the API's own names.
         kind: a type of the client, such as ``V1Job``, ``list[V1EnvVar]``, ``dict[str, str]``.
     """
     place = place or kind

@@ -1,11 +1,11 @@
-"""The specifications of the two original pipelines, from which deployments upgrade."""
+"""The specifications of the two original pipelines that deployments upgrade from."""
 
 from typing import Any
 
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE
 
-# The shapes that deployments of the first pipelines have: a cron input and bash with lines on its standard input; glob "/", a
-# script, and seven variables from one secret.
+# Their shapes in deployments: one has a cron input and bash with lines on its standard input; the other has glob "/", a script, and seven
+# variables from one secret.
 OLD_TICKING: dict[str, Any] = {
     "pipeline": {"name": ANSWER_PIPELINE},
     "description": "Fetches files from a bucket and answers their questions.",

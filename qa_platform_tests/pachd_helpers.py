@@ -1,12 +1,12 @@
-"""What the tests of Pachyderm's protocol share. They know an address and the SDK, not what is behind it.
+"""Helpers for the tests of Pachyderm's protocol, which use an address and the SDK, whatever server is behind them.
 
-``QA_TEST_PACHD=grpc://host:port`` points them at a cluster; without it they start the embedded server. ``QA_TEST_PACHD_WORKERS=0``
-says that the cluster runs no workers, ``QA_TEST_PACHD_IMAGE`` names an image with a shell, Python and the SDK.
+``QA_TEST_PACHD=grpc://host:port`` points the tests at a cluster; without it they start the embedded server. ``QA_TEST_PACHD_WORKERS=0``
+says that the cluster runs no workers. ``QA_TEST_PACHD_IMAGE`` names an image with a shell, Python and the SDK.
 ``QA_TEST_PACHD_SECONDS`` limits every wait: a cluster that has to pull images and start pods needs minutes.
 
 The whole platform is tested on a cluster too (`batches/test_cluster.py`). ``QA_TEST_PACHD_REGISTRY`` and ``QA_TEST_PACHD_TAG`` name its
-images; ``QA_TEST_PACHD_DATABASE`` is the URL of an empty database that the cluster's workers and this machine reach. Without it, the
-embedded one is used, whose socket only workers on this machine reach; the tests are skipped where they do not.
+images. ``QA_TEST_PACHD_DATABASE`` is the URL of an empty database that the cluster's workers and this machine can reach. The default is the
+embedded database, whose socket only workers on this machine can reach; with other workers, the tests are skipped.
 """
 
 import json
@@ -31,7 +31,7 @@ from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 T = TypeVar("T")
 CLUSTER = os.environ.get("QA_TEST_PACHD", "")
 LIMIT_SECONDS = float(os.environ.get("QA_TEST_PACHD_SECONDS", "30"))
-# A cluster needs an image that has Python and the SDK; the embedded server has no images.
+# A cluster needs an image with Python and the SDK. The embedded server has no images.
 IMAGE = os.environ.get("QA_TEST_PACHD_IMAGE", "python:3.12-slim")
 REGISTRY, TAG = os.environ.get("QA_TEST_PACHD_REGISTRY", ""), os.environ.get("QA_TEST_PACHD_TAG", "")
 DATABASE = os.environ.get("QA_TEST_PACHD_DATABASE", "")
@@ -42,13 +42,13 @@ SUCCESS, FAILURE, KILLED, UNRUNNABLE = (
     pps.JobState.JOB_UNRUNNABLE,
 )
 
-# What only a cluster that runs workers can do.
+# For tests that need running workers.
 needs_workers = pytest.mark.skipif(os.environ.get("QA_TEST_PACHD_WORKERS") == "0", reason="this cluster runs no workers")
 _PLATFORM_SECRETS = ("dbaccess", "gcsaccess")
 
 
 class Server:
-    """An embedded server's process over a state folder."""
+    """The process of an embedded server on a state folder."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.state = folder / "state"
@@ -60,7 +60,7 @@ class Server:
         self.address = f"grpc://{address_file.read_text()}"
 
     def stop(self) -> int:
-        """Ends it as a parent does that goes away."""
+        """End the server by closing its standard input, as if its parent had ended."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         return self.process.wait(LIMIT_SECONDS)
@@ -72,7 +72,7 @@ class Server:
 
 @contextmanager
 def pachd_address(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The address to test, of the cluster that is configured or of a server of its own, with these variables (its options)."""
+    """The address to test: the configured cluster's, or that of a new embedded server with these variables (its options)."""
     if CLUSTER:
         yield CLUSTER
         return
@@ -84,7 +84,7 @@ def pachd_address(folder: Path, environment: Mapping[str, str] | None = None) ->
 
 
 def remove_platform(client: Client) -> None:
-    """Removes everything of the platform that has a fixed name: pipelines, repo and secrets."""
+    """Remove everything of the platform with a fixed name: pipelines, repo and secrets."""
     for name in (LOAD_PIPELINE, ANSWER_PIPELINE):
         client.pps.delete_pipeline(pipeline=pps.Pipeline(name=name), force=True)
     client.pfs.delete_repo(repo=pfs.Repo(name=QUESTIONS_REPO), force=True)
@@ -94,7 +94,7 @@ def remove_platform(client: Client) -> None:
 
 
 def make_by_kubectl(server: Server, name: str, values: Mapping[str, str]) -> None:
-    """Put a secret into the cluster that did not come through Pachyderm."""
+    """Create a secret in the cluster without Pachyderm."""
     folder = server.state / "kubernetes-secrets"
     folder.mkdir(exist_ok=True)
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": dict(values)}
@@ -102,7 +102,7 @@ def make_by_kubectl(server: Server, name: str, values: Mapping[str, str]) -> Non
 
 
 def eventually(look: Callable[[], T], problem: Callable[[], str] = lambda: "it did not happen", seconds: float = LIMIT_SECONDS) -> T:
-    """The first true value of ``look``."""
+    """Wait for the first true value of ``look``, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():
@@ -112,7 +112,7 @@ def eventually(look: Callable[[], T], problem: Callable[[], str] = lambda: "it d
 
 
 def has_ended(process: int) -> bool:
-    """Whether a process is gone, or is only waited for by its parent."""
+    """Whether a process has ended. A zombie has."""
     try:
         return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -121,7 +121,7 @@ def has_ended(process: int) -> bool:
 
 @contextmanager
 def refused(code: grpc.StatusCode, text: str) -> Iterator[Any]:
-    """What runs inside must be refused with that status and a message that has that text in it. Yields pytest's record of the error."""
+    """The block must raise an error with this status, and this text in its message. Yields pytest's record of the error."""
     with pytest.raises(grpc.RpcError) as caught:
         yield caught
     error: Any = caught.value
@@ -130,7 +130,7 @@ def refused(code: grpc.StatusCode, text: str) -> Iterator[Any]:
 
 
 class Pachd:
-    """Names of its own in a pachd, and short ways to what most tests need."""
+    """A namespace in a pachd, with shortcuts for what most tests need."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -142,7 +142,7 @@ class Pachd:
         return f"{self._prefix}-{text}"
 
     def repo(self, text: str = "input") -> pfs.Repo:
-        """A new repo."""
+        """Create a repo."""
         repo = pfs.Repo(name=self.name(text))
         self.client.pfs.create_repo(repo=repo)
         return repo
@@ -151,7 +151,7 @@ class Pachd:
         return pfs.Branch(repo=repo, name=name)
 
     def put(self, repo: pfs.Repo, files: Mapping[str, bytes], *, delete: Sequence[str] = (), branch: str = "master") -> str:
-        """One finished commit; its id."""
+        """Make one finished commit. Returns its id."""
         with self.client.pfs.commit(branch=self.branch(repo, branch)) as commit:
             for path in delete:
                 commit.delete_file(path=path)
@@ -170,12 +170,12 @@ class Pachd:
         return b"".join(message.value for message in self.client.pfs.get_file(file=file))
 
     def paths(self, repo: pfs.Repo | str, commit_id: str) -> list[str]:
-        """The files of a commit, without the folders."""
+        """The paths of a commit's files, without folders."""
         infos = self.client.pfs.walk_file(file=pfs.File(commit=self.commit(repo, commit_id), path="/"))
         return [info.file.path for info in infos if info.file_type == pfs.FileType.FILE]
 
     def spec(self, name: str, cmd: Sequence[str] | str, source: pfs.Repo | str, *, glob: str = "/*", **more: Any) -> dict[str, Any]:
-        """A spec over one input that user code knows as ``in``; a text is a shell script, run with ``$pfs`` as the root."""
+        """A spec with one input named ``source``. A text as ``cmd`` is a shell script, with the root in ``$pfs``."""
         transform: dict[str, Any] = {"image": IMAGE, "cmd": list(cmd)}
         if isinstance(cmd, str):
             transform = {"image": IMAGE, "cmd": ["sh", "-e"], "stdin": ["pfs=${QA_PFS_ROOT:-/pfs}", *cmd.splitlines()]}
@@ -190,7 +190,7 @@ class Pachd:
         }
 
     def create(self, spec: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        """Creates or updates a pipeline; the effective spec."""
+        """Create or update a pipeline. Returns the effective spec."""
         reply = self.client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), **more)
         if spec["pipeline"]["name"] not in self._pipelines:
             self._pipelines.append(spec["pipeline"]["name"])
@@ -198,7 +198,7 @@ class Pachd:
         return effective
 
     def pipeline(self, text: str, cmd: Sequence[str] | str, source: pfs.Repo | str, **more: Any) -> str:
-        """A new pipeline; its full name."""
+        """Create a pipeline. Returns its full name."""
         name = self.name(text)
         self.create(self.spec(name, cmd, source, **more))
         return name
@@ -207,14 +207,14 @@ class Pachd:
         return pps.Job(pipeline=pps.Pipeline(name=pipeline), id=job_id)
 
     def wait(self, pipeline: str, job_id: str) -> pps.JobInfo:
-        """The job once it is over."""
+        """Wait until a job has ended, and return it."""
         return self.client.pps.inspect_job(job=self.job(pipeline, job_id), wait=True, details=True)
 
     def jobs(self, pipeline: str, history: int = 0) -> list[pps.JobInfo]:
         return list(self.client.pps.list_job(pipeline=pps.Pipeline(name=pipeline), history=history))
 
     def datums(self, pipeline: str, job_id: str) -> dict[str, pps.DatumInfo]:
-        """By the path of the first input; waits until the job before has closed."""
+        """A job's datums, by the path of their first input. Waits until the previous job has ended."""
         found: list[pps.DatumInfo] = []
 
         def is_listed() -> bool:
@@ -230,7 +230,7 @@ class Pachd:
         return {info.data[0].file.path: info for info in found}
 
     def lines(self, pipeline: str, job_id: str) -> list[str]:
-        """What user code printed; nothing while there is no pod to ask."""
+        """The output of user code; empty while there are no pods."""
         try:
             return [line.message for line in self.client.pps.get_logs(job=self.job(pipeline, job_id)) if line.user]
         except grpc.RpcError as error:
@@ -239,13 +239,13 @@ class Pachd:
             return []
 
     def lines_once(self, pipeline: str, job_id: str, number: int) -> list[str]:
-        """The same as soon as there are so many, or at last fewer: a cluster with Loki has them late."""
+        """As `lines`, once there are ``number`` of them, or after the time limit: on a cluster with Loki they are late."""
         with suppress(AssertionError):
             eventually(lambda: len(self.lines(pipeline, job_id)) >= number)
         return self.lines(pipeline, job_id)
 
     def clean_up(self) -> None:
-        """Removes everything whose name begins with this object's prefix."""
+        """Remove everything whose name begins with this object's prefix."""
         listed = [info.pipeline.name for info in self.client.pps.list_pipeline()]
         for name in dict.fromkeys([*reversed(self._pipelines), *(name for name in listed if name.startswith(self._prefix))]):
             self.client.pps.delete_pipeline(pipeline=pps.Pipeline(name=name), force=True)

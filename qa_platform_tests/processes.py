@@ -1,4 +1,4 @@
-"""Looking at processes, for tests that start and end some."""
+"""Finds and awaits processes, for tests that start and end them."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T]) -> T:
-    """Wait for a condition to be true; its value."""
+    """Wait until a condition is true, and return its value."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited too long"
@@ -24,7 +24,7 @@ def until(condition: Callable[[], T]) -> T:
 
 
 def processes_of(state: Path) -> list[psutil.Process]:
-    """The processes that have to do with a stack: by their command line, their folder, or their environment."""
+    """The processes of a stack, recognised by their command line, their working folder, or their environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Reading the reports that owners of files get."""
+"""Parses the reports for owners of files."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from qa_platform.ingest import REPORT_COLUMNS
 
 
 def parsed(report: bytes | Iterable[bytes]) -> list[dict[str, str]]:
-    """The records of a report, whose header is the one that is promised."""
+    """The records of a report. Its header must be the documented one."""
     text = (report if isinstance(report, bytes) else b"".join(report)).decode()
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     records = list(reader)

@@ -1,4 +1,4 @@
-"""Another user of this machine, for tests of what such a one can do."""
+"""Runs programs as another user of this machine, for tests of what such a stranger can do."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 NOBODY = 65534
-# What a program needs is imported first: the other user may not be able to read this Python.
+# The imports come first, because the other user may not be able to read this Python.
 _BECOME = f"""
 import encodings.idna, os, http.client, urllib.request, urllib.error, grpc
 from pachyderm_sdk.api.worker import WorkerStub
@@ -16,7 +16,7 @@ os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 
 
 def run_as_stranger(program: str) -> str:
-    """What a Python program prints as another user, its errors included. Skips the test where nobody can be somebody else."""
+    """The output of a Python program that runs as another user, including its errors. Skips the test if this user is not root."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     done = subprocess.run([sys.executable, "-c", _BECOME + program], capture_output=True, text=True, check=False)
@@ -24,7 +24,7 @@ def run_as_stranger(program: str) -> str:
 
 
 def status_for_stranger(url: str) -> int:
-    """The status of a web server's answer to another user."""
+    """The status of a web server's response to another user."""
     program = f"""
 try:
     print(urllib.request.urlopen({url!r}, timeout=30).status)

@@ -1,4 +1,4 @@
-"""The cron variant: one tick by itself, and ticks of a real server, without Dagster."""
+"""The cron variant, without Dagster: a single tick, and ticks of a real server."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,7 @@
-"""What deploys the platform is consistent with the platform: chart values, compose file, images, workflows.
+"""The deployment files are consistent with the platform: chart values, compose file, images, workflows.
 
-The Kubernetes job of a run is what Dagster's run launcher sends to the API, configured by exactly the values in `deploy/kubernetes/`.
+The Kubernetes job of a run is the one that Dagster's run launcher sends to the API, configured by exactly the values in
+`deploy/kubernetes/`.
 """
 
 import json

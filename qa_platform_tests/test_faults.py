@@ -1,4 +1,4 @@
-"""The platform survives: a short form of ``make faults``, a dozen faults of different kinds while files are uploaded and answered."""
+"""A short form of ``make faults``: the platform survives a dozen different faults while files are uploaded and answered."""
 
 import tempfile
 from pathlib import Path

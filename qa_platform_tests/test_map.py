@@ -1,4 +1,4 @@
-"""The map in `docs/contributing.md` is true: the rooms, their floors, and the functions that a file passes."""
+"""The map in `docs/contributing.md` is correct: the rooms, their floors, and the functions that a file passes through."""
 
 import importlib
 import re

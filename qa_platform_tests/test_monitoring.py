@@ -1,6 +1,6 @@
-"""The manifests and rules beside `qa-platform metrics` are well-formed, and say the same as the rest of the deployment.
+"""The manifests and rules for `qa-platform metrics` are well-formed, and consistent with the rest of the deployment.
 
-That rules and board ask for metrics that exist is tested where these are: `cli/test_metrics.py`.
+`cli/test_metrics.py` tests that the metrics in the rules and on the dashboard exist.
 """
 
 import json

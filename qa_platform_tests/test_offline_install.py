@@ -1,4 +1,4 @@
-"""Building without access to the Internet, as docs/deploying.md says: nothing is fetched but what the page collects."""
+"""Building without Internet access, as in docs/deploying.md: only what the page collects is needed."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A release pushes all images or none, and each version once: `.github/release` against a real registry."""
+"""A release pushes all images or none, and each version only once: `.github/release` against a real registry."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""The rollout of a version on Kubernetes: the chart `deploy/kubernetes/rollout` with the values beside it, and its job on real services."""
+"""The rollout of a version on Kubernetes: the chart `deploy/kubernetes/rollout` with its values, and its job on real services."""
 
 import json
 import subprocess

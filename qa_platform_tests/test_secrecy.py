@@ -1,4 +1,4 @@
-"""A password reaches the programs of the pipelines, and lies nowhere else: in no repo, log, event or specification."""
+"""A password reaches the pipelines' programs, and is nowhere else: in no repo, log, event or specification."""
 
 import json
 import uuid

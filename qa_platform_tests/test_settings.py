@@ -1,4 +1,4 @@
-"""The values of a mounted secret, as a pipeline's program finds them, and variables with several values."""
+"""Settings from a mounted secret, as in a pipeline's program, and variables with several values."""
 
 import re
 from contextlib import nullcontext
@@ -61,7 +61,7 @@ def test_without_a_mounted_secret_the_environment_and_the_defaults_count(monkeyp
 def test_a_secret_that_cannot_be_read_is_named_without_its_value(secrets: Path) -> None:
     (secrets / "dbaccess" / "password").unlink()
     (secrets / "dbaccess" / "password").mkdir()
-    with pytest.raises(InputError, match=r"dbaccess cannot be read: .*let the program's user read it"):
+    with pytest.raises(InputError, match=r"dbaccess cannot be read: .*make it readable for the program's user"):
         PostgresSettings()
 
 

@@ -1,4 +1,4 @@
-"""Text for people: nothing in it is obeyed, and JSON stays what it is."""
+"""Text for display: a terminal obeys nothing in it, and JSON keeps its values."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The way from the two original pipelines to the platform and back, in the steps of `docs/upgrading.md`: no row and no answer is lost."""
+"""Upgrading from the two original pipelines and back, by the steps in `docs/upgrading.md`: no row and no answer is lost."""
 
 import json
 from collections.abc import Iterator

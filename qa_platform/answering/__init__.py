@@ -8,14 +8,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "AnswerOptions", "Answerer"]
 
-# On import, OpenVINO reports to Google Analytics from a process of its own, and counts in the home folder; only a file there stops it.
-# If the package that reports is missing, as this line makes it seem, OpenVINO uses a stub.
-# The line stands here because Python runs it before any module of this package, and so before any import of OpenVINO.
+# On import, OpenVINO reports to Google Analytics from a separate process, and keeps counts in the home folder. Only a file there stops it.
+# This line makes the reporting package seem missing, so that OpenVINO uses a stub.
+# It is here because Python runs it before any module of this package, and so before any import of OpenVINO.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the engine's libraries take seconds, and not every module of this package needs them.
+    # Imported on first use: the engine's libraries take seconds to import, and not every module of this package needs them.
     if name in __all__:
         from qa_platform.answering import engine
 

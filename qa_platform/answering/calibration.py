@@ -1,4 +1,4 @@
-"""From how likely a model finds its answer to how likely the answer is right."""
+"""Calibration of scores: from the probability that a model gives its answer to the probability that the answer is right."""
 
 import math
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from typing import Any
 
 from qa_platform.errors import InputError
 
-# The entry of a model's config.json.
+# The key in a model's config.json.
 KEY = "score_calibration"
-# Beyond it a score tells nothing: all are 0 or 1.
+# Beyond this, scores say nothing: all are 0 or 1.
 _LIMIT = 100
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A probability's logit times ``slope``, plus ``intercept``, as the logit of a score (Platt, 1999). The order of scores stays.
+    """Platt scaling (Platt, 1999): a score's logit is the probability's logit times ``slope``, plus ``intercept``. It keeps the order.
 
     The default changes nothing.
     """
@@ -30,7 +30,7 @@ class Calibration:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], *, model: str) -> "Calibration":
-        """The calibration in a ``config.json``; the default where it has none.
+        """The calibration in a ``config.json``; the default if it has none.
 
         Raises:
             InputError: the entry is not a slope above 0 and an intercept, both of a moderate size.
@@ -49,5 +49,5 @@ class Calibration:
         )
 
     def entry(self) -> dict[str, float]:
-        """The entry of a ``config.json``, for `of`."""
+        """The entry for a ``config.json``, which `of` reads."""
         return asdict(self)

@@ -1,8 +1,8 @@
-"""Where the tokens of a context lie in its text, on borders at which an answer may begin and end.
+"""The places of a context's tokens in its text, on borders at which an answer may begin and end.
 
 Tokenizers give the places of tokens in code points. Some leave out the marks of a letter (an accent, a vowel sign), and some split an
-emoji. Pre-tokenizers that add a space to each word and then trim it lose the word's first letter. Here the places are widened to whole
-grapheme clusters, which a reader takes for one character, and to the lost letters.
+emoji. Pre-tokenizers that add a space to each word and then trim it lose the word's first letter. Here the places are widened to the
+lost letters and to whole grapheme clusters, which a reader sees as one character.
 """
 
 import itertools
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 _CLUSTER = regex.compile(r"\X")
 # Regional indicators form flags in pairs, counted from the start of their run. \X recounts the run at every indicator, which is
-# quadratic. A letter with a mark has the same borders as a flag, and \X does not look back at it.
+# quadratic. So flags are replaced by a letter with a mark: it has the same borders, and \X does not look back at it.
 _FLAG = regex.compile(r"[\U0001F1E6-\U0001F1FF]{2}")
 _LIKE_A_FLAG = "a\u0301"
-# Finds characters that can be a part of a longer cluster. A place with none on either side is a border.
+# Finds characters that can be part of a longer cluster. A place with no such character on either side is a border.
 _CAN_JOIN = regex.compile(r"[^\p{GCB=Other}\p{GCB=Control}\p{GCB=CR}\p{GCB=LF}]|\r\n")
 _PROBE = "Ada Blum built a bridge, in 1872."
 
 
 class Characters:
-    """The places of a context's tokens, looked up one by one: of a context few tokens are asked for, and lists of all take longer to make.
+    """The places of a context's tokens. They are looked up one by one, since few are needed and lists of all take longer to build.
 
     Args:
-        encoding: the context ``text`` as the tokenizer gives it.
+        encoding: the tokenizer's encoding of the context ``text``.
         loses_letters: the result of `loses_letters` for the tokenizer.
     """
 
@@ -38,11 +38,11 @@ class Characters:
         self._encoding = encoding
         self._text = text
         self._loses_letters = loses_letters
-        # Such a text has no cluster of several characters.
+        # In such a text every cluster is one character.
         self._single = text.isascii() and "\r\n" not in text
 
     def place(self, first: int, last: int) -> tuple[int, int]:
-        """Where the tokens from ``first`` to ``last`` lie in the text: their first character, and the one after the last."""
+        """The place of the tokens from ``first`` to ``last`` in the text: their first character, and the one after their last."""
         start, end = self._offset(first)[0], self._offset(last)[1]
         if self._loses_letters:
             start = self._with_lost_letters(first, start)
@@ -55,7 +55,7 @@ class Characters:
         return start, end
 
     def word(self, token: int, first: int, last: int) -> tuple[int, int]:
-        """The first and the last token of the word of ``token``, of those from ``first`` to ``last``."""
+        """The first and the last token of the word that contains ``token``, within ``first`` to ``last``."""
         word_of = self._encoding.token_to_word
         word, low, high = word_of(token), token, token
         while low > first and word_of(low - 1) == word:
@@ -76,7 +76,7 @@ class Characters:
         return offset
 
     def _with_lost_letters(self, token: int, start: int) -> int:
-        """A token begins after the white space, or the token, that comes before it."""
+        """The start of a token with its lost letters: it begins right after the white space or the token before it."""
         gap = self._text[self._offset(token - 1)[1] if token else 0 : start]
         return start - len(gap.split()[-1]) if gap and not gap[-1].isspace() else start
 

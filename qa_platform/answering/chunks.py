@@ -1,21 +1,21 @@
-"""Bounded portions: pairs in chunks, for reading ahead and tokenising; windows in batches, for the model."""
+"""Bounded portions: chunks of pairs for reading ahead and tokenising, and batches of windows for the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qa_platform.answering.windows import Window
 
-# The rows of the first chunk, which is small, so that the first answers come at once.
+# The rows of the first chunk, which is small so that the first answers come at once.
 _FIRST_ROWS = 32
-# Bytes that a caller keeps for the pairs of one chunk, at most.
+# The maximum bytes that a caller holds for the pairs of one chunk.
 _CHUNK_KEPT = 2**24
 
 
 @dataclass(frozen=True)
 class ChunkSize:
-    """Rows and characters that are tokenised together, at most.
+    """The maximum rows and characters that are tokenised together.
 
-    Chunks are large enough to sort windows by length, and small enough to show progress and to bound the memory: a character that is a
+    Chunks are large enough to sort windows by length, and small enough to show progress and to bound memory: a character that is a
     token of its own takes hundreds of bytes while it is tokenised.
     """
 
@@ -26,12 +26,12 @@ class ChunkSize:
 def chunked(
     pairs: Iterable[tuple[str, str]], kept: Callable[[], int] = lambda: 0, size: ChunkSize = ChunkSize()
 ) -> Iterator[list[tuple[str, str]]]:
-    """Consecutive pairs in lists that are bounded in rows, characters and ``kept`` bytes. A pair beyond a bound is a list of its own.
+    """Consecutive pairs in lists that are bounded in rows, characters and ``kept`` bytes. A pair beyond a bound gets a list of its own.
 
-    The first list is small. What ``pairs`` raises is raised after the pairs that came before.
+    The first list is small. An exception from ``pairs`` is raised after the pairs that came before.
 
     Args:
-        kept: the bytes that the caller keeps for the pair that ``pairs`` gave last.
+        kept: returns the bytes that the caller holds for the last pair from ``pairs``.
     """
     chunk: list[tuple[str, str]] = []
     rows, characters, held = _FIRST_ROWS, 0, 0
@@ -57,7 +57,8 @@ def chunked(
 def batches(windows: Sequence[Window], tokens: int, threads: int) -> Iterator[list[Window]]:
     """Batches of windows of similar length, the longest first, of at most ``tokens`` tokens each, padding included.
 
-    A few windows are spread over all threads. A batch takes the window that fills its share, so that none is left over for one batch more.
+    A small number of windows is spread over all threads. A batch may then exceed its share a little, so that no window is left over for an
+    extra batch.
     """
     lengths = [len(window.ids) for window in windows]
     limit = min(tokens, -(-sum(lengths) // threads) + min(lengths, default=1) - 1)

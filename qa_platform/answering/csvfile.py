@@ -1,4 +1,4 @@
-"""Answering a CSV of any size on this machine, in bounded memory: to a stream, or to a file in a way that can be resumed."""
+"""Answering a CSV of any size on this machine, in bounded memory: into a stream, or into a file, which can be resumed."""
 
 import fcntl
 import json
@@ -26,9 +26,9 @@ Report = Callable[[AskedRow], None]
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """How much of a partial output is good: its first ``size`` bytes, which hold that many rows.
+    """How much of a partial output is valid: its first ``size`` bytes, and the counts of the rows in them.
 
-    ``origin`` identifies the input, the model and the options. A checkpoint of another origin is ignored.
+    ``origin`` identifies the input, the model and the options. A checkpoint with another origin is ignored.
     """
 
     origin: str
@@ -60,7 +60,7 @@ def answer_stream(
 
 
 def answer_rows(answerer: Answerer, rows: RowReader, target: BinaryIO, options: AnswerOptions, report: Report = lambda row: None) -> Counts:
-    """As `answer_stream`, for a CSV whose header is read already."""
+    """Like `answer_stream`, for a CSV whose header has already been read."""
     target.write(_header(rows, options))
     counts = Counts()
     for line in _answer(answerer, rows, options, counts, report):
@@ -78,11 +78,11 @@ def answer_file(
     skipped: Report = lambda row: None,
     limits: TextLimits = TABLE_LIMITS,
 ) -> Counts:
-    """Answer a CSV into a file, which appears when it is complete. If ``target`` is a symbolic link, the file that it points to is written.
+    """Answer a CSV into a file, which appears only when it is complete. If ``target`` is a symbolic link, the file it points to is written.
 
-    It is in gzip if its name ends in ``.gz``. Until it is complete the rows lie in ``<target>.partial``, never in gzip. A run that was
-    interrupted, even while it packed, is resumed there, if input, model and options are the same. Then ``skipped`` is called for each
-    row that was done before, from another thread, ahead of the first call of ``report``.
+    The file is gzip if its name ends in ``.gz``. Until it is complete, the rows are in ``<target>.partial``, always uncompressed. A run
+    that was interrupted, even while compressing, is resumed from there if input, model and options are the same. ``skipped`` is then
+    called for each row that was done before, in another thread, before the first call of ``report``.
 
     Raises:
         FileRejected: the file cannot be read as a CSV of questions. Nothing of it is kept.
@@ -91,7 +91,7 @@ def answer_file(
     target = target.resolve()
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    # None where the partial file becomes the target as it is.
+    # None if the partial file itself becomes the target.
     pack = target.with_name(target.name + ".packed") if is_packed(target.name) else None
     refuse_output(source, target, (target, partial, state, _unfinished(state), *([pack] if pack else [])))
     origin = _origin(answerer, source, options, limits)
@@ -117,15 +117,15 @@ def answer_file(
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is to be Parquet, by its name."""
+    """Whether a file is Parquet, by its name."""
     return path.suffix.lower() in (".parquet", ".pq")
 
 
 def refuse_output(source: Path, target: Path, written: Iterable[Path]) -> None:
-    """Refuse a target that is not an ordinary file, or for which the source would be overwritten.
+    """Refuse a target that is not an ordinary file, or whose writing would overwrite the source.
 
     Args:
-        written: all files that are written on the way to the target.
+        written: all files that are written to produce the target.
 
     Raises:
         InputError: it is refused.
@@ -144,7 +144,7 @@ def _locked(partial: Path) -> Iterator[BinaryIO]:
     with partial.open("ab") as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that has just ended has renamed the file that was opened here.
+            # A run that has just ended may have renamed the file that was opened here.
             ours = partial.exists() and os.path.samestat(partial.stat(), os.fstat(out.fileno()))
         except BlockingIOError:
             ours = False
@@ -155,13 +155,13 @@ def _locked(partial: Path) -> Iterator[BinaryIO]:
 
 
 def _begin(out: BinaryIO, state: Path, origin: str, header: bytes) -> _Checkpoint:
-    """Cut a partial file to its good part. If there is none, start again, with the header."""
+    """Truncate a partial file to its valid part. If there is none, start over with the header."""
     done = _read_checkpoint(state, origin)
-    # A file that is shorter has lost rows, or belongs to another checkpoint.
+    # A shorter file has lost rows, or belongs to another checkpoint.
     if done and done.size <= os.fstat(out.fileno()).st_size:
         out.truncate(done.size)
         return done
-    # First: an old checkpoint would otherwise vouch for what this run writes.
+    # This comes first: an old checkpoint would otherwise vouch for what this run writes.
     state.unlink(missing_ok=True)
     out.truncate(0)
     out.write(header)
@@ -182,12 +182,12 @@ def _write_answers(answers: Iterator[bytes], out: BinaryIO, state: Path, good: _
     except KeyboardInterrupt:
         _write_checkpoint(state, out, good)
         raise
-    # What is left to do may fail, and must not cost the answers.
+    # The remaining steps may fail, which must not cost the answers.
     _write_checkpoint(state, out, good)
 
 
 def _pack(rows: Path, pack: Path, target: Path) -> None:
-    """Write the rows in gzip, and give them the target's name when they are whole. The rows stay, so that this can be repeated."""
+    """Compress the rows, and rename the result to the target when it is complete. The rows stay, so that this can be repeated."""
     try:
         with pack.open("wb") as out:
             with rows.open("rb") as source, packed(out, target.name) as stream:
@@ -195,14 +195,14 @@ def _pack(rows: Path, pack: Path, target: Path) -> None:
             _sync(out)
         pack.replace(target)
     finally:
-        # On a full disk it would take the room that the next run needs.
+        # On a full disk, a leftover would take the room that the next run needs.
         pack.unlink(missing_ok=True)
 
 
 def _answer(
     answerer: Answerer, rows: RowReader, options: AnswerOptions, counts: Counts, report: Report, skipped: Report = lambda row: None
 ) -> Iterator[bytes]:
-    """The answered lines after the first ``counts.rows`` rows, which are done. ``counts`` grows line by line."""
+    """The answered lines after the first ``counts.rows`` rows, which are done already. Each line is added to ``counts``."""
     model = answerer.identity.id
     for row, answer in answered_rows(answerer, _asked(rows, counts.rows, skipped), options):
         cells = [*row.cells, *answer_cells(answer, model)]
@@ -260,6 +260,6 @@ def _unfinished(checkpoint: Path) -> Path:
 
 
 def _sync(out: BinaryIO) -> None:
-    """Force what was written to the disk."""
+    """Flush what was written to disk."""
     out.flush()
     os.fsync(out.fileno())

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The memory for answers that are remembered, for rows that ask the same again: bytes, as if each answer were as long as its context.
+# Bytes for the answers that are cached for repeated pairs. Each answer is counted as if it were as long as its context.
 _REMEMBERED = 2**25
 _ANSWER_BYTES = 300
 _TRIAL = ("Who?", "Ada.")
@@ -41,10 +41,10 @@ _TRIAL = ("Who?", "Ada.")
 class Answer:
     """The answer to one row: ``context[start:end] == answer``, and ``score`` is a probability in [0, 1].
 
-    ``error`` is None for an answer; NO_ANSWER where the model finds none, as it was allowed to; LOW_SCORE for an answer below the wanted
-    score, which is kept; otherwise it says why the row could not be answered. ``alternatives`` are the next best spans.
+    ``error`` is None for an answer, NO_ANSWER if the model was allowed to give none and did, and LOW_SCORE for an answer below
+    ``min_score``, which is kept. Any other value says why the row could not be answered. ``alternatives`` are the next best spans.
 
-    ``null_margin`` is the log probability of "no answer" less that of the best span, where the model may give no answer; else None.
+    ``null_margin`` is the log probability of "no answer" minus that of the best span. It is None if the model must give an answer.
     """
 
     answer: str
@@ -57,25 +57,25 @@ class Answer:
 
     @property
     def is_rejected(self) -> bool:
-        """Whether the row could not be answered, so that this says nothing of what the model thinks."""
+        """Whether the row could not be answered. This is then no verdict of the model."""
         return self.error not in (None, RowReason.NO_ANSWER, RowReason.LOW_SCORE)
 
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How rows are answered. All options but the last two have their meaning in the transformers 4.57 question-answering pipeline.
+    """How rows are answered. All options except the last two work as in the question-answering pipeline of transformers 4.57.
 
     Args:
         top_k: spans per row; the best is the answer, the others its ``alternatives``.
-        handle_impossible_answer: whether the model may give no answer. None: if its choice has a threshold for it.
-        max_answer_len: tokens of an answer, at most.
+        handle_impossible_answer: whether the model may give no answer. None allows it if the model's choice has a threshold for it.
+        max_answer_len: maximum tokens of an answer.
         max_seq_len: tokens of a window; None means 384, or the model's maximum if that is less.
-        doc_stride: tokens that neighbouring windows share; None means 128, or half the window if that is less. They share at most half
-            the room that the question leaves.
-        align_to_words: widen answers to whole words. Without it they end where the model says, for languages without spaces.
-        min_score: below it an answer's ``error`` is LOW_SCORE.
-        best_mention: an answer that stands in several places gets the place of its best mention. False gives it, as the pipeline does,
-            the place in the first window that proposes it.
+        doc_stride: tokens that neighbouring windows share; None means 128, or half the window if that is less. It is capped at half the
+            room that the question leaves.
+        align_to_words: widen answers to whole words. Without it, as for languages without spaces, answers end where the model says.
+        min_score: an answer with a lower score has the ``error`` LOW_SCORE.
+        best_mention: an answer that occurs in several places gets the place of its best mention. If false, it gets the place in the first
+            window that proposes it, as in the pipeline.
 
     Raises:
         InputError: a value is out of range.
@@ -104,7 +104,7 @@ class AnswerOptions:
 
 
 class _Slot:
-    """The place for the answer of one distinct pair, which equal pairs share. ``weight`` estimates its bytes, at most."""
+    """Holds the answer to one distinct pair; equal pairs share it. ``weight`` is an upper estimate of its bytes."""
 
     __slots__ = ("answer", "weight")
 
@@ -137,14 +137,14 @@ class _Chunk:
 class Answerer:
     """Answers questions from contexts with one extractive model.
 
-    Making one is cheap. `warm_up` finds and loads the model, once; every method that needs the model calls it.
+    Creating one is cheap. `warm_up` finds and loads the model once; every method that needs the model calls it.
 
     Args:
         model: ``bundled``, a folder, or a Hugging Face id; or a ModelChoice with revision and precision.
-        threads: threads that compute; 0 means one for every core that this process may use.
-        device: ``cpu``, or a GPU as torch names it: ``cuda``.
-        processes: processes that answer. 0 means as many as keep the device busy, which for a CPU is this process alone. With more than
-            one the program's own file is imported by each: it needs ``if __name__ == "__main__":``.
+        threads: computing threads; 0 means one for every core that this process may use.
+        device: ``cpu``, or a GPU by its torch name, such as ``cuda``.
+        processes: answering processes. 0 means as many as keep the device busy: for a CPU, this process alone. If there are several, each
+            imports the main program's file, which needs ``if __name__ == "__main__":``.
 
     Raises:
         InputError: ``threads`` or ``processes`` is negative.
@@ -172,9 +172,9 @@ class Answerer:
         return self._warm().model.name
 
     def no_answer_threshold(self, options: AnswerOptions) -> float | None:
-        """How far the log probability of "no answer" must exceed the best span's for it to win. None: the model may not give it.
+        """How far the log probability of "no answer" must exceed the best span's for it to win. None if the model may not give it.
 
-        It is the threshold of the model's choice, else what `qa-platform evaluate` stored for the model on this machine, else 0.
+        This is the threshold of the model's choice, else the one that `qa-platform evaluate` stored for the model on this machine, else 0.
         """
         chosen = self._choice.no_answer_threshold
         allowed = options.handle_impossible_answer
@@ -201,15 +201,15 @@ class Answerer:
         kept: Callable[[], int] = lambda: 0,
         **values: Any,
     ) -> Iterator[Answer]:
-        """One answer for every (question, context), in order. Consumes ``pairs`` lazily, from another thread.
+        """One answer for every (question, context), in order. Consumes ``pairs`` lazily, in another thread.
 
-        A row that cannot be answered has the reason in its answer's ``error``; no row raises. What ``pairs`` raises is raised after the
-        answers to all pairs that came before. Closing the iterator waits for ``pairs`` to give the pair that it is about to give.
+        No row raises: one that cannot be answered has the reason in its answer's ``error``. An exception from ``pairs`` is raised after
+        the answers to all earlier pairs. Closing the iterator waits until ``pairs`` has yielded the pair in progress.
 
         Args:
             options: how to answer.
-            kept: the bytes that the caller keeps for the pair that ``pairs`` gave last, until its answer comes. Called in that other
-                thread, after every pair. The more bytes are kept, the fewer pairs are read ahead.
+            kept: returns the bytes that the caller holds for the last pair from ``pairs`` until its answer comes. Called after every pair,
+                in that other thread. The more bytes are held, the fewer pairs are read ahead.
             values: the fields of `AnswerOptions`, instead of ``options``.
 
         Raises:
@@ -223,7 +223,8 @@ class Answerer:
         size = WindowSize.of(options.max_seq_len or loaded.files.default_window, options.doc_stride)
         if not 0 <= size.stride <= size.length <= longest:
             raise InputError(
-                f"doc_stride {size.stride} <= max_seq_len {size.length} <= {longest} does not hold", where=f"model {loaded.files.id}"
+                f"doc_stride must be 0 to max_seq_len, and max_seq_len at most {longest}; they are {size.stride} and {size.length}",
+                where=f"model {loaded.files.id}",
             )
         spans = SpanOptions(
             top_k=options.top_k,
@@ -285,7 +286,7 @@ class LoadedModel:
 
 
 def _check_numbers(files: ModelFiles, runtime: Runtime, tokenizer: "tokenizers.Tokenizer", layout: Layout) -> None:
-    """Let a model answer once: weights that are damaged would have every row look unanswerable."""
+    """Run the model once, because damaged weights would make every row look unanswerable."""
     (row,) = tokenize(tokenizer, layout, [_TRIAL], WindowSize.of(files.default_window, None))
     if row.windows and not all(np.isfinite(logits).all() for logits in runtime.run(pad(row.windows, layout))):
         raise files.damaged_weights()
@@ -319,12 +320,12 @@ class _Run:
         self._size = wanted.size
         self._options = wanted.spans
         self._min_score = wanted.min_score
-        # Used by the tokenising thread alone.
+        # Used only by the tokenising thread.
         self._slots: collections.OrderedDict[bytes, _Slot] = collections.OrderedDict()
         self._weight = 0
 
     def answers(self, chunks: Iterator[list[tuple[str, str]]]) -> Iterator[Answer]:
-        """Two chunks are in progress: while the batches of one run and are decoded, the next one is read and tokenised."""
+        """Answer with two chunks in progress: while the batches of one run and are decoded, the next one is read and tokenised."""
         reading = ThreadPoolExecutor(1, "qa-tokenize")
         running = ThreadPoolExecutor(self._model.runtime.requests, "qa-infer")
         try:

@@ -1,6 +1,6 @@
-"""Finding a model's files: the bundled model, a folder, or a model of the Hugging Face hub.
+"""Finding a model's files: the bundled model, a folder, or a model on the Hugging Face hub.
 
-Only safetensors weights and fast tokenizers are accepted, and no code that came with a model is ever run.
+Only safetensors weights and fast tokenizers are accepted. Code that comes with a model is never run.
 """
 
 import functools
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).parent / "models" / "bundled"
-# Beside the models, not among them: images that answer nothing leave the models out, and still have to name the one that answers.
+# Beside the models folder, not in it: images that do not answer leave the models out, but still have to name the bundled one.
 BUNDLED_REVISION_FILE = Path(__file__).parent / "bundled.revision"
 
 # The files that are fetched from the hub: no pickled weights, no Python.
@@ -39,23 +39,26 @@ _HUB_FILES = (
 _REVISION_LENGTH = 12
 _OWN_FILE = "use the file that was saved with the weights"
 _OWN_TOKENIZER = "use the tokenizer that was saved with the weights"
-# transformers writes 1e30 where a tokenizer names no limit of its own.
+# transformers writes 1e30 for a tokenizer without a limit.
 _NO_LIMIT = 10**9
-# They distinguish question and context by token types. So do their tokenizers, where these do not say what they give.
+# Families that distinguish question and context by token types. Their tokenizers give token types unless they say otherwise.
 _FAMILIES_WITH_TOKEN_TYPES = (
     *("bert", "albert", "electra", "convbert", "deberta", "deberta-v2", "ernie", "fnet", "layoutlm", "megatron-bert", "mobilebert"),
     *("nezha", "squeezebert"),
 )
 _MAX_SEQ_LEN = 384
-# The layer that makes the logits, in nearly every family.
+# The weight of the layer that computes the logits, in nearly every family.
 _HEAD = "qa_outputs.weight"
-# The end of the name of the tokens' embeddings, in nearly every family.
+# The suffix of the token embeddings' name, in nearly every family.
 _EMBEDDINGS = "word_embeddings.weight"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on disk. ``revision`` is the hub's commit hash, or for folders the beginning of the SHA-256 of what answers and scores."""
+    """A model on disk.
+
+    ``revision`` is the hub's commit hash or, for a folder, the beginning of a SHA-256 of the weights and the score calibration.
+    """
 
     id: str
     folder: Path
@@ -70,7 +73,7 @@ class ModelFiles:
         return str(self.config.get("model_type", ""))
 
     def number(self, *names: str, default: float | None = None) -> float:
-        """The number in ``config.json`` under the first of ``names`` that it has.
+        """The number in ``config.json`` under the first of ``names`` that is present.
 
         Raises:
             InputError: it is not a finite number, or it is missing and there is no ``default``.
@@ -104,18 +107,18 @@ class ModelFiles:
         )
 
     def damaged_weights(self) -> InputError:
-        """The error for weights with which nothing can be computed."""
+        """The error for weights that give infinite numbers or NaN."""
         return InputError(f"the weights in {self.folder} give infinite numbers or NaN", where=f"model {self.id}", advice="fetch them again")
 
     @property
     def position_offset(self) -> int:
-        """The position of the first token. The RoBERTa line counts from the padding token's id plus one, every other from 0."""
+        """The position of the first token. RoBERTa-like models count from the padding token's id plus one, all others from 0."""
         roberta_like = self.family in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
         return self.count("pad_token_id", default=1) + 1 if roberta_like else 0
 
     @property
     def longest_window(self) -> int:
-        """Tokens of a window, at most: as many as the position embeddings hold and the tokenizer allows."""
+        """The maximum tokens of a window: as many as the position embeddings hold and the tokenizer allows."""
         limit = self.tokenizer_config.get("model_max_length") or _NO_LIMIT
         if not _is_finite(limit):
             raise self.bad_value("tokenizer_config.json", "model_max_length", limit, "a finite number")
@@ -127,7 +130,7 @@ class ModelFiles:
 
     @property
     def default_window(self) -> int:
-        """Tokens of a window by default: 384, or `longest_window` if that is less."""
+        """The default tokens of a window: 384, or `longest_window` if that is less."""
         return min(self.longest_window, _MAX_SEQ_LEN)
 
     @property
@@ -148,17 +151,17 @@ class ModelFiles:
 
     @property
     def is_decoder(self) -> bool:
-        """Whether the model is told to see only what is left of a token, as decoders do."""
+        """Whether the config makes the model a decoder, in which a token sees only the tokens to its left."""
         return bool(self.config.get("is_decoder"))
 
 
 def _is_finite(value: object) -> bool:
-    """Whether a value in a JSON file is a number that a float can hold, and not NaN."""
+    """Whether a value from a JSON file is a finite number that a float can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def bundled_revision() -> str:
-    """The recorded revision of the bundled model. It is known even in an installation without the weights."""
+    """The recorded revision of the bundled model, which is known even in an installation without the weights."""
     return BUNDLED_REVISION_FILE.read_text(encoding="ascii").strip()
 
 
@@ -229,7 +232,7 @@ def _indexed_weights(model_id: str, index: Path, files: dict[str, Path]) -> tupl
 
 
 def _check_weights(model_id: str, weights: tuple[Path, ...]) -> None:
-    """Read the files' headers, which also show whether a file was cut."""
+    """Check the files' headers, which also show whether a file was truncated."""
     from safetensors import SafetensorError, safe_open
 
     for path in weights:
@@ -271,7 +274,7 @@ def _hash_of_file(path: Path, _changed: int) -> bytes:
 
 
 def _content_hash(weights: tuple[Path, ...], config: Mapping[str, Any]) -> str:
-    """Of the weights, and of the scores' calibration where there is one: with another one the same answer has another score."""
+    """A hash of the weights and of the score calibration, if there is one: with another one, the same answer has another score."""
     together = hashlib.sha256(b"".join(_hash_of_file(path, path.stat().st_mtime_ns) for path in weights))
     if KEY in config:
         together.update(json.dumps(config[KEY], sort_keys=True).encode())
@@ -289,7 +292,7 @@ def _from_hub(model_id: str, revision: str) -> Path:
     )
 
     try:
-        # A snapshot's folder is named by the commit that the revision resolved to.
+        # A snapshot's folder is named after the commit that the revision resolved to.
         return Path(snapshot_download(model_id, revision=revision or None, allow_patterns=list(_HUB_FILES)))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         where = f"model {model_id!r}, revision {revision or 'main'!r}"
@@ -301,10 +304,10 @@ def _from_hub(model_id: str, revision: str) -> Path:
 def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
     """The model's fast tokenizer, without truncation and padding.
 
-    Where there is no ``tokenizer.json``, transformers, which is imported only then, makes one of the tokenizer's other files.
+    If there is no ``tokenizer.json``, transformers makes one from the tokenizer's other files. It is imported only then.
 
     Raises:
-        InputError: the folder has no tokenizer, or one that cannot be read, or that has tokens for which the model has no embedding.
+        InputError: the folder has no tokenizer, it cannot be read, or it has tokens for which the model has no embedding.
     """
     import tokenizers
 
@@ -325,15 +328,15 @@ def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
 
 
 def _check_tokenizer(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) -> None:
-    """Check that it can tokenise a pair of texts, and that the model has an embedding for each of its tokens."""
+    """Check that the tokenizer can encode a pair of texts, and that the model has an embedding for each of its tokens."""
     try:
         pair = tokenizer.encode("a", "b")
     # The library raises nothing more precise.
     except Exception as error:
-        raise InputError(f"its tokenizer cannot read a letter ({error})", where=f"model {files.id}", advice=_OWN_TOKENIZER) from error
+        raise InputError(f"its tokenizer fails on a single letter ({error})", where=f"model {files.id}", advice=_OWN_TOKENIZER) from error
     if not {0, 1} <= set(pair.sequence_ids):
-        raise InputError("its tokenizer makes no token of a letter", where=f"model {files.id}", advice=_OWN_TOKENIZER)
-    # The special tokens of a pair have ids of their own, which the vocabulary may not have.
+        raise InputError("its tokenizer gives no token for a letter", where=f"model {files.id}", advice=_OWN_TOKENIZER)
+    # The special tokens of a pair may have ids that are not in the vocabulary.
     rows, largest = _embeddings(files), max(*pair.ids, *tokenizer.get_vocab(with_added_tokens=True).values())
     if rows is not None and largest >= rows:
         raise InputError(
@@ -344,7 +347,7 @@ def _check_tokenizer(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) -> No
 
 
 def _embeddings(files: ModelFiles) -> int | None:
-    """For how many tokens the model has embeddings, by the weights' headers, else by ``config.json``; None if neither tells."""
+    """The number of tokens with an embedding, from the weights' headers or else from ``config.json``; None if neither says."""
     from safetensors import safe_open
 
     for path in files.weights:
@@ -356,7 +359,7 @@ def _embeddings(files: ModelFiles) -> int | None:
 
 
 def _apply_bert_options(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) -> None:
-    """Prefer ``tokenizer_config.json`` to ``tokenizer.json`` where both have BERT's options of normalisation, as transformers does."""
+    """Let ``tokenizer_config.json`` override BERT's normalisation options in ``tokenizer.json``, as transformers does."""
     import tokenizers
 
     if not isinstance(tokenizer.normalizer, tokenizers.normalizers.BertNormalizer):

@@ -1,7 +1,7 @@
 """Several processes that answer on one GPU.
 
-One process prepares and reads some thousand questions a second, under one interpreter lock; a GPU answers several times as many. So a few
-processes have the model on the same device, and each is given whole chunks of rows, a few ahead.
+One process, with its one interpreter lock, prepares and reads a few thousand questions a second; a GPU answers several times as many. So
+a few processes hold the model on the same device, and each is given whole chunks of rows, a few ahead.
 """
 
 import collections
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _Pairs = list[tuple[str, str]]
 
-# Processes on a device, at most, and the cores that each of them needs.
+# The maximum processes on a device, and the cores that each of them needs.
 _MOST, _CORES = 4, 4
-# Chunks under way for each process: the one that it answers, and the next.
+# Chunks in flight per process: the one that it answers, and the next.
 _AHEAD = 2
 
 
 def processes_for(device: str) -> int:
-    """How many processes a device needs: one for a CPU, whose time is the model's; one for every four cores beside a GPU, at most four."""
+    """The number of processes for a device: one for a CPU, which the model keeps busy; for a GPU one per four cores, at most four."""
     return max(1, min(_MOST, available_cores() // _CORES)) if device.split(":")[0] == "cuda" else 1
 
 
 class Processes:
-    """Processes that each have a model. They end when this object does, and when this process does.
+    """Processes that each hold a model. They end with this object, and with this process.
 
     Args:
         make: loads a process's model, in that process.
         count: how many processes.
-        device: what they answer on, for messages.
+        device: the device that they answer on, for messages.
 
     Raises:
         InputError: the model cannot be loaded.
         TransientError: the device has no memory for it.
     """
 
-    # A file's shard has 2,000 rows: all processes get a part of it.
+    # Small enough that every process gets a part of a shard, which has 2,000 rows.
     chunk = ChunkSize(rows=512, characters=2**19)
 
     def __init__(self, make: "Callable[[], LoadedModel]", count: int, device: str) -> None:
@@ -66,7 +66,7 @@ class Processes:
         """The answers to the rows of all chunks, in order. Chunks are read in another thread. Equal rows of a chunk are asked once.
 
         Raises:
-            TransientError: a process died, and the next call starts new ones; or a new one cannot load the model.
+            TransientError: a process died (the next call starts new ones), or a new one cannot load the model.
         """
         reading = ThreadPoolExecutor(1, "qa-read")
         underway: collections.deque[Future[Future[list[Answer]] | None]] = collections.deque()
@@ -90,7 +90,7 @@ class Processes:
                     left.cancel()
 
     def _started(self) -> ProcessPoolExecutor:
-        # The CUDA of a forked process does not work.
+        # CUDA does not work in a forked process.
         context = multiprocessing.get_context("spawn")
         threads = max(1, available_cores() // self._count)
         return ProcessPoolExecutor(self._count, context, initializer=_start, initargs=(self._make, threads))
@@ -107,13 +107,13 @@ class Processes:
         try:
             return future.result()
         except BrokenProcessPool as error:
-            advice = "if it was killed for memory, give it more; if it could not start, what it says is on standard error"
-            # Its traceback has this frame, and this frame the future, which has the error: this object would outlive its last use.
+            advice = "if it ran out of memory, give it more; if it did not start, see standard error"
+            # The traceback holds this frame, the frame the future, and the future the error: the cycle would keep this object alive.
             cause = error.with_traceback(None)
-            raise TransientError("a process that answers on it died", where=f"device {self._device}", advice=advice) from cause
+            raise TransientError("an answering process died", where=f"device {self._device}", advice=advice) from cause
 
 
-# What follows runs in those processes.
+# Everything below runs in those processes.
 
 _make: "Callable[[], LoadedModel]"
 
@@ -121,7 +121,7 @@ _make: "Callable[[], LoadedModel]"
 def _start(make: "Callable[[], LoadedModel]", threads: int) -> None:
     global _make
     _make = make
-    # At an interrupt from the terminal it ends at once, and has nothing to say.
+    # On an interrupt from the terminal, the process ends at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -149,14 +149,14 @@ def _answers(pairs: _Pairs, wanted: "Wanted", device: str) -> "list[Answer]":
         try:
             model = _model()
         except QaPlatformError as error:
-            # It was loaded before: not what was asked for is wrong, but the device, or the model's folder.
+            # It was loaded before, so the request is right: the device or the model's folder is at fault.
             raise TransientError(f"the model cannot be loaded again: {error}", where=f"device {device}") from error
         return list(model.answers(iter([pairs]), wanted))
 
 
 @contextlib.contextmanager
 def _only_own_errors() -> Iterator[None]:
-    """Others may fail to unpickle, which would end all processes."""
+    """Replace other errors: they may fail to unpickle, which would end all processes."""
     try:
         yield
     except QaPlatformError:

@@ -1,4 +1,4 @@
-"""Rows of a CSV and their answers: asking row by row in bounded memory, the cells that are added, and the counts."""
+"""Rows of a CSV and their answers: answering row by row in bounded memory, the added cells, and the counts."""
 
 import collections
 import json
@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
 from qa_platform.contract import RowReason
 
-# A score needs no more digits than its precision has.
+# More digits would exceed the precision of a score.
 _SCORE_DIGITS = 6
-# The column for all answers but the best, where several per row are asked for.
+# The column for all answers but the best, if several per row are requested.
 ALTERNATIVES = "alternatives"
 
 
@@ -38,7 +38,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class AskedRow:
-    """A row's cells, its question and context. ``reason``, where ingestion found one, says why the row is not asked."""
+    """A row's cells, question and context. ``reason`` is set if the row has already been rejected; it is then not asked."""
 
     cells: Sequence[str]
     question: str
@@ -50,7 +50,7 @@ class AskedRow:
 
 def answered_rows(answerer: Answerer, rows: Iterable[AskedRow], options: AnswerOptions) -> Iterator[tuple[AskedRow, Answer]]:
     """Every row with its answer, in order. A row with a reason is not asked, and its answer has that reason."""
-    # Rows that the engine has read and not answered. It reads ahead, from another thread, by a bounded number of rows and bytes.
+    # Rows that the engine has read but not answered. It reads ahead, in another thread, by a bounded number of rows and bytes.
     waiting: collections.deque[AskedRow] = collections.deque()
 
     def pairs() -> Iterator[tuple[str, str]]:

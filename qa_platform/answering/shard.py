@@ -1,4 +1,4 @@
-"""One shard: ``questions.csv`` and ``shard.json`` in, ``answers.csv`` and the same ``shard.json``, filled in, out."""
+"""Answering one shard: reads ``questions.csv`` and ``shard.json``, writes ``answers.csv`` and the completed ``shard.json``."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ _PROGRESS_SECONDS = 5.0
 
 
 def answer_shard(answerer: Answerer, folder_in: Path, folder_out: Path) -> ShardInfo:
-    """Answer one shard, row by row. Returns the ``shard.json`` that was written, last, into ``folder_out``.
+    """Answer one shard, row by row. Writes ``shard.json`` into ``folder_out`` last, and returns it.
 
     A row that ingestion rejected is not asked, and keeps its reason. A row that cannot be answered gets a reason.
 

@@ -1,19 +1,19 @@
-"""From logits to answers, with the meaning of the transformers 4.57 question-answering pipeline.
+"""From logits to answers, as in the question-answering pipeline of transformers 4.57.
 
 Per window, the start logits and the end logits each get a softmax over the context's tokens and [CLS]. A span's probability is
-p(start) * p(end); it has at most ``max_answer_len`` tokens. Spans are ranked by the sums of their logits, which float64 adds without
-rounding: so every runtime finds the same ones in the same logits. The best 2 * top_k + 10 spans are widened to whole words; without
-widening only the best top_k count. The probabilities of equal texts, ignoring case, are added up over places and windows, and the highest
-sums win. Ties go to the earlier window, then to the earlier place.
+p(start) * p(end); it has at most ``max_answer_len`` tokens. Spans are ranked by the sums of their logits. float64 adds these without
+rounding, so every runtime finds the same spans in the same logits. The best 2 * top_k + 10 spans are widened to whole words; without
+widening, only the best top_k count. The probabilities of equal texts, ignoring case, are added up over places and windows, and the
+highest sums win. Ties go to the earlier window, then to the earlier place.
 
-Without widening the pipeline may answer with white space, or with nothing. Here such a span is no answer, and where none of the top_k
-best spans of any window is one, the answer comes from the other spans.
+Without widening, the pipeline may answer with white space or with nothing. Here such a span is not an answer. If none of the top_k best
+spans of any window is usable, the answer comes from the remaining spans.
 
-The place of a text, and so its spelling, is that of its best-scored mention. The pipeline gives the place of the first window that
-proposes the text at all, however unlikely it is there.
+A text gets the place, and so the spelling, of its best-scored mention. The pipeline gives the place in the first window that proposes
+the text at all, however unlikely it is there.
 
-The pipeline reports that sum, which may exceed 1 where windows overlap. Here a score is a probability: within a window spans exclude
-each other, so their sum is a probability; over windows it is 1 - prod(1 - p), the probability that at least one window holds the answer.
+The pipeline reports the sum, which may exceed 1 where windows overlap. Here a score is a probability. Within a window spans exclude each
+other, so their sum is a probability. Over windows it is 1 - prod(1 - p), the probability that at least one window holds the answer.
 """
 
 import itertools
@@ -31,9 +31,9 @@ from qa_platform.contract import ANSWER_LIMIT
 
 @dataclass(frozen=True)
 class SpanOptions:
-    """``top_k``: answers per row, at most. ``max_answer_len``: tokens of an answer, at most.
+    """How spans become answers. ``top_k``: maximum answers per row. ``max_answer_len``: maximum tokens of an answer.
 
-    ``null``: "no answer" wins where its log probability exceeds the best text's by more; None: it may not win.
+    ``null``: "no answer" wins if its log probability exceeds the best text's by more than this; None means that it may not win.
     ``align_to_words``: spans are widened to whole words. ``best_mention``: a text gets the place of its best mention, not of its
     first.
     """
@@ -46,12 +46,12 @@ class SpanOptions:
 
     @property
     def candidates(self) -> int:
-        """Spans taken from each window. They are more than ``top_k``, as widening to words makes some of them equal."""
+        """The number of spans taken from each window. It exceeds ``top_k`` because widening to words makes some of them equal."""
         return 2 * self.top_k + 10
 
     @property
     def counted(self) -> int:
-        """The spans among them that count. The others count only where these hold no usable text."""
+        """The number of candidates that count. The others count only if these hold no usable text."""
         return self.candidates if self.align_to_words else self.top_k
 
 
@@ -60,7 +60,7 @@ class WindowSpans:
     """The best spans of one window, best first.
 
     ``starts`` and ``ends``: the first and last token, counted in the context. ``scores``: probabilities. All have shape (spans,).
-    ``null`` is the probability that the window holds no answer; NaN where the logits have no softmax, which leaves no spans either.
+    ``null`` is the probability that the window holds no answer. If the logits have no softmax, it is NaN and there are no spans.
     """
 
     starts: NDArray[np.int64]
@@ -71,7 +71,7 @@ class WindowSpans:
 
 @dataclass(frozen=True)
 class Span:
-    """An answer: ``text == context[start:end]``, and a probability. No answer: an empty text at 0."""
+    """An answer, ``text == context[start:end]``, and its probability. "No answer" is an empty text at 0."""
 
     text: str
     score: float
@@ -90,7 +90,7 @@ def best_spans(
     """
     first = np.array([window.offset for window in windows])[:, None]
     last = first + np.array([window.length for window in windows])[:, None]
-    # The columns of the context's tokens alone: (windows, width).
+    # The columns of the context's tokens: (windows, width).
     width = int((last - first).max())
     columns = first + np.arange(width)
     outside = columns >= last
@@ -113,24 +113,24 @@ def best_spans(
 
 
 def null_chances(null: NDArray[np.float64], total: NDArray[np.float64]) -> list[float]:
-    """`WindowSpans.null` of each window: from the sums of the logits of [CLS], and the logarithms of the softmaxes' denominators."""
+    """`WindowSpans.null` of each window, from the summed logits of [CLS] and the summed log denominators of the two softmaxes."""
     return np.exp(np.where(np.isfinite(total), null - total, np.nan)).tolist()
 
 
 def _of_context(
     logits: NDArray[np.float32], columns: NDArray[np.int64], outside: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The logits of the context's tokens, shape (windows, width), -inf outside; and the softmax's denominator, as a logarithm."""
+    """The logits of the context's tokens, shape (windows, width), -inf outside; and the log of the softmax's denominator."""
     null = logits[:, 0].astype(np.float64)
     context = np.where(outside, -np.inf, np.take_along_axis(logits, columns, axis=1).astype(np.float64))
     highest = np.maximum(context.max(axis=1), null)
     total = np.log(np.exp(context - highest[:, None]).sum(axis=1) + np.exp(null - highest)) + highest
-    # Where a logit is no number, no span is any.
+    # A window whose softmax is not finite gets no spans.
     return np.where(np.isfinite(total)[:, None], context, -np.inf), total
 
 
 def _span_scores(start: NDArray[np.float64], end: NDArray[np.float64], longest: int) -> NDArray[np.float64]:
-    """The sum of the logits of the span from token s over n + 1 tokens at [window, s, n]; -inf beyond the context."""
+    """At [window, s, n], the summed logits of the span of n + 1 tokens from token s; -inf beyond the context."""
     width = start.shape[1]
     longest = min(longest, width)
     padded = np.pad(end, ((0, 0), (0, longest - 1)), constant_values=-np.inf)
@@ -139,7 +139,7 @@ def _span_scores(start: NDArray[np.float64], end: NDArray[np.float64], longest: 
 
 
 def _best(scores: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column of the ``count`` best finite scores of every row, best first, ties by column."""
+    """The rows and columns of the ``count`` best finite scores of every row, best first, ties by column."""
     count = min(count, scores.shape[1])
     threshold = np.partition(scores, scores.shape[1] - count, axis=1)[:, scores.shape[1] - count]
     rows, columns = np.nonzero((scores >= threshold[:, None]) & np.isfinite(scores))
@@ -151,9 +151,9 @@ def _best(scores: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], N
 
 @dataclass(frozen=True)
 class Ranked:
-    """The best answers of one row, best first; none where all that the model marks is unusable.
+    """The best answers of one row, best first; none if no span of the model is usable.
 
-    ``margin`` is the log probability of "no answer" less that of the best text; None where "no answer" may not win, or no
+    ``margin`` is the log probability of "no answer" minus that of the best text; None if "no answer" may not win, or no
     window has finite logits.
     """
 
@@ -164,8 +164,8 @@ class Ranked:
 def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], options: SpanOptions) -> Ranked:
     """The best answers of one row from the spans of all its windows; at most ``options.top_k``.
 
-    With ``options.null`` "no answer" competes with the lowest probability that any window gives it. A span of white space, or of more
-    characters than an answer may have, is none; so there may be no answer. A window whose logits are not finite has no say.
+    With ``options.null``, "no answer" competes with the lowest probability that any window gives it. Spans of white space, and spans
+    longer than an answer may be, are dropped, so there may be no answer. Windows whose logits are not finite are ignored.
     """
     merged = _merged(context, tokenized, spans, options, options.counted)
     if not merged and options.counted < options.candidates:
@@ -202,13 +202,13 @@ def _merged(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], op
 
 
 def _margin(null: float, best: float) -> float:
-    """The log of ``null / best``, which is above 0 exactly where ``null`` is the greater. Probabilities may be 0."""
+    """The log of ``null / best``, which is above 0 exactly if ``null`` is greater. Either may be 0."""
     ratio = null / best if best else math.inf if null else 1.0
     return math.log(ratio) if ratio else -math.inf
 
 
 class _Merged:
-    """Equal texts from several spans: the place of one of them, the sum of their scores, which ranks texts, and the sums per window."""
+    """Equal texts from several spans: the place of one of them, the sum of their scores, which ranks texts, and their probability."""
 
     __slots__ = ("_best", "_last", "_none", "_sum", "end", "start", "total")
 
@@ -240,7 +240,7 @@ class _Merged:
 
 
 def _places(characters: Characters, window: Window, spans: WindowSpans, align_to_words: bool) -> Iterator[tuple[int, int]]:
-    """The beginning and end, in the context, of each span; of the whole words that it touches, as far as they lie in the window."""
+    """The beginning and end of each span in the context; when aligned, those of the words that it touches, within the window."""
     words: dict[int, tuple[int, int]] = {}
     known: dict[tuple[int, int], tuple[int, int]] = {}
     for span in zip(spans.starts.tolist(), spans.ends.tolist(), strict=True):

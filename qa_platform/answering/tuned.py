@@ -1,7 +1,7 @@
-"""What was chosen for a model on this machine, kept on disk: the precision ``auto`` by `qa-platform tune`, and the threshold of
-"no answer" by `qa-platform evaluate`.
+"""The choices for a model on this machine, stored on disk: the precision for ``auto``, from `qa-platform tune`, and the threshold of
+"no answer", from `qa-platform evaluate`.
 
-Choices hold for one model, the versions of the libraries, and the kind of CPU and GPU.
+A choice holds for one model, the installed versions of the libraries, and the kind of CPU and GPU.
 """
 
 import functools
@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _remember(path: Path, choices: dict[str, object]) -> None:
-    """Write choices to disk. Others that are there stay."""
+    """Write choices to disk. Other stored choices stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**_read(path), **choices}, indent=1), encoding="utf-8")
 

@@ -1,12 +1,12 @@
 """From questions and contexts to windows of tokens.
 
-The windows are those of the transformers 4.57 question-answering pipeline: the question, then as much of the context as fits. Each
-window begins ``stride`` tokens before the end of the previous one. They are cut here, not in the tokenizer: so a context is tokenised
+The windows are those of the question-answering pipeline of transformers 4.57: the question, then as much of the context as fits. Each
+window begins ``stride`` tokens before the end of the previous one. They are cut here, not in the tokenizer, so a context is tokenised
 once however many questions it has, and no length can make the tokenizer fail.
 
-The work is linear in the context, unlike the pipeline's: behind a long question its windows advance by a single token. Here windows
-advance by half their room for the context at least, and a context of several windows needs a useful room. So the windows of a row hold
-at most ``length + 16 * t`` tokens for a context of ``t`` tokens, whatever the question.
+Unlike in the pipeline, whose windows advance by a single token after a long question, the work is linear in the context: windows advance
+by at least half their room for the context, and a context of several windows needs a useful room. So the windows of a row hold at most
+``length + 16 * t`` tokens for a context of ``t`` tokens, whatever the question.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from qa_platform.contract import RowReason
 if TYPE_CHECKING:
     import tokenizers
 
-# A text of more characters is tokenised alone: otherwise every thread would tokenise such texts, and keep the memory that takes.
+# A text of more characters is tokenised alone: otherwise every thread would tokenise such texts, and keep the memory for them.
 _LONG = 2**16
-# A question must leave this part of a window to a context of several windows: 48 of 384 tokens, two or three sentences. With less, a
-# short answer and its surroundings do not fit, and most of the work would go into reading the question again.
+# A question must leave one part in this many of each window to a context of several windows: 48 of 384 tokens, two or three sentences.
+# With less, a short answer and its surroundings do not fit, and most of the work would go into reading the question again.
 _USEFUL_PART = 8
 
 
@@ -44,9 +44,9 @@ class WindowSize:
 
 @dataclass(frozen=True)
 class Layout:
-    """A tokenizer's special tokens, ``before`` question ``between`` context ``after``, and its token types.
+    """A tokenizer's special tokens, in the order ``before``, question, ``between``, context, ``after``; and its token types.
 
-    ``loses_letters``: its offsets leave out letters, see `characters`.
+    ``loses_letters``: the tokenizer's offsets leave out letters, see `characters`.
     """
 
     before: tuple[int, ...]
@@ -62,7 +62,7 @@ class Layout:
 
     @classmethod
     def of(cls, tokenizer: "tokenizers.Tokenizer") -> "Layout":
-        """The layout of one encoded pair, which holds for every family of tokenizers."""
+        """The layout, read from one encoded pair. This works for every family of tokenizers."""
         pair = tokenizer.encode("a", "b")
         sequences = pair.sequence_ids
         question = [i for i, sequence in enumerate(sequences) if sequence == 0]
@@ -105,8 +105,8 @@ def tokenize(tokenizer: "tokenizers.Tokenizer", layout: Layout, pairs: Sequence[
     """The windows of every (question, context), in order. Equal questions and equal contexts are tokenised once.
 
     A row without a token in its question or context gets EMPTY_QUESTION or EMPTY_CONTEXT. A row gets QUESTION_EXCEEDS_WINDOW if its
-    question leaves less room than the context needs, and less than an eighth of the window. A stride of more than half the room after
-    the question is lowered to half the room for that row.
+    question leaves less room than the context needs, and less than an eighth of the window. For each row, the stride is capped at half
+    the room that the question leaves.
     """
     texts = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
     encodings = {text: tokenizer.encode(text, add_special_tokens=False) for text in texts if len(text) > _LONG}

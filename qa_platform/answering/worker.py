@@ -1,6 +1,6 @@
 """The pipeline's entry point, ``python -m qa_platform.answering.worker``: one process, one model, many datums.
 
-A datum is a shard. It fails only where something that the worker needs is broken: a bad row has its reason in its own answer.
+A datum is a shard. It fails only if something that the worker needs is broken; a bad row gets its reason in its answer.
 """
 
 import logging

@@ -1,1 +1,1 @@
-"""The way of a batch of files: what waits, how it becomes a commit, its jobs, and what becomes of each file."""
+"""The life of a batch of files: find pending files, commit them, follow the jobs, settle each file."""

@@ -1,4 +1,4 @@
-"""Archiving: the source of a file that is done leaves ``incoming/``."""
+"""Archiving: moves the source of a done file out of ``incoming/``."""
 
 import threading
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from qa_platform.text import escaped, escaped_lines
 
 
 def archive_files(services: Services, ledger: Ledger, records: Sequence[FileRecord], *, log: Log) -> None:
-    """Archive files that are done, several at once. If one cannot be, its record says why, and the sensor `done_files` tries again."""
+    """Archive done files, several at once. If one fails, its record says why, and the sensor `done_files` retries it."""
     away = threading.Event()
 
     def archive(record: FileRecord) -> None:
-        # An outage would keep each of the others as long, and a run has its place in the queue until it ends.
+        # In an outage each of the others would wait just as long, and a run keeps its slot in the queue until it ends.
         if not away.is_set():
             try:
                 archive_file(services, ledger, record, log=log)
@@ -34,16 +34,16 @@ def archive_files(services: Services, ledger: Ledger, records: Sequence[FileReco
             try:
                 archiving.result()
             except Exception as error:
-                # Any error: its answers are in the table, and nothing else must wait for it.
+                # Any error: the answers are in the table, and one file must not hold up the others.
                 log.warning("%s is done, and could not be archived now: %s", record.version.shown, escaped_lines(str(error)))
                 with suppress(QaPlatformError):
                     ledger.archive_failed(record.version, error=_reason(error), work=services.work)
 
 
 def archive_file(services: Services, ledger: Ledger, record: FileRecord, *, log: Log) -> None:
-    """Move the source of a file that is done out of ``incoming/``, and record where it lies. Does nothing for any other file.
+    """Move the source of a done file out of ``incoming/`` and record its new place. Does nothing for any other file.
 
-    The record is read again before the source is deleted: if the file is to be answered again by then, the source stays.
+    The record is read again before the source is deleted. If the file is to be answered again by then, the source stays.
 
     Raises:
         InputError: the bucket refuses it; the message says what to do.
@@ -53,17 +53,17 @@ def archive_file(services: Services, ledger: Ledger, record: FileRecord, *, log:
         return
     version, rejected = record.version, record.status is FileStatus.REJECTED
     if rejected:
-        # First, so that its owner finds the reason even if the file must stay where it is.
+        # First, so that the owner finds the reason even if the file cannot be moved.
         report = bucket.write_report(services.bucket, version, report_on_file(record.rejection or record.error))
         log.info("%s is rejected; the reason lies in %s", version.shown, escaped(report))
     place: str | None = record.place
-    # Also if the record names the copy, and the upload is still there: an earlier try died before it deleted that.
+    # Also if the record names the copy but the upload still exists: an earlier attempt died before deleting it.
     if place == INCOMING + version.name or bucket.is_there(services.bucket, version, INCOMING + version.name):
         place = _leave_incoming(services, ledger, record, rejected=rejected)
     if place is None:
         log.info("%s stays where it is: it is to be answered again, or archived by another run", version.shown)
     is_recorded = place is not None and ledger.archived(version, place=place, owes_csv=bool(services.work.answered_prefix))
-    # Who forgot it may have looked before its copy or its report was there.
+    # A concurrent `forget` may have listed the objects before the copy or the report existed.
     if not is_recorded and ledger.is_forgotten(version):
         delete_objects_of(services.bucket, version, services.work.answered_prefix)
 

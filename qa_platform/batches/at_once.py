@@ -1,16 +1,16 @@
-"""Several files at once: while one waits for a distant bucket, the others go on."""
+"""Works on several files at once: while one waits for a distant bucket, the others proceed."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-# Each holds a shard of its file, and some pieces on their way.
+# Each file keeps one shard and a few pieces in transit in memory.
 FILES_AT_ONCE = 8
 
 
 @contextmanager
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads. At the end of the block, what has not begun is dropped, and what has begun is waited for."""
+    """A thread pool. At the end of the block, queued tasks are cancelled and running ones are awaited."""
     pool = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="files")
     try:
         yield pool

@@ -1,7 +1,7 @@
-"""The commit protocol by which a batch of files becomes one commit in ``questions``, and one job per pipeline.
+"""The commit protocol: a batch of files becomes one commit in ``questions`` and one job per pipeline.
 
-A batch is one self-contained commit whose description is the batch id. That makes it findable: a run that was killed anywhere is run
-again, finds the commit of its batch, and adopts it with its jobs.
+A batch is one self-contained commit whose description is the batch id. A run that was killed at any point is run again: it finds the
+commit of its batch by that id and adopts it with its jobs.
 """
 
 import logging
@@ -23,26 +23,26 @@ from qa_platform.contract import QUESTIONS_REPO
 from qa_platform.errors import TransientError
 from qa_platform.ingest import Write
 
-# How long a file set lives that is renewed: the most that Pachyderm grants.
+# The lifetime of a renewed file set: the maximum that Pachyderm grants.
 FILE_SET_SECONDS = 1800
 # How often the file sets of a batch are renewed. A few renewals may fail before one expires.
 RENEW_SECONDS = 240
-# How long a commit that is finished by name is waited for until Pachyderm has finished it. It takes longer the larger the commit is.
+# How long to wait until Pachyderm has finished a commit after FinishCommit. Larger commits take longer.
 _FINISHING_SECONDS = 900.0
 _PAUSE_SECONDS = 0.1
-# Pieces of a file, 1 MiB at most, that wait to be sent.
+# Pieces of a file, at most 1 MiB each, that are queued for sending.
 _PIECES = 4
-# The description of the empty commit that becomes the head where a head is to be removed. Batches have other ids.
+# The description of the empty commit that becomes the new head when a head is to be removed. No batch has this id.
 FORGET = "forget"
-# How many of the newest commits are searched for a batch that was begun before.
+# How many of the newest commits are searched for an earlier commit of a batch.
 RECENT_COMMITS = 200
 
 
 class FileSets:
-    """The file sets of one batch, renewed by a thread from when they are made until the block ends, however long that is.
+    """The file sets of one batch. A thread renews them until the block ends.
 
     Args:
-        life: seconds that a renewed file set lives.
+        life: the lifetime of a renewed file set, in seconds.
         every: seconds between two renewals.
     """
 
@@ -63,19 +63,19 @@ class FileSets:
         self._thread.join()
 
     def make(self, folder: str, fill: Callable[[Write], object]) -> None:
-        """Make a file set out of what ``fill`` writes below ``/<folder>/``, while it writes.
+        """Stream what ``fill`` writes below ``/<folder>/`` into a new file set.
 
-        ``fill`` gets a function ``write(path, chunks)``. When it raises, so does this, and no file set is left.
+        ``fill`` gets a function ``write(path, chunks)``. If it raises, so does this method, and no file set is left.
         """
         file_set = _make_file_set(self._client, folder, fill)
-        # A new one lives shorter than one that is renewed.
+        # A new file set expires sooner than a renewed one.
         self._client.pfs.renew_file_set(file_set_id=file_set, ttl_seconds=self._life)
         self.ids.append(file_set)
 
     def _renew_all(self) -> None:
         while not self._over.wait(self._every):
             for file_set in tuple(self.ids):
-                # One that is lost is noticed when it is to be added to the commit.
+                # A lost file set is noticed when it is added to the commit.
                 with suppress(grpc.RpcError):
                     self._client.pfs.renew_file_set(file_set_id=file_set, ttl_seconds=self._life)
 
@@ -93,7 +93,7 @@ def _make_file_set(client: Client, folder: str, fill: Callable[[Write], object])
         sending = pool.submit(client.pfs.create_file_set, requests())
 
         def put(piece: pfs.AddFile | BaseException | None) -> None:
-            # When the call has ended nobody takes pieces any more, and its result says why.
+            # Once the call has ended, nothing takes pieces any more, and its result says why.
             while not sending.done():
                 with suppress(queue.Full):
                     pieces.put(piece, timeout=0.2)
@@ -116,10 +116,10 @@ def _make_file_set(client: Client, folder: str, fill: Callable[[Write], object])
 
 
 class _Abandoned(Exception):
-    """Raised inside the stream of a file set, so that pachd throws away what came so far."""
+    """Raised inside the stream of a file set, so that pachd discards what it has received."""
 
 
-# gRPC logs a traceback where a stream is given up. That is how a damaged file ends, and the run says why in one line.
+# gRPC logs a traceback when a stream is abandoned. Every damaged file abandons its stream, and the run logs the reason in one line.
 logging.getLogger("grpc._channel").addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _Abandoned)))
 
 
@@ -136,7 +136,7 @@ def head(client: Client) -> pfs.CommitInfo:
 
 
 def is_finishing(info: pfs.CommitInfo) -> bool:
-    """Whether FinishCommit was called on a commit. An unset time is the epoch to the SDK, not None."""
+    """Whether FinishCommit was called on a commit. The SDK gives an unset time as the epoch, not as None."""
     return bool(info.finishing.timestamp() > 0)
 
 
@@ -146,22 +146,23 @@ def is_finished(info: pfs.CommitInfo) -> bool:
 
 
 def old_batches(client: Client, before: datetime, *, limit: int) -> list[str]:
-    """The oldest batches' commits that were finished before a time, at most ``limit``, oldest first; never the newest commit.
+    """The oldest finished commits of batches that started before a time, at most ``limit``, oldest first; never the newest commit.
 
-    Those before the newest are the ones that `squash` takes: each has a child.
+    The newest is left out because `squash` needs commits that have a child.
     """
     repo = pfs.Repo.from_uri(QUESTIONS_REPO)
     newest = head(client).commit.id
-    # To its end, which a stream that is left in its middle complains of.
+    # Read the stream to its end: gRPC complains about one that is abandoned midway.
     infos = list(client.pfs.list_commit(repo=repo, reverse=True, number=limit + 1, origin_kind=pfs.OriginKind.USER))
     return [info.commit.id for info in infos if info.started < before and info.commit.id != newest and is_finished(info)][:limit]
 
 
 def squash(client: Client, commit_id: str) -> bool:
-    """Remove a commit and what the pipelines made of it; whether that was done. What its children hold of it stays theirs.
+    """Remove a commit and the pipelines' output for it. Its children keep what they took over from it.
 
-    Pachyderm keeps a commit that is at work or at a head, and for ever one that was at a head when a pipeline was updated. That is no
-    failure of the others.
+    Returns:
+        Whether it was removed. Pachyderm keeps a commit that is being processed or is a head. A commit that was a head when a pipeline was
+        updated is kept for ever.
 
     Raises:
         grpc.RpcError: PERMISSION_DENIED, or pachd is unavailable.
@@ -176,10 +177,10 @@ def squash(client: Client, commit_id: str) -> bool:
 
 
 def drop_commit(client: Client, commit_id: str) -> None:
-    """Get an open commit in ``questions`` out of the way, with all that came from it.
+    """Drop an open commit in ``questions`` with everything derived from it.
 
-    Where Pachyderm refuses to drop it, it is finished with an error, and the jobs that wait for it end as UNRUNNABLE. It refuses where
-    a later set was made from it, since a pipeline was updated while it was open, and where the robot lacks the right.
+    If Pachyderm refuses, the commit is finished with an error instead, and the jobs that wait for it end as UNRUNNABLE. Pachyderm
+    refuses if a pipeline was updated while the commit was open, since a later set derives from it, and if the robot lacks the right.
     """
     try:
         client.pfs.drop_commit_set(commit_set=pfs.CommitSet(id=commit_id))
@@ -190,14 +191,14 @@ def drop_commit(client: Client, commit_id: str) -> None:
 
 
 def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str | None:
-    """Make one commit in ``questions`` that holds exactly these file sets. If that fails halfway, the commit is dropped again.
+    """Make one commit in ``questions`` that holds exactly these file sets. If that fails halfway, the commit is dropped.
 
     Returns:
-        Its id, which is that of its jobs too; None if somebody else's commit is open at the head.
+        The commit's id, which is also the id of its jobs; None if another commit is open at the head.
 
     Raises:
         CommitLost: another run dropped or abandoned the commit meanwhile.
-        TransientError: the commit before it is not finished in time, or a file set has expired.
+        TransientError: the previous commit is not finished in time, or a file set has expired.
     """
     branch = pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master")
     try:
@@ -247,7 +248,7 @@ def _finish(client: Client, commit: pfs.Commit) -> None:
     try:
         client.pfs.finish_commit(commit=commit)
     except grpc.RpcError as error:
-        # Without an error, an earlier try of the call got through, and its answer was lost.
+        # If the commit has no error, an earlier attempt of this call succeeded and only the response was lost.
         if not _has_finished(error) or client.pfs.inspect_commit(commit=commit, wait=pfs.CommitState.STARTED).error:
             raise
 
@@ -260,7 +261,7 @@ def _fill(client: Client, commit: pfs.Commit, file_sets: Sequence[str]) -> None:
             client.pfs.modify_file(iter([pfs.ModifyFileRequest(set_commit=commit), pfs.ModifyFileRequest(delete_file=clear)]))
             break
         except grpc.RpcError as error:
-            # Another run's commit came in between: its files cannot be deleted before it is finished.
+            # Another run's commit came in between. Its files cannot be deleted until it is finished.
             if not is_unfinished(error) or time.monotonic() > until:
                 raise
         time.sleep(_PAUSE_SECONDS)
@@ -287,7 +288,7 @@ def wait_until_finished(client: Client, info: pfs.CommitInfo) -> None:
         if time.monotonic() > until:
             raise TransientError(
                 f"Pachyderm has been finishing commit {info.commit.id} in {QUESTIONS_REPO} for {_FINISHING_SECONDS:.0f} s",
-                advice="look at pachd's log; the batch is tried again by itself",
+                advice="look at pachd's log; the batch is retried automatically",
             )
         time.sleep(_PAUSE_SECONDS)
         info = client.pfs.inspect_commit(commit=info.commit, wait=pfs.CommitState.STARTED)

@@ -1,4 +1,4 @@
-"""What a batch's commit holds, by its manifests, and which of it is answered."""
+"""The contents of a batch's commit according to its manifests, and how many of its rows are answered."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,18 +14,18 @@ from pachyderm_sdk.api import pfs, pps
 from qa_platform.clients.pachyderm import is_unfinished, job_of, open_tar
 from qa_platform.contract import ANSWER_PIPELINE, MANIFEST, QUESTIONS_REPO, SHARD_INFO, Manifest, shard_in, shard_name
 
-# How old log lines may be that are looked through.
+# The maximum age of the log lines that are searched.
 _LOGGED = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the manifests of a commit in ``questions`` name: files and their shards, with their rows."""
+    """The files and shards that the manifests of a commit in ``questions`` name, with their numbers of rows. Keys are file ids."""
 
     manifests: Mapping[str, Manifest]
 
     def rows(self, path: str) -> int:
-        """The rows of a datum by its path: a shard of the answering pipeline, or a file of the loading one; 0 for anything else."""
+        """The number of rows of a datum by its path: a shard (answering pipeline) or a file (loading pipeline); 0 for any other path."""
         return self._rows.get(path.strip("/"), 0)
 
     @cached_property
@@ -40,7 +40,7 @@ class Contents:
         return sum(manifest.rows for manifest in self.manifests.values())
 
     def missing_in(self, paths: Iterable[str]) -> dict[str, frozenset[str]]:
-        """The shards of which these paths, those of an output, have no answers. A file without its manifest lacks its first shard."""
+        """The shards whose answers are not among these output paths, by file id. A file without its manifest lacks its first shard."""
         there = {path.strip("/") for path in paths}
         missing = {}
         for folder, manifest in self.manifests.items():
@@ -64,7 +64,7 @@ def contents(client: Client, commit_id: str) -> Contents:
 
 
 def rows_done(client: Client, commit_id: str, batch: Contents) -> Counter[str]:
-    """The rows of a commit that are answered, by file id, those of an unfinished set too where its log lines can be had."""
+    """The number of answered rows of a commit, by file id. Rows of an unfinished datum set count if the job's log is available."""
     done: Counter[str] = Counter()
     info = client.pps.inspect_job(job=job_of(ANSWER_PIPELINE, commit_id))
     for path in {*done_paths(client, info), *_logged_paths(client, info.job)}:
@@ -74,7 +74,7 @@ def rows_done(client: Client, commit_id: str, batch: Contents) -> Counter[str]:
 
 def _logged_paths(client: Client, job: pps.Job) -> set[str]:
     paths: set[str] = set()
-    # Logs are missing where a cluster keeps none.
+    # A cluster may keep no logs.
     with suppress(grpc.RpcError):
         for message in client.pps.get_logs(pipeline=job.pipeline, job=job, since=_LOGGED):
             paths.add(shard_in(message.message))
@@ -82,10 +82,10 @@ def _logged_paths(client: Client, job: pps.Job) -> set[str]:
 
 
 def done_paths(client: Client, info: pps.JobInfo) -> Iterator[str]:
-    """The paths of the datums that are done, without the slashes around them.
+    """The paths of the datums that are done, without leading and trailing slashes.
 
-    While a job runs, and after it failed, Pachyderm lists all datums of the job before it too, as skipped. They are only believed
-    where the job itself has counted skipped datums.
+    While a job runs, and after it has failed, Pachyderm also lists all datums of the previous job as skipped. These count only if the
+    job itself has counted skipped datums.
     """
     for datum in _list_datums(client, info.job):
         own = datum.datum.job.id == info.job.id
@@ -94,7 +94,7 @@ def done_paths(client: Client, info: pps.JobInfo) -> Iterator[str]:
 
 
 def _list_datums(client: Client, job: pps.Job) -> list[pps.DatumInfo]:
-    """The datums of a job; none as long as the job before it is closing, when they cannot be listed."""
+    """The datums of a job. Empty while the previous job is closing, because they cannot be listed then."""
     try:
         return list(client.pps.list_datum(job=job))
     except grpc.RpcError as error:

@@ -14,9 +14,9 @@ class JobFailure:
     Args:
         message: what happened, for people.
         verdict: which files are to blame.
-        killed: the job was killed from outside, as by an update of its pipeline. It is launched again.
+        killed: the job was killed from outside, for example by a pipeline update. It is launched again.
         not_started: the job could not start, and was stopped.
-        missing: shards that Pachyderm counts as done and whose output is not there, by file id. They are launched again.
+        missing: shards that Pachyderm counts as done but whose output is missing, by file id. They are launched again.
     """
 
     message: str
@@ -31,7 +31,7 @@ class JobFailure:
 
 
 class JobFailed(TransientError):
-    """Carries a `JobFailure` to where a batch's files are settled."""
+    """Carries a `JobFailure` to the code that settles the batch's files."""
 
     def __init__(self, failure: JobFailure) -> None:
         super().__init__(failure.message)

@@ -1,6 +1,7 @@
-"""The Pachyderm commits that hold a file, in the repos of both pipelines, and their removal.
+"""Finds and removes the Pachyderm commits that hold a file, in the repos of both pipelines.
 
-A commit is a batch with other files too. It goes as a whole, with what the pipelines made of it, as the nightly housekeeping removes it.
+A commit is a batch and usually holds other files too. It is removed as a whole, with the pipelines' output for it, just as the nightly
+housekeeping does.
 """
 
 import time
@@ -15,16 +16,16 @@ from qa_platform.batches import commits
 from qa_platform.clients.pachyderm import is_code, open_tar
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, QUESTIONS_REPO, Manifest, file_id
 
-# How often the empty commit is tried that becomes the head, where a commit to be removed is one.
+# Attempts to make the empty commit that becomes the new head when the old head is to be removed.
 _TRIES = 2
-# How long the pipelines may take over the empty commit.
+# How long the pipelines may take to process the empty commit.
 _EMPTY_SECONDS = 300.0
 _PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class _Repo:
-    """A repo that holds files. ``folder`` and ``manifests`` are the patterns of a file's folder and manifests, ``{}`` being its id."""
+    """A repo that holds files. ``folder`` and ``manifests`` are patterns for a file's folder and manifests; ``{}`` stands for its id."""
 
     name: str
     type: str
@@ -39,7 +40,7 @@ class _Repo:
         return pfs.Commit(repo=self.repo, id=commit_id)
 
 
-# Those of type meta have the inputs and outputs of every datum. A failed job leaves there what the job before it had.
+# Meta repos hold the inputs and outputs of every datum. After a failed job they still hold those of the previous job.
 _REPOS = (
     _Repo(QUESTIONS_REPO, "user", "/{}", f"/{{}}/*/{MANIFEST}"),
     _Repo(ANSWER_PIPELINE, "user", "/{}", f"/{{}}/{MANIFEST}"),
@@ -51,10 +52,10 @@ _REPOS = (
 
 @dataclass
 class FileCommit:
-    """A commit of any of the repos that holds a file.
+    """A commit, in any of the repos, that holds a file.
 
     Args:
-        generations: those that its manifests name; none where it holds a part of the file without a manifest.
+        generations: the file's generations that its manifests name; empty if it holds a part of the file without a manifest.
         others: the number of other files in it.
     """
 
@@ -68,7 +69,7 @@ class FileCommit:
 
 
 def find_file_commits(client: Client, name: str) -> list[FileCommit]:
-    """Every commit that holds a file, in any repo. All commits that are kept are searched.
+    """Every commit that holds a file, in any repo. Searches all existing commits.
 
     Raises:
         grpc.RpcError: pachd refuses, is unavailable, or is still finishing a commit.
@@ -76,7 +77,7 @@ def find_file_commits(client: Client, name: str) -> list[FileCommit]:
     found: dict[str, FileCommit] = {}
     for repo in _REPOS:
         for info in _list(client, repo):
-            # An output that is not finished has its input in `questions`; until then it cannot be read.
+            # An unfinished output cannot be read. Its input is found in `questions`.
             if repo.name == QUESTIONS_REPO or commits.is_finished(info):
                 _look(client, repo, info.commit.id, file_id(name), found)
     return list(found.values())
@@ -116,10 +117,10 @@ def _generations(client: Client, commit: pfs.Commit, pattern: str) -> Iterator[i
 
 
 def remove_commits(client: Client, ids: Collection[str]) -> Mapping[str, str]:
-    """Remove commits, with what the pipelines made of them. Where one is a head, an empty commit is made after it first.
+    """Remove commits with the pipelines' output for them. If one is a head, an empty commit is made after it first.
 
     Returns:
-        Pachyderm's reasons by commit, where it refuses.
+        Pachyderm's reasons for refusals, by commit id.
 
     Raises:
         grpc.RpcError: pachd is unavailable.
@@ -142,13 +143,13 @@ def _any_is_head(client: Client, ids: Collection[str]) -> bool:
 
 
 def _put_empty_commit(client: Client) -> str:
-    """Make an empty batch the head of every repo; why that did not succeed, if so. Its jobs have no datums."""
+    """Make an empty batch, whose jobs have no datums, the head of every repo. Returns why this failed, or "" if it succeeded."""
     problem = ""
     for _ in range(_TRIES):
         try:
             return _try_empty_commit(client)
         except commits.CommitLost as error:
-            # Its advice is for the run of a batch.
+            # Without the error's advice, which is meant for the run of a batch.
             problem = error.cause
     return problem
 
@@ -156,7 +157,7 @@ def _put_empty_commit(client: Client) -> str:
 def _try_empty_commit(client: Client) -> str:
     head = commits.head(client)
     if commits.is_finishing(head):
-        # The empty commit would stay open until then, and be in the way of batches.
+        # Otherwise the empty commit would stay open until then and block batches.
         commits.wait_until_finished(client, head)
     commit_id = commits.commit_batch(client, commits.FORGET, ())
     if commit_id is None:
@@ -174,19 +175,19 @@ def _is_finished(client: Client, repo: _Repo, commit_id: str) -> bool:
     try:
         return commits.is_finished(client.pfs.inspect_commit(commit=repo.commit(commit_id), wait=pfs.CommitState.STARTED))
     except grpc.RpcError as error:
-        # Its pipeline does not exist.
+        # The pipeline does not exist.
         if is_code(error, grpc.StatusCode.NOT_FOUND):
             return True
         raise
 
 
 def _remove(client: Client, commit_id: str) -> str:
-    """Squash a commit's set, or else each of its commits with those made of it; Pachyderm's reason if it refuses one of these."""
+    """Squash a commit set, or else each of its commits with everything derived from it. Returns Pachyderm's reason if it refuses."""
     refused = ""
     try:
         if commits.squash(client, commit_id):
             return ""
-        # A set from the time when a pipeline was updated is refused as a whole.
+        # Pachyderm refuses a set as a whole if it was a head when a pipeline was updated.
         for repo in _REPOS:
             try:
                 client.pfs.squash_commit(commit=repo.commit(commit_id), recursive=True)

@@ -1,7 +1,7 @@
 """Forgets a file: removes its rows, its records, its objects, its commits in Pachyderm, and its history in Dagster.
 
-The records are replaced by ones without content first: from then on nothing loads, restores or lists the file. Everything is found by
-the file's name, never by what another step removes, so the work may end anywhere and be done again.
+The records are first replaced by ones without content. From then on nothing loads, restores or lists the file. Every step finds its
+data by the file's name, never by something that another step removes, so the work can be interrupted anywhere and repeated.
 """
 
 import enum
@@ -19,26 +19,26 @@ from qa_platform.ledger.forgetting import Holdings
 
 
 class TraceState(enum.StrEnum):
-    """What was done about a trace of a file."""
+    """The state of a trace of a file."""
 
     # In a dry run: it would be removed.
     FOUND = "found"
     REMOVED = "removed"
-    # It should have been removed, and is still there.
+    # It should have been removed, but is still there.
     LEFT = "left"
-    # Nobody can remove it: the bucket does, later.
+    # It cannot be removed now. The bucket removes it later.
     KEPT = "kept"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Something that a service has of a file.
+    """Something that a service holds of a file.
 
     Args:
         service: PostgreSQL, bucket, Pachyderm or Dagster.
-        what: which of its things, for people.
+        what: what it is, for people.
         count: how many of them.
-        detail: what else to know, or why it is left.
+        detail: further information, or why it is left.
     """
 
     service: str
@@ -49,20 +49,20 @@ class Trace:
 
 
 class History(Protocol):
-    """What the orchestrator remembers of a file."""
+    """The orchestrator's history of a file."""
 
     def find(self, name: str, generation: int | None) -> Sequence[Trace]:
         """The traces of a file, or of one generation."""
         ...
 
     def remove(self, name: str, generation: int | None) -> None:
-        """Remove these traces. May be repeated."""
+        """Remove these traces. Can be repeated."""
         ...
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What there is of the generations to be forgotten."""
+    """Everything found of the generations to forget."""
 
     generations: frozenset[int]
     holdings: Holdings
@@ -90,7 +90,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Forgets one file, all generations that there are now or one."""
+    """Forgets one file: one generation of it, or all that exist now."""
 
     services: Services
     ledger: Ledger
@@ -99,23 +99,23 @@ class Forgetting:
     generation: int | None = None
 
     def find(self) -> list[Trace]:
-        """What there is of the file. Changes nothing.
+        """Everything that exists of the file. Changes nothing.
 
         Raises:
-            InputError: nothing is known of the file or the generation, or a service refuses.
+            InputError: the file or the generation is unknown, or a service refuses.
             TransientError: a service is unavailable.
         """
         return list(self._find().traces())
 
     def forget(self) -> Iterator[Trace]:
-        """Remove what there is of the file. Then everything is looked for once more.
+        """Remove everything that exists of the file, then search once more.
 
         Yields:
-            What was found before, as removed, left or kept, and what has come since.
+            The traces found before, as removed, left or kept, and those that have appeared since.
 
         Raises:
-            InputError: a run works on the file, or nothing is known of it or the generation; nothing was removed. Or a service refuses.
-            TransientError: a service is unavailable. What is done is done; repeat it for the rest.
+            InputError: a run is working on the file, or the file or the generation is unknown; nothing was removed. Or a service refuses.
+            TransientError: a service is unavailable. What was removed stays removed; repeat the call for the rest.
         """
         before = self._find()
         self.ledger.forget(self.name, before.generations)
@@ -128,7 +128,7 @@ class Forgetting:
         yield from (_outcome(trace, reasons) for trace in after.values())
 
     def _find(self, generations: Collection[int] | None = None) -> _Found:
-        """``generations``: those to look for; None for the one that was asked for, or all that there are."""
+        """``generations``: those to look for; None for the requested one, or for all if none was requested."""
         holdings = self.ledger.holdings(self.name)
         objects = list(list_file_objects(self.services.bucket, self.name, self.services.work.answered_prefix))
         with pachyderm.session(self.services.pachyderm, f"looking for the commits of {self.name}") as client:
@@ -151,7 +151,7 @@ class Forgetting:
         )
 
     def _delete_objects(self, objects: Sequence[FileObject]) -> dict[str, str]:
-        """Delete objects; the reasons, by the names of traces, of those that the bucket refuses."""
+        """Delete objects. Returns the bucket's reasons for refusals, by the ``what`` of the trace."""
         reasons = {}
         for each in objects:
             try:
@@ -162,7 +162,7 @@ class Forgetting:
         return reasons
 
     def _remove_commits(self, commits: Sequence[FileCommit]) -> dict[str, str]:
-        """Remove commits; the reasons, by the names of traces, of those that stay."""
+        """Remove commits. Returns why some of them stay, by the ``what`` of the trace."""
         ids = [commit.id for commit in commits]
         in_use = self.ledger.commits_in_use(ids)
         free = [commit_id for commit_id in ids if commit_id not in in_use]

@@ -1,4 +1,4 @@
-"""Holding the claims of a run for as long as it works."""
+"""Keeps a run's claims alive while it works."""
 
 import threading
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from qa_platform.clients.services import Log
 from qa_platform.ledger import Ledger
 
-# A claim is renewed this many times per lease; after a failed renewal, it is tried this many times per lease.
+# Renewals per lease, and attempts per lease after a failed renewal.
 _RENEWALS = 4
 _RETRIES = 20
 
 
 @contextmanager
 def lease(ledger: Ledger, run_id: str, seconds: int, log: Log) -> Iterator[None]:
-    """Renew the claims of a run in the background for as long as the block lasts. Errors of PostgreSQL are logged and outlived.
+    """Renew a run's claims in the background until the block ends. Errors are logged, and the renewal is retried.
 
-    A claim that has expired is renewed too, unless somebody else has taken it.
+    An expired claim is renewed too, unless another owner has taken it.
 
     Args:
-        seconds: how long a claim holds without being renewed.
+        seconds: how long a claim lasts without renewal.
     """
     over = threading.Event()
 
@@ -32,7 +32,7 @@ def lease(ledger: Ledger, run_id: str, seconds: int, log: Log) -> Iterator[None]
             except Exception as error:
                 # Any error: if the thread ended, the claims would expire and another run would take the files.
                 pause = seconds / _RETRIES
-                log.warning("The claims could not be renewed, and will be tried again in %.1f s: %s", pause, error)
+                log.warning("The claims could not be renewed; retry in %.1f s: %s", pause, error)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()

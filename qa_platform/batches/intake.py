@@ -1,4 +1,4 @@
-"""Reading a batch: each file is streamed out of the bucket, cut into shards, and becomes a file set in Pachyderm."""
+"""Reads a batch: streams each file from the bucket, cuts it into shards, and writes them into a file set in Pachyderm."""
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ class Intake:
     _over: threading.Event = field(default_factory=threading.Event, init=False)
 
     def read(self, files: Sequence[FileRecord], file_sets: FileSets) -> None:
-        """Read the files into file sets, several at once. One that cannot be read is set aside, charged, or ends the batch there.
+        """Read the files into file sets, several at once. A file that cannot be read is set aside, charged, or ends the reading.
 
         Raises:
             QaPlatformError: the bucket is unavailable, and nothing was read.
@@ -57,18 +57,18 @@ class Intake:
                     except QaPlatformError as error:
                         unreadable.append((record, error))
             finally:
-                # Also where this run is told to end: a large file must not hold it.
+                # Also when this run is told to end: a large file must not delay that.
                 self._over.set()
         if unreadable:
             self._stop_at(unreadable, later, anything_read=bool(file_sets.ids))
 
     def _read_file(self, record: FileRecord, file_sets: FileSets) -> Exception | None:
-        """Read one file, in a thread. Returns why the file itself cannot be read.
+        """Read one file, in a pool thread. Returns the error if the file itself cannot be read.
 
         Raises:
-            _Postponed: it was not read to its end, for no reason of its own.
+            _Postponed: it was not read to its end, for a reason outside the file.
             QaPlatformError: the bucket is unavailable.
-            grpc.RpcError: Pachyderm is.
+            grpc.RpcError: Pachyderm is unavailable.
         """
         if self._away.is_set():
             raise _Postponed
@@ -94,12 +94,12 @@ class Intake:
         except (grpc.RpcError, _Postponed):
             raise
         except Exception as error:
-            # Whatever else one file brings up must not hold the others.
+            # Any other error of one file must not hold up the others.
             return error
         return None
 
     def _settle(self, record: FileRecord, problem: Exception | None) -> None:
-        """Set a file aside that cannot be read, or charge it with an error that nobody foresaw."""
+        """Set aside a file that cannot be read, or charge it with an unexpected error."""
         if isinstance(problem, (FileRejected, SourceChanged)):
             set_aside(self.services, self.ledger, record, problem, self.log)
         elif problem is not None:
@@ -110,7 +110,7 @@ class Intake:
     def _stop_at(
         self, unreadable: Sequence[tuple[FileRecord, QaPlatformError]], later: Sequence[FileRecord], *, anything_read: bool
     ) -> None:
-        """The bucket is unavailable, and would keep each of the later files waiting as long."""
+        """Put back the files that were not read: while the bucket is unavailable, each of them would wait just as long."""
         reason, work = str(unreadable[0][1]), self.services.work
         for record, error in unreadable:
             self.log.warning("%s could not be read and is retried later, in another batch: %s", record.version.shown, error)
@@ -138,11 +138,11 @@ def split_file(
     launch: str = "",
     told: ToldForm = lambda *, blank, delimiter: None,
 ) -> Manifest:
-    """Read a file's source out of the bucket and cut it into shards, see `ingest.split`.
+    """Read a file's source from the bucket and cut it into shards; see `ingest.split`.
 
     Raises:
         FileRejected, SourceChanged: it cannot be read, or is gone; see `set_aside`.
-        InputError, TransientError: the bucket does not let us read it, or is unavailable.
+        InputError, TransientError: the bucket refuses access, or is unavailable.
     """
     reading = bucket_errors(f"reading {record.version.name}")
     with reading, bucket.open_version(services.bucket, record.version, record.place) as source:
@@ -161,13 +161,13 @@ def split_file(
                 log=log,
             )
         except FileRejected:
-            # A download that went wrong must not be taken for a file that is wrong.
+            # A corrupted download must not be mistaken for an invalid file.
             source.read_to_the_end()
             raise
 
 
 def set_aside(services: Services, ledger: Ledger, record: FileRecord, error: Exception, log: Log) -> None:
-    """Record why a file is not read: it is rejected, or superseded.
+    """Record a file that cannot be read as rejected or superseded.
 
     Raises:
         TransientError: the source was moved meanwhile, or the bucket contradicts itself.
@@ -182,11 +182,9 @@ def set_aside(services: Services, ledger: Ledger, record: FileRecord, error: Exc
         raise TransientError(f"{record.place} was archived to {now.place} while it was to be read") from error
     with bucket_errors(f"looking for {version.name}"):
         there = bucket.is_there(services.bucket, version, record.place)
-    # Believed only if a second look says the same: a file that is superseded is not looked at again.
+    # Trust this only if a second look agrees: a superseded file is not looked at again.
     if there:
-        raise TransientError(
-            f"the bucket says that generation {version.generation} is gone, yet it is there", where=record.place
-        ) from error
+        raise TransientError(f"the bucket reports generation {version.generation} as gone, but it exists", where=record.place) from error
     settle_missing_source(services.bucket, ledger, record)
     now = ledger.records([version])[version.name, version.generation]
     if now.place != record.place:

@@ -1,6 +1,6 @@
-"""A batch's two Pachyderm jobs, followed until they end.
+"""Follows a batch's two Pachyderm jobs until they end.
 
-What becomes of a file is decided by what Pachyderm stores: the states of jobs and datums, the reasons in a pipeline's meta repo, the
+The outcome of a file depends only on what Pachyderm stores: the states of jobs and datums, the reasons in a pipeline's meta repo, the
 paths of its output. Log lines are for people, and may be late or missing.
 """
 
@@ -26,19 +26,19 @@ from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, SHARD
 from qa_platform.settings import PachydermSettings
 from qa_platform.text import escaped_lines
 
-# In the order in which they work on a commit.
+# In the order in which they process a commit.
 PIPELINES = (ANSWER_PIPELINE, LOAD_PIPELINE)
 _POLL_SECONDS = (0.05, 2.0)
-# How long a base job's meta commit, which has to close before datums can be listed, is waited for.
+# How long to wait for the previous job's meta commit to close. Datums cannot be listed before that.
 _CLOSING_SECONDS = 120.0
-# Failed datums whose reasons are read, of one file and of a job.
+# The maximum number of failed datums whose reasons are read, per file and per job.
 _REASONS_OF_FILE = 3
 _REASONS = 500
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told of a batch's jobs: a log for people, every step of the progress, and what the jobs wait for ("" when they go on)."""
+    """Receives news of a batch's jobs: a log for people, every progress step, and what the jobs wait for ("" when they continue)."""
 
     log: Log
     progress: Callable[[Progress], object] = lambda progress: None
@@ -49,7 +49,7 @@ def follow_jobs(settings: PachydermSettings, commit_id: str, *, watcher: Watcher
     """Follow the jobs of a commit in ``questions``, one pipeline after the other, until the last has succeeded.
 
     Raises:
-        JobFailed: one failed, was killed, could not start, or left out a part of its output.
+        JobFailed: a job failed, was killed, could not start, or lost a part of its output.
         TransientError: pachd was unavailable for longer than the retries last.
     """
     with session(settings, f"following the jobs of commit {commit_id}") as client:
@@ -67,7 +67,7 @@ def follow_jobs(settings: PachydermSettings, commit_id: str, *, watcher: Watcher
 
 
 def stop_jobs(client: Client, commit_id: str, *, reason: str) -> None:
-    """Stop those jobs of a commit that have not ended."""
+    """Stop the jobs of a commit that have not ended."""
     for pipeline in PIPELINES:
         job = job_of(pipeline, commit_id)
         if client.pps.inspect_job(job=job).state in IN_PROGRESS:
@@ -83,10 +83,10 @@ class _Following:
     watcher: Watcher
 
     def follow(self, pipeline: str) -> None:
-        """Until the job of a pipeline has succeeded.
+        """Wait until the job of a pipeline has succeeded.
 
         Raises:
-            JobFailed: it has not.
+            JobFailed: it ended without success, or could not start.
         """
         job = job_of(pipeline, self.commit_id)
         lines = LogLines(self.client, job, self.watcher.log)
@@ -114,7 +114,7 @@ class _Following:
             raise JobFailed(self._failure(info))
 
     def _tell_waiting(self, reason: str) -> None:
-        self.watcher.log.info("%s", f"waiting for Pachyderm: {reason}" if reason else "Pachyderm goes on")
+        self.watcher.log.info("%s", f"waiting for Pachyderm: {reason}" if reason else "Pachyderm continues")
         self.watcher.waiting(reason)
 
     def _stopped(self, job: pps.Job, reason: str) -> JobFailure:
@@ -168,7 +168,7 @@ class _Following:
 
 
 def datum_reason(client: Client, job: pps.Job, datum_id: str) -> str:
-    """Why a datum failed, as the pipeline's meta repo has it; "" where it has nothing."""
+    """Why a datum failed, according to the pipeline's meta repo; "" if it has no reason."""
     repo = pfs.Repo(name=job.pipeline.name, type="meta", project=job.pipeline.project)
     file = pfs.File(commit=pfs.Commit(repo=repo, id=job.id), path=f"/meta/{datum_id}/meta")
     try:

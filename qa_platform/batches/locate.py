@@ -1,4 +1,4 @@
-"""Locates the sources of files: where they really lie, and what to do if their records say something else."""
+"""Locates the sources of files, and corrects records that name the wrong place."""
 
 from google.cloud import storage
 
@@ -11,24 +11,24 @@ from qa_platform.ledger.retries import source_is_gone
 
 
 def find_source(opened: storage.Bucket, record: FileRecord) -> str:
-    """The object that holds a file's source now: where its record says, or else a copy of it or the upload itself; "" if there is none."""
+    """The object that holds a file's source now: the recorded one, else an archived copy, else the upload; "" if there is none."""
     version, upload = record.version, INCOMING + record.version.name
     if record.status is FileStatus.FORGOTTEN:
-        # Its record has no checksum to recognise a copy by, and what is left of it is not to be answered.
+        # Its record has no checksum to recognise a copy by, and nothing left of it may be answered.
         return ""
     with bucket_errors(f"looking for {version.name}"):
         if record.place and bucket.is_there(opened, version, record.place):
             return record.place
         if place := find_archived(opened, version):
             return place
-        # Where the record names no object, the upload is about to be deleted.
+        # If the record names no object, the upload is about to be deleted.
         return upload if record.place not in ("", upload) and bucket.is_there(opened, version, upload) else ""
 
 
 def settle_missing_source(opened: storage.Bucket, ledger: Ledger, record: FileRecord) -> bool:
     """Correct the record of a waiting file whose source is not where the record says.
 
-    It lies elsewhere where the tables or the bucket were restored to an older state. Otherwise the file is superseded.
+    The source lies elsewhere if the tables or the bucket were restored to an older state. If it is gone, the file is superseded.
 
     Returns:
         Whether the record was corrected: false if it has changed since it was read, or if the source is there after all.
@@ -40,7 +40,7 @@ def settle_missing_source(opened: storage.Bucket, ledger: Ledger, record: FileRe
 
 
 def why_gone(opened: storage.Bucket, record: FileRecord) -> str:
-    """Why a file has no source any more, and what to do, for people."""
+    """Why a file's source is gone and what to do about it, for people."""
     name = record.version.name
     if record.status is FileStatus.FORGOTTEN:
         return source_is_gone(record)

@@ -13,37 +13,37 @@ from qa_platform.clients.services import Log
 from qa_platform.contract import shard_in
 from qa_platform.text import escaped
 
-# Lines are asked for so often at most, and not before so many times as long have passed as asking took: a job is not held up by its lines.
+# The minimum seconds between two polls, and the pause after a poll as a multiple of its duration: polling must not hold up the job.
 _LOG_SECONDS = 2.0
 _LOG_REST = 5.0
-# Lines that are passed on as one message.
+# The maximum number of lines passed on as one message.
 _LINES_AT_ONCE = 200
 
 
 class LogLines:
-    """Passes a job's log lines on while they are written. They are polled, and no error of theirs matters.
+    """Passes on a job's log lines as they are written. Polls for them and ignores errors.
 
-    Which lines were passed on is remembered here: what a cluster's log store gives as the tail of a log is not the tail.
+    Remembers which lines were passed on, because a cluster's log store does not return the true tail of a log.
     """
 
-    # Lines may come late; of so many the place is remembered.
+    # How late a line may arrive, and how many lines are remembered.
     _LATE = timedelta(seconds=60)
     _REMEMBERED = 20_000
 
     def __init__(self, client: Client, job: pps.Job, log: Log) -> None:
         self.last = ""
-        # The shards that the lines say are answered.
+        # The shards that are answered according to the lines.
         self.answered: set[str] = set()
         self._client = client
         self._job = job
         self._log = log
         self._known: OrderedDict[tuple[object, ...], None] = OrderedDict()
         self._next = 0.0
-        # When all lines were last there.
+        # When the lines were last read completely.
         self._whole: float | None = None
 
     def pass_on(self, *, last: bool = False) -> None:
-        """Pass on what is new, if it was not asked for just now."""
+        """Pass on new lines. Does nothing if the last poll was a moment ago, unless ``last`` is set."""
         asked = time.monotonic()
         if asked < self._next and not last:
             return
@@ -60,7 +60,7 @@ class LogLines:
             self._log.info("%s", "\n".join(lines[start : start + _LINES_AT_ONCE]))
 
     def _since(self) -> timedelta:
-        # All of them the first time: the job may be one that an earlier run launched.
+        # All lines the first time: an earlier run may have launched the job.
         if self._whole is None or not self._known:
             return timedelta(days=1)
         return self._LATE + timedelta(seconds=time.monotonic() - self._whole)

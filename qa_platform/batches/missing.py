@@ -1,4 +1,4 @@
-"""Files that were answered once and are missing in the tables: compares the archive and Pachyderm's commits with them.
+"""Finds answered files that are missing from the tables: compares the tables with the archive and with Pachyderm's commits.
 
 Files go missing when PostgreSQL is restored from a backup that is older than they are. Reads only.
 """
@@ -22,9 +22,9 @@ from qa_platform.ledger import Ledger
 from qa_platform.ledger.restoring import AnsweredVersion, Presence
 from qa_platform.ledger.states import WITHOUT_ANSWERS
 
-# Objects that are compared at a time: a page of the listing.
+# The number of objects compared at a time: a page of the listing.
 _PAGE = 1_000
-# Missing files that one comparison names. The next one, after these are restored, names the others.
+# The maximum number of missing files that one comparison names. After these are restored, the next one names the others.
 MOST_MISSING = 20_000
 
 
@@ -34,8 +34,8 @@ class Comparison:
 
     Args:
         compared: the number of objects, or of files in commits, that were compared.
-        unnamed: the number of objects that were ignored, since their names are not those of archived files.
-        is_whole: all were compared, and all that is missing is named.
+        unnamed: the number of objects that were ignored because their names are not those of archived files.
+        is_whole: everything was compared, and everything missing is named.
         missing: the newest version of each file that is missing, by name.
         coming: the same for files that wait or are being answered.
         commits: the Pachyderm commits that hold the answers of missing files, by name.
@@ -80,9 +80,9 @@ def compare_archive(
     """Compare the objects under ``processed/`` with the tables, page by page.
 
     Args:
-        suffixes: endings of names that are answered.
-        names: compare only these files; none for all.
-        most: compare only so many objects, the first by name; None for all.
+        suffixes: the name endings of files that are answered.
+        names: compare only these files; empty for all.
+        most: compare at most this many objects, the first by name; None for all.
 
     Raises:
         InputError, TransientError: the bucket or PostgreSQL refuses, or is unavailable.
@@ -111,10 +111,10 @@ def compare_commits(
     names: Sequence[str] = (),
     most: int | None = None,
 ) -> Comparison:
-    """Compare what Pachyderm's commits have loaded with the tables, the newest commit first.
+    """Compare the files that Pachyderm's commits have loaded with the tables, newest commit first.
 
     Args:
-        most: compare only so many commits; None for all.
+        most: compare at most this many commits; None for all.
 
     Raises:
         grpc.RpcError: pachd refuses, or is unavailable.
@@ -143,7 +143,7 @@ def _loading_commits(client: Client) -> list[str]:
     try:
         infos = list(client.pfs.list_commit(repo=pfs.Repo.from_uri(LOAD_PIPELINE)))
     except grpc.RpcError as error:
-        # Pachyderm is new, and nothing was loaded yet.
+        # Pachyderm is new, and nothing has been loaded yet.
         if not is_code(error, grpc.StatusCode.NOT_FOUND):
             raise
         return []

@@ -1,4 +1,4 @@
-"""How long a job still takes, by the rows that were done while somebody looked."""
+"""Estimates a job's remaining time from the rows done while it was watched."""
 
 
 class Pace:
@@ -8,7 +8,7 @@ class Pace:
         self._begun: tuple[float, int] | None = None
 
     def seconds_left(self, done: int, total: int, *, at: float) -> float | None:
-        """The time until all rows are done; None while there is nothing to estimate it from.
+        """The seconds until all rows are done; None while there is nothing to estimate them from.
 
         Args:
             at: when the rows were counted, in seconds of any clock.

@@ -1,4 +1,4 @@
-"""Everything that waits: reads the bucket and the records, and has `plan.plan` decide what is to be done.
+"""Finds pending work: reads the bucket and the records, and lets `plan.plan` decide what to do.
 
 The sensors, the job for CI and the cron variant look for work here, and only here.
 """
@@ -23,10 +23,10 @@ from qa_platform.ledger import Deferred, FileRecord, Ledger
 from qa_platform.ledger.states import DONE, WITHOUT_ANSWERS, Known
 from qa_platform.text import escaped_lines
 
-# What one look leads to at most, so that a sensor's tick stays short however much is waiting.
+# The maximum work per look, so that a sensor's tick stays short however much is waiting.
 BATCHES_PER_LOOK = 5
 TIDIED_PER_LOOK = 500
-# Dagster ends a tick after 60 s. What is not archived by then is archived at the next look.
+# Dagster ends a tick after 60 s. What is not archived within this time is archived at the next look.
 TIDY_SECONDS = 20.0
 # A file that still cannot be reported this long after it was loaded is archived without a report.
 UNREPORTED_SECONDS = 3600.0
@@ -36,13 +36,13 @@ _PAGE = 5_000
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at the bucket found.
+    """The result of one look at the bucket.
 
     Args:
-        claimed: the names that others are working on right now.
-        objects: the number of uploads, and of files to be answered again from elsewhere.
+        claimed: the names that other runs are working on right now.
+        objects: the number of uploads, plus the files to be answered again from another place.
         ignored: the numbers of ignored objects, by reason.
-        deferred: the files that wait for something that is not their fault.
+        deferred: the files that wait for a reason that is not their fault.
     """
 
     plan: Plan
@@ -53,10 +53,9 @@ class Look:
 
 
 def look(services: Services) -> Look:
-    """Find what is to be done. Reads only.
+    """Find the work to do. Reads only.
 
-    The listing is reduced page by page to what is unfinished and to the oldest of what is new, so that neither time nor memory depends
-    on how much lies there.
+    The listing is reduced page by page to the unfinished files and the oldest new ones, so memory does not grow with the backlog.
     """
     limits = Limits(services.work.batch_files, services.work.batch_bytes, BATCHES_PER_LOOK)
     ignored: Counter[str] = Counter()
@@ -73,7 +72,7 @@ def look(services: Services) -> Look:
                 state = known.get((version.name, version.generation))
                 if state and state.status in WITHOUT_ANSWERS:
                     continue
-                # An upload comes later than what is to be answered again under the same name, and takes its place.
+                # Uploads are listed after the files to be answered again. An upload of the same name replaces such a file.
                 unfinished.pop(version.name, None)
                 if state is None and _is_settling(version, now, services.work.empty_seconds):
                     settling += 1
@@ -94,8 +93,9 @@ def look(services: Services) -> Look:
 
 
 def _is_settling(version: FileVersion, now: datetime, seconds: float) -> bool:
-    """Whether an upload is empty, and so new that its content may still come: some programs create a file before they write it."""
-    # A generation is the microsecond of the write. Were it any other number, the upload would be rejected at once, and not wait for ever.
+    """Whether an upload is empty, and so new that its content may still come: some programs create a file before they write to it."""
+    # A generation is the time of the write in microseconds. If it is any other number, the upload is rejected at once instead of waiting
+    # for ever.
     return version.size == 0 and abs(now.timestamp() - version.generation / 1e6) < seconds
 
 
@@ -106,17 +106,17 @@ def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:
 
 
 def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report = lambda records: None) -> bool:
-    """`record_unchanged`, then `archive_done`. Returns whether all of the unchanged uploads are recorded."""
+    """Run `record_unchanged`, then `archive_done`. Returns whether all unchanged uploads are recorded."""
     is_recorded = record_unchanged(services, found, log)
     archive_done(services, log, report=report)
     return is_recorded
 
 
 def record_unchanged(services: Services, found: Plan, log: logging.Logger) -> bool:
-    """Record unchanged uploads. One that cannot be recorded is logged, and costs nothing else.
+    """Record unchanged uploads. A failure is logged and does not affect the others.
 
     Returns:
-        Whether all of them are recorded; the others are left to the next look.
+        Whether all of them are recorded; the rest is left to the next look.
     """
     until, recorded = time.monotonic() + TIDY_SECONDS, 0
     with Ledger(services.postgres) as ledger:
@@ -126,22 +126,20 @@ def record_unchanged(services: Services, found: Plan, log: logging.Logger) -> bo
             try:
                 if ledger.mark_unchanged(version):
                     recorded += 1
-                    log.info("%s: the upload equals what is answered already; recorded as unchanged", version.shown)
+                    log.info("%s: same content as the answered version; recorded as unchanged", version.shown)
             except Exception as error:
-                log.warning("%s is unchanged, and that could not be recorded: %s", version.shown, escaped_lines(str(error)))
+                log.warning("%s is unchanged, but this could not be recorded: %s", version.shown, escaped_lines(str(error)))
         for version in found.alike[:TIDIED_PER_LOOK]:
-            log.info(
-                "%s has the size and checksum of what is answered already, and the bucket has no MD5 of both; it is answered", version.shown
-            )
+            log.info("%s: same size and checksum as the answered version, but an MD5 is missing; it is answered again", version.shown)
     return recorded == len(found.unchanged)
 
 
 def archive_done(services: Services, log: logging.Logger, *, report: Report = lambda records: None) -> int:
-    """Archive files that are done and that their runs did not archive.
+    """Archive done files that their runs did not archive.
 
     Args:
-        report: called with each loaded file before it is archived, at every try, since the run that loaded it may have died before it
-            reported it. If it raises, the file waits for its next try, and holds no other. After an hour it is archived all the same.
+        report: called with each loaded file before every attempt to archive it, since the run that loaded it may have died before
+            reporting it. If it raises, only this file waits for its next attempt. After an hour it is archived anyway.
 
     Returns:
         The number of files that could not be archived, in this call or before. Their records say why.
@@ -157,7 +155,7 @@ def archive_done(services: Services, log: logging.Logger, *, report: Report = la
 
 
 def _reported(services: Services, ledger: Ledger, record: FileRecord, report: Report, log: logging.Logger) -> bool:
-    """Report a file before it is archived, since nobody reports it afterwards. Returns whether it may be archived now."""
+    """Report a file before it is archived, since nothing reports it afterwards. Returns whether it may be archived now."""
     there = ledger.in_the_table(record.version.name)
     if there and there.version.generation > record.version.generation:
         # Its rows were replaced: the checks would count those of the newer generation.
@@ -174,20 +172,20 @@ def _reported(services: Services, ledger: Ledger, record: FileRecord, report: Re
 
 
 def keep_claims(services: Services, tokens: Sequence[str]) -> None:
-    """Renew the claims of runs that were requested and have not begun, so that they may wait in a queue for as long as it takes."""
+    """Renew the claims of requested runs that have not started, so that they can wait in a queue for as long as it takes."""
     if tokens:
         with Ledger(services.postgres) as ledger:
             ledger.keep(tokens, services.work.lease_seconds)
 
 
 def reconcile(services: Services) -> int:
-    """Correct what is recorded where the bucket says otherwise; how many files that were.
+    """Correct records that contradict the bucket. Returns the number of corrected files.
 
-    - An upload that lies there and is recorded as superseded becomes pending.
-    - A file that is recorded as archived and lies under ``incoming/`` again is archived once more.
-    - A waiting file that was overwritten, deleted or archived is superseded, or answered from the archive.
+    - An upload that exists but is recorded as superseded becomes pending.
+    - A file that is recorded as archived but lies under ``incoming/`` again is archived again.
+    - A waiting file whose upload is gone is answered from the archive, or else superseded.
 
-    A record that has changed since it was read, say by a retry, is left as it is.
+    A record that has changed since it was read, for example by a retry, is left alone.
     """
     archives = services.work.archive != "keep"
     with Ledger(services.postgres) as ledger:
@@ -202,7 +200,7 @@ def reconcile(services: Services) -> int:
 
 
 def claim(services: Services, batch: Batch, *, token: str) -> Batch | None:
-    """Claim a batch's files with ``token``: the batch, or None if somebody else was faster with any of them."""
+    """Claim a batch's files with ``token``. Returns the batch, or None if another process was faster with any of them."""
     with Ledger(services.postgres) as ledger:
         won = ledger.claim(batch.versions, owner=token, lease_seconds=services.work.lease_seconds)
         if len(won) == len(batch.versions):

@@ -1,6 +1,6 @@
-"""What is to be done, from what lies in the bucket and what is known of it. Pure: no clock, no cursor, no connection.
+"""Decides what to do, given the objects in the bucket and their records. Pure: no clock, no cursor, no connection.
 
-Everything that the sensor decides is decided here, so that it can be tested on any history of uploads, crashes and retries.
+All of the sensor's decisions are made here, so that they can be tested on any history of uploads, crashes and retries.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one look at the bucket leads to.
+    """The decisions after one look at the bucket.
 
     Args:
-        waiting: counts the files to be answered, in a batch of this plan or not yet.
-        alike: those of them that have the size and the checksum of what is answered, and that no MD5 shows to be equal or different.
+        waiting: the number of files to be answered, in a batch of this plan or later.
+        alike: those of them with the size and checksum of the answered version, if no MD5 tells whether they are equal.
     """
 
     batches: tuple[Batch, ...] = ()
@@ -52,20 +52,20 @@ def plan(
     *,
     answered: Mapping[str, FileVersion] | None = None,
 ) -> Plan:
-    """Decide what becomes of every object under ``incoming/``.
+    """Decide what to do with every object under ``incoming/``.
 
     Args:
         listing: the live objects, at most one generation of each name.
-        finished: what is recorded, by (name, generation); what is not in here is new.
-        claimed: names that somebody holds a live claim on. They are left alone, whatever their generation.
+        finished: the recorded states, by (name, generation); an object without one is new.
+        claimed: names under a live claim. They are left alone, whatever their generation.
         limits: the size of a batch and the number of batches.
         answered: per name, the newest version whose answers by the wanted model are in the table. A new upload that equals it in
             size, checksum and MD5 is unchanged. One without an MD5, such as a composed object, is answered.
 
     Returns:
-        Batches in the order of age (generations grow with time), oldest first: first the ones that a vanished run left
-        behind, under their old id; then files that failed before, alone; then the rest. Where many have failed, half of the batches
-        are for the rest all the same.
+        Batches in order of age, oldest first (generations grow with time). First come those that a vanished run left behind, under their
+        old id; then files that failed before, each alone; then the rest. While there is a rest, failed files get at most half of the
+        batches.
     """
     answered = answered or {}
     todo, unchanged, alike, later = [], [], [], 0
@@ -91,7 +91,7 @@ def plan(
 
 
 def _is_same(version: FileVersion, answered: FileVersion | None) -> bool | None:
-    """Whether an upload has the content of the version that is answered; None if size and checksum say so, and no MD5 can tell."""
+    """Whether an upload has the same content as the answered version; None if size and checksum agree but an MD5 is missing."""
     if answered is None or not version.crc32c or answered.generation == version.generation:
         return False
     if (answered.size, answered.crc32c) != (version.size, version.crc32c):

@@ -1,4 +1,4 @@
-"""How far a job is."""
+"""The progress of a job."""
 
 import time
 from collections.abc import Collection
@@ -11,16 +11,16 @@ from qa_platform.batches.contents import Contents, done_paths
 from qa_platform.batches.pace import Pace
 from qa_platform.clients.pachyderm import state_name
 
-# Progress is told so often at most, and not before so many times as long have passed as asking for it took.
+# The minimum seconds between two readings, and the pause after a reading as a multiple of its duration.
 _PROGRESS_SECONDS = 1.0
 _PROGRESS_REST = 20.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is. ``seconds_left`` is None while nothing can be said.
+    """The progress of a job. ``seconds_left`` is None while it cannot be estimated.
 
-    Rows are those of the datums that are done, and of the shards that the job's log says are answered.
+    ``rows`` counts the datums that are done and the shards that are answered according to the job's log.
     """
 
     pipeline: str
@@ -39,7 +39,7 @@ class Progress:
 
 
 class Meter:
-    """Turns what Pachyderm says of a job into `Progress`. The speed is that of the rows that were done while it looked."""
+    """Turns Pachyderm's information about a job into `Progress`. The speed is measured on the rows done while it watches."""
 
     def __init__(self, client: Client, contents: Contents) -> None:
         self._client = client
@@ -49,10 +49,10 @@ class Meter:
         self._next = 0.0
 
     def read(self, info: pps.JobInfo, logged: Collection[str]) -> Progress | None:
-        """The progress, if there is any since it was last read, and that is not just now. A new state is always told.
+        """The progress, or None if nothing changed or it was read a moment ago. A change of state is always returned.
 
         Args:
-            logged: the shards that the job's log says are answered: Pachyderm counts datums as done when all of their set are.
+            logged: the shards that are answered according to the job's log. Pachyderm counts datums as done only when their whole set is.
         """
         state, datums = state_name(info.state), info.data_processed + info.data_skipped
         now, seen = time.monotonic(), (info.state, datums, info.data_total, len(logged))

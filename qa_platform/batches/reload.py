@@ -1,4 +1,4 @@
-"""Loading the answers of files once more, from the Pachyderm commits that hold them. No model is asked."""
+"""Loads the answers of files again, from the Pachyderm commits that hold them. No model runs."""
 
 import tarfile
 import tempfile
@@ -18,20 +18,20 @@ from qa_platform.text import escaped
 
 
 def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: Log) -> tuple[FileRecord, ...]:
-    """Load the answers of these partitions' files once more.
+    """Load the answers of these partitions' files again.
 
     Returns:
-        Their records. Files that another run holds are not in it.
+        Their records. Files that another run holds are left out.
 
     Raises:
-        InputError: a file was never answered, or its commit is gone.
+        InputError: a file was never answered, its commit is gone, or it is superseded.
     """
     with Ledger(services.postgres) as ledger:
         versions = _answered(ledger, keys)
         seconds = services.work.lease_seconds
         owned = ledger.take_over(versions, token=run_id, owner=run_id, lease_seconds=seconds)
         for name in sorted({version.name for version in versions} - {record.version.name for record in owned}):
-            log.warning("%s is left alone here: another run has claimed it", escaped(name))
+            log.warning("%s is skipped: another run has claimed it", escaped(name))
         try:
             with lease(ledger, run_id, seconds, log):
                 for record in owned:
@@ -56,12 +56,14 @@ def _answered(ledger: Ledger, keys: Sequence[str]) -> list[FileVersion]:
 def _reload(services: Services, record: FileRecord) -> None:
     if load_commit(services, record.version, record.pachyderm_commit, job_id=record.pachyderm_job) is FileStatus.SUPERSEDED:
         raise InputError(
-            "not loaded again, since something newer is there or asked for", where=record.version.name, advice="wait for the sensor"
+            "not reloaded: a newer version is loaded, a retry was requested, or the file was forgotten",
+            where=record.version.name,
+            advice="nothing to do: the sensor answers what is still waiting",
         )
 
 
 def load_commit(services: Services, version: FileVersion, commit: str, *, job_id: str = "") -> FileStatus:
-    """Load the answers of one file from the Pachyderm commit that holds them; the file's status after it.
+    """Load the answers of one file from the Pachyderm commit that holds them. Returns the file's new status.
 
     Raises:
         InputError: the commit is gone, or does not hold all answers of the file.

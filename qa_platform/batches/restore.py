@@ -1,4 +1,4 @@
-"""Brings back files that an older database lacks: from the copy in the bucket, or else from Pachyderm's commits."""
+"""Restores files that an older backup of the database lacks: from the copy in the bucket, or else from Pachyderm's commits."""
 
 import enum
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from qa_platform.ledger.restoring import AnsweredVersion, Presence
 
 
 class RestoreState(enum.StrEnum):
-    """What was done about a file that is missing in the table. In a dry run nothing is done."""
+    """What was done about a file that is missing from the table. A dry run does nothing."""
 
     # Answered again from its copy in the bucket, by the next runs.
     REQUESTED = "requested"
     # Loaded from Pachyderm's commit.
     LOADED = "loaded"
-    # It waits or is being answered already.
+    # It is already waiting or being answered.
     COMING = "coming"
     # In a dry run: it would be requested or loaded.
     MISSING = "missing"
@@ -31,10 +31,10 @@ class RestoreState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Restored:
-    """One file.
+    """The result for one file.
 
     Args:
-        generation: 0 where no version is known.
+        generation: 0 if no version is known.
         source: where it comes from: an object of the bucket, a commit of Pachyderm, or "".
         detail: why it is lost.
     """
@@ -52,7 +52,7 @@ class Restoration:
 
     Args:
         names: restore only these files; empty for all that are missing.
-        dry_run: say what would be done, and do nothing.
+        dry_run: only report what would be done.
     """
 
     services: Services
@@ -63,7 +63,7 @@ class Restoration:
     def restore(self) -> Iterator[Restored]:
         """Restore the missing files.
 
-        A repeated call does nothing twice: what was requested is coming then, and what was loaded is in the table.
+        It can be repeated: files that were requested are then coming, and files that were loaded are in the table.
 
         Yields:
             Every file that is missing or coming. Files that are in the table already are left out.
@@ -76,7 +76,7 @@ class Restoration:
         yield from self._request(archive)
         with pachyderm.session(self.services.pachyderm, "comparing Pachyderm's commits with the tables") as client:
             commits = compare_commits(client, self.services.bucket, self.ledger, suffixes, names=self.names)
-        # The bucket comes first: what it has is answered from there.
+        # The bucket takes precedence: the files that it has are answered from there.
         in_bucket = archive.missing.keys() | archive.coming.keys()
         for name, answered in commits.missing.items():
             if name not in in_bucket:
@@ -110,7 +110,7 @@ class Restoration:
         return Restored(version.name, version.generation, state, source)
 
     def _lost(self, found: set[str]) -> Iterator[Restored]:
-        """The files that were asked for, and that were not found anywhere."""
+        """The requested files that were found nowhere."""
         newest = self.ledger.newest([name for name in self.names if name not in found])
         records = list(newest.values())
         presences = self.ledger.presence([AnsweredVersion(record.version, record.place) for record in records])

@@ -1,4 +1,4 @@
-"""Retries that people ask for. A retry is accepted only if the source is there: what is accepted happens."""
+"""Retries requested by people. A retry is accepted only if the source exists, so an accepted retry takes place."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ from qa_platform.errors import InputError, TransientError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.ledger.retries import never_seen
 
-# How often this is tried, if the records change while the sources are looked for.
+# Attempts, in case the records change while the sources are located.
 _TRIES = 5
 
 
 def request_retries(
     opened: storage.Bucket, ledger: Ledger, names: Sequence[str], *, owner: str = "", lease_seconds: int = 0
 ) -> list[FileRecord]:
-    """Have the newest generations of files answered again, all of them or none.
+    """Request that the newest generations of files are answered again: all of them or none.
 
     Args:
-        owner: who claims them at the same moment, before a sensor sees that they wait; "" for nobody. A file that somebody else holds
-            stays theirs.
+        owner: claims the files in the same step, before a sensor sees them waiting; "" for no claim. A file held by another owner stays
+            with that owner.
 
     Returns:
         Their records, in the order of ``names``.

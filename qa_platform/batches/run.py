@@ -1,7 +1,7 @@
-"""One batch of files, from the bucket to the table, step by step: claim, read, commit, follow, settle, report, archive.
+"""Takes one batch of files from the bucket to the table: claim, read, commit, follow, settle, report, archive.
 
-`BatchRun` is the whole way as plain code, in the order in which it happens. Dagster calls it and tells people of the outcome; it knows
-nothing of Dagster. Killed at any point, it is simply run again with the same batch: what is done is recognised, and not done twice.
+`BatchRun` is the whole process as plain code, in order. Dagster calls it and reports the outcome; it knows nothing of Dagster. If it
+is killed at any point, it is run again with the same batch: it recognises finished work and does not repeat it.
 """
 
 import time
@@ -32,18 +32,17 @@ from qa_platform.ledger.states import DONE
 from qa_platform.settings import PachydermSettings
 from qa_platform.text import escaped
 
-# How long a commit that somebody else holds open is waited for. Writing one takes well under a second once its files are in.
+# How long to wait for a commit that another run holds open. Writing one takes well under a second once its files are in.
 _OPEN_HEAD_SECONDS = 120
-# How often one run launches a batch's jobs at most. An update of a pipeline kills its jobs, and a job can lose its output; neither is a
-# file's fault.
+# How often one run may launch a batch's jobs. A pipeline update kills its jobs, and a job can lose its output; neither is a file's fault.
 _LAUNCHES = 3
 _LOST = (pps.JobState.JOB_FAILURE, pps.JobState.JOB_KILLED, pps.JobState.JOB_UNRUNNABLE)
 
 
 class Follow(Protocol):
-    """Waits until the jobs of a commit have succeeded, like `jobs.follow_jobs`, whose errors it raises.
+    """Waits until the jobs of a commit have succeeded. Raises the errors of `jobs.follow_jobs`.
 
-    ``adopted`` says that an earlier run launched them; ``waiting`` is told what they wait for, "" when they go on.
+    ``adopted``: an earlier run launched them. ``waiting`` is called with what they wait for, "" when they continue.
     """
 
     def __call__(self, *, commit_id: str, adopted: bool, waiting: Callable[[str], object]) -> object: ...
@@ -54,7 +53,7 @@ Report = Callable[[Sequence[FileRecord]], object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a batch: the records of its files as they are now, and why not all of them are done, if so."""
+    """The outcome of a batch: the current records of its files, and the failure if not all of them are done."""
 
     records: tuple[FileRecord, ...]
     failure: JobFailure | None = None
@@ -62,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Launch:
-    """One launch of the batch's jobs: the commit that holds its files, and why not all of them were loaded, if so."""
+    """One launch of the batch's jobs: the commit that holds its files, and the failure if not all of them were loaded."""
 
     commit_id: str
     adopted: bool
@@ -86,21 +85,21 @@ def answer_batch(
     follow: Follow | None = None,
     report: Report = lambda records: None,
 ) -> Outcome:
-    """Answer the files of a batch, load the answers, and archive the sources. Interrupted, it stops the Pachyderm jobs.
+    """Answer the files of a batch, load the answers, and archive the sources. If interrupted, stop the Pachyderm jobs.
 
     Args:
-        token: what the files are claimed with so far; the claim passes to ``run_id``.
-        predecessors: the runs that this one replaces, whose claims pass to it too.
-        follow: waits for the jobs, and tells somebody of it; by default only ``log`` is told.
-        report: tells somebody of the outcome of each file. It is called before their sources are archived, so that whatever is archived
-            has been told; files that were archived before are left out.
+        token: the current owner of the claims on the files; they pass to ``run_id``.
+        predecessors: the runs that this one replaces. Their claims pass to it too.
+        follow: waits for the jobs and reports on them; by default it reports only to ``log``.
+        report: reports the outcome of the files. It is called before their sources are archived, so that every archived file has been
+            reported. Files that were archived before are left out.
 
     Returns:
-        The outcome. Files that another run holds are not in it.
+        The outcome. Files that another run holds are left out.
 
     Raises:
-        TransientError: a service was unavailable. The claims are given back, and the sensor runs the same batch again after a while.
-        InputError: a service refused what was asked of it; the message says what to do.
+        TransientError: a service was unavailable. The claims are released, and the sensor runs the same batch again after a while.
+        InputError: a service refused a request; the message says what to do.
     """
     with Ledger(services.postgres) as ledger:
         run = BatchRun(services, ledger, batch, run_id, log, follow or _LoggedFollow(services.pachyderm, log), report)
@@ -109,7 +108,7 @@ def answer_batch(
 
 @dataclass(frozen=True)
 class BatchRun:
-    """One run over one batch. Its methods are the steps, in the order in which they happen."""
+    """One run of one batch. Its methods are the steps, in order."""
 
     services: Services
     ledger: Ledger
@@ -120,7 +119,7 @@ class BatchRun:
     report: Report = field(default=lambda records: None)
 
     def answer(self, token: str, predecessors: Sequence[str]) -> Outcome:
-        """Do all steps. See `answer_batch`."""
+        """Run all steps. See `answer_batch`."""
         owned = self.claim(token, predecessors)
         versions = [record.version for record in owned]
         try:
@@ -135,13 +134,13 @@ class BatchRun:
         finally:
             self.ledger.release(self.run_id)
         records = tuple(self._records(versions))
-        # A file may be parked without any job: it could not be read for the last time, or it was parked before this run.
+        # A file may be parked without any job: its last attempt failed while it was read, or it was parked before this run.
         return Outcome(records, failure or parked(records))
 
-    # 1. The files are this run's.
+    # 1. Claim the files.
 
     def claim(self, token: str, predecessors: Sequence[str]) -> list[FileRecord]:
-        """Take over the claims on the batch's files; the records of those that are this run's now."""
+        """Take over the claims on the batch's files. Returns the records of those that this run now holds."""
         owned = self.ledger.take_over(
             self.batch.versions,
             token=token,
@@ -150,22 +149,22 @@ class BatchRun:
             lease_seconds=self.services.work.lease_seconds,
         )
         for name in sorted({v.name for v in self.batch.versions} - {record.version.name for record in owned}):
-            self.log.warning("%s is left alone here: another run has claimed it", escaped(name))
+            self.log.warning("%s is skipped: another run has claimed it", escaped(name))
         return owned
 
-    # 2. They get into the table: one launch of the two Pachyderm jobs, or a few where something was lost.
+    # 2. Load them into the table: one launch of the two Pachyderm jobs, or a few if something was lost.
 
     def load(self, files: Sequence[FileRecord]) -> JobFailure | None:
-        """Get the files into the table; why not all of them are, if so. The good files of a failed job are loaded all the same."""
+        """Load the files into the table. Returns the failure if not all are loaded. The good files of a failed job are loaded anyway."""
         versions, launch, in_vain = [record.version for record in files], None, False
         for number in range(_LAUNCHES):
             if not files:
-                # What the launch before could not do has been done all the same.
+                # Nothing is left to do, so a failure of the previous launch does not matter.
                 launch = None
                 break
             again: Mapping[str, frozenset[str]] = launch.missing if launch else {}
             if in_vain:
-                # Pachyderm would skip them: their datums count as done. The first shard carries the manifest.
+                # Pachyderm would skip these files: their datums count as done. The first shard carries the manifest.
                 again = {file_id(record.version.name): frozenset({shard_name(0)}) for record in files}
             launch = self.launch(files, f"{self.run_id}-{number}", again, adopt=not again)
             if launch is None:
@@ -177,14 +176,14 @@ class BatchRun:
         return self.settle(versions, launch)
 
     def launch(self, files: Sequence[FileRecord], launch_id: str, again: Mapping[str, frozenset[str]], *, adopt: bool) -> _Launch | None:
-        """Bring the files into a commit, and follow its jobs. None where no file is left to be committed.
+        """Put the files into a commit and follow its jobs. None if no file is left to commit.
 
         Args:
             again: shards whose output was missing before, by file id.
-            adopt: take the commit that an earlier run made, if there is one.
+            adopt: use the commit that an earlier run made, if there is one.
         """
         versions = [record.version for record in files]
-        # As they are now: a retry since the claim counts already.
+        # The current records: a retry requested since the claim already counts.
         files = self.ledger.start(self.run_id, versions, run_id=self.run_id, batch_id=self.batch.id)
         with pachyderm.session(self.services.pachyderm, f"bringing batch {self.batch.id} into a commit") as client:
             adopted = self.adopt(client) if adopt else None
@@ -197,10 +196,10 @@ class BatchRun:
         failure = self.follow_jobs(commit_id, adopted=adopted is not None)
         return _Launch(commit_id, adopted is not None, len(committed), failure)
 
-    # 3. A commit of an earlier run is adopted, or the files are read into a new one.
+    # 3. Adopt an earlier run's commit, or read the files into a new one.
 
     def adopt(self, client: Client) -> str | None:
-        """The commit that an earlier run made for this batch, if its jobs run or have succeeded; else None, and nothing in the way."""
+        """An earlier run's commit of this batch, if its jobs are running or have succeeded; else None. An open commit is dropped."""
         info = commits.find_batch(client, self.batch.id)
         if info is None:
             return None
@@ -212,7 +211,7 @@ class BatchRun:
         try:
             states = [client.pps.inspect_job(job=job_of(pipeline, commit_id)).state for pipeline in PIPELINES]
         except grpc.RpcError as error:
-            # The commit is older than the pipeline, which was made anew in the meantime.
+            # The pipeline was recreated after the commit.
             if not pachyderm.is_code(error, grpc.StatusCode.NOT_FOUND):
                 raise
             return None
@@ -222,7 +221,7 @@ class BatchRun:
         return commit_id
 
     def commit(self, client: Client, files: Sequence[FileRecord], intake: Intake) -> str | None:
-        """Read the files into one new commit; its id, or None if no file could be read."""
+        """Read the files into one new commit. Returns its id, or None if no file could be read."""
         with commits.FileSets(client) as file_sets:
             intake.read(files, file_sets)
             if not file_sets.ids:
@@ -230,18 +229,18 @@ class BatchRun:
             commit_id = None
             while commit_id is None:
                 self.clear_the_head(client)
-                # None: another run was faster, and has the head now.
+                # None: another run was faster and holds the head now.
                 commit_id = commits.commit_batch(client, self.batch.id, file_sets.ids)
         self.log.info("Commit %s in %s holds the batch", commit_id, QUESTIONS_REPO)
         return commit_id
 
     def clear_the_head(self, client: Client) -> None:
-        """Wait until the head of ``questions`` is finished; drop it if it is this batch's, or of a run that holds no claim any more.
+        """Wait until the head of ``questions`` is finished. Drop an open head of this batch, or of a batch that no run claims any more.
 
-        The empty commit of `forget`, which claims nothing, is dropped once it has been open for too long.
+        The empty commit of `forget` has no claim. It is dropped once it has been open for too long.
 
         Raises:
-            TransientError: that takes too long.
+            TransientError: the wait takes too long.
         """
         until = time.monotonic() + _OPEN_HEAD_SECONDS
         while not commits.is_finishing(head := commits.head(client)):
@@ -255,7 +254,7 @@ class BatchRun:
                 )
             else:
                 time.sleep(0.5)
-        # Its files cannot be deleted before.
+        # Its files cannot be deleted before that.
         commits.wait_until_finished(client, head)
 
     def _is_left_behind(self, head: pfs.CommitInfo, *, is_late: bool) -> bool:
@@ -263,10 +262,10 @@ class BatchRun:
             return is_late
         return head.description == self.batch.id or bool(head.description and not self.ledger.batch_is_claimed(head.description))
 
-    # 4. The jobs answer and load.
+    # 4. Follow the jobs, which answer and load.
 
     def follow_jobs(self, commit_id: str, *, adopted: bool) -> JobFailure | None:
-        """Wait for the jobs of the commit; why not all files are loaded, if so."""
+        """Wait for the jobs of the commit. Returns the failure if not all files are loaded."""
         try:
             self.follow(commit_id=commit_id, adopted=adopted, waiting=lambda reason: self.ledger.note_waiting(self.run_id, reason))
         except JobFailed as error:
@@ -275,7 +274,7 @@ class BatchRun:
 
     def _is_launched_again(self, launch: _Launch, files: Sequence[FileRecord], *, in_vain: bool) -> bool:
         if in_vain:
-            # Its jobs are done, and will not do anything more: the table was restored from before, or the loader wrote elsewhere.
+            # Its jobs are done and will not run again: the table was restored to an older state, or the loader wrote to another database.
             self.log.warning("Commit %s is done, but %d of its files are not in the table; relaunching them", launch.commit_id, len(files))
         elif launch.failure and (launch.failure.killed or launch.missing):
             self.log.warning("%s. No file is to blame; relaunching what is not loaded", launch.failure.message)
@@ -283,27 +282,27 @@ class BatchRun:
             return False
         return True
 
-    # 5. What is not loaded is charged, retried, or waits.
+    # 5. Charge, requeue or defer the files that are not loaded.
 
     def settle(self, versions: Sequence[FileVersion], launch: _Launch | None) -> JobFailure | None:
-        """Settle the files that are not loaded; the failure, if there is one."""
+        """Settle the files that are not loaded. Returns the failure, if there is one."""
         alone = launch is not None and launch.files == 1
         settlement = Settlement(self.ledger, self.services.work, self.run_id, self.log, alone)
         return settlement.settle(self._running(versions), launch.failure if launch else None)
 
-    # At any step.
+    # Helpers for all steps.
 
     def _records(self, versions: Sequence[FileVersion]) -> list[FileRecord]:
         records = self.ledger.records(versions)
         return [records[version.name, version.generation] for version in versions]
 
     def _running(self, versions: Sequence[FileVersion]) -> list[FileRecord]:
-        """The files that this run works on: neither done, nor taken over by another run after this one had lost its claim."""
+        """The files that this run works on: not done, and not taken over by another run after this one lost its claim."""
         return [r for r in self._records(versions) if r.status is FileStatus.RUNNING and r.claim_owner in ("", self.run_id)]
 
     @contextmanager
     def _jobs_end_with_this_run(self) -> Iterator[None]:
-        """Stop the batch's jobs when this process is told to end. After an error they go on: another run adopts them."""
+        """Stop the batch's jobs when this process is told to end. After an error they continue, and another run adopts them."""
         try:
             yield
         except Exception:

@@ -1,4 +1,4 @@
-"""After the jobs: what becomes of each file that is not loaded."""
+"""Settles the files that are not loaded after the jobs: charges, defers or requeues each of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _NOT_LOADED = JobFailure(
     "the Pachyderm jobs succeeded, but their files are not in the table: does the loader's secret dbaccess name the same database "
     "as this run's PG_* variables? `qa-platform pachyderm apply` sends it again"
 )
-# Files that a message names.
+# The maximum number of files that a message names.
 _NAMED = 10
 
 
@@ -35,10 +35,10 @@ class Settlement:
     alone: bool
 
     def settle(self, left: Sequence[FileRecord], failure: JobFailure | None) -> JobFailure | None:
-        """Charge the guilty files, and free the others that are not loaded for another batch, uncharged.
+        """Charge the guilty files. Release the other files that are not loaded, uncharged, for another batch.
 
         Returns:
-            The failure, also one that no job had a part in.
+            The failure, even if no job failed.
         """
         if not left:
             return failure
@@ -53,7 +53,7 @@ class Settlement:
         return failure
 
     def _settle_file(self, record: FileRecord, verdict: Verdict) -> None:
-        """Charge a guilty file; try a suspect again alone, and charge it if it fails like that again; let any other go on at once."""
+        """Charge a guilty file; retry a suspect alone, and charge it if that fails too; requeue any other file at once."""
         version, folder = record.version, file_id(record.version.name)
         why = verdict.guilty.get(folder) or verdict.suspects.get(folder, "")
         if not why:
@@ -63,20 +63,20 @@ class Settlement:
             self.log.error("%s failed and is now %s. %s", version.shown, status, escaped_lines(why))
         else:
             its_own = batch_id([(version, record.load_id)])
-            error = f"tried again alone: {why}"
+            error = f"retried alone: {why}"
             self.ledger.defer(self.run_id, [version], error=error, work=self.work, blameless=False, batch_id=its_own)
-            self.log.error("%s is tried again alone. %s", version.shown, escaped_lines(why))
+            self.log.error("%s is retried alone. %s", version.shown, escaped_lines(why))
 
     def _suspect_after(self, failure: JobFailure) -> float | None:
-        """Seconds before a file that no failure is charged to, and that fails on while others are loaded, is suspected; None for never."""
+        """Seconds until an uncharged file that keeps failing while others are loaded becomes a suspect; None for never."""
         if failure.killed or failure.not_started or failure.missing:
             return None
-        # What workers say of themselves is believed for a while: otherwise a file that fills their disk is tried for ever.
+        # A blameless fault is believed only for a while. Otherwise a file that fills the workers' disk would be retried for ever.
         return self.work.retry_most_seconds if failure.verdict.blameless else 0
 
 
 def parked(records: Sequence[FileRecord]) -> JobFailure | None:
-    """The failure of a batch that has files which are not tried again; None where it has none."""
+    """The failure of a batch with parked files, which are not retried; None if it has none."""
     failed = [record for record in records if record.status is FileStatus.FAILED]
     if not failed:
         return None

@@ -1,4 +1,4 @@
-"""Whether a job can start at all."""
+"""Detects jobs that cannot start."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from pachyderm_sdk.api import pps
 from qa_platform.batches.log_lines import LogLines
 from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING
 
-# So often a job begins again because its program does not start, before it is stopped.
+# How often a job may restart because its program does not start, before it is stopped.
 RESTARTS = 5
 _PIPELINE_SECONDS = 5.0
-# Jobs of a pipeline that are looked at for one that keeps the others waiting.
+# How many jobs of a pipeline are searched for one that blocks the others.
 _JOBS = 50
 
 
@@ -21,7 +21,7 @@ class CannotStart(Exception):
 
 
 def waits_for(client: Client, info: pps.JobInfo) -> str:
-    """Why a job's workers do not work, as its pipeline says it; "" if nothing is known to be wrong."""
+    """Why a job's workers do not run, according to its pipeline; "" if nothing is known to be wrong."""
     pipeline = client.pps.inspect_pipeline(pipeline=info.job.pipeline)
     if pps.PipelineState(pipeline.state) not in NOT_STARTING:
         return ""
@@ -33,8 +33,8 @@ class Start:
     """Watches whether a job can start.
 
     Args:
-        patience: seconds that its workers may be unable to start.
-        waiting: is told what it waits for, "" when it goes on.
+        patience: seconds for which its workers may be unable to start.
+        waiting: called with what it waits for, "" when it continues.
     """
 
     def __init__(self, client: Client, job: pps.Job, *, patience: float, waiting: Callable[[str], object]) -> None:
@@ -49,29 +49,29 @@ class Start:
         self._since = self._next = time.monotonic()
 
     def look(self, info: pps.JobInfo, lines: LogLines) -> None:
-        """Look at the job, which has not ended.
+        """Check the job, which has not ended.
 
         Raises:
             CannotStart: it could not start for too long.
         """
         if (done := info.data_processed + info.data_skipped) > self._done:
-            # A job that is adopted may have begun again before, and done its work all the same.
+            # An adopted job may have restarted before and still done its work.
             self._restarts = info.restart if done else 0
             self._done = done
         if info.restart - self._restarts >= RESTARTS:
-            last_words = f"; its last words: {lines.last}" if lines.last else ""
-            raise CannotStart(f"{self._no_start}: the job began again {info.restart} times{last_words}")
+            last_line = f"; last log line: {lines.last}" if lines.last else ""
+            raise CannotStart(f"{self._no_start}: the job restarted {info.restart} times{last_line}")
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _PIPELINE_SECONDS
         if info.state == pps.JobState.JOB_CREATED and (before := self._job_that_cannot_start()):
-            raise CannotStart(f"{self._no_start}: job {before}, which this one waits for, begins again and again")
+            raise CannotStart(f"{self._no_start}: job {before}, which this one waits for, keeps restarting")
         self._tell(waits_for(self._client, info))
         if self._reason and time.monotonic() - self._since > self._patience:
             raise CannotStart(self._reason)
 
     def is_over(self) -> None:
-        """The job has ended."""
+        """Note that the job has ended."""
         self._tell("")
 
     @property
@@ -79,7 +79,7 @@ class Start:
         return f"the program of pipeline {self._job.pipeline.name} does not start"
 
     def _job_that_cannot_start(self) -> str:
-        """Another job of the pipeline that begins again and again; this one does not begin before it has ended. "" if there is none."""
+        """The id of another job of the pipeline that keeps restarting and blocks this one; "" if there is none."""
         for other in self._client.pps.list_job(pipeline=self._job.pipeline, number=_JOBS):
             if other.job.id != self._job.id and other.state in IN_PROGRESS and not other.data_processed:
                 first = self._others.setdefault(other.job.id, other.restart)

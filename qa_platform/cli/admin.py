@@ -1,4 +1,4 @@
-"""The commands that look after the platform itself: `doctor`, `db upgrade` and `completion`."""
+"""The commands that maintain the platform itself: `doctor`, `db upgrade` and `completion`."""
 
 import sys
 
@@ -8,11 +8,11 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON document: `ok`, and `findings` with name, state, detail and fix.")
 def doctor(as_json: bool) -> None:
-    """Check everything, and say how to fix it.
+    """Check everything, and show how to fix what is wrong.
 
-    Checked are this installation, the bucket, PostgreSQL and its tables, Dagster's home and storage, pachd, its secrets and its
-    pipelines, as the environment names them, and whether what was answered is in the tables. Every part is checked, whatever is wrong
-    with another, within seconds. Nothing is changed.
+    It checks this installation, the services that the environment names (the bucket, PostgreSQL and its tables, Dagster's home and
+    storage, pachd with its secrets and pipelines), and that every answered file is in the tables. All parts are checked within seconds,
+    even if some fail. Nothing is changed.
     The exit status is 1 if anything is wrong. No password, token or key is shown.
     """
     from qa_platform.cli.doctor.examine import examine
@@ -38,9 +38,9 @@ def db_group() -> None:
 
 @db_group.command("upgrade")
 def db_upgrade() -> None:
-    """Bring the tables to this version.
+    """Migrate the tables to this version.
 
-    From nothing, from an older version, or from the original five columns with their rows.
+    The tables may be missing, of an older version, or the original table with five columns. All rows are kept.
     """
     from qa_platform.loading import migrate
     from qa_platform.settings import PostgresSettings
@@ -51,9 +51,10 @@ def db_upgrade() -> None:
 
 @click.command()
 def completion() -> None:
-    """Show how bash, zsh and fish complete commands and files.
+    """Show how to set up completion in bash, zsh and fish.
 
-    Files are completed from the ledger, where it answers within a second and their names need no quotes.
+    It completes commands and names of files. The names come from the ledger, if it answers within a second. Names that need quotes are
+    left out.
     """
     for shell, file, line in _COMPLETION:
         click.echo(f"{shell}: put this line into {file}\n    {line}")

@@ -1,4 +1,4 @@
-"""The commands that need a model and no service: ``answer``, ``evaluate`` and ``tune``."""
+"""The commands that need a model but no service: ``answer``, ``evaluate`` and ``tune``."""
 
 import math
 import sys
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from qa_platform.ingest import TextLimits
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-# The status that shells report for a command that Ctrl-C ended.
+# The exit status that shells report after Ctrl-C.
 _INTERRUPTED = 130
-# It leaves room for the text beside it in a line of 80 columns.
+# Leaves room for the text beside it in 80 columns.
 _BAR_WIDTH = 30
 
 
@@ -37,7 +37,7 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--model", help="`bundled`, a folder, or a Hugging Face id  [QA_MODEL, or bundled]"),
         click.option("--revision", help="Commit, tag or branch of a Hugging Face model  [QA_MODEL_REVISION]"),
-        click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 takes every core."),
+        click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 uses every core."),
         click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU as torch names it: cuda."),
     )
     for option in reversed(options):
@@ -65,7 +65,7 @@ def _choice(*, model: str | None, revision: str | None, precision: str | None = 
 
     default = ModelSettings().choice
     if model and model != default.id:
-        # A revision and a threshold belong to their model: the settings are no default for another model.
+        # A revision and a threshold belong to their model: those of the settings do not apply to another one.
         default = ModelChoice(model, precision=default.precision)
     return replace(default, revision=revision or default.revision, precision=precision or default.precision)
 
@@ -82,10 +82,10 @@ def _choice(*, model: str | None, revision: str | None, precision: str | None = 
 def answer(file: Path, output: Path | None, **values: Any) -> None:
     """Answer the CSV FILE on this machine, without any service.
 
-    With -o the same command continues a run that was stopped.
+    With -o, repeating the command continues an interrupted run.
 
-    FILE and the output may be Parquet, if their names end in .parquet. Then all rows are held in memory, and a run that was stopped begins
-    again.
+    FILE and the output may be Parquet, if their names end in .parquet. Then all rows are held in memory, and an interrupted run starts
+    over.
     """
     from qa_platform.answering import AnswerOptions
     from qa_platform.answering.csvfile import is_parquet
@@ -158,16 +158,16 @@ def _summarize(counts: "Counts") -> None:
 
 
 class _Advance(Protocol):
-    """Called after each row or question with its share of the total. ``skipped``: an earlier run answered it."""
+    """Called after each row or question with its share of the total. ``skipped``: an earlier run has answered it."""
 
     def __call__(self, size: int, *, skipped: bool = False) -> None: ...
 
 
 @contextmanager
 def _progress(total: int, *, unit: str, shown: bool) -> Iterator[_Advance]:
-    """A progress bar on standard error, with the speed and the time left; nothing where standard error is no terminal.
+    """A progress bar on standard error, with the speed and the time left. Shows nothing if standard error is not a terminal.
 
-    Skipped rows count as done, but not for the speed: they all come first, and at once.
+    Skipped rows count as done, but not for the speed: they all come first, and take no time.
     """
     if not shown or not sys.stderr.isatty():
         yield lambda size, *, skipped=False: None
@@ -191,7 +191,7 @@ def _progress(total: int, *, unit: str, shown: bool) -> Iterator[_Advance]:
                 begun, count_before, done_before = time.monotonic(), count, done
                 bar.update(task, completed=done, count=count)
                 return
-            # The speed of the whole run: answers come in bursts, whose own speed does not predict the rest.
+            # The average speed of the run: answers come in bursts, and the speed of a burst predicts nothing.
             seconds = max(time.monotonic() - begun, 1e-6)
             left = timedelta(seconds=math.ceil(max(total - done, 0) * seconds / (done - done_before)))
             bar.update(task, completed=done, count=count, rate=(count - count_before) / seconds, left=left)
@@ -204,9 +204,13 @@ def _progress(total: int, *, unit: str, shown: bool) -> Iterator[_Advance]:
 @click.argument("gold", type=_FILE)
 @_model_options
 @_precision_option
-@click.option("--held-out", is_flag=True, help="Only the sixth of the paragraphs that the bundled model was not trained on.")
-@click.option("--impossible/--no-impossible", default=None, help="Whether the model may say that there is no answer [by the gold set].")
-@click.option("--remember", is_flag=True, help="Store the threshold of no answer with the best F1 for this model on this machine.")
+@click.option("--held-out", is_flag=True, help="Ask only the sixth of the paragraphs that the bundled model was not trained on.")
+@click.option(
+    "--impossible/--no-impossible",
+    default=None,
+    help="Whether the model may say that there is no answer  [if the gold set has such questions]",
+)
+@click.option("--remember", is_flag=True, help="Store the no-answer threshold with the best F1, for this model on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of tables.")
 @_align_option
 def evaluate(
@@ -214,8 +218,9 @@ def evaluate(
 ) -> None:
     """Measure exact match and F1 of a model on a gold set.
 
-    GOLD is SQuAD JSON, or a CSV with the columns question, context and answers. If it has questions without an answer, the threshold with
-    the best F1 is found: how much likelier no answer has to be than the best answer. --remember stores it for `answer --impossible`.
+    GOLD is SQuAD JSON, or a CSV with the columns question, context and answers. If it has questions without an answer, the command finds
+    the threshold with the best F1: how much likelier "no answer" must be than the best answer. --remember stores it for
+    `answer --impossible`.
     """
     from qa_platform.answering.model import find_model
     from qa_platform.answering.tuned import remember_threshold
@@ -225,9 +230,9 @@ def evaluate(
 
     questions = [question for question in squad.read_gold(gold) if not held_out or squad.held_out(question)]
     if not questions:
-        raise InputError(f"it has no question{' that is held out' if held_out else ''}", where=str(gold))
+        raise InputError(f"it has no {'held-out ' if held_out else ''}question", where=str(gold))
     if remember and (impossible is False or not evaluation.has_both_kinds(questions)):
-        advice = "a threshold is found by questions with and without an answer, where the model may say that there is none"
+        advice = "use a gold set that has questions with and without an answer, and omit --no-impossible"
         raise InputError("there is no threshold to store", where=str(gold), advice=advice)
     answerer = _answerer(**values)
     with _progress(len(questions), unit="questions", shown=True) as bar:
@@ -254,7 +259,7 @@ def _show(result: "Evaluation", *, remembered: bool) -> None:
         out.print(f"{result.rejected} of them cannot be asked, and count as wrong", soft_wrap=True)
     _print_figures(out, "by characters of the context", "characters", result.by_context)
     _print_figures(out, "by score, a tenth of the questions each", "score", result.by_score)
-    out.print(f"\nmean distance of score and exact match over the tenths: {result.calibration_error:.3f}", soft_wrap=True)
+    out.print(f"\nmean distance between score and exact match, by decile: {result.calibration_error:.3f}", soft_wrap=True)
     if result.no_answer:
         _print_thresholds(out, result.no_answer, remembered=remembered)
 
@@ -271,13 +276,13 @@ def _print_thresholds(out: "Console", found: "NoAnswer", *, remembered: bool) ->
     for line in table(headers, cells, width=out.width if out.is_terminal else None, right=range(1, len(headers))):
         out.print(line, soft_wrap=True)
     if found.in_use:
-        out.print(f"\nall figures above these are at the threshold in use, {found.in_use!r}", soft_wrap=True)
+        out.print(f"\nall figures above this table are for the threshold in use, {found.in_use!r}", soft_wrap=True)
     out.print("\nthe best threshold " + _use_of(found.best.threshold, remembered=remembered), soft_wrap=True)
 
 
 def _use_of(threshold: float, *, remembered: bool) -> str:
-    stored = "is stored for this model on this machine" if remembered else "is stored for this machine with --remember"
-    return f"{stored}: `qa-platform answer --impossible` takes it; for the pipelines set QA_NO_ANSWER_THRESHOLD={threshold!r}"
+    stored = "is stored for this model on this machine" if remembered else "is not stored; --remember stores it for this machine"
+    return f"{stored}. `qa-platform answer --impossible` uses a stored one. For the pipelines set QA_NO_ANSWER_THRESHOLD={threshold!r}"
 
 
 def _print_figures(out: "Console", title: str, group: str, rows: tuple["Figures", ...]) -> None:
@@ -296,8 +301,8 @@ def _print_figures(out: "Console", title: str, group: str, rows: tuple["Figures"
 def tune(gold: Path, **values: Any) -> None:
     """Find a model's fastest precision on this machine.
 
-    The fastest one that passes the gate on GOLD (as for `evaluate`) is stored, and the precision `auto` means it from then on. Without
-    GOLD it is samples/gold.csv in the current folder.
+    The command stores the fastest one that passes the gate on GOLD (as for `evaluate`). The precision `auto` means it from then on. GOLD
+    defaults to samples/gold.csv in the current folder.
     """
     from qa_platform.evaluation import gold as squad
     from qa_platform.evaluation.tune import tune as run

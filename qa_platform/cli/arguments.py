@@ -1,4 +1,4 @@
-"""Arguments of commands that are names, of files in the bucket, of jobs, of images, and the files that commands write."""
+"""The parameter types of the commands: names of files, jobs and images, and the files that commands write."""
 
 import os
 import re
@@ -12,15 +12,15 @@ from click.shell_completion import CompletionItem
 from qa_platform.errors import InputError
 from qa_platform.text import escaped
 
-# Completion is silent where the ledger does not answer in this time, and looks through so many of the newest records.
+# Completion offers nothing if the ledger takes longer. It searches this many of the newest records.
 _COMPLETION_SECONDS = 1.0
 _COMPLETION_RECORDS = 1_000
-# A shell puts a completed name into the command line as it is. Uploaders choose names: one with `;` or `$(` would be a command.
+# A shell inserts a completed name unquoted. Uploaders choose the names, and one with `;` or `$(` would run a command.
 _PLAIN = re.compile(r"\w[\w./+-]*")
 
 
 class _Name(click.ParamType):
-    """A name in UTF-8. Python turns other bytes of an argument into lone surrogates, which nothing can store.
+    """A name in UTF-8. Python turns other bytes of an argument into lone surrogates, which no service can store.
 
     An empty name is refused, unless it is the option's default.
     """
@@ -37,12 +37,12 @@ class _Name(click.ParamType):
 
 
 class _FileName(_Name):
-    """The name of a file. A shell completes those that the ledger knows, as far as they are plain."""
+    """The name of a file. A shell completes names that the ledger knows and that need no quotes."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from qa_platform.cli.deadline import within
 
-        # Whatever is wrong, it is not told in the middle of a command line.
+        # An error message would end up in the middle of the command line.
         with suppress(Exception):
             names = within(_COMPLETION_SECONDS, _known_names, "the names of files")
             return [CompletionItem(name) for name in names if name.startswith(incomplete) and _PLAIN.fullmatch(name)]
@@ -50,7 +50,7 @@ class _FileName(_Name):
 
 
 class _Output(click.Path):
-    """A file to be written, in a folder that there is. ``-`` is standard output, as is no file: None."""
+    """A file to be written, in an existing folder. ``-`` becomes None, which means standard output."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, allow_dash=True, path_type=Path)
@@ -62,13 +62,13 @@ class _Output(click.Path):
         folder = path.resolve().parent
         if not folder.is_dir():
             raise InputError(f"the folder {folder} does not exist", where=str(path), advice="create it, or name another output")
-        # A device or a pipe is written to as it is; beside a file another one is written first.
+        # A file is replaced by a temporary one from the same folder; a device or a pipe is written directly.
         if not os.access(folder, os.W_OK | os.X_OK) and (path.is_file() or not path.exists()):
             raise InputError(f"the folder {folder} cannot be written", where=str(path), advice="name another output")
         return path
 
 
-# What a command line calls standard input, or standard output.
+# Standard input or standard output, on a command line.
 STDIO = Path("-")
 NAME = _Name()
 OUTPUT = _Output()
@@ -85,7 +85,7 @@ def _known_names() -> list[str]:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name from the command line, or of a file on this machine, can be encoded in UTF-8."""
+    """Whether a name (from the command line, or of a local file) can be encoded in UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

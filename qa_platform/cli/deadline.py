@@ -1,4 +1,4 @@
-"""A deadline for calls that have none, or one that is too long for a person who waits."""
+"""A deadline for calls that have none, or one too long for an interactive command."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def begin(call: Callable[[], T], name: str) -> "Future[T]":
-    """Make a call in a new thread, which does not keep the process from ending."""
+    """Make a call in a new daemon thread, which does not keep the process alive."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -18,7 +18,7 @@ def begin(call: Callable[[], T], name: str) -> "Future[T]":
         except BaseException as error:
             future.set_exception(error)
 
-    # Not an executor's thread: the interpreter waits for those to end.
+    # Not an executor: the interpreter waits for an executor's threads at exit.
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
 
@@ -27,6 +27,6 @@ def within(seconds: float, call: Callable[[], T], name: str) -> T:
     """The result of a call, or its exception.
 
     Raises:
-        TimeoutError: it takes longer than ``seconds``. The call continues, and its result is dropped.
+        TimeoutError: the call takes longer than ``seconds``. It continues, and its result is dropped.
     """
     return begin(call, name).result(seconds)

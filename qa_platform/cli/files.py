@@ -49,17 +49,17 @@ def upload(files: tuple[Path, ...], name: str | None, wait: bool, timeout: float
     The platform finds them there by itself. A file with the name of an earlier one replaces it, and its answers replace the earlier
     ones.
 
-    With --wait the exit status is 0 if every file is finished or unchanged. Otherwise it is 1, and each other file has a line on
-    standard error, with its state and the reason. Ctrl-C and --timeout end the waiting only: the uploads stay, and are answered.
+    With --wait the exit status is 0 if every file is finished or unchanged. Otherwise it is 1, and standard error has a line for each
+    other file, with its state and the reason. Ctrl-C and --timeout end only the waiting: the uploads stay, and are answered.
     """
     from qa_platform.clients import bucket
     from qa_platform.clients.refusals import bucket_errors
     from qa_platform.settings import WorkSettings
 
     if timeout is not None and not wait:
-        raise click.UsageError("--timeout goes with --wait")
+        raise click.UsageError("--timeout requires --wait")
     if name is not None and len(files) > 1:
-        raise click.UsageError("--as names one file, and there are several")
+        raise click.UsageError("--as is for one file only")
     if STDIO in files and name is None:
         raise click.UsageError("standard input has no name: give it one with --as")
     targets = {path: path.name if name is None else name for path in files}
@@ -72,7 +72,7 @@ def upload(files: tuple[Path, ...], name: str | None, wait: bool, timeout: float
     suffixes = WorkSettings().suffixes
     for target in targets.values():
         _check_name(target, suffixes)
-    # Read before anything is uploaded: it may be wrong.
+    # Before the upload, because the settings may be wrong.
     settings = _observer_settings() if wait else None
     versions: list[FileVersion] = []
     for path, target in targets.items():
@@ -88,34 +88,34 @@ def upload(files: tuple[Path, ...], name: str | None, wait: bool, timeout: float
 
 
 def _check_name(name: str, suffixes: tuple[str, ...]) -> None:
-    """Refuse a name that the bucket does not take, or under which a file would not be answered.
+    """Check that the bucket accepts a name, and that the platform would answer a file with it.
 
     Raises:
-        InputError: it is refused.
+        InputError: it does not.
     """
     from qa_platform.clients import bucket
 
     most = bucket.OBJECT_NAME_BYTES - len(INCOMING)
     if "\n" in name or "\r" in name:
-        raise InputError("a name may have no line break", where=name, advice=_RENAME)
+        raise InputError("a name must not contain a line break", where=name, advice=_RENAME)
     if len(name.encode()) > most:
-        raise InputError(f"a name may have {most} bytes at most", where=name, advice=_RENAME)
+        raise InputError(f"a name must not be longer than {most} bytes", where=name, advice=_RENAME)
     match bucket.why_ignored(INCOMING + name, suffixes):
         case bucket.Ignored.SUFFIX:
-            raise InputError(f"the platform answers files that end in {', '.join(suffixes)}", where=name, advice=_RENAME)
+            raise InputError(f"the platform only answers files whose names end in {', '.join(suffixes)}", where=name, advice=_RENAME)
         case bucket.Ignored.TEMPORARY:
             begin, end = " or ".join(bucket.TEMPORARY_PREFIXES), ", ".join(bucket.TEMPORARY_SUFFIXES)
             what = f"files whose names begin with {begin} are taken for temporary files, as are those that end in {end}"
             raise InputError(what, where=name, advice=_RENAME)
         case bucket.Ignored.FOLDER:
-            raise InputError("a name may not end with a slash", where=name, advice=_RENAME)
+            raise InputError("a name must not end with a slash", where=name, advice=_RENAME)
         case bucket.Ignored.NUL:
-            raise InputError("a name may have no NUL", where=name, advice=_RENAME)
+            raise InputError("a name must not contain a NUL character", where=name, advice=_RENAME)
 
 
 @contextmanager
 def _left_told(left: Sequence[Path]) -> Iterator[None]:
-    """If the block fails, say which files it leaves out."""
+    """If the block fails, print the remaining files, which are not uploaded."""
     try:
         yield
     except (QaPlatformError, OSError):
@@ -154,9 +154,7 @@ def _wait(settings: "ObserverSettings", versions: tuple[FileVersion, ...], timeo
 
 @contextmanager
 def _content(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file. Those of a pipe are copied to a temporary file first, since they can be read once, and Google's client sends
-    again what did not arrive.
-    """
+    """The bytes of a file. A pipe is copied to a temporary file first: it can be read only once, and Google's client may resend."""
     with nullcontext(sys.stdin.buffer) if path == STDIO else path.open("rb") as source:
         if path != STDIO and path.is_file():
             yield source
@@ -169,7 +167,7 @@ def _content(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _bar(source: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """A file whose reading shows a progress bar on standard error, where that is a terminal."""
+    """A file that shows a progress bar on standard error as it is read, if that is a terminal."""
     if not sys.stderr.isatty():
         yield source
         return
@@ -185,12 +183,12 @@ def _bar(source: BinaryIO, name: str) -> Iterator[BinaryIO]:
 
 @click.command()
 @click.argument("file", type=FILE_NAME)
-@click.option("--rejected", is_flag=True, help="Instead, a CSV of the rejected rows: line, row, column, reason, what to do.")
+@click.option("--rejected", is_flag=True, help="Write a CSV of the rejected rows instead: line, row, column, reason, what to do.")
 @click.option("-o", "--output", type=OUTPUT, help="Where to write, instead of standard output; in gzip if the name ends in .gz.")
 def answers(file: str, rejected: bool, output: Path | None) -> None:
     """Write the answered CSV of FILE.
 
-    It has the rows in their order, with answer, score, offsets, model and error.
+    It has the rows in their original order, with answer, score, offsets, model and error.
     """
     from qa_platform.ingest.packing import packed
 
@@ -199,7 +197,7 @@ def answers(file: str, rejected: bool, output: Path | None) -> None:
         sys.stdout.buffer.flush()
         return
     if output.exists() and not output.is_file():
-        # A device or a pipe is written to, and not replaced by a file.
+        # A device or a pipe is written directly, not replaced by a file.
         with output.open("wb") as file_or_pipe, packed(file_or_pipe, output.name) as target:
             _write_answers(file, target, rejected=rejected)
         return
@@ -228,7 +226,7 @@ def _write_answers(file: str, target: IO[bytes], *, rejected: bool) -> None:
     from qa_platform.results.answered_record import answered_record
 
     with Ledger(PostgresSettings()) as ledger:
-        # Also while the file is being answered again: the last answers still exist.
+        # The last answers still exist while the file is being answered again.
         record = answered_record(ledger, file)
     target.writelines(answered_csv(PachydermSettings(), PostgresSettings(), record, tell=lambda what: click.echo(what, err=True)))
 
@@ -238,7 +236,7 @@ def _write_answers(file: str, target: IO[bytes], *, rejected: bool) -> None:
 def retry(files: tuple[str, ...]) -> None:
     """Answer files again, all of them or none.
 
-    This is for files that failed, that were rejected, or that another model is to answer. The newest generation of each is answered.
+    Use it for files that failed or were rejected, or to answer files with another model. The newest generation of each is answered.
     A file whose source is gone is refused, with the reason. `qa-platform restore` is for files whose records were lost.
     """
     from qa_platform.batches.retry import request_retries

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 _OUT_OF_REACH = """\
 out of reach of this command:
-  backups of PostgreSQL and of the bucket: if one from before now is restored, repeat the command
+  backups of PostgreSQL and of the bucket: repeat the command if an earlier one is restored
   what Pachyderm stores of removed commits, until it collects its garbage
-  logs of pods, and logs, configurations, tags and ticks of runs in Dagster: they have the file's name, and what a rejection quotes
-  notifications that were sent, and what other programs copied"""
+  logs of pods, and logs, configurations, tags and ticks of runs in Dagster: they contain the file's name, and what rejections quote
+  notifications that were sent, and copies that other programs made"""
 
 
 @click.command()
 @click.argument("file", type=FILE_NAME)
-@click.option("--generation", type=click.IntRange(min=1), help="Forget only this version. By default all that there are.")
+@click.option("--generation", type=click.IntRange(min=1), help="Forget only this version. Default: all.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line: service, what, count, state, detail.")
 def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> None:
     """Remove FILE for good, wherever it is.
 
-    Removed are its rows, its records, its objects in the bucket, the Pachyderm commits that hold it, and its partition and events in
-    Dagster. Nothing asks for confirmation: see what would be removed with --dry-run first. Answers of other files stay in the tables.
+    It removes the file's rows, its records, its objects in the bucket, the Pachyderm commits that hold it, and its partition and events
+    in Dagster. There is no confirmation: use --dry-run first to see what would be removed. Answers of other files stay in the tables.
 
     \b
     found    with --dry-run: it would be removed
@@ -37,7 +37,7 @@ def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> N
     kept     a soft-deleted object, which the bucket itself removes later
 
     A record of the name and the generation stays, so that nothing brings the file back. FILE may be uploaded again, as a new version.
-    A file that a run works on is refused. The command may be repeated. The exit status is 1 if anything is left.
+    A file that a run is working on is refused. The command may be repeated. The exit status is 1 if anything is left.
     """
     from qa_platform.batches.forget import Forgetting, TraceState
     from qa_platform.cli.json_output import json_line
@@ -59,7 +59,7 @@ def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> N
         click.echo(f"{left} things are left; the reasons are above", err=True)
         sys.exit(1)
     if not as_json:
-        click.echo("nothing was changed" if dry_run else "nothing else is left of it", err=True)
+        click.echo("nothing was changed" if dry_run else "no other trace of it is left", err=True)
 
 
 def _line(trace: "Trace") -> str:

@@ -1,4 +1,4 @@
-"""The JSON that commands write with `--json`. Its schemas, in ``schemas/``, are written from the same types by `make docs`."""
+"""The JSON that commands write with `--json`. `make docs` generates its schemas, in ``schemas/``, from the same types."""
 
 import json
 from functools import cache
@@ -15,7 +15,7 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 
 def json_line(value: object) -> str:
-    """A dataclass as a JSON object on one line, in which a terminal obeys nothing."""
+    """A dataclass as a JSON object on one line, without control characters that a terminal would obey."""
     return escaped_json(json.dumps(_plain(value), ensure_ascii=False))
 
 
@@ -25,6 +25,6 @@ def json_document(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    # Not pydantic's own JSON: that refuses the surrogates which a path of this machine may have.
-    # Classes are hashable, which mypy does not see.
+    # Not `dump_json`: it refuses the lone surrogates that a local path may contain.
+    # mypy does not see that classes are hashable.
     return _adapter(type(value)).dump_python(value, mode="json")  # type: ignore[arg-type]

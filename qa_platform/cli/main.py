@@ -1,4 +1,4 @@
-"""The command line, ``qa-platform``. A command imports what it needs when it runs, so that help is shown at once."""
+"""The command line, ``qa-platform``. A command imports what it needs when it runs, so that ``--help`` is fast."""
 
 import errno
 import os
@@ -16,13 +16,13 @@ from qa_platform.cli.status.command import status
 from qa_platform.errors import QaPlatformError, TransientError
 from qa_platform.text import escaped
 
-# The status that shells report for a command that Ctrl-C ended.
+# The exit status that shells report after Ctrl-C.
 _INTERRUPTED = 130
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Group(click.Group):
-    """Shows the platform's own errors as messages, without a traceback, and exits with the statuses that the help names."""
+    """Shows the platform's own errors as messages, without a traceback, and exits with the documented statuses."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -42,9 +42,9 @@ class _Group(click.Group):
         except OSError as error:
             if error.filename is None and error.errno in _NO_ROOM:
                 _give_up_output()
-                message = f"there is no room for the output ({error.strerror}); make room, and repeat the command"
+                message = f"there is no space for the output ({error.strerror}); free some, and repeat the command"
                 raise click.ClickException(message) from error
-            # Only an error of a file that the command line names is one that the user can fix.
+            # The user can only fix an error of a file that the command line names.
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise
             raise click.ClickException(_harmless(f"{error.filename}: {error.strerror}")) from error
@@ -54,12 +54,12 @@ class _Group(click.Group):
 
 
 def _harmless(message: str) -> str:
-    """A message with its lines, in which a terminal obeys nothing: it may quote names and other servers' messages."""
+    """A message with its line breaks, but no other control characters: it may quote names and messages of other servers."""
     return escaped(message, keep="\n\t")
 
 
 def _give_up_output() -> None:
-    """Discard the buffer of standard output that cannot be written: at exit Python would try again, with a traceback."""
+    """Discard the unwritable buffer of standard output. Otherwise Python retries at exit, and shows a traceback."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -67,7 +67,7 @@ def _give_up_output() -> None:
 
 
 class _Unavailable(click.ClickException):
-    """A service is unavailable for now."""
+    """A service is temporarily unavailable."""
 
     exit_code = os.EX_TEMPFAIL
 
@@ -85,14 +85,14 @@ Exit status:
   130  ended by Ctrl-C
 `local run` ends with the status of its command.
 
-Where everything is comes from the environment (STORAGE_BUCKET, PACHD_ADDRESS, PG_HOST, …); `qa-platform doctor` says what is
-wrong with it. On a laptop `qa-platform local run -- qa-platform …` sets it. Colours and progress bars are for terminals only;
-NO_COLOR switches colours off.
+Environment variables name the services (STORAGE_BUCKET, PACHD_ADDRESS, PG_HOST, …); `qa-platform doctor` checks them. On a
+laptop, `qa-platform local run -- qa-platform …` sets them. Colours and progress bars are for terminals only; NO_COLOR switches
+colours off.
 """,
 )
 @click.version_option(package_name="qa-platform")
 def main() -> None:
-    """Questions and contexts in CSV files, answered: from a bucket through Pachyderm into PostgreSQL."""
+    """Answer the questions of CSV files: from a bucket, through Pachyderm, into PostgreSQL."""
 
 
 _COMMANDS = (*files.COMMANDS, *restore.COMMANDS, *forget.COMMANDS, status, metrics, pachyderm_group, *admin.COMMANDS, *answering.COMMANDS)
@@ -117,10 +117,10 @@ def local() -> None:
 def run(state: Path, command: tuple[str, ...]) -> None:
     """Run COMMAND inside an embedded stack, and exit with its status.
 
-    The stack is started and stopped with the command, unless one runs on the same state already, which is then used. The
-    command finds everything, and is let in, through its environment: STORAGE_BUCKET, API_ENDPOINT_OVERRIDE,
+    The stack starts and stops with the command, unless a stack already runs on the same state: then that one is used. The
+    command gets addresses and credentials from its environment: STORAGE_BUCKET, API_ENDPOINT_OVERRIDE,
     GOOGLE_APPLICATION_CREDENTIALS, PACHD_ADDRESS, PACH_TOKEN, PG_HOST, PG_PORT, PG_USER, PG_PASSWORD, PG_DBNAME, PGHOST and the
-    like for psql, QA_DATABASE_URL, DAGSTER_HOME, DAGSTER_PG_URL. Other users of the machine are not let in.
+    like for psql, QA_DATABASE_URL, DAGSTER_HOME, DAGSTER_PG_URL. Other users of the machine have no access.
     """
     from qa_platform.embedded.stack import local_run
 

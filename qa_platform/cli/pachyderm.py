@@ -1,4 +1,4 @@
-"""`qa-platform pachyderm …`: creates what the platform needs on a cluster, and shows pipelines, jobs and logs without pachctl."""
+"""`qa-platform pachyderm …`: creates the platform's resources on a cluster, and shows pipelines, jobs and logs without pachctl."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pachyderm_sdk.api import pps
 
 _PIPELINES = (ANSWER_PIPELINE, LOAD_PIPELINE)
-# Indents lines of logs and differences.
+# The indentation of lines of logs and differences.
 _TAB = "\t"
 _LONG = ("image", "reason")
 _DIFF_STYLES = {"+": "green", "-": "red"}
@@ -25,7 +25,7 @@ _DIFF_STYLES = {"+": "green", "-": "red"}
 
 @dataclass(frozen=True)
 class PipelineState:
-    """A pipeline, as ``qa-platform pachyderm status --json`` writes it. ``last_job`` and ``reason`` are empty where there is none."""
+    """A pipeline, as ``qa-platform pachyderm status --json`` writes it. ``last_job`` and ``reason`` are empty if there is none."""
 
     pipeline: str
     state: str
@@ -44,7 +44,7 @@ class JobState:
         started: null until it starts.
         seconds: how long it took; null until it ends.
         datums_done: processed or skipped.
-        reason: why it failed or cannot start; else empty.
+        reason: why it failed or cannot start; otherwise empty.
     """
 
     job: str
@@ -65,7 +65,7 @@ def pachyderm_group() -> None:
 @pachyderm_group.command("apply")
 @click.option("--registry", default="", type=NAME, help="Registry and owner of the images, such as docker.io/acme.")
 @click.option("--tag", default="", type=NAME, help="Tag of the images.")
-@click.option("--cron/--no-cron", default=None, help="The pipeline that lists the bucket by itself, for a cluster without Dagster.")
+@click.option("--cron/--no-cron", default=None, help="Use the variant that lists the bucket itself, for a cluster without Dagster.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers of question_answer, instead of QA_PIPELINES_WORKERS.")
 @click.option(
     "--patch",
@@ -80,19 +80,19 @@ def pachyderm_group() -> None:
 def apply_command(
     registry: str, tag: str, cron: bool | None, workers: int | None, patch: Path | None, dry_run: bool, now: bool, wait_minutes: float
 ) -> None:
-    """Create or update repo, secrets and pipelines.
+    """Create or update the repo, the secrets and the pipelines.
 
-    They are created on the pachd that PACHD_ADDRESS names. What is up to date is not changed. A changed pipeline is updated when its
+    They are created on the pachd that PACHD_ADDRESS names. Nothing that is up to date is changed. A changed pipeline is updated once its
     running jobs have ended, since an update kills them. Jobs that cannot end, because their workers or programs do not start, are named
-    and not waited for. Without --registry, --tag or --cron, pipelines keep the registry, the tag and the variant that they have.
+    and not waited for. Without --registry, --tag or --cron, pipelines keep their registry, tag and variant.
 
-    The secrets' values come from PG_* and GCS_ACCESS, the database's host from QA_PIPELINES_PG_HOST where that is set. Certificates and the
-    service account may be files. All are checked before anything is sent, and never shown. Without either host, a secret dbaccess that
-    is there stays as it is. A secret that another tool created, such as kubectl or Helm, is used as it is.
+    The secrets' values come from PG_* and GCS_ACCESS, and the database's host from QA_PIPELINES_PG_HOST if that is set. Certificates and
+    the service account may be files. All values are checked before anything is sent, and never shown. Without either host, an existing
+    secret dbaccess stays as it is. A secret created by another tool, such as kubectl or Helm, is used as it is.
 
-    The file of --patch is an object of merge patches (RFC 7386) by the pipelines' names: requests and limits, node selectors,
-    tolerations, datum sets. It cannot change what the platform relies on. Set QA_PIPELINES_WORKERS and QA_PIPELINES_PATCH rather than the
-    options where `qa-platform doctor` is to expect the same.
+    The --patch file is a JSON object that maps pipeline names to merge patches (RFC 7386): of requests and limits, node selectors,
+    tolerations and datum sets. It cannot change what the platform relies on. To have `qa-platform doctor` expect the same, set
+    QA_PIPELINES_WORKERS and QA_PIPELINES_PATCH instead of the options.
     """
     from qa_platform.cli.terminal import console
     from qa_platform.provisioning.pipelines import Options, apply
@@ -159,7 +159,7 @@ def status_command(as_json: bool) -> None:
 
 
 @pachyderm_group.command("jobs")
-@click.option("--pipeline", type=click.Choice(_PIPELINES), help="Of this pipeline only.")
+@click.option("--pipeline", type=click.Choice(_PIPELINES), help="Only jobs of this pipeline.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs shown, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def jobs_command(pipeline: str | None, limit: int, as_json: bool) -> None:
@@ -187,7 +187,7 @@ def _job(info: "pps.JobInfo") -> JobState:
     from qa_platform.clients.pachyderm import IN_PROGRESS, state_name
     from qa_platform.provisioning.stuck_jobs import RESTARTS, restarted
 
-    # To the SDK a time that is not set is the epoch, not None.
+    # The SDK represents an unset time as the epoch, not None.
     has_started, has_ended = info.started.timestamp() > 0, info.finished.timestamp() > 0
     seconds = round((info.finished - info.started).total_seconds(), 1) if has_started and has_ended else None
     return JobState(
@@ -219,11 +219,11 @@ def _job_row(info: "pps.JobInfo") -> dict[str, str]:
 
 @pachyderm_group.command("logs")
 @click.argument("job", type=NAME)
-@click.option("--pipeline", type=click.Choice(_PIPELINES), help="Of this pipeline only.")
+@click.option("--pipeline", type=click.Choice(_PIPELINES), help="Only lines of this pipeline.")
 def logs_command(job: str, pipeline: str | None) -> None:
-    """The lines that the programs of the pipelines wrote in JOB.
+    """The lines that the pipelines' programs wrote in JOB.
 
-    Without Loki, Pachyderm has lines only as long as the pods exist that wrote them.
+    Without Loki, Pachyderm keeps lines only while the pods that wrote them exist.
     """
     import grpc
 
@@ -244,7 +244,7 @@ def logs_command(job: str, pipeline: str | None) -> None:
                     continue
                 if "no pods" not in (error.details() or ""):
                     raise
-                click.echo(f"{name}: its pods are gone, and their lines too; a cluster with Loki keeps them", err=True)
+                click.echo(f"{name}: its pods are gone with their log lines; Loki would keep them", err=True)
     if not known:
         raise InputError(f"there is no job {job!r}", advice="`qa-platform pachyderm jobs` lists them")
 
@@ -257,7 +257,7 @@ def _print_json(values: Sequence[object]) -> None:
 
 
 def _print(rows: Sequence[Mapping[str, object]], *, flexible: str) -> None:
-    """Print rows with the same keys as a table. Long values have lines of their own."""
+    """Print rows with the same keys as a table. Long values get their own lines."""
     from qa_platform.cli.terminal import console, one_line, table
 
     if not rows:

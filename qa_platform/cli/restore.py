@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Only show what is missing and where it would come from.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line: name, generation, state, source, detail.")
 def restore(files: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Bring back files that were answered and are not in the tables.
+    """Bring back answered files that are missing from the tables.
 
-    Files are missing after PostgreSQL was restored from a backup that is older than they are. Without FILES, all files are compared.
+    Files are missing after PostgreSQL was restored from an older backup. Without FILES, all files are compared.
 
     \b
     requested  answered again by the next runs, from the copy under processed/
-    loaded     loaded now from Pachyderm's commit, where the bucket has no copy
-    coming     waits or is being answered; nothing was done
+    loaded     loaded by this command from Pachyderm's commit, since the bucket has no copy
+    coming     already waiting or being answered; nothing was done
     missing    with --dry-run: it would be requested or loaded
-    lost       neither the bucket nor Pachyderm has it, or a part of it
+    lost       neither the bucket nor Pachyderm has all of it
 
-    The command may be repeated: it does nothing twice. The exit status is 1 while a file is missing, and 0 when every file is in the
-    tables. So it is 1 when files were requested; `qa-platform status --watch` follows them, and repeating the command then gives 0.
+    The command may be repeated: it does nothing twice. The exit status is 1 while a file is missing, and 0 once every file is in the
+    tables. So it is 1 if files were requested: follow them with `qa-platform status --watch`, then repeat the command.
     """
     from qa_platform.batches.restore import Restoration, RestoreState
     from qa_platform.cli.json_output import json_line

@@ -1,4 +1,4 @@
-"""Text for a terminal or a pipe: lines that fit, colours for terminals only, and no control characters out of names."""
+"""Text for a terminal or a pipe: lines that fit, colours for terminals only, and no control characters from names."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -11,26 +11,26 @@ from rich.text import Text
 from qa_platform.text import escaped
 
 _GAP = "  "
-# A name that is cut to this width can still be recognised by its end.
+# A name that is cut to this width can still be recognised.
 _LEAST_WIDTH = 8
 _ELLIPSIS = "…"
-# What ends or fills the lines of a message. Not what Python takes for white space: that includes line separators of Unicode.
+# The white space of a message. Not \s, which includes Unicode's line separators.
 _WHITESPACE = re.compile("[ \t\r\n]+")
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console without markup. rich omits colours where there is no terminal, and where NO_COLOR is set."""
-    # No markup: names and messages may hold square brackets.
+    """A console without markup. rich omits colours if there is no terminal, or if NO_COLOR is set."""
+    # No markup: names and messages may contain square brackets.
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def one_line(text: str) -> str:
-    """A message on one line, as `text.escaped` has it."""
+    """A message on one line, escaped by `text.escaped`."""
     return escaped(_WHITESPACE.sub(" ", text.strip()))
 
 
 def cut(text: str, width: int) -> str:
-    """A text of at most ``width`` cells: where it is longer, an ellipsis replaces its middle."""
+    """A text of at most ``width`` cells. In a longer text, an ellipsis replaces the middle."""
     if cell_len(text) <= width:
         return text
     tail = (width - 1) // 2
@@ -44,8 +44,8 @@ def table(
     """Lines of aligned columns, the headers first.
 
     Args:
-        width: of a line, at most; None cuts nothing. Only the column ``flexible`` is cut, and not below a least width.
-        right: columns that are aligned to the right, by index.
+        width: the longest line; None for no limit. Only the column ``flexible`` is cut, and never below a minimum width.
+        right: the indexes of the right-aligned columns.
     """
     lines = [[Text(header.upper(), "bold") for header in headers]]
     lines += [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
@@ -70,12 +70,12 @@ def _line(cells: Sequence[Text], widths: Sequence[int], right: Collection[int]) 
 
 
 def compact(count: int) -> str:
-    """A count in at most six characters up to a thousand million: ``999999``, ``12.5M``."""
+    """A count in at most six characters, up to a billion: ``999999``, ``12.5M``."""
     return str(count) if count < 1_000_000 else f"{count / 1_000_000:.1f}M"
 
 
 def age(passed: timedelta) -> str:
-    """``8s``, ``3m``, ``2h``, ``5d``: in the largest unit of which at least two have passed."""
+    """``8s``, ``3m``, ``2h``, ``5d``: in the largest unit that fits at least twice."""
     seconds = max(0, int(passed.total_seconds()))
     for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if seconds >= 2 * length:

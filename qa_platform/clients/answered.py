@@ -1,4 +1,4 @@
-"""The answered CSVs in the bucket: one object for each file, which belongs to its newest answers."""
+"""The answered CSVs in the bucket: one object per file, with its newest answers."""
 
 import io
 import zlib
@@ -15,19 +15,19 @@ from qa_platform.clients.refusals import bucket_errors
 from qa_platform.contract import file_id
 from qa_platform.errors import InputError, TransientError
 
-# Custom metadata of an answered CSV, beside the file's name: whose answers it has.
+# Custom metadata of an answered CSV, besides the file's name: which answers it holds.
 _GENERATION_KEY = "qa-platform-generation"
 _LOAD_KEY = "qa-platform-load-id"
 _COMMIT_KEY = "qa-platform-commit"
 _TIMEOUT_SECONDS = 60
 _OBJECT_NAME_BYTES = 1024
-# Bytes that are held in memory, and sent with one request.
+# Bytes that are held in memory and sent with one request.
 _CHUNK = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers that an object has: of which generation of which file, asked for how often, and the Pachyderm commit they are from."""
+    """Identifies the answers in an object: the file, its generation, the load id, and the Pachyderm commit that they come from."""
 
     name: str
     generation: int
@@ -42,7 +42,7 @@ class Answers:
 
     @classmethod
     def of(cls, blob: storage.Blob) -> Self | None:
-        """The answers that an object has; None if it is no answered CSV of this platform."""
+        """The answers in an object; None if it is not an answered CSV of this platform."""
         found = blob.metadata or {}
         try:
             return cls(found[NAME_KEY], int(found[_GENERATION_KEY]), int(found[_LOAD_KEY]), found.get(_COMMIT_KEY, ""))
@@ -51,7 +51,7 @@ class Answers:
 
 
 def answered_name(prefix: str, name: str) -> str:
-    """The object for the answered CSV of a file. The file id replaces a name that would make this too long for an object's name."""
+    """The name of a file's answered CSV in the bucket. The file id replaces the file's name if the result would be too long."""
     place = prefix + name
     return place if len(place.encode()) <= _OBJECT_NAME_BYTES else f"{prefix}{file_id(name)}.csv"
 
@@ -59,17 +59,17 @@ def answered_name(prefix: str, name: str) -> str:
 def write_answered(
     bucket: storage.Bucket, prefix: str, answers: Answers, content: Callable[[], Iterator[bytes]], *, may_write: Callable[[], bool]
 ) -> bool:
-    """Write the answered CSV of a file as a stream, in place of older answers. If ``content`` raises, nothing is written.
+    """Stream the answered CSV of a file into the bucket, replacing older answers. If ``content`` raises, nothing is written.
 
-    It is compressed if the object's name ends in ``.gz``, as the upload's does.
+    It is compressed if the object's name ends in ``.gz``, like the upload.
 
     Args:
         content: makes the CSV, piece by piece. It is not called if the object has these answers already.
-        may_write: whether these are still the newest answers. It is called after the object was looked at: if newer ones are written
-            after that, the object has another generation, and this write fails.
+        may_write: whether these are still the newest answers. It is called after the object was read: if newer answers are written
+            after that, the object's generation changes and this write fails.
 
     Returns:
-        Whether the object has these answers now, or those of a newer generation; false if it may not be written.
+        Whether the object has these answers now, or those of a newer generation; false if it must not be written.
 
     Raises:
         InputError: another object lies there, or the bucket refuses the write.
@@ -110,7 +110,7 @@ def _gzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Stream(io.RawIOBase):
-    """Pieces as a file, as far as Google's client reads one: it reads chunks, and asks for the position."""
+    """Presents pieces as a file, with only what Google's client needs: reading chunks, and the position."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces

@@ -17,18 +17,18 @@ _GENERATION_LIMIT = 2**63
 
 @dataclass(frozen=True)
 class ArchivedObject:
-    """An object under ``processed/``. ``version``: the upload that it is a copy of; None if `archive` gives no such name."""
+    """An object under ``processed/``. ``version``: the upload that it is a copy of; None if `archive` does not make such names."""
 
     place: str
     version: FileVersion | None
 
 
 def list_archived(bucket: storage.Bucket, suffixes: tuple[str, ...], *, names: Sequence[str] = ()) -> Iterator[ArchivedObject]:
-    """The objects under ``processed/``, in the order of their names; a page is fetched when it is needed.
+    """The objects under ``processed/``, ordered by name. Pages are fetched as needed.
 
     Args:
-        suffixes: endings of the names of uploads, in lower case; other names were no uploads.
-        names: list only the copies of these files; none for all.
+        suffixes: the name endings of uploads, in lower case; other names were no uploads.
+        names: list only the copies of these files; empty for all.
     """
     for prefix in [f"{PROCESSED}{each}/" for name in names for each in (name, file_id(name))] or [PROCESSED]:
         for blob in bucket.list_blobs(prefix=prefix, fields=_LISTED_FIELDS, page_size=1000, timeout=_TIMEOUT_SECONDS):
@@ -51,7 +51,7 @@ def _version_of(blob: storage.Blob, suffixes: tuple[str, ...]) -> FileVersion | 
     generation = file.removesuffix(".gz").removesuffix(".csv")
     if not _GENERATION.fullmatch(generation) or int(generation) >= _GENERATION_LIMIT:
         return None
-    # The folder is the file's name. If that is too long, the metadata has it; but the owner of an upload may set metadata too.
+    # The folder is the file's name. If that is too long, the metadata has it. The owner of an upload may set metadata too, so check it.
     for name in (folder, (blob.metadata or {}).get(NAME_KEY, "")):
         version = FileVersion(name, int(generation), int(blob.size or 0), blob.crc32c or "", blob.md5_hash or "")
         if not why_ignored(INCOMING + name, suffixes) and archived_name(version, rejected=False) == blob.name:

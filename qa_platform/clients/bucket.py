@@ -1,7 +1,7 @@
 """The bucket: the uploads under ``incoming/``, and how their sources are moved away when they are done.
 
-Every write carries a generation precondition. So each step may be repeated, and an object that was overwritten in the meantime is
-neither deleted nor lost.
+Every copy and deletion has a generation precondition. So each step can be repeated, and an object that was overwritten in the meantime
+is neither deleted nor lost.
 """
 
 import base64
@@ -22,17 +22,17 @@ from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion, fil
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import BucketSettings
 
-# Asked for by name, so that a listing of 100,000 objects stays small.
+# Only these fields are requested, so that a listing of 100,000 objects stays small.
 _LISTED_FIELDS = "items(name,generation,size,crc32c,md5Hash),nextPageToken"
 _TIMEOUT_SECONDS = 60
 OBJECT_NAME_BYTES = 1024
 _REPORT_SUFFIX = ".report.csv"
-# Custom metadata of a copy whose place does not have the file's name.
+# Custom metadata of a copy whose place does not contain the file's name.
 NAME_KEY = "qa-platform-name"
 # Names that programs give to a file while they copy it. They are ignored whatever QA_SUFFIXES says.
 TEMPORARY_PREFIXES = (".", "~")
 TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".temp", ".crdownload", "~")
-# Bytes that are held in memory, and sent with one request, while a file is uploaded. Google's client would take 100 MiB.
+# Bytes that are held in memory and sent with one request during an upload. The default of Google's client is 100 MiB.
 _WRITE_CHUNK = 16 * 2**20
 
 
@@ -46,7 +46,7 @@ class Ignored(enum.StrEnum):
 
 
 def open_bucket(settings: BucketSettings, client: storage.Client | None = None) -> storage.Bucket:
-    """The bucket, without asking whether it exists.
+    """The bucket. Does not check whether it exists.
 
     Args:
         client: by default one with Google's default credentials.
@@ -62,7 +62,7 @@ def open_bucket(settings: BucketSettings, client: storage.Client | None = None) 
 
 
 def account_client(settings: BucketSettings) -> storage.Client:
-    """A client with the service account of GCS_ACCESS, or with Google's default credentials where that is empty.
+    """A client with the service account of GCS_ACCESS, or with Google's default credentials if that is empty.
 
     Raises:
         InputError: GCS_ACCESS is not a service account.
@@ -75,10 +75,10 @@ def account_client(settings: BucketSettings) -> storage.Client:
 
 
 def list_incoming(bucket: storage.Bucket, suffixes: tuple[str, ...], *, ignored: Counter[str] | None = None) -> Iterator[FileVersion]:
-    """The uploads under ``incoming/`` that are to be answered; a page is fetched when it is needed.
+    """The uploads under ``incoming/`` that are to be answered. Pages are fetched as needed.
 
     Args:
-        suffixes: endings of names, in lower case; other objects are ignored.
+        suffixes: name endings, in lower case; other objects are ignored.
         ignored: counts the ignored objects by `why_ignored`.
 
     Raises, while it is iterated:
@@ -128,7 +128,7 @@ def find_incoming(bucket: storage.Bucket, name: str) -> FileVersion | None:
 
 
 def is_there(bucket: storage.Bucket, version: FileVersion, place: str) -> bool:
-    """Whether ``place`` still holds this generation; an archived copy has a generation of its own."""
+    """Whether ``place`` still holds this generation. An archived copy has its own generation: it only has to exist."""
     blob = _blob(bucket, place)
     return blob is not None and (place != INCOMING + version.name or int(blob.generation) == version.generation)
 
@@ -142,7 +142,7 @@ def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> So
     """Open one generation for streaming reads.
 
     Args:
-        place: the name of the object that holds it now. An archived copy has a generation of its own.
+        place: the name of the object that holds it now. An archived copy has its own generation.
 
     Raises:
         SourceChanged: that generation is gone.
@@ -155,7 +155,7 @@ def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> So
 
 
 def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
-    """Put a file under ``incoming/``; the version that is there now."""
+    """Upload a file to ``incoming/``. Returns the version that is there now."""
     blob = bucket.blob(INCOMING + name, chunk_size=_WRITE_CHUNK)
     with bucket_errors(f"uploading {INCOMING}{name}"):
         content_type = "application/gzip" if name.lower().endswith(".gz") else "text/csv"
@@ -165,10 +165,9 @@ def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
 
 
 def archived_name(version: FileVersion, *, rejected: bool) -> str:
-    """The place of a source that is done: ``processed/<name>/<generation>.csv``, or the same under ``rejected/``; ``.csv.gz`` if the name
-    ends in ``.gz``.
+    """The place of a done source: ``processed/<name>/<generation>.csv``, or the same under ``rejected/``.
 
-    The file id replaces a name that would make this too long for an object's name.
+    It ends in ``.csv.gz`` if the name ends in ``.gz``. The file id replaces the name if the result would be too long for an object's name.
     """
     ending = ".csv.gz" if version.name.lower().endswith(".gz") else ".csv"
     folder, file = REJECTED if rejected else PROCESSED, f"{version.generation}{ending}"
@@ -204,16 +203,16 @@ def archive(
 ) -> str | None:
     """Take one generation out of ``incoming/``, or keep it there.
 
-    It is copied, then deleted, both bound to the generation. So a repetition does only what is left, and a newer upload under the same
-    name stays.
+    It is copied, then deleted, each with a generation precondition. So a repeated call does only what is left, and a newer upload of the
+    same name stays.
 
     Args:
         mode: ``move``, ``delete`` or ``keep``.
-        rejected: the file was rejected. Its source is moved also where others are deleted.
-        may_delete: called once the copy is there. If it returns false, the source stays.
+        rejected: the file was rejected. Its source is moved even if others are deleted.
+        may_delete: called once the copy exists. If it returns false, the source stays.
 
     Returns:
-        The place where the source lies now; "" if it was deleted, or overwritten while it was worked on. None if it may not be deleted.
+        The source's place now; "" if it was deleted, or overwritten while it was worked on; None if it must not be deleted.
 
     Raises:
         InputError: another object lies where the copy goes, or the bucket refuses the copy or the deletion. The source stays.
@@ -231,14 +230,14 @@ def archive(
         try:
             source.delete(if_generation_match=version.generation, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
         except SOURCE_CHANGED_ERRORS:
-            # Deleted or overwritten before, unless it is still there: then a precondition of the bucket's own refuses this.
+            # It was deleted or overwritten before. If it is still there, a precondition of the bucket's own has refused the deletion.
             if is_there(bucket, version, source.name):
                 raise
     return place
 
 
 def _copied(bucket: storage.Bucket, source: storage.Blob, place: str, version: FileVersion) -> bool:
-    """Copy a generation, unless that was done before; whether the copy is there."""
+    """Copy a generation, unless it was copied before. Returns whether the copy exists."""
     target = bucket.blob(place)
     token: str | None = None
     try:
@@ -252,7 +251,7 @@ def _copied(bucket: storage.Bucket, source: storage.Blob, place: str, version: F
                 return True
     except SOURCE_CHANGED_ERRORS as error:
         # Either it was copied before, or it was overwritten and its bytes are gone. Find out which, since the caller deletes the source
-        # next. In this order, since another process may be archiving it right now.
+        # next. Look in this order, since another process may be archiving it right now.
         there = is_there(bucket, version, source.name)
         copy = _blob(bucket, place)
         if copy is not None and is_copy(copy, version):
@@ -266,20 +265,20 @@ def _copied(bucket: storage.Bucket, source: storage.Blob, place: str, version: F
 
 
 def is_copy(blob: storage.Blob, version: FileVersion) -> bool:
-    """Whether an object has the content of a version, by all the sums that are known of both."""
+    """Whether an object has the content of a version, by size and checksums as far as both are known."""
     sums = ((version.crc32c, blob.crc32c), (version.md5, blob.md5_hash), (version.size, blob.size))
     return all(wanted == actual for wanted, actual in sums if wanted and actual is not None)
 
 
 def _name_copy(source: storage.Blob, target: storage.Blob, version: FileVersion) -> None:
-    """Give a copy the file's name as metadata. Attributes that are sent replace all of the source's, so those are sent, too."""
+    """Give a copy the file's name as metadata. Attributes in the request replace all of the source's, so those are sent too."""
     source.reload(if_generation_match=version.generation, timeout=_TIMEOUT_SECONDS)
     target.content_type, target.content_encoding = source.content_type, source.content_encoding
     target.metadata = {**(source.metadata or {}), NAME_KEY: version.name}
 
 
 def write_report(bucket: storage.Bucket, version: FileVersion, report: bytes) -> str:
-    """Put a report for its owner where a rejected file is moved to, unless it is there; the report's name.
+    """Write the report for a rejected file's owner to where the file is moved, unless it exists. Returns the report's name.
 
     Raises:
         InputError, TransientError: the bucket refuses it, or is unavailable.

@@ -1,4 +1,4 @@
-"""Certificates, keys and the service account: read from settings, and checked. No message quotes any of them.
+"""Reads certificates, keys and the service account from settings, and checks them. No message quotes any of them.
 
 A setting holds a PEM or a JSON document as text, in base64, or as the name of a file.
 """
@@ -25,7 +25,7 @@ _ACCOUNT_FIELDS = ("type", "client_email", "private_key", "token_uri")
 
 @dataclass(frozen=True)
 class DatabaseCertificates:
-    """The PEMs of a connection to PostgreSQL; each is empty where it is not set.
+    """The PEMs of a connection to PostgreSQL; each is empty if it is not set.
 
     Args:
         root: the CAs that may have signed the server's certificate.
@@ -42,7 +42,7 @@ class DatabaseCertificates:
 
 
 def database_certificates(settings: PostgresSettings) -> DatabaseCertificates:
-    """The certificates that the settings hold. They are complete, and may still be unusable: see `check_certificates`.
+    """The certificates in the settings. They are complete, but may still be unusable: see `check_certificates`.
 
     Raises:
         InputError: a file cannot be read, or one setting needs another that is empty.
@@ -89,7 +89,7 @@ def check_certificates(certificates: DatabaseCertificates) -> None:
     """Check that the certificates and the key can be used.
 
     Raises:
-        InputError: one cannot be read, or the key is not that of the client certificate.
+        InputError: one cannot be read, or the key does not belong to the client certificate.
     """
     if certificates.root:
         _load_certificates(certificates.root, "PG_SSLROOTCERT")
@@ -104,12 +104,12 @@ def check_certificates(certificates: DatabaseCertificates) -> None:
 
 @dataclass(frozen=True)
 class CertificateEnd:
-    """When the certificates of a setting end.
+    """When the certificates of a setting expire.
 
     Args:
         variable: the setting's name.
-        subject: whose certificate ends first.
-        ends_at: when it ends.
+        subject: the subject of the certificate that expires first.
+        ends_at: when it expires.
     """
 
     variable: str
@@ -118,7 +118,7 @@ class CertificateEnd:
 
 
 def certificate_ends(postgres: PostgresSettings, pachyderm: PachydermSettings) -> list[CertificateEnd]:
-    """When the certificates end that the settings name; none for settings that are empty.
+    """When the certificates in the settings expire. Empty settings are left out.
 
     Raises:
         InputError: one cannot be read.
@@ -138,7 +138,7 @@ def certificate_ends(postgres: PostgresSettings, pachyderm: PachydermSettings) -
 
 
 def _end_of_authorities(pem: bytes, variable: str) -> CertificateEnd:
-    # Beside its successor, an authority that has ended already is only a remainder.
+    # An expired authority does not matter while the bundle has a valid one.
     authorities, now = _load_certificates(pem, variable), datetime.now(UTC)
     return _first_end([one for one in authorities if one.not_valid_after_utc > now] or authorities, variable)
 
@@ -182,8 +182,8 @@ def _decoded(text: str) -> bytes:
         raise InputError("GCS_ACCESS is neither a service account's JSON in base64 nor a readable file") from None
 
 
-# `cryptography` is imported where it is used: the loader reads PEMs, and goes without it. `from None`: the library's messages, and the
-# traceback's frames, may quote the value.
+# `cryptography` is imported where it is used: the loader reads PEMs and does not have it. `from None`: the library's messages and the
+# traceback's frames may quote the value.
 
 
 def _load_certificates(pem: bytes, variable: str) -> "list[x509.Certificate]":

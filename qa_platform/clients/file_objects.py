@@ -1,4 +1,4 @@
-"""All objects of one file in the bucket, also the versions that are no longer live: uploads, archived sources, reports, answered CSVs."""
+"""All objects of one file in the bucket: uploads, archived sources, reports, answered CSVs. Includes versions that are not live."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +25,9 @@ class FileObject:
     """One version of an object of a file.
 
     Args:
-        generation: of the object itself.
-        upload: the generation of the upload that it is, or is made of.
-        kept_until: until when the bucket keeps a soft-deleted version, which nobody can delete; "" for versions that can be deleted.
+        generation: the generation of the object itself.
+        upload: the generation of the upload that it is or comes from.
+        kept_until: how long the bucket keeps a soft-deleted version, which cannot be deleted; "" for versions that can be deleted.
     """
 
     place: str
@@ -62,7 +62,7 @@ def _listed(blobs: Iterable[storage.Blob], prefix: str, upload_of: Callable[[sto
 
 
 def _places(name: str, answered_prefix: str) -> Iterator[tuple[str, Callable[[storage.Blob, str], int]]]:
-    """Every prefix under which objects of a file may lie, and what gives the generation of the upload, 0 for other files' objects."""
+    """Every prefix under which objects of a file may lie, each with a function that gives the upload's generation, 0 for other files."""
     yield INCOMING + name, _of_upload
     for folder in (PROCESSED, REJECTED):
         # The file id replaces a name that is too long.
@@ -93,13 +93,13 @@ def delete_file_object(bucket: storage.Bucket, found: FileObject) -> None:
         InputError: the bucket refuses it: a hold, a retention policy, a missing role.
         TransientError: the bucket is unavailable.
     """
-    # With its generation: otherwise a bucket with versions would keep it as a noncurrent one.
+    # With its generation: otherwise a versioned bucket would keep it as a noncurrent version.
     with bucket_errors(f"deleting {found.place}"), suppress(NotFound):
         bucket.delete_blob(found.place, generation=found.generation, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
 
 
 def delete_objects_of(bucket: storage.Bucket, version: FileVersion, answered_prefix: str) -> None:
-    """Delete the objects of one upload under every prefix, but for soft-deleted versions.
+    """Delete the objects of one upload under every prefix, except soft-deleted versions.
 
     Raises:
         InputError, TransientError: the bucket refuses it, or is unavailable.

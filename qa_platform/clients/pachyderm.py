@@ -1,4 +1,4 @@
-"""The connection to Pachyderm: deadlines, retries, and its failures as the platform's own errors."""
+"""The connection to Pachyderm: deadlines, retries, and the translation of its failures into the platform's own errors."""
 
 import json
 import tarfile
@@ -30,9 +30,9 @@ IN_PROGRESS = frozenset(
 # The states of a pipeline whose workers do not run, for a reason that the pipeline names.
 NOT_STARTING = frozenset({pps.PipelineState.PIPELINE_CRASHING, pps.PipelineState.PIPELINE_FAILURE})
 
-# Deadlines and bounded retries are gRPC's own. Streams of files and logs last as long as their content does. Streams
-# that are read are not retried: gRPC 1.85 would wait for ever if the server dies just when such a stream opens. Nor is
-# AddFileSet: a file set that is added twice, because only the answer was lost, doubles what is in its files.
+# Deadlines and bounded retries are gRPC's own. Streams of files may last for hours. Streams that are read are not
+# retried: gRPC 1.85 would wait for ever if the server dies just when such a stream opens. Nor is AddFileSet: if only
+# the response was lost, the retry would add the file set twice and double the content of its files.
 _PFS_LISTS = ("GlobFile", "InspectCommitSet", "ListBranch", "ListCommit", "ListCommitSet", "ListFile", "ListRepo", "WalkFile")
 _PPS_LISTS = ("InspectJobSet", "ListDatum", "ListJob", "ListJobSet", "ListPipeline")
 _WRITTEN = [{"service": "pfs_v2.API", "method": m} for m in ("ModifyFile", "CreateFileSet")]
@@ -41,7 +41,7 @@ _LONG += [{"service": "pps_v2.API", "method": "SubscribeJob"}]
 _LISTED = [{"service": "pfs_v2.API", "method": m} for m in _PFS_LISTS]
 _LISTED += [{"service": "pps_v2.API", "method": m} for m in _PPS_LISTS]
 _ONCE = [{"service": "pfs_v2.API", "method": "AddFileSet"}]
-# A store of logs that hangs must not hold a run.
+# A log store that hangs must not hold up a run.
 _LOGS = [{"service": "pps_v2.API", "method": "GetLogs"}]
 _RETRY = {
     "maxAttempts": 5,
@@ -91,7 +91,7 @@ def _address(settings: PachydermSettings) -> tuple[str, str, int]:
     try:
         address = urlsplit(settings.pachd_address)
         host, port = address.hostname, address.port
-    # Of a port that is no number or too high, and of a bracket without its other one.
+    # Raised for a port that is not a number or too high, and for an unbalanced bracket.
     except ValueError:
         host = port = None
     if not host or not port or address.scheme not in ("grpc", "grpcs"):
@@ -132,7 +132,7 @@ def open_channel(client: Client) -> grpc.Channel:
 
 @contextmanager
 def session(settings: PachydermSettings, doing: str) -> Iterator[Client]:
-    """A client for the length of a block, with `pachd_errors` around it."""
+    """A client for the duration of a block, with `pachd_errors` around it."""
     client = connect(settings)
     try:
         with pachd_errors(doing, settings.pachd_address):
@@ -147,10 +147,10 @@ def pachd_errors(doing: str, address: str = "") -> Iterator[None]:
 
     Args:
         doing: what the block does, for the message.
-        address: of pachd, for the message.
+        address: pachd's address, for the message.
 
     Raises:
-        NotThere: pachd does not have what was asked for.
+        NotThere: pachd does not have the requested object.
         InputError: pachd refuses.
         TransientError: pachd is unavailable, or is still finishing an earlier commit.
     """
@@ -160,16 +160,16 @@ def pachd_errors(doing: str, address: str = "") -> Iterator[None]:
         code, details = error.code(), error.details()
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in (details or ""):
             what = f"pachd cannot be reached at {address}" if address else "pachd cannot be reached"
-            raise TransientError(what, where=doing, advice="check PACHD_ADDRESS and that it is up") from error
+            raise TransientError(what, where=doing, advice="check PACHD_ADDRESS, and that pachd is up") from error
         if is_unfinished(error):
             raise TransientError(f"Pachyderm is still finishing an earlier commit ({details})", where=doing) from error
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED):
             raise TransientError(f"pachd is unavailable ({code.name}: {details})", where=doing) from error
         if code is grpc.StatusCode.NOT_FOUND:
-            raise NotThere(f"pachd does not have it ({code.name}: {details})", where=doing) from error
+            raise NotThere(f"not found in Pachyderm ({code.name}: {details})", where=doing) from error
         if code is grpc.StatusCode.PERMISSION_DENIED:
             raise InputError(
-                f"Pachyderm does not allow it ({details})",
+                f"Pachyderm denies permission ({details})",
                 where=doing,
                 advice="give the robot its roles; `qa-platform doctor` names the missing one",
             ) from error
@@ -188,7 +188,7 @@ def is_unfinished(error: Exception) -> bool:
 
 
 class NotThere(InputError):
-    """Pachyderm does not have what was asked for, or no longer has it."""
+    """Pachyderm does not have the requested object, or no longer has it."""
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def open_tar(client: Client, file: pfs.File) -> Iterator[tarfile.TarFile]:
         with client.pfs.pfs_tar_file(file=file) as tar:
             yield tar
     except ValueError as error:
-        # The SDK hides what pachd said when it opens the stream.
+        # The SDK hides pachd's error when it opens the stream.
         if isinstance(error.__cause__, grpc.RpcError):
             raise error.__cause__ from None
         raise

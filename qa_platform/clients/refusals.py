@@ -1,4 +1,4 @@
-"""Errors of the bucket: which may pass, and what a person must do about the others."""
+"""Errors of the bucket: which are transient, and what a person must do about the others."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ from qa_platform.errors import InputError, QaPlatformError, TransientError
 
 # What Google's client raises when the bucket refuses a request or cannot be reached.
 BUCKET_ERRORS = (GoogleAPIError, GoogleAuthError, RequestException, DataCorruption)
-# The statuses below 500 that may pass.
+# The transient statuses below 500.
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 NO_CREDENTIALS = "Google's client finds no credentials"
 NO_CREDENTIALS_ADVICE = "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 _CREDENTIALS = "check GOOGLE_APPLICATION_CREDENTIALS and the grants on the bucket"
 _PAYER = "let the account bill QA_BILLING_PROJECT: roles/serviceusage.serviceUsageConsumer on that project, whose billing must be active"
-# What to do, by the service's own word for a refusal.
+# What to do, by the service's own reason for a refusal.
 _ADVICE_BY_REASON: Mapping[str, str] = {
     "required": "the requester pays for this bucket: set QA_BILLING_PROJECT to the project that pays",
     "userProjectMissing": "the requester pays for this bucket: set QA_BILLING_PROJECT to the project that pays",
@@ -49,7 +49,8 @@ def bucket_errors(doing: str) -> Iterator[None]:
         doing: what the block does, for the message.
 
     Raises:
-        InputError: the bucket refuses this for good: it does not exist, a role, a hold or a retention forbids it, nobody pays for it.
+        InputError: the bucket refuses for good: it does not exist, a role is missing, a hold or a retention policy forbids it, or no
+            project pays for it.
         TransientError: the bucket cannot be reached.
     """
     try:
@@ -59,10 +60,10 @@ def bucket_errors(doing: str) -> Iterator[None]:
 
 
 def platform_error(error: Exception, doing: str, *, trouble: str = "the bucket cannot be reached") -> QaPlatformError:
-    """The platform's own error for an exception of Google's client. An `InputError` is not to be retried, see `bucket_errors`.
+    """The platform's own error for an exception of Google's client. An `InputError` must not be retried, see `bucket_errors`.
 
     Args:
-        doing: what was tried.
+        doing: what was attempted.
         trouble: what is wrong, if a retry may help.
     """
     if isinstance(error, DefaultCredentialsError):
@@ -78,7 +79,7 @@ def platform_error(error: Exception, doing: str, *, trouble: str = "the bucket c
 
 
 def reason_of(error: Exception) -> str:
-    """The service's own word for a refusal, such as ``forbidden``; empty where it gave none."""
+    """The service's own reason for a refusal, such as ``forbidden``; empty if it gave none."""
     return str(_first_detail(error).get("reason", ""))
 
 

@@ -1,4 +1,4 @@
-"""The services that the platform works with, and how the work is to be done: made once, at the door of a program, and handed down."""
+"""The services and settings that the platform works with: made once, at a program's entry point, and passed down."""
 
 import logging
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Log = logging.Logger | logging.LoggerAdapter
 
 @dataclass(frozen=True)
 class Services:
-    """The bucket, the addresses of Pachyderm and PostgreSQL, the model that is asked for and how, and the limits of the work."""
+    """The bucket, the settings of Pachyderm and PostgreSQL, the requested model, and how the work is to be done."""
 
     bucket: storage.Bucket
     pachyderm: PachydermSettings
@@ -34,10 +34,10 @@ class Services:
 
     @classmethod
     def from_environment(cls, client: storage.Client | None = None) -> Self:
-        """The services that the environment names. Nothing is connected to.
+        """The services that the environment names. Opens no connection.
 
         Args:
-            client: what opens the bucket; by default a client with Google's default credentials.
+            client: opens the bucket; by default a client with Google's default credentials.
 
         Raises:
             InputError: no bucket is configured.

@@ -24,7 +24,7 @@ SOURCE_CHANGED_ERRORS = (NotFound, PreconditionFailed)
 
 
 class Source:
-    """A stream of one generation's bytes as they are stored, compared with their checksum at the end. A context manager.
+    """A stream of one generation's bytes as they are stored, verified against the checksum at the end. A context manager.
 
     An object with ``Content-Encoding: gzip`` is not decompressed: the bucket's size and checksum are those of the compressed bytes.
     """
@@ -38,13 +38,13 @@ class Source:
         self._reader = cast("IO[bytes]", blob.open("rb", chunk_size=_READ_CHUNK, **options))
 
     def read(self, size: int) -> bytes:
-        """The next bytes; none at the end.
+        """The next bytes; empty at the end.
 
         Raises:
             SourceChanged: the generation is gone.
             InputError: the bucket refuses it.
-            TransientError: the bucket was unavailable, or the connection broke, for longer than Google's client retries (two minutes);
-                or the bytes are not those that were uploaded.
+            TransientError: the bucket was unavailable or the connection broken for longer than Google's client retries (two minutes), or
+                the bytes are not those that were uploaded.
         """
         try:
             content = self._reader.read(size)
@@ -55,10 +55,11 @@ class Source:
         self._left -= len(content)
         # After a broken connection, Google's client may report the end too early.
         if self._left < 0 or (self._left and size and not content):
-            raise TransientError(f"{self._name} was not read as it is: {self._left} bytes are left at its end")
+            difference = f"{abs(self._left)} bytes {'missing' if self._left > 0 else 'too many'}"
+            raise TransientError(f"the download of {self._name} does not match its size ({difference})")
         self._checksum.update(content)
         if not self._left and self._wanted and base64.b64encode(self._checksum.digest()).decode() != self._wanted:
-            raise TransientError(f"{self._name} was not read as it is: its bytes do not have the checksum that the bucket reports")
+            raise TransientError(f"the download of {self._name} does not match the bucket's checksum")
         return content
 
     def read_to_the_end(self) -> None:

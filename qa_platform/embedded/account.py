@@ -1,7 +1,7 @@
-"""The Unix account that PostgreSQL runs as: that of this process. PostgreSQL refuses root, so root creates an account for it.
+"""The Unix account that PostgreSQL runs as. It is this process's own, except for root: PostgreSQL refuses root, which creates an account.
 
-That account cannot enter the folders of root. It inherits the folders that it needs as open files, which it reaches as
-``/proc/self/fd/N``. So no folder has to be opened to others.
+That account cannot enter root's folders. It inherits the folders that it needs as open files, and reaches them as ``/proc/self/fd/N``. So
+no folder has to be opened to others.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Self, TypedDict
 from qa_platform.errors import InputError
 
 _NAME = "pgserver"
-# Not $TMPDIR, which may be root's own.
+# Not $TMPDIR, which may be private to root.
 _COPIES = Path("/tmp")
 
 
@@ -33,21 +33,21 @@ class Identity(TypedDict):
 
 @dataclass(frozen=True)
 class Opened:
-    """Folders as a program of the account sees them, and the descriptors that it must inherit for that."""
+    """Folders as the account's programs see them, and the descriptors that these must inherit."""
 
     paths: tuple[str, ...]
     descriptors: tuple[int, ...]
 
     @property
     def path(self) -> str:
-        """The only one."""
+        """The path, if there is only one folder."""
         (path,) = self.paths
         return path
 
 
 @dataclass(frozen=True)
 class Account:
-    """A Unix account. ``is_own``: it is that of this process."""
+    """A Unix account. ``is_own``: it is this process's account."""
 
     uid: int
     gid: int
@@ -58,7 +58,7 @@ class Account:
         """The account for servers that do not run as root.
 
         Raises:
-            InputError: this process is root, and the account is not there and cannot be made.
+            InputError: this process is root, and the account does not exist and cannot be created.
         """
         if os.geteuid() != 0:
             return cls(os.geteuid(), os.getegid(), is_own=True)
@@ -83,13 +83,13 @@ class Account:
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def give(self, folder: Path) -> None:
-        """Give the account a folder that only it can read. The folder is created if it does not exist."""
+        """Make a folder the account's own, readable only by it. The folder is created if it does not exist."""
         folder.mkdir(mode=0o700, exist_ok=True)
         os.chown(folder, self.uid, self.gid)
 
     @contextlib.contextmanager
     def opened(self, *folders: Path) -> Iterator[Opened]:
-        """Open folders of the account for the programs that are started in the block."""
+        """Open folders of the account for the programs that the block starts."""
         if self.is_own:
             yield Opened(tuple(map(str, folders)), ())
             return
@@ -101,9 +101,9 @@ class Account:
                 os.close(number)
 
     def reachable(self, installation: Path) -> Path:
-        """A folder of PostgreSQL's programs that the account can run: the installation, or a copy if only root can enter that.
+        """A folder of PostgreSQL's programs that the account can run: the installation, or a copy if only root can enter it.
 
-        PostgreSQL's programs need their own path, so they cannot be inherited as open files.
+        PostgreSQL's programs need to know their own path, so they cannot be inherited as open files.
 
         Raises:
             InputError: the folder of the copy belongs to another user, or others can write to it.
@@ -116,20 +116,22 @@ class Account:
         found = place.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise InputError(
-                "the folder, in which root keeps a copy of PostgreSQL, was made by another user", where=str(place), advice="remove it"
+                "the folder of root's copy of PostgreSQL belongs to another user, or others can write to it",
+                where=str(place),
+                advice="remove it",
             )
         return place / installation.parent.name / installation.name
 
 
 def _is_open(installation: Path) -> bool:
-    """Whether everybody can reach and run an installation. Only its first files are checked: all were made with one umask."""
+    """Whether every user can reach and run an installation. It checks only a few files: all were created with one umask."""
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in installation.parents) and all(
         path.stat().st_mode & stat.S_IROTH for path in (installation, installation / "bin", installation / "bin" / "postgres")
     )
 
 
 def _copy(installation: Path, place: Path) -> None:
-    """Copy an installation, and the libraries beside its package, so that everybody can run it; complete or not at all."""
+    """Copy an installation and the libraries next to its package, so that every user can run it. The copy is atomic."""
     package = installation.parent
     libraries = package.with_suffix(".libs")
     new = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
@@ -142,5 +144,5 @@ def _copy(installation: Path, place: Path) -> None:
             path.chmod(mode | (mode & 0o500) >> 6 | (mode & 0o500) >> 3)
     with contextlib.suppress(OSError):
         new.rename(place)
-    # Another process was faster.
+    # Left over if another process was faster.
     shutil.rmtree(new, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Run a command so that none of its processes outlives it, or outlives the process that ran it.
 
-Every process of the command carries a mark in its environment. A watcher in its own session waits for the pipe to this process to close,
-which also happens when this process is killed with SIGKILL. It then ends all processes that carry the mark, even detached ones. The watcher
-is ``python -m qa_platform.embedded.command MARK``.
+Every process of the command carries a mark in its environment. A watcher in its own session waits until the pipe to this process closes,
+which also happens if this process is killed with SIGKILL. It then ends all processes with the mark, even detached ones. The watcher is
+``python -m qa_platform.embedded.command MARK``.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import psutil
 
 _MARK = "QA_LOCAL_RUN"
-# `dagster dev` ends its code servers and runs one after the other.
+# `dagster dev` ends its code servers and runs one by one.
 _END_SECONDS = 30.0
 _SWEEP_SECONDS = 3.0
 _POLL_SECONDS = 0.1
@@ -31,9 +31,9 @@ _POLL_SECONDS = 0.1
 class Signals:
     """Catches this process's SIGINT, SIGTERM and SIGHUP while the context lasts.
 
-    A signal never raises an exception where it arrives: that may be between the start of a process and the assignment that records it.
-    Before a command runs, ``check`` raises the exception. While it runs, signals are forwarded to it, and this process ends when it ends.
-    Afterwards they are ignored: the stack is stopping already.
+    A signal handler never raises: the signal may arrive between the start of a process and the assignment that records it. Before a command
+    runs, ``check`` raises the exception. While it runs, signals are forwarded to it, and this process ends when it ends. Afterwards signals
+    are ignored: the stack is already stopping.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,7 +53,7 @@ class Signals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """End this process if a signal has come.
+        """End this process if a signal has arrived.
 
         Raises:
             SystemExit: with status 128 + the signal's number.
@@ -62,7 +62,7 @@ class Signals:
             raise SystemExit(128 + self._taken)
 
     def hand_over(self, command: "subprocess.Popen[bytes]") -> None:
-        """Forward signals to this command from now on, including one that has already come."""
+        """Forward signals to this command from now on, including one that has already arrived."""
         self._command = command
         if self._taken is not None:
             self._forward(self._taken)
@@ -81,13 +81,13 @@ class Signals:
 
 
 def run_command(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
-    """Run a command to its end, and end all processes that it leaves behind.
+    """Run a command, and end all processes that it leaves behind.
 
     Returns:
         The command's exit status; 128 + n if signal n ended it.
 
     Raises:
-        InputError: the command does not exist, or cannot be executed.
+        InputError: the command does not exist or cannot be executed.
     """
     mark = uuid.uuid4().hex
     with _watched(mark):
@@ -135,7 +135,7 @@ def _watched(mark: str) -> Iterator[None]:
 
 
 def _sweep(mark: str) -> None:
-    """End every process that carries the mark: with SIGTERM, then with SIGKILL."""
+    """End every process with the mark: by SIGTERM, then by SIGKILL."""
     import psutil
 
     for number in (signal.SIGTERM, signal.SIGKILL):

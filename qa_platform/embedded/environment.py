@@ -1,7 +1,7 @@
-"""The environment variables that the programs of pipelines, and PostgreSQL, inherit from the process that starts the stack.
+"""The environment variables that the pipelines' programs, and PostgreSQL, inherit from the process that starts the stack.
 
-All others are withheld: they may hold passwords, tokens and cloud credentials. In a cluster a pipeline's program inherits nothing from
-its node, and Pachyderm copies the environment of every datum into a repo. A program gets the secrets that its pipeline names.
+All others are withheld: they may contain passwords, tokens and cloud credentials, and Pachyderm copies the environment of every datum into
+a repo. In a cluster, a pipeline's program inherits nothing from its node. A program gets the secrets that its pipeline names.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ _NAMES = frozenset(
     }
 )
 _PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_")
-# Their addresses may hold a password.
+# Proxy addresses may contain a password.
 _PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"})
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of an environment that others may see."""
+    """The variables of an environment that may be passed on."""
     return {name: value for name, value in environment.items() if _may_be_seen(name, value)}
 
 

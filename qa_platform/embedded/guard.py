@@ -1,10 +1,10 @@
-"""Guards a web server on loopback: only requests of the user who owns the server pass.
+"""Guards a web server on loopback: only requests of the server's owner pass.
 
-Two kinds of strangers can reach loopback. Any web page can make its reader's browser send requests there. If the page asks openly, the
-browser says so in ``Origin`` and ``Sec-Fetch-Site``. If the page's own host name resolves to 127.0.0.1 (DNS rebinding), ``Host`` is that
-name. And every other user of the machine can connect: a token, or the kernel's record of the connection, tells the owner from them.
+Two kinds of strangers can reach loopback. Any web page can make its reader's browser send requests there. The browser then names the page's
+site in ``Origin`` and ``Sec-Fetch-Site``; or, if the page's own host name resolves to 127.0.0.1 (DNS rebinding), ``Host`` is that name. And
+every other user of the machine can connect: a token, or the kernel's record of the connection, identifies the owner.
 
-pachd is no web server: it checks its token in `qa_platform.embedded.pachd.protocol.authentication`, and PostgreSQL checks its password.
+pachd is not a web server: it checks its token in `qa_platform.embedded.pachd.protocol.authentication`. PostgreSQL checks its password.
 """
 
 import hmac
@@ -21,11 +21,11 @@ _OWN_SITE = ("same-origin", "none")
 
 
 class Guard:
-    """An ASGI application in front of another one. What it refuses gets a 403, and a WebSocket is closed.
+    """An ASGI application in front of another one. It answers refused requests with 403, and closes refused WebSockets.
 
     Args:
-        token: what a client must send as ``Authorization: Bearer``. A browser that opens a link cannot: it may read if it runs as the
-            user of this process. If the token is empty, every client must.
+        token: clients must send it as ``Authorization: Bearer``. A browser that opens a link cannot send it: it may read pages if it runs
+            as this process's user. If the token is empty, every client must run as this user.
     """
 
     def __init__(self, app: ASGIApp, *, token: str = "") -> None:
@@ -67,7 +67,7 @@ def _name(url: str) -> str | None:
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Whether another site's page asks, or one of another port of this machine."""
+    """Whether the request comes from a page of another site, or of another port of this machine."""
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != headers["host"]:
         return True
@@ -75,11 +75,11 @@ def _is_foreign(headers: Headers) -> bool:
 
 
 def _is_link(scope: Scope, headers: Headers) -> bool:
-    """Whether a link on another site's page was followed. GraphQL can be asked to change something that way, so it is no link."""
+    """Whether the browser follows a link on another site's page. Not for GraphQL, where such a link could change something."""
     return _is_opened(scope, headers) and not scope["path"].rstrip("/").endswith("/graphql")
 
 
 def _is_opened(scope: Scope, headers: Headers) -> bool:
-    """Whether a browser opens this as a page, to show it."""
+    """Whether a browser opens the URL as a page."""
     opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
     return scope["type"] == "http" and scope["method"] == "GET" and opened

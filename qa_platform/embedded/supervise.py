@@ -1,9 +1,8 @@
 """The parent's side of an embedded server: start its process, wait until it serves, and end it.
 
 A server is ``python -m <module> --state DIR --address-file FILE [--token-file FILE]``. It keeps its state in DIR, and writes its address
-to the first file once it serves. The second file has the token that clients must send. The server ends on SIGTERM, on SIGINT, and when its
-standard input reaches end of file. The parent holds the other end of that pipe, so a parent that is killed with SIGKILL takes its servers
-with it.
+to the address file once it serves. The token file has the token that clients must send. The server ends on SIGTERM, on SIGINT, and when its
+standard input reaches end of file. The parent holds the other end of that pipe, so its servers end even if it is killed with SIGKILL.
 `qa_platform.embedded.serving` is the server's side.
 """
 
@@ -37,9 +36,9 @@ class ServerSpec:
     """A server to start.
 
     Attributes:
-        name: names the server's folder and log file.
+        name: the name of the server's folder and log file.
         module: the module that ``python -m`` runs.
-        guarded: the server refuses clients that do not send its token (`private.token_file`). Otherwise it is open to everybody.
+        guarded: the server refuses clients that do not send its token (`private.token_file`). Otherwise it is open.
     """
 
     name: str
@@ -56,14 +55,14 @@ def no_check() -> None:
 
 
 class RunningServer:
-    """The process of a started server. ``address`` waits until it serves."""
+    """A started server process. ``address`` waits until it serves."""
 
     def __init__(self, spec: ServerSpec, state: Path, *, environment: dict[str, str] | None = None, check: Check = no_check) -> None:
         """Start a server whose state is in ``state/<name>``. It logs to ``state/logs/<name>.log``.
 
         Args:
             spec: the server.
-            state: the folder that holds the state, the logs and the locks of all servers.
+            state: the folder with the state, the logs and the locks of all servers.
             environment: the server's environment; None for this process's own.
             check: called while an earlier server on the same folder is ending.
 
@@ -80,7 +79,7 @@ class RunningServer:
         if spec.guarded:
             make_token(token_file(state, spec.name))
             command += ["--token-file", str(token_file(state, spec.name))]
-        # The server inherits the lock, and so holds it for as long as it lives, even if this process dies.
+        # The server inherits the lock, and holds it as long as it lives, even if this process dies.
         with _locked(state / f"{spec.name}.lock", check) as lock, self._log.open("ab") as log:
             self._address_file.unlink(missing_ok=True)
             self._process = subprocess.Popen(
@@ -90,7 +89,7 @@ class RunningServer:
                 stderr=log,
                 pass_fds=(lock.fileno(),),
                 env=environment,
-                # Out of the terminal's foreground group: Ctrl-C must reach the command but not the servers, which end after it.
+                # Outside the terminal's foreground group: Ctrl-C must reach the command, but not the servers, which end after it.
                 start_new_session=True,
             )
 
@@ -153,7 +152,7 @@ def running(
     """
     servers: list[RunningServer] = []
     try:
-        # Appended one by one, so that the servers that have started are ended if a later one fails.
+        # Appended one by one, so that started servers are ended if a later one fails.
         for spec in specs:
             servers.append(RunningServer(spec, state, environment=environment, check=check))  # noqa: PERF401
         yield {server.spec.name: server.address(check=check) for server in servers}
@@ -166,7 +165,7 @@ def running(
 
 @contextlib.contextmanager
 def _locked(path: Path, check: Check) -> Iterator[IO[bytes]]:
-    """Hold an exclusive lock on a file. Waits for up to STOP_SECONDS: an earlier server may be ending."""
+    """Hold an exclusive lock on a file. Waits up to STOP_SECONDS, because an earlier server may be ending."""
     with path.open("ab") as lock:
         deadline = time.monotonic() + STOP_SECONDS
         while not try_lock(lock):
@@ -180,7 +179,7 @@ def _locked(path: Path, check: Check) -> Iterator[IO[bytes]]:
 
 
 def try_lock(file: IO[bytes]) -> bool:
-    """Take an exclusive lock on an open file, if it is free; whether it was. Closing the last copy of the descriptor releases it."""
+    """Try to take an exclusive lock on an open file. Returns whether it was free. Closing the last copy of the descriptor releases it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

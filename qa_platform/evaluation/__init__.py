@@ -1,1 +1,1 @@
-"""Measuring how good a model's answers are, and choosing a precision by it."""
+"""Measuring the quality of a model's answers, and choosing a precision by it."""

@@ -32,9 +32,9 @@ class Figures:
 class Evaluation:
     """A model's figures on a gold set.
 
-    ``rejected`` is the number of questions that could not be asked, such as empty ones: they count as wrong. ``by_score`` has deciles of
-    the score. ``calibration_error`` is what the function finds. ``no_answer`` is None where the model might not say that there is no
-    answer, and where the set has no questions of both kinds.
+    ``rejected`` counts the questions that could not be asked, such as empty ones; they count as wrong. ``by_score`` has the figures by
+    decile of the score. ``calibration_error`` is the mean distance between score and exact match over these deciles. ``no_answer`` is None
+    if the model had to give an answer, or if the set does not have questions both with and without an answer.
     """
 
     model: ModelChoice
@@ -65,7 +65,7 @@ def evaluate(
     """Answer a gold set, and compare the answers with the right ones.
 
     Args:
-        handle_impossible_answer: whether the model may give no answer; None allows it where the set has questions without one.
+        handle_impossible_answer: whether the model may give no answer; None allows it if the set has questions without one.
         align_to_words: whether answers are widened to whole words.
         report: called after each question.
     """
@@ -94,7 +94,7 @@ def calibration_error(scores: Sequence[float], exact_matches: Sequence[float]) -
 
 
 def has_both_kinds(gold: Sequence[GoldQuestion]) -> bool:
-    """Whether the set has questions with an answer, and such without one."""
+    """Whether the set has both questions with an answer and questions without one."""
     return len({bool(question.answers) for question in gold}) > 1
 
 
@@ -108,13 +108,13 @@ def _pairs(gold: Sequence[GoldQuestion]) -> list[tuple[str, str]]:
 
 
 def _outcomes(answerer: Answerer, gold: Sequence[GoldQuestion], answers: Sequence[Answer], options: AnswerOptions) -> list[Outcome]:
-    """Every question with and without its best answer. Questions without an answer are asked again for the best one."""
+    """The outcome of every question, with and without its best answer. Questions that got no answer are asked again for the best one."""
     silent = [question for question, answer in zip(gold, answers, strict=True) if answer.error is RowReason.NO_ANSWER]
     best = answerer.answer(_pairs(silent), replace(options, handle_impossible_answer=False))
     outcomes = []
     for question, answer in zip(gold, answers, strict=True):
         judged = _judge(question, next(best) if answer.error is RowReason.NO_ANSWER else answer)
-        # A rejected row is answered at no threshold.
+        # A rejected row has no answer at any threshold.
         margin = math.inf if answer.null_margin is None else answer.null_margin
         silence = 0.0 if answer.is_rejected else f1("", [gold.text for gold in question.answers])
         outcomes.append(Outcome(margin, judged.f1, judged.exact_match, silence, bool(question.answers)))
@@ -143,7 +143,7 @@ def _deciles(judged: Sequence[_Judged]) -> tuple[Figures, ...]:
 
 
 def _tenths(ranked: Sequence[T]) -> list[Sequence[T]]:
-    """Ten groups of equal size; fewer groups where there are fewer entries."""
+    """Ten groups of about equal size; fewer groups if there are fewer entries."""
     count = min(_DECILES, len(ranked))
     bounds = [len(ranked) * number // count for number in range(count + 1)]
     return [ranked[low:high] for low, high in itertools.pairwise(bounds)]

@@ -1,8 +1,8 @@
 """Gold sets, and the SQuAD metric: exact match and F1.
 
 The metric is that of the SQuAD v1.1 evaluation script (Rajpurkar et al., 2016): both texts are lower-cased, stripped of
-punctuation and of the articles a, an, the, and split at white space; the best value over all gold answers counts. A question
-without gold answers (SQuAD v2) is right exactly when nothing is answered.
+punctuation and of the articles a, an, the, and split at white space; the best value over all gold answers counts. For a question
+without gold answers (SQuAD v2), the only right answer is none.
 """
 
 import collections
@@ -33,7 +33,7 @@ class GoldAnswer:
 
 @dataclass(frozen=True)
 class GoldQuestion:
-    """A question, its context, and the right answers; without any, the question has no answer. ``group`` is its article."""
+    """A question, its context, and its right answers, which are empty if the question has no answer. ``group`` is its article."""
 
     id: str
     group: str
@@ -45,11 +45,11 @@ class GoldQuestion:
 def read_gold(path: Path) -> list[GoldQuestion]:
     """Read a gold set: SQuAD JSON (v1 or v2) if its name ends in ``.json``, else a CSV with the columns question, context and answers.
 
-    A CSV is read as uploads are, see `ingest`: with any of their delimiters, also in gzip. Its ``answers`` cell is a JSON list of strings,
-    or one answer as plain text. An empty cell means that there is no answer.
+    A CSV is read like an upload (see `ingest`): with any of their delimiters, and gzip too. Its ``answers`` cell is a JSON list of
+    strings, or one answer as plain text. An empty cell means that there is no answer.
 
     Raises:
-        InputError: the file is neither, or has no questions; or the right answers of a row cannot be told.
+        InputError: the file is neither, has no questions, or has a row whose right answers cannot be read.
     """
     if path.suffix.lower() == ".json":
         questions = list(_read_squad(path))
@@ -109,7 +109,7 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
         place = names.index("answers")
         asked = [column_label(rows.columns[position]) for position in (rows.question, rows.context)]
         for row in rows:
-            # A row that only its question or its context spoils is kept: the platform rejects it, so it is not answered.
+            # A row whose only fault is in its question or context is kept: the platform rejects it, so it is not answered.
             if (fault := row.rejection) and fault.column not in asked:
                 raise InputError(f"{fault.reason}: {fault.detail}", where=f"{path}, line {row.line}", advice=ROW_HINTS[fault.reason])
             try:
@@ -121,10 +121,10 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
 
 
 def _answers_of_cell(cell: str) -> list[str]:
-    """The right answers in a cell. A number in its list is an answer as it is written.
+    """The right answers in a cell. A number in a list is an answer, as it is written.
 
     Raises:
-        TypeError: its list has something other than strings and numbers.
+        TypeError: the list has something other than strings and numbers.
     """
     if not cell.strip():
         return []
@@ -153,7 +153,7 @@ def normalize(text: str) -> list[str]:
 
 
 def exact_match(answer: str, golds: Sequence[str]) -> float:
-    """1.0 if the normalised answer equals a normalised gold answer, or if both are none; else 0.0."""
+    """1.0 if the normalised answer equals a normalised gold answer, or if there is neither; else 0.0."""
     words = normalize(answer)
     return float(any(words == normalize(gold) for gold in golds)) if golds else float(not words)
 

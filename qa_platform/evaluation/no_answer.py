@@ -1,4 +1,4 @@
-"""Choosing by a gold set how much likelier "no answer" has to be than the best answer before the model says it."""
+"""Choosing, on a gold set, how much likelier "no answer" must be than the best answer before the model gives it."""
 
 import collections
 import itertools
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a question counts, whether the model answers it or not.
+    """What a question scores, with and without an answer from the model.
 
-    ``margin`` is the log probability of "no answer" less that of the best answer; infinite if there is no answer to give. ``f1`` and
-    ``exact_match`` are those of the best answer, in [0, 1]; ``silence`` is what both are without one. ``answerable``: it has a right
-    answer.
+    ``margin`` is the log probability of "no answer" minus that of the best answer; infinite if there is no answer to give. ``f1`` and
+    ``exact_match`` are those of the best answer, in [0, 1]; ``silence`` is the value of both without an answer. ``answerable``: the
+    question has a right answer.
     """
 
     margin: float
@@ -25,7 +25,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ThresholdFigures:
-    """The figures, in percent, where "no answer" is said if its margin is above ``threshold``: of all questions, and of both kinds."""
+    """The figures, in percent, if "no answer" is given where its margin exceeds ``threshold``: of all questions, and of both kinds."""
 
     threshold: float
     exact_match: float
@@ -36,9 +36,10 @@ class ThresholdFigures:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """What thresholds for "no answer" make of a gold set.
+    """How thresholds for "no answer" do on a gold set.
 
-    ``in_use`` is the threshold of all other figures of an evaluation; ``default`` are the figures at 0, ``best`` those with the best F1.
+    ``in_use`` is the threshold behind all other figures of an evaluation; ``default`` has the figures at 0, ``best`` those at the threshold
+    with the best F1.
     """
 
     in_use: float
@@ -47,12 +48,12 @@ class NoAnswer:
 
 
 def compare_thresholds(outcomes: Sequence[Outcome], in_use: float) -> NoAnswer:
-    """Compare the default threshold with the best one. There are questions of both kinds."""
+    """Compare the default threshold with the best one. ``outcomes`` must have questions of both kinds."""
     return NoAnswer(in_use, figures_at(0.0, outcomes), figures_at(best_threshold(outcomes), outcomes))
 
 
 def best_threshold(outcomes: Sequence[Outcome]) -> float:
-    """The threshold with the best F1. Among equals it is 0 if that is one of them, else in the range of equals that is nearest to 0."""
+    """The threshold with the best F1. Among equally good ones it is 0 if possible, else one from the range that is nearest to 0."""
     gains: dict[float, float] = collections.defaultdict(float)
     for outcome in outcomes:
         # An infinite margin is on the same side of every threshold.
@@ -60,9 +61,9 @@ def best_threshold(outcomes: Sequence[Outcome]) -> float:
             gains[outcome.margin] += outcome.silence - outcome.f1
     margins = sorted(gains)
     ranges = itertools.pairwise([-math.inf, *margins, math.inf])
-    # From the lowest threshold, above which are all margins, upwards.
+    # From the lowest threshold, which all margins exceed, upwards.
     totals = itertools.accumulate((-gains[margin] for margin in margins), initial=sum(gains.values()))
-    # Rounded: equal F1 must not differ by the order of its sum.
+    # Rounded, so that equal F1 does not differ by the order of summation.
     (low, high), _ = max(zip(ranges, totals, strict=True), key=lambda found: (round(found[1], 9), *_nearness(*found[0])))
     return 0.0 if low <= 0 < high else _middle(low, high)
 
@@ -72,7 +73,7 @@ def _nearness(low: float, high: float) -> tuple[bool, float]:
 
 
 def _middle(low: float, high: float) -> float:
-    """A number near the middle of ``[low, high)``, with few digits; 1 beyond the other end if one is infinite."""
+    """A number near the middle of ``[low, high)``, with few digits. If one end is infinite, it is 1 away from the other."""
     if low == -math.inf:
         low = high - 2
     elif high == math.inf:
@@ -84,7 +85,7 @@ def _middle(low: float, high: float) -> float:
 
 
 def figures_at(threshold: float, outcomes: Sequence[Outcome]) -> ThresholdFigures:
-    """The figures at a threshold. There are questions of both kinds."""
+    """The figures at a threshold. ``outcomes`` must have questions of both kinds."""
 
     def percent(figure: Callable[[Outcome], float], among: Sequence[Outcome]) -> float:
         values = [outcome.silence if outcome.margin > threshold else figure(outcome) for outcome in among]

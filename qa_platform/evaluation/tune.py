@@ -1,6 +1,6 @@
 """Finding the fastest precision for a model on this machine that costs little accuracy.
 
-A precision passes the gate if its F1 on the gate's questions is at most GATE below that of float32.
+A precision passes the gate if its F1 on the gate's questions is at most GATE below the F1 of float32.
 """
 
 import math
@@ -16,7 +16,7 @@ from qa_platform.errors import InputError
 from qa_platform.evaluation.evaluate import has_unanswerable
 from qa_platform.evaluation.gold import GoldQuestion, f1
 
-# Percent of F1 that a faster precision may cost.
+# The percentage points of F1 that a faster precision may cost.
 GATE = 0.5
 _PASSES = 3
 
@@ -43,7 +43,7 @@ class Tuning:
 
 
 def tune(choice: ModelChoice, gold: Sequence[GoldQuestion], *, threads: int = 0, device: str = "cpu") -> Tuning:
-    """Try every precision that a model runs in, choose the fastest that passes the gate, and remember it for ``auto``.
+    """Try every precision that a model runs in, choose the fastest that passes the gate, and store it for ``auto``.
 
     Raises:
         InputError: the model cannot be used at all, or none of the questions can be asked.

@@ -1,4 +1,4 @@
-"""The part of a stream that has been read and not yet used, and where in the file it lies."""
+"""The part of a stream that has been read but not yet used, and its position in the file."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ _BLOCK = 2**20
 
 
 class ByteSource(Protocol):
-    """A stream of bytes, which need not be seekable. ``read(n)`` gives at most ``n`` bytes, and none only at the end."""
+    """A stream of bytes, which need not be seekable. ``read(n)`` returns at most ``n`` bytes, and none only at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -14,8 +14,8 @@ class ByteSource(Protocol):
 class Buffer:
     """A stream's bytes from the beginning of a record on.
 
-    ``data`` begins at ``line`` (from 1) and ``offset`` (bytes from the file's beginning, from 0). ``ended`` says that the stream has no
-    more, ``read`` how many bytes came.
+    ``data`` begins at ``line`` (from 1) and ``offset`` (bytes from the file's beginning, from 0). ``ended``: the stream is exhausted.
+    ``read``: the number of bytes that were read.
     """
 
     def __init__(self, source: ByteSource) -> None:
@@ -29,8 +29,8 @@ class Buffer:
     def fill(self) -> None:
         """Read one more block, a whole one unless the stream ends.
 
-        A source may give less at a time than was asked for. An unfinished record is looked at again after every block: were the blocks
-        small, a long record would take quadratic time.
+        A source may return less than requested. An unfinished record is parsed again after every block, so small blocks would make a long
+        record take quadratic time.
         """
         pieces, missing = [], _BLOCK
         while missing and (piece := self._source.read(missing)):

@@ -60,13 +60,13 @@ ROW_HINTS = {
 
 @dataclass(frozen=True)
 class FileRejection:
-    """Why a file cannot be read as a whole.
+    """Why a whole file is rejected.
 
     Args:
         reason: the kind of damage.
         detail: what exactly is wrong.
-        line: the file's line, from 1, where that is known.
-        offset: bytes from the file's beginning, from 0, where that is known.
+        line: the file's line, from 1, if known.
+        offset: bytes from the file's beginning, from 0, if known.
     """
 
     reason: FileReason
@@ -81,7 +81,7 @@ class FileRejection:
 
     @property
     def where(self) -> str:
-        """Line and byte, as people read them; empty where neither is known."""
+        """Line and byte, for display; empty if neither is known."""
         places = [f"line {self.line}"] * (self.line is not None) + [f"byte {self.offset}"] * (self.offset is not None)
         return ", ".join(places)
 
@@ -108,7 +108,7 @@ class FileRejection:
 
 
 class FileRejected(InputError):
-    """A file cannot be read as a whole; nothing of it is kept. ``rejection`` has the fields; the arguments are those of `FileRejection`."""
+    """A whole file is rejected; nothing of it is kept. ``rejection`` has the fields; the arguments are those of `FileRejection`."""
 
     def __init__(self, reason: FileReason, detail: str, *, line: int | None = None, offset: int | None = None) -> None:
         self.rejection = FileRejection(reason, detail, line=line, offset=offset)
@@ -118,7 +118,7 @@ class FileRejected(InputError):
         return str(self.rejection)
 
     def of_file(self, file: str) -> InputError:
-        """The same, for people: it names the file."""
+        """The same error, for display: it names the file."""
         where = ", ".join(filter(None, (file, self.rejection.where)))
         return InputError(self.what, where=where, advice=self.advice)
 
@@ -139,7 +139,7 @@ _MAGIC = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
-# Bytes of the file's beginning that are searched for NUL, and for the pattern of UTF-16.
+# Bytes at the beginning of a file that are searched for NUL, and for the pattern of UTF-16.
 _SAMPLE = 8192
 _UTF16_SAMPLE = 64
 
@@ -175,10 +175,10 @@ def _is_text(sample: bytes) -> bool:
 
 
 def refuse_control_characters(header: bytes, *, line: int, offset: int) -> None:
-    """Refuse a header with control characters, which no column's name has.
+    """Refuse a header with control characters, which column names do not have.
 
     Raises:
-        FileRejected: there is one.
+        FileRejected: the header has one.
     """
     if control := _CONTROL.search(header):
         detail = f"the header contains the control character {control.group()[0]:#04x}, so this is not a CSV"
@@ -186,7 +186,7 @@ def refuse_control_characters(header: bytes, *, line: int, offset: int) -> None:
 
 
 def decoded(raw: bytes, *, line: int, offset: int, errors: str = "surrogatepass") -> str:
-    """The text of bytes that begin at ``line`` and ``offset``. Half surrogate pairs pass, since they are damage of one row.
+    """Decode bytes that begin at ``line`` and ``offset``. By default halves of surrogate pairs pass, since they damage only their row.
 
     Raises:
         FileRejected: the bytes are not UTF-8.

@@ -1,8 +1,8 @@
 """The CSV dialect: how records are parsed and written, everywhere in the platform.
 
 Commas between cells, double quotes around cells that need them, quotes inside a quoted cell written twice (RFC 4180). Reading is
-strict: text after a closing quote and a quote left open are errors. Uploads may have another delimiter, which their answered CSVs have
-too. In Pachyderm there are commas.
+strict: text after a closing quote and a quote left open are errors. Uploads may have another delimiter, and their answered CSVs have the
+same one. In Pachyderm, files have commas.
 """
 
 import codecs
@@ -12,17 +12,17 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-# What may stand between the cells of an upload, with its name, in the order in which they are tried.
+# The delimiters that an upload may have, with their names, in the order in which they are tried.
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
-# What reading raises where the text is not of this dialect.
+# Raised while reading text that is not in this dialect.
 CsvError = csv.Error
 
-# The largest limit that the csv module takes on every system; its default is below the length of a context. Records have limits of their
-# own, see `contract.ROW_LIMIT`.
+# The largest limit that the csv module accepts on every system; its default is below the length of a context. Records have their own
+# limit, see `contract.ROW_LIMIT`.
 _CELL_LIMIT = 2**31 - 1
 
-# Carriage returns that end no line. Outside quotes they damage their row. A run is looked at once, from its beginning: the time is linear.
+# Carriage returns that do not end a line. Outside quotes they damage their row. A run is matched once, from its beginning, in linear time.
 BARE_RETURN = re.compile(r"(?<!\r)\r++(?!\n|\Z)")
 
 
@@ -57,7 +57,7 @@ def parse(text: str, *, delimiter: str = ",") -> list[list[str]]:
 
 
 def csv_text(cells: Sequence[str], *, delimiter: str = ",") -> str:
-    """One record, quoted where it must be, without a line end."""
+    """One record, quoted where necessary, without a line end."""
     out = io.StringIO()
     # With "\n" here, Python before 3.13 leaves a cell with a carriage return unquoted, which then reads as two rows.
     csv.writer(out, lineterminator="\r\n", delimiter=delimiter).writerow(cells)
@@ -70,7 +70,7 @@ def csv_line(cells: Sequence[str], *, delimiter: str = ",") -> bytes:
 
 
 def with_delimiter(pieces: Iterable[bytes], delimiter: str) -> Iterator[bytes]:
-    """A CSV that has commas, in pieces, as one with another delimiter, record by record."""
+    """Convert a CSV with commas, given in pieces, to another delimiter, record by record."""
     for cells in csv_reader(_lines(pieces)):
         yield csv_line(cells, delimiter=delimiter)
 

@@ -1,4 +1,4 @@
-"""The header of a file: what comes before its rows, and whether the file is a CSV of questions at all."""
+"""Reading a file's header, and telling whether the file is a CSV of questions at all."""
 
 import contextlib
 import re
@@ -18,9 +18,9 @@ from qa_platform.ingest.dialect import BARE_RETURN, DELIMITERS, CsvError, parse
 from qa_platform.ingest.records import RecordEnd
 from qa_platform.ingest.rules import about_quotes
 
-# Programs that add a mark to a text that has one leave two.
+# There are two if a program adds a mark to a text that already has one.
 _BYTE_ORDER_MARKS = re.compile(rb"(?:\xef\xbb\xbf){1,2}")
-# The line by which Excel is told of the delimiter.
+# The line that tells Excel the delimiter.
 _SEPARATOR_LINE = re.compile(rb'"?sep=([^\r\n])"?\r*\n', re.IGNORECASE)
 _BLANK_LINES = re.compile(rb"(?:\r*\n)+")
 
@@ -29,7 +29,7 @@ _BLANK_LINES = re.compile(rb"(?:\r*\n)+")
 class Header:
     """The columns of a file, renamed where they clash with ours. ``question`` and ``context`` are positions in them.
 
-    ``delimiter`` stands between the cells of the header and of all rows.
+    ``delimiter`` separates the cells of the header and of all rows.
     """
 
     columns: tuple[str, ...]
@@ -57,7 +57,7 @@ def read_header(buffer: Buffer) -> Header:
 
 
 def _skip_to_header(buffer: Buffer) -> str:
-    """Pass byte order marks, blank lines, and a line that names the delimiter. Returns that delimiter, "" without such a line."""
+    """Skip byte order marks, blank lines, and a line that names the delimiter. Returns that delimiter, "" if there is no such line."""
     delimiter = ""
     buffer.fill_beyond(HEADER_LIMIT)
     refuse_other_formats(buffer.data)
@@ -81,7 +81,7 @@ def _delimiter(buffer: Buffer, named: str) -> str:
         named: the delimiter that the first line names, or "".
 
     Raises:
-        FileRejected: the header has the columns with another delimiter than ``named``, or that is none that can be read.
+        FileRejected: the header has the columns with another delimiter than ``named``, or ``named`` is not supported.
     """
     fitting = [delimiter for delimiter in DELIMITERS if _fits(buffer, delimiter)]
     if not named:
@@ -89,7 +89,7 @@ def _delimiter(buffer: Buffer, named: str) -> str:
     if named in fitting or (named in DELIMITERS and not fitting):
         return named
     actual = f"the header has {DELIMITERS[fitting[0]]}" if fitting else f"only {', '.join(DELIMITERS.values())} can be read"
-    raise FileRejected(FileReason.WRONG_DELIMITER, f"the line 'sep=' says that {named!r} stands between the cells, but {actual}", line=1)
+    raise FileRejected(FileReason.WRONG_DELIMITER, f"the line 'sep=' names {named!r} as the delimiter, but {actual}", line=1)
 
 
 def _fits(buffer: Buffer, delimiter: str) -> bool:
@@ -121,7 +121,7 @@ def _record(buffer: Buffer, delimiter: str) -> bytes:
 
 
 def _names(text: str, line: int, delimiter: str) -> list[str]:
-    """The names of a header that ``find_columns`` accepts."""
+    """The column names of a header. Those that `find_columns` refuses reject the file."""
     names = _cells(text, line, delimiter)
     if len(names) > COLUMN_LIMIT:
         raise FileRejected(FileReason.TOO_MANY_COLUMNS, f"the header has {len(names):,} columns", line=line)
@@ -137,11 +137,11 @@ def _names(text: str, line: int, delimiter: str) -> list[str]:
 
 
 def _refuse_repeated(names: list[str], line: int) -> None:
-    """Refuse repeated names of answered columns: each repetition would be renamed to a longer name than the last."""
+    """Refuse repeated names of answer columns: each repetition would be renamed to a longer name than the last."""
     folded = [name.strip().lower() for name in names]
     for ours in ANSWER_COLUMNS:
         if (count := folded.count(ours)) > 1:
-            detail = f"the header has {count} columns called {ours!r}, which is a column of the answered CSV, and may have one"
+            detail = f"the header has {count} columns called {ours!r}, a column of the answered CSV: only one is allowed"
             raise FileRejected(FileReason.DUPLICATE_COLUMN, detail, line=line)
 
 

@@ -1,24 +1,24 @@
-"""Writing gzip, where the name of a file asks for it."""
+"""Writing gzip, if a file's name asks for it."""
 
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
-# Of zlib: hardly larger than the best, and several times faster.
+# zlib's level: hardly larger output than at the best level, and several times faster.
 _LEVEL = 6
 
 
 def is_packed(name: str) -> bool:
-    """Whether a file is to be gzip, by its name."""
+    """Whether a file is gzip, by its name."""
     return name.lower().endswith(".gz")
 
 
 @contextmanager
 def packed(target: IO[bytes], name: str) -> Iterator[IO[bytes]]:
-    """A stream whose bytes go into ``target``: in gzip if the file's name ends in ``.gz``, else as they are.
+    """A stream that writes into ``target``: as gzip if the file's name ends in ``.gz``, else unchanged.
 
-    Equal bytes give equal gzip: it has neither a name nor a time.
+    Equal bytes give equal gzip, since its header has neither a name nor a time.
     """
     if not is_packed(name):
         yield target

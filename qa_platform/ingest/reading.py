@@ -20,7 +20,7 @@ from qa_platform.ingest.unpacking import Unpacked
 class Row(NamedTuple):
     """One data row. It is a tuple, because making a frozen dataclass per row costs as much as parsing it.
 
-    ``row`` counts data rows from 1. ``line`` is the line of the file on which the row begins, from 1. ``cells`` are as many as columns.
+    ``row`` counts data rows from 1. ``line`` is the line of the file on which the row begins, from 1. ``cells`` has one cell per column.
     ``raw`` is the record as it is written into a shard, with commas and its line end. In a rejected row, cells that cannot be kept are
     empty in both.
     """
@@ -33,21 +33,21 @@ class Row(NamedTuple):
 
 
 class _BlockEndError(Exception):
-    """The lines of a block are used up, and the record that the parser has begun continues in the next block."""
+    """The lines of a block are used up, but the current record continues in the next block."""
 
 
 class RowReader:
-    """Reads a CSV once, decompressed where it is gzip: the header when the reader is made, the rows while it is iterated.
+    """Reads a CSV once, decompressing gzip: the header when the reader is created, the rows while it is iterated.
 
     ``columns`` are the header's names, renamed where they clash with ours; ``question`` and ``context`` are positions in them. ``blank``
-    counts the blank lines, and the rows whose cells are all empty, which are skipped, ``reasons`` the rejected rows by their reason.
+    counts the blank lines and the rows whose cells are all empty; both are skipped. ``reasons`` counts the rejected rows by reason.
 
     Args:
         limits: the limits on questions and contexts.
-        size: the number of bytes that must come from ``source``, 0 where it is unknown. Fewer are a broken download, not a damaged file.
+        size: the number of bytes that ``source`` must give, 0 if unknown. Fewer mean a broken download, not a damaged file.
 
     Raises:
-        FileRejected: the file is damaged. Raised here or while iterating, as soon as that is found.
+        FileRejected: the file is damaged. Raised as soon as that is found, here or during iteration.
         TransientError: the stream ended early.
     """
 
@@ -80,7 +80,7 @@ class RowReader:
             raise FileRejected(FileReason.HEADER_ONLY, f"there is no row below the header{blank}")
 
     def _parse(self, block: bytes) -> Generator[Row, None, tuple[int, int]]:
-        """The rows of a block of whole lines. Returns the number of lines and bytes that they take: the last row may be unfinished."""
+        """Yield the rows of a block of whole lines. Returns the numbers of lines and bytes used: the last row may be unfinished."""
         width, question, context = len(self.columns), self.question, self.context
         has_commas = self.delimiter == ","
         question_limit, context_limit = self._limits.question, self._limits.context
@@ -144,7 +144,7 @@ class RowReader:
         return self._rejected(raw, line, RowReason.ROW_TOO_LARGE, detail=detail)
 
     def _rejected(self, raw: bytes, line: int, reason: RowReason, *, cells: Sequence[str] = (), column: str = "", detail: str = "") -> Row:
-        """A rejected row. ``cells`` are empty where their borders are in doubt. Extra cells are dropped, missing ones are empty."""
+        """A rejected row. ``cells`` is empty if the cells' borders are in doubt. Extra cells are dropped, missing ones are empty."""
         self._row += 1
         self._count(reason, line)
         kept = [self._kept(index, cell) for index, cell in enumerate(cells[: len(self.columns)])]
@@ -170,7 +170,7 @@ class RowReader:
     # Records that the parser refuses
 
     def _damaged_length(self, block: bytes, start: int, line: int) -> int:
-        """The length in bytes of the record at ``start``, which the parser refused; 0 where it continues beyond the block."""
+        """The length in bytes of the record at ``start``, which the parser refused; 0 if it continues beyond the block."""
         scan = RecordEnd(self.delimiter)
         end = scan.find(block, start)
         if end >= 0:

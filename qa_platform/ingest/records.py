@@ -15,7 +15,7 @@ class State(enum.Enum):
     QUOTE = enum.auto()  # a quote inside a quoted cell: it closes the cell, unless another one follows
 
 
-# From outside quotes: all text and complete cells, by delimiter. Possessive, so that it never backtracks.
+# By delimiter: matches all text and complete cells, from outside quotes. Possessive, so that it never backtracks.
 _WHOLE_CELLS = {
     delimiter: re.compile(rb'(?:[^%s\n]++|%s(?=[^"])|%s"(?:[^"]++|"")*+"(?=[^"]))*+' % ((re.escape(delimiter.encode()),) * 3))
     for delimiter in DELIMITERS
@@ -24,10 +24,10 @@ _QUOTES = re.compile(rb'"*')
 
 
 class RecordEnd:
-    """Finds the line feed that ends a record, over as many pieces as that takes.
+    """Finds the line feed that ends a record, across any number of pieces.
 
     Records end where ``csv.reader`` without ``strict`` ends them, over lines that end in LF: text after a closing quote continues the cell,
-    unquoted. Unlike there, a carriage return outside quotes is an ordinary character, so that it damages one row, not two.
+    unquoted. Unlike in ``csv.reader``, a carriage return outside quotes is an ordinary character, so that it damages one row, not two.
     """
 
     def __init__(self, delimiter: str = ",") -> None:
@@ -39,7 +39,7 @@ class RecordEnd:
         return self.state is State.QUOTED
 
     def find(self, data: bytes, start: int = 0) -> int:
-        """The position after the record's line feed in ``data``, searched from ``start``; -1 where the record goes on beyond it."""
+        """The position after the record's line feed in ``data``, searched from ``start``; -1 if the record continues beyond ``data``."""
         at = start
         while at < len(data):
             if self.state is State.QUOTED:
@@ -52,7 +52,7 @@ class RecordEnd:
                 at = _end_of(self._whole_cells, data, at)
                 if data[at : at + 1] == b"\n":
                     return at + 1
-                if at < len(data):  # a delimiter, and then the piece ends or begins a quoted cell that it does not end
+                if at < len(data):  # a delimiter, followed by the piece's end or by a quoted cell that continues beyond it
                     at += 1
                     self.state = State.CELL_START
             elif data[at : at + 1] == b'"':
@@ -71,7 +71,7 @@ def _end_of(pattern: re.Pattern[bytes], data: bytes, start: int) -> int:
 
 
 def whole_characters(data: bytes) -> int:
-    """The number of leading bytes that hold whole UTF-8 characters: all but those of a last character that may be cut."""
+    """The number of leading bytes that hold whole UTF-8 characters: all but those of a last character that may be incomplete."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] & 0xC0 != 0x80:
             return len(data) - back if data[-back] >= 0xC0 else len(data)

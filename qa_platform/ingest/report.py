@@ -13,7 +13,7 @@ REPORT_COLUMNS = ("line", "row", "column", "reason", "detail", "what_to_do")
 def report_on_file(rejection: FileRejection | str) -> bytes:
     """A report on a file that cannot be read: a CSV with REPORT_COLUMNS and one record, whose ``row`` and ``column`` are empty.
 
-    A text, which says why without fields, becomes the record's ``detail``.
+    A plain text becomes the record's ``detail``.
     """
     if isinstance(rejection, str):
         return csv_line(REPORT_COLUMNS) + _record("", "", "", "", rejection, "")
@@ -25,8 +25,8 @@ def report_on_file(rejection: FileRejection | str) -> bytes:
 def report_on_rows(rejections: Iterable[Rejection]) -> Iterator[bytes]:
     """A report on the rejected rows of a file that was read: a CSV with REPORT_COLUMNS, record by record.
 
-    ``line`` and ``row`` count from 1: the header is line 1, and the row below it is row 1. ``line`` is empty for a row that was rejected
-    after ingestion, when its line was no longer known (line 0). Cells are not repeated: they may be large.
+    ``line`` counts the lines of the file from 1, ``row`` its data rows. ``line`` is empty for a row that was rejected after ingestion, when
+    its line was no longer known (line 0). Cells are left out, because they may be large.
     """
     yield csv_line(REPORT_COLUMNS)
     for rejection in rejections:
@@ -36,5 +36,5 @@ def report_on_rows(rejections: Iterable[Rejection]) -> Iterator[bytes]:
 
 
 def _record(*cells: str) -> bytes:
-    # Names of columns and details come out of the file.
+    # Column names and details come from the file.
     return csv_line([escaped(cell) for cell in cells])

@@ -1,7 +1,7 @@
 """Why a row cannot be asked: one ordered list of rules for every way into the platform.
 
 The first rule that a row breaks gives its reason. So the same row has the same reason in the pipeline, in ``qa-platform answer`` and
-in `answering.Answerer`, and whatever the order of its columns.
+in `answering.Answerer`, whatever the order of its columns.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from qa_platform.settings import IngestSettings
 _SURROGATE = regex.compile("[\ud800-\udfff]")
 # Visible characters: no white space, control or format characters, or marks without a letter. Models have no tokens for those.
 _VISIBLE = regex.compile(r"[^\p{Z}\p{M}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]")
-# Quotes of word processors, which enclose no cell of a CSV.
+# Typographic quotes, which do not quote a cell of a CSV.
 _TYPOGRAPHIC = regex.compile("\\s*([“”„‟«»])")
 
 
 @dataclass(frozen=True)
 class TextLimits:
-    """The characters that a question and a context may have, at most."""
+    """The maximum characters of a question and of a context."""
 
     question: int = QUESTION_LIMIT
     context: int = CONTEXT_LIMIT
 
     @classmethod
     def of(cls, settings: IngestSettings) -> "TextLimits":
-        """The limits that are configured."""
+        """The configured limits."""
         return cls(settings.question_limit, settings.context_limit)
 
 
@@ -38,7 +38,7 @@ TABLE_LIMITS = TextLimits()
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be asked. ``cell`` is the position of the guilty cell, None where it is the whole row; ``detail`` is for people."""
+    """Why a row cannot be asked. ``cell`` is the position of the faulty cell, None for the whole row; ``detail`` is for people."""
 
     reason: RowReason
     cell: int | None
@@ -46,7 +46,7 @@ class Fault(NamedTuple):
 
 
 def storable(cell: str) -> bool:
-    """Whether a text can be stored: UTF-8 and PostgreSQL have no place for half a surrogate pair or NUL."""
+    """Whether a text can be stored: UTF-8 has no half surrogate pairs, and PostgreSQL no NUL."""
     return "\0" not in cell and not _SURROGATE.search(cell)
 
 
@@ -56,7 +56,7 @@ def is_blank(cell: str) -> bool:
 
 
 def fault_of_row(cells: Sequence[str], *, width: int, question: int, context: int, limits: TextLimits) -> Fault | None:
-    """The first fault of a row: in its shape, then in its cells. None where it can be asked.
+    """The first fault of a row: in its shape, then in its cells. None if it can be asked.
 
     Args:
         width: the number of cells that the row must have.
@@ -70,13 +70,13 @@ def fault_of_row(cells: Sequence[str], *, width: int, question: int, context: in
 
 
 def about_quotes(cells: Sequence[str]) -> str:
-    """What to add to the detail of a fault where a cell begins with a typographic quote; "" if none does."""
+    """A hint for the detail of a fault, if a cell begins with a typographic quote; "" if none does."""
     quote = next((found.group(1) for cell in cells if (found := _TYPOGRAPHIC.match(cell))), "")
-    return f"; the typographic quote {quote} encloses no cell, only the straight one does" if quote else ""
+    return f"; cells must be quoted with straight quotes, not {quote}" if quote else ""
 
 
 def fault_of_pair(question: str, context: str) -> Fault | None:
-    """The first fault of a question and its context; None where they can be asked."""
+    """The first fault of a question and its context; None if they can be asked."""
     return fault_of_row((question, context), width=2, question=0, context=1, limits=TABLE_LIMITS)
 
 

@@ -26,16 +26,16 @@ from qa_platform.settings import IngestSettings
 
 _log = logging.getLogger(__name__)
 
-# Bytes that are handed over at once: small compared with the 20 MiB of a message to Pachyderm.
+# Bytes that are handed over at once: few compared with the 20 MiB of a message to Pachyderm.
 _CHUNK = 2**20
-# A shard's rows have at least this part of its header's bytes, unless the file ends: every shard repeats the header.
+# Every shard repeats the header. So a shard's rows have at least one part in this many of the header's bytes, unless the file ends.
 _LEAST_PART_OF_HEADER = 16
 
 Write = Callable[[str, Iterable[bytes]], None]
 
 
 class ToldForm(Protocol):
-    """Is told, once a file was read, how many blank rows were skipped, and what stands between its cells."""
+    """Called once a file has been read, with the number of blank rows that were skipped and the delimiter."""
 
     def __call__(self, *, blank: int, delimiter: str) -> object: ...
 
@@ -58,14 +58,14 @@ def split(
 
     Paths are relative to the file's folder: ``part-00000/questions.csv``, ``part-00000/shard.json``, …, ``part-00000/manifest.json``.
     The first shard carries the manifest. ``chunks`` are at most 1 MiB each. One shard is in memory at a time. If this raises, the caller
-    must discard all that was written.
+    must discard everything that was written.
 
     Args:
         align_to_words: whether the workers widen answers to whole words.
         again: names of shards that are answered again, although Pachyderm counts them as done.
-        launch: a text that differs with every launch, which makes new datums of the shards in ``again``. With the first shard, which
-            carries the manifest, the file is loaded again as well.
-        told: is told what the manifest does not say: older loaders refuse fields that they do not know.
+        launch: a text that differs with every launch and makes new datums of the shards in ``again``. If the first shard, which carries
+            the manifest, is among them, the file is loaded again too.
+        told: called with what the manifest leaves out, since older loaders refuse fields that they do not know.
 
     Raises:
         FileRejected: the file is damaged. That may be found only at its end.
@@ -130,7 +130,7 @@ class _Shard:
 
 
 def _shards(rows: Iterable[Row], settings: IngestSettings, *, least: int) -> Iterator[_Shard]:
-    """Shards of at most so many rows and bytes as the settings say; but a shard of less than ``least`` bytes takes more rows."""
+    """Shards that end when they reach the rows or the bytes of the settings. A shard of less than ``least`` bytes takes more rows."""
     shard = _Shard(first_row=1)
     for row in rows:
         shard.add(row)

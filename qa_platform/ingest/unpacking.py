@@ -1,4 +1,4 @@
-"""The bytes of a CSV: those of its stream, decompressed where the stream is gzip."""
+"""The bytes of a CSV: those of its stream, decompressed if the stream is gzip."""
 
 import zlib
 
@@ -8,20 +8,20 @@ from qa_platform.ingest.buffer import ByteSource
 from qa_platform.ingest.damage import FileRejected
 
 _MAGIC = b"\x1f\x8b"
-# Tells zlib to expect a gzip header, and to check the checksum and the length behind the data.
+# Tells zlib to expect a gzip header, and to check the checksum and the length after the data.
 _GZIP = 16 + zlib.MAX_WBITS
-# Compressed bytes that are taken at a time. What follows a member is copied, so a large block of many small members would take long.
+# Compressed bytes per read. The rest of a block is copied after each member, so a large block of many small members would take long.
 _BLOCK = 2**14
 
 
 class Unpacked:
     """A stream's bytes, decompressed while they are read if the first two are those of gzip.
 
-    Names and attributes of the object decide nothing: tools compress and decompress on the way without renaming. Several members in a
+    The object's name and attributes are ignored, since tools compress and decompress in transit without renaming. Several members in a
     row are one file, and zeros may follow, as for ``gunzip``.
 
     Args:
-        size: the number of bytes that must come from ``source``, 0 where it is unknown. Fewer are a broken download, not a damaged file.
+        size: the number of bytes that ``source`` must give, 0 if unknown. Fewer mean a broken download, not a damaged file.
     """
 
     def __init__(self, source: ByteSource, *, size: int = 0) -> None:
@@ -29,7 +29,7 @@ class Unpacked:
         self._size = size
         self._stored = 0
         self._unpacked = 0
-        # Came from the source, and was not used yet.
+        # Read from the source, but not used yet.
         self._came = b""
         self._is_gzip: bool | None = None
         self._member: zlib._Decompress | None = None
@@ -67,7 +67,7 @@ class Unpacked:
             self._came = self._came or self._fetch(_BLOCK)
             ended = not self._came
             if self._member is None:
-                # Zeros pad the end of a tape's block, or of a disk's.
+                # Zeros pad the last block on a tape or a disk.
                 self._came = self._came.lstrip(b"\0")
                 if ended:
                     return b""

@@ -1,1 +1,1 @@
-"""The platform in Dagster: assets, checks, jobs, sensors, and what a run reports of its files."""
+"""The platform in Dagster: assets, checks, jobs, sensors, and the reports on files."""

@@ -18,22 +18,22 @@ MODEL_QUALITY = dg.AssetKey("model_quality")
 PLATFORM_STATUS = dg.AssetKey("platform_status")
 
 _GROUP = "questions"
-# Incremented when the same model would give other answers: files answered before are stale in Dagster from then on.
+# Incremented when the same model would give different answers. Files answered before are then stale in Dagster.
 _ANSWERING_VERSION = 1
-# The version of the assets that are only reported: incremented when the same upload, listing or gold set would be reported differently.
+# The version of assets that are only reported. Incremented when the same upload, listing or gold set would be reported differently.
 REPORTED_VERSION = "1"
 REPORTED_TAGS = {"dagster/code_version": REPORTED_VERSION}
 
 
 def documentation(settings: CatalogSettings, page: str) -> dg.MetadataValue:
-    """A page of ``docs/``: a link where QA_DOCS_URL has their address, else its path."""
+    """A page of ``docs/``: a link if QA_DOCS_URL is set, else its path."""
     base = settings.docs_url.rstrip("/")
     return dg.MetadataValue.url(f"{base}/{page}") if base else dg.MetadataValue.text(f"docs/{page}")
 
 
 @dataclass(frozen=True)
 class AssetFactory:
-    """Makes the specs of the platform's assets, which have their group, owners and documentation in common."""
+    """Makes the specs of the platform's assets, which share the group, the owners and the documentation."""
 
     settings: CatalogSettings
 
@@ -68,14 +68,14 @@ class AssetFactory:
 
 
 def code_version(wanted: ModelChoice, *, revision_of_bundled: str) -> str:
-    """The version of a file's answers: that of the code, and the wanted model with its revision, precision and threshold of "no answer"."""
+    """The version of a file's answers: the code's version, and the wanted model with its revision, precision and no-answer threshold."""
     revision = revision_of_bundled if wanted.id == BUNDLED else wanted.revision
     threshold = "" if wanted.no_answer_threshold is None else f"-no_answer>{wanted.no_answer_threshold}"
     return f"{_ANSWERING_VERSION}-{wanted.id}{f'@{revision}' if revision else ''}-{wanted.precision}{threshold}"
 
 
 def current_code_version(wanted: ModelChoice) -> str:
-    """The code version of the files that are answered from now on."""
+    """The code version of files answered from now on."""
     return code_version(wanted, revision_of_bundled=bundled_revision())
 
 
@@ -83,7 +83,7 @@ def _schema(*columns: tuple[str, str, str]) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(name, kind, description) for name, kind, description in columns])
 
 
-_QUESTION = "The question; its column may stand anywhere, in any case."
+_QUESTION = "The question. The column may be anywhere, in upper or lower case."
 _CONTEXT = "The text that contains the answer."
 _OTHERS = ("…", "text", "The other columns of the upload, unchanged.")
 
@@ -92,12 +92,12 @@ ANSWERED_SCHEMA = _schema(
     ("question", "text", _QUESTION),
     ("context", "text", _CONTEXT),
     _OTHERS,
-    ("answer", "text", "The piece of the context that answers the question; empty where nothing does."),
+    ("answer", "text", "The part of the context that answers the question; empty if there is none."),
     ("score", "float", "Probability of the answer, 0 to 1."),
     ("answer_start", "integer", "Offset of the answer in the context, in characters from 0."),
     ("answer_end", "integer", "End of the answer in the context, exclusive."),
     ("model", "text", "The model that answered."),
-    ("error", "text", "Why there is no answer, or low_score where the answer deserves a look; empty for the others."),
+    ("error", "text", "Why there is no answer; low_score if the answer should be checked; otherwise empty."),
 )
 TABLE_SCHEMA = _schema(*((column.name, column.type, column.description) for column in ANSWERS.columns))
 
@@ -119,6 +119,6 @@ COLUMN_LINEAGE = {
 
 
 def table_metadata(asset: dg.AssetKey) -> dict[str, Any]:
-    """An asset's columns and their lineage, under the keys where Dagster's pages look for them, for its definition and its events."""
+    """An asset's columns and their lineage, under Dagster's own metadata keys. For its definition and its events."""
     schema = ANSWERED_SCHEMA if asset == ANSWERED_QUESTIONS else TABLE_SCHEMA
     return {"dagster/column_schema": schema, "dagster/column_lineage": COLUMN_LINEAGE[asset]}

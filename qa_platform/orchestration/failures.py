@@ -14,7 +14,7 @@ from qa_platform.ledger.records import FileRecord
 from qa_platform.settings import ExecutionSettings, wrong_settings
 from qa_platform.text import escaped
 
-# Files that a message names.
+# The maximum number of files that a message names.
 _NAMED = 10
 
 _NEXT = "the sensor answers the files of this run again"
@@ -40,7 +40,7 @@ def failures_for_people(
     Wrong input stays wrong. The files of a failed job are retried by the sensor, in new batches.
 
     Args:
-        next_step: what happens next without anybody's doing.
+        next_step: what happens next by itself.
     """
     try:
         yield
@@ -69,9 +69,9 @@ def failures_for_people(
 
 def batch_failure(outcome: Outcome, job_failure: JobFailure) -> dg.Failure:
     """The failure of a run that did not answer some of its files: what happens to each of them, and what a person must do."""
-    advice = [] if job_failure.verdict.guilty else [f"{job_failure.cause}. No file is charged, unless others are loaded meanwhile."]
+    advice = [] if job_failure.verdict.guilty else [f"{job_failure.cause}. No file is charged unless other files are loaded meanwhile."]
     if parked := _names(outcome.records, FileStatus.FAILED):
-        advice.append(f"see below why {parked} failed for the last time, fix that, then `qa-platform retry FILE`.")
+        advice.append(f"see below why {parked} failed for the last time; fix that, then `qa-platform retry FILE`.")
     if waiting := _names(outcome.records, FileStatus.PENDING):
         advice.append(f"{'Nothing else' if parked else 'nothing yet'}: the sensor answers {waiting} again.")
     return failure(" ".join(advice) or f"nothing: {_NEXT}.", job_failure.message)

@@ -1,7 +1,7 @@
-"""What Dagster's storage has of a file: its partition, and the events whose metadata quotes its rows.
+"""Finds and removes what Dagster's storage holds of a file: its partition, and the events whose metadata quotes its rows.
 
-Dagster itself can remove the partition, but no events of a partition from PostgreSQL. So its tables are written here, by its own
-description of them.
+Dagster can remove the partition, but cannot remove a partition's events from PostgreSQL. So this module writes to Dagster's tables,
+through Dagster's own definitions of them.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ def dagster_history(gold_prefix: str) -> Iterator["DagsterHistory"]:
     """The history in the instance of ``DAGSTER_HOME``.
 
     Raises, also within the block:
-        InputError: there is no such instance, or its storage is none that events can be removed from.
+        InputError: there is no such instance, or events cannot be removed from its storage.
         TransientError: its storage is unavailable.
     """
     try:
@@ -64,7 +64,7 @@ def _instance() -> dg.DagsterInstance:
     except _UNAVAILABLE:
         raise
     except Exception as error:
-        # Not its text, which may quote the values.
+        # Without the error's text, which may quote the values.
         raise InputError(
             f"Dagster's history cannot be reached ({type(error).__name__})", advice="run `qa-platform doctor`, which says what is wrong"
         ) from error
@@ -72,10 +72,10 @@ def _instance() -> dg.DagsterInstance:
 
 @dataclass(frozen=True)
 class DagsterHistory:
-    """What an instance of Dagster remembers of files.
+    """The history of files in an instance of Dagster.
 
     Args:
-        gold_prefix: gold sets begin with it. The measurements of the model quote them, all in the same events.
+        gold_prefix: the prefix of gold sets' names. Each measurement of the model quotes all gold sets in the same events.
     """
 
     instance: dg.DagsterInstance
@@ -107,7 +107,7 @@ class DagsterHistory:
             connection.execute(AssetCheckExecutionsTable.delete().where(_CHECKS.id.in_(found.checks)))
         if generation is None:
             self.instance.delete_dynamic_partition(PARTITIONS, partition_key(name))
-        # It names partitions.
+        # The cached status names partitions.
         self.instance.wipe_asset_cached_status([RAW_QUESTIONS, ANSWERED_QUESTIONS, QUESTION_ANSWER])
 
     @property
@@ -138,7 +138,7 @@ class DagsterHistory:
         return _Found(sorted(ids), [row[0] for row in checks], newest)
 
     def _of_runs_with_this_file_only(self, connection: db.Connection, runs: Collection[str]) -> list[Any]:
-        """The results without a partition of the runs that have results of one file: they repeat the evidence of this file."""
+        """The results without a partition from runs whose results are all of one file: they repeat this file's evidence."""
         of_runs = db.and_(_CHECKS.asset_key.in_(_OF_FILES), _CHECKS.run_id.in_(runs))
         with_partition = set(_select(connection, [_CHECKS.run_id, _CHECKS.partition], of_runs, _CHECKS.partition.is_not(None)))
         files = Counter(run for run, _ in with_partition)
@@ -152,7 +152,7 @@ class DagsterHistory:
 
 @dataclass(frozen=True)
 class _Found:
-    """Ids in the event log and in the table of checks, and the copies of an asset's newest event that are the file's, by asset."""
+    """Ids in the event log and in the table of checks, and, by asset, the copies of the newest event that belong to the file."""
 
     events: Sequence[int]
     checks: Sequence[int]
@@ -169,7 +169,7 @@ def _partition_of(copy: str) -> str | None:
 
 
 def _newest_without(connection: db.Connection, asset: str, ids: Sequence[int]) -> str | None:
-    """The newest materialisation of an asset without some events, as Dagster keeps a copy of it; None if there is none."""
+    """The newest materialisation of an asset apart from these events, in the form of Dagster's copy; None if there is none."""
     wanted = (_EVENTS.asset_key == asset, _EVENTS.dagster_event_type == DagsterEventType.ASSET_MATERIALIZATION.value)
     query = db.select(_EVENTS.id, _EVENTS.event).where(*wanted, _EVENTS.id.not_in(ids)).order_by(_EVENTS.id.desc()).limit(1)
     row = connection.execute(query).first()

@@ -20,7 +20,7 @@ from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.settings import ExecutionSettings
 
 _NEXT = "the next night's run does the rest, and no file waits for it"
-# Enough for a cluster with a batch a minute; the rest is for the next night.
+# Enough for a cluster with a batch a minute; the rest is left to the next night.
 _SQUASHED_AT_ONCE = 2_000
 
 
@@ -36,7 +36,7 @@ def housekeeping_schedule(execution: ExecutionSettings) -> dg.ScheduleDefinition
 
 
 def housekeeping_job(execution: ExecutionSettings) -> dg.JobDefinition:
-    @dg.op(description="Deletes the oldest partitions beyond QA_PARTITIONS_KEPT, never one of a file that waits or is worked on.")
+    @dg.op(description="Deletes the oldest partitions beyond QA_PARTITIONS_KEPT, but none of a file that is waiting or in progress.")
     def prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
         _prune_partitions(context, platform, execution)
 
@@ -44,7 +44,7 @@ def housekeeping_job(execution: ExecutionSettings) -> dg.JobDefinition:
     def squash_commits(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
         _squash_commits(context, platform, execution)
 
-    @dg.op(description="Compares the archive with the tables, and reports the check of it.")
+    @dg.op(description="Compares the archive with the tables, and reports the result as a check.")
     def compare_archive(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
         with failures_for_people(context, execution, next_step=_NEXT):
             log_events(context, [archive_evaluation(platform.services())])
@@ -63,7 +63,7 @@ def housekeeping_job(execution: ExecutionSettings) -> dg.JobDefinition:
 
 
 def surplus(keys: list[str], busy: set[str], keep: int) -> list[str]:
-    """The oldest partitions beyond ``keep``, in the order of adding, without those in ``busy``."""
+    """The oldest partitions beyond ``keep``, in the order in which they were added, without those in ``busy``."""
     return [key for key in keys[: max(0, len(keys) - keep)] if key not in busy]
 
 
@@ -94,7 +94,7 @@ class Squashed:
 
 
 def squash_batches(services: Services, before: datetime) -> Squashed:
-    """Remove the Pachyderm commits from before a time whose files are all done."""
+    """Remove the Pachyderm commits older than ``before`` whose files are all done."""
     with pachd.session(services.pachyderm, "removing old commits") as client:
         old = commits.old_batches(client, before, limit=_SQUASHED_AT_ONCE)
         with Ledger(services.postgres) as ledger:
@@ -116,6 +116,7 @@ def _squash_commits(context: dg.OpExecutionContext, platform: PlatformResource, 
         squashed = squash_batches(services, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
     if squashed.lacks:
         context.log.warning(
-            "Old commits are kept: Pachyderm does not permit this robot to remove them: %s. Batches do not need it", squashed.lacks
+            "Old commits are kept, because Pachyderm denies permission to remove them: %s. Answering files does not need this permission",
+            squashed.lacks,
         )
     context.log.info("%d old commits were removed; %d are kept: in use, or Pachyderm needs them", squashed.removed, squashed.kept)

@@ -1,4 +1,4 @@
-"""The jobs that answer files: `answer_questions`, which the sensor requests per batch, and `answer_pending_files`, for all that waits."""
+"""The jobs that answer files: `answer_questions`, requested by the sensor per batch, and `answer_pending_files`, for all waiting files."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -29,11 +29,11 @@ from qa_platform.settings import ExecutionSettings
 
 # How long the job waits before it looks again, while other runs work on files that it has seen.
 _PAUSE_SECONDS = 2
-# How long answered CSVs are written at the end. The next job, or the sensor `done_files`, writes the rest.
+# The time limit for writing answered CSVs at the end. The next job, or the sensor `done_files`, writes the rest.
 _PUBLISHING_SECONDS = 600
-# After so many failed batches in a row that charge no file, the job gives up.
+# The job gives up after this many failed batches in a row that charge no file.
 _UNCHARGED_FAILURES = 3
-# Files that a message names.
+# The maximum number of files that a message names.
 _NAMED = 20
 _NOT_ANSWERED = (FileStatus.FAILED, FileStatus.PENDING, FileStatus.RUNNING)
 
@@ -49,7 +49,7 @@ def answer_questions_job(execution: ExecutionSettings) -> UnresolvedAssetJobDefi
 
 def answer_pending_files_job(execution: ExecutionSettings) -> dg.JobDefinition:
     @dg.op(
-        description="Answers every file that waits, and reports each like the assets do. Fails if a file could not be answered.",
+        description="Answers every waiting file, and reports each as the assets do. Fails if a file could not be answered.",
         pool=POOL,
     )
     def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
@@ -70,7 +70,7 @@ def answer_pending_files_job(execution: ExecutionSettings) -> dg.JobDefinition:
 
 
 def executor(settings: ExecutionSettings) -> dg.ExecutorDefinition:
-    """Where the steps of the jobs run that answer files."""
+    """The executor for the steps of the jobs that answer files."""
     if settings.executor == "in_process":
         return dg.in_process_executor
     # Imported here: it takes half a second, and its library is installed on clusters only.
@@ -81,7 +81,7 @@ def executor(settings: ExecutionSettings) -> dg.ExecutorDefinition:
 
 @dataclass
 class _PendingFiles:
-    """Answers all that waits, batch after batch.
+    """Answers all waiting files, batch by batch.
 
     Args:
         seen: names of all files that this attempt of the step has found so far.
@@ -102,7 +102,7 @@ class _PendingFiles:
         """
         while not self._answer_found():
             pass
-        # No sensor follows where this job runs alone.
+        # Where this job runs alone, no sensor does this later.
         publish(self.services, self.context.log, seconds=_PUBLISHING_SECONDS)
         _fail_unless_all_is_well(self.context, self.services, self.seen)
 
@@ -116,7 +116,7 @@ class _PendingFiles:
         if is_tidy and not seen.plan.waiting and not seen.claimed:
             return True
         if not seen.plan.batches:
-            message = "%d files wait, for another attempt or, while they are empty, for their content; other runs answer %d"
+            message = "%d files wait for a retry or for their content; other runs are answering %d"
             self.context.log.info(message, seen.plan.waiting, len(seen.claimed))
             time.sleep(_PAUSE_SECONDS)
         return False
@@ -139,13 +139,13 @@ class _PendingFiles:
         self.uncharged = self.uncharged + 1 if is_uncharged else 0
         if job_failure and (self.uncharged == _UNCHARGED_FAILURES or job_failure.not_started):
             raise failure(
-                f"{job_failure.cause}. Then start this job again. No file is charged; batches failed so {self.uncharged} times in a row. "
-                "`qa-platform pachyderm status` shows the pipelines.",
+                f"fix this cause, then start the job again: {job_failure.cause}. No file is charged. "
+                f"Batches in a row that failed this way: {self.uncharged}. `qa-platform pachyderm status` shows the pipelines.",
                 job_failure.message,
             )
 
     def _report_lost(self, records: Sequence[FileRecord]) -> None:
-        # A file that cannot be archived comes with every look.
+        # A file that cannot be archived comes up at every look.
         self._report([record for record in records if not is_reported(self.context.instance, record)])
 
     def _report(self, records: Sequence[FileRecord]) -> None:
@@ -155,7 +155,7 @@ class _PendingFiles:
 def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services, seen: Collection[str]) -> None:
     run_id = context.run.run_id
     with Ledger(services.postgres) as ledger:
-        # An earlier attempt of the step knew of files that this one did not find: no look finds a failed file.
+        # An earlier attempt of the step may have seen files that this one did not: a look does not find failed files.
         names = ledger.names_of_run(run_id).union(seen)
         newest = ledger.newest_by_partition([partition_key(name) for name in sorted(names)])
     unfinished = sorted(record.version.shown for record in newest.values() if record.status in _NOT_ANSWERED)
@@ -169,6 +169,6 @@ def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services,
         )
     if wrong:
         raise failure(
-            "load these again by materialising their partitions of question_answer, and find out who else writes the table.",
-            f"It does not hold what was answered: {', '.join(wrong[:_NAMED])}",
+            "reload these files by materialising their partitions of question_answer, and find out what else writes to the table.",
+            f"the table does not hold what was answered: {', '.join(wrong[:_NAMED])}",
         )

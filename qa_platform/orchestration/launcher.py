@@ -1,4 +1,4 @@
-"""The run launcher where runs are processes of the code location: on a single server and on a laptop."""
+"""The run launcher for a single server or a laptop, where runs are processes of the code location."""
 
 import dagster as dg
 from dagster._core.errors import DagsterUserCodeUnreachableError
@@ -7,10 +7,10 @@ from dagster._grpc.types import GetCurrentRunsResult
 
 
 class CodeLocationRunLauncher(DefaultRunLauncher):
-    """Dagster's own launcher, which also knows whether a run is still at work.
+    """Dagster's own launcher, which also knows whether a run is still alive.
 
-    A process that was killed together with its code location leaves its run as "started". Run monitoring asks this launcher, marks such a
-    run as failed and has it run again.
+    If a process is killed together with its code location, its run stays "started". Run monitoring asks this launcher, marks such a run
+    as failed and has it run again.
     """
 
     @property

@@ -1,8 +1,8 @@
 """Notifications of failed runs and failed checks: to a Slack webhook, by e-mail, or through `apprise` to any service that it knows.
 Off unless a receiver is configured.
 
-Dagster's sensors on the ends of runs send them. If a run was lost after it had loaded its files, the sensor `done_files` evaluates
-their checks, and notifies of them itself.
+Dagster's run status sensors send them. If a run was lost after it had loaded its files, the sensor `done_files` evaluates their checks
+and sends their notifications itself.
 """
 
 import http.client
@@ -26,25 +26,25 @@ from qa_platform.orchestration.reports.checks import run_evaluations
 from qa_platform.settings import NotificationSettings
 from qa_platform.text import escaped
 
-# A tick of a sensor may take a minute in all.
+# A sensor's tick may take a minute in total.
 _TIMEOUT_SECONDS = 10
-# An unavailable channel is tried again, unless so long has passed: each try may take the time-out.
+# An unavailable channel is retried, but not after _NO_TRY_AFTER_SECONDS: each attempt may take the whole time-out.
 _TRIES = 3
 _PAUSE_SECONDS = 2.0
 _NO_TRY_AFTER_SECONDS = 15
-# Characters of a message, and checks that it names.
+# The maximum length of a message in characters, and the maximum number of checks that it names.
 _TEXT_LIMIT = 3_000
 _NAMED = 20
 
 Send = Callable[[str, str], None]
 
-# What apprise logs has the tokens of an address in it, and so have the requests that it makes, where they are logged.
+# apprise logs the tokens of an address, and so does urllib3 when it logs apprise's requests.
 logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
 logging.getLogger("urllib3").setLevel(logging.INFO)
 
 
 def notification_sensors(settings: NotificationSettings) -> list[dg.SensorDefinition]:
-    """The sensors that send notifications; none where no receiver is configured."""
+    """The sensors that send notifications; none if no receiver is configured."""
     if not senders(settings):
         return []
 
@@ -78,7 +78,7 @@ def failed_run(context: dg.RunFailureSensorContext, dagster_url: str) -> tuple[s
 
 
 def _message(failure: StepFailureData) -> str:
-    """The description of a ``dg.Failure``; of any other error its message, without a stack trace."""
+    """The description of a ``dg.Failure``; for any other error, its message without a stack trace."""
     if failure.user_failure_data and failure.user_failure_data.description:
         return failure.user_failure_data.description
     error = failure.error.cause or failure.error if failure.error else None
@@ -86,25 +86,25 @@ def _message(failure: StepFailureData) -> str:
 
 
 def failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    """The checks that failed in a run, a line each; per file where the evaluation has a partition."""
+    """The checks that failed in a run, one line each; per file if the evaluation has a partition."""
     return _failed(run_evaluations(instance, run_id))
 
 
 def notify_of_failed_checks(settings: NotificationSettings, evaluations: Iterable[dg.AssetCheckEvaluation], log: logging.Logger) -> None:
-    """Notify of the failed checks among those that a sensor evaluated. If that fails, it is logged: the sensor must go on."""
+    """Send a notification of the failed checks among those that a sensor evaluated. A failure is only logged: the sensor must go on."""
     lines = _failed(evaluations)
     if not lines or not senders(settings):
         return
     text = "\n".join(lines)[:_TEXT_LIMIT]
     try:
-        notify(settings, f"{len(lines)} checks failed", f"{text}\n\nof files whose run was lost after it had loaded them", tries=1)
+        notify(settings, f"{len(lines)} checks failed", f"{text}\n\nThe runs of these files were lost after loading them.", tries=1)
     except QaPlatformError as error:
         log.warning("The notification of failed checks could not be sent: %s", error)
 
 
 def _failed(evaluations: Iterable[dg.AssetCheckEvaluation]) -> list[str]:
     failed = [e for e in evaluations if not e.passed]
-    # The evaluation of all files of a run repeats those of each file.
+    # A run's evaluation of all files repeats the evaluations of each file.
     per_file = {e.check_name for e in failed if e.partition}
     lines = [
         f"{'Warning' if e.severity is dg.AssetCheckSeverity.WARN else 'Error'}: {e.asset_key.to_user_string()}, {e.check_name}"
@@ -127,13 +127,13 @@ def senders(settings: NotificationSettings) -> list[Send]:
 
 
 def notify(settings: NotificationSettings, subject: str, text: str, *, tries: int = _TRIES) -> None:
-    """Send a message through every configured channel. One that fails does not keep the message from the others.
+    """Send a message through every configured channel. If one fails, the others still get the message.
 
     Args:
-        tries: how often an unavailable channel is tried, at most.
+        tries: the maximum number of attempts for an unavailable channel.
 
     Raises:
-        TransientError: a channel failed. The message names it, and nothing secret.
+        TransientError: a channel failed. The message names it and contains no secrets.
     """
     subject, text = (escaped(part, keep="\r\n\t") for part in (subject, text))
     failures: list[QaPlatformError] = []
@@ -157,7 +157,7 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
 
     Raises:
         InputError: the setting is not an address, or Slack refuses the message.
-        TransientError: Slack is unavailable. The address is in no message.
+        TransientError: Slack is unavailable. No message contains the address.
     """
     address = settings.slack_webhook.get_secret_value()
     if not address.startswith(("https://", "http://127.0.0.1:")):
@@ -171,12 +171,12 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
     except urllib.error.HTTPError as error:
         answer = f"Slack's webhook answers {error.code}"
         if error.code == http.client.TOO_MANY_REQUESTS or error.code >= http.client.INTERNAL_SERVER_ERROR:
-            failure = TransientError(f"{answer}: it is out of order or overloaded")
+            failure = TransientError(f"{answer}: it is down or overloaded")
         else:
             failure = InputError(answer, advice="check that QA_SLACK_WEBHOOK is the address that Slack shows")
     except (OSError, ValueError, http.client.HTTPException) as error:
         failure = TransientError(
-            f"Slack's webhook cannot be reached ({type(error).__name__})", advice="check that this machine may reach it"
+            f"Slack's webhook cannot be reached ({type(error).__name__})", advice="check that this machine can reach it"
         )
     # Outside the handlers: the original errors name the address, or their frames hold it.
     raise failure
@@ -187,7 +187,7 @@ def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
 
     Raises:
         InputError: the mail server refuses the log-in or the message, or the password has characters outside ASCII.
-        TransientError: it is unavailable.
+        TransientError: the mail server is unavailable.
     """
     message = EmailMessage()
     message["Subject"] = f"qa_platform: {' '.join(subject.split())}"
@@ -227,24 +227,24 @@ def send_to_service(url: SecretStr, subject: str, text: str) -> None:
     """Send a message to a service that `apprise` knows, such as Teams, PagerDuty or Matrix.
 
     Raises:
-        InputError: the address is none of such a service.
-        TransientError: the service did not take the message.
+        InputError: the address does not belong to such a service.
+        TransientError: the service did not accept the message.
     """
     # Imported here: it takes half a second, and most deployments have no such address.
     from apprise import Apprise, AppriseAsset, NotifyFormat
 
     asset = AppriseAsset(app_id="qa_platform", secure_logging=True, async_mode=False)
-    # No exception: its frames would hold the address.
+    # Without exceptions: their frames would hold the address.
     service = Apprise.instantiate(url.get_secret_value(), asset=asset, suppress_exceptions=True)
     if service is None:
         raise InputError(
-            "an address in QA_NOTIFY_URLS is of no service that apprise knows",
-            advice="see the services and their addresses at https://github.com/caronc/apprise",
+            "apprise does not recognise an address in QA_NOTIFY_URLS",
+            advice="see the supported addresses at https://github.com/caronc/apprise",
         )
     if not service.notify(title=subject, body=text, body_format=NotifyFormat.TEXT):
         raise TransientError(
-            f"{service.service_name} did not take the message",
-            advice="try its address of QA_NOTIFY_URLS by hand, which shows the reason: apprise -vv -b test ADDRESS",
+            f"{service.service_name} did not accept the message",
+            advice="to see the reason, run `apprise -vv -b test ADDRESS` with its address from QA_NOTIFY_URLS",
         )
 
 

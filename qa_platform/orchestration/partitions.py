@@ -1,4 +1,4 @@
-"""The partitions of the assets: one per uploaded file, in the order of adding. A batch is a contiguous range."""
+"""The partitions of the assets: one per uploaded file, in the order in which they were added. A batch is a contiguous range."""
 
 import dagster as dg
 

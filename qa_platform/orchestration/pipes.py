@@ -1,6 +1,6 @@
 """The Pipes client for Pachyderm, through which Dagster sees a batch's jobs.
 
-All use of private parts of Dagster's Pipes, in particular of its reattachment, is in this file.
+All use of private parts of Dagster's Pipes, in particular reattachment, is in this file.
 """
 
 import time
@@ -40,10 +40,10 @@ _PROJECT = "default"
 class PachydermPipesClient(dg.PipesClient):
     """Follows the Pachyderm jobs of a batch's commit, and reports their progress to the Dagster run.
 
-    It is a thin adapter. The workers know nothing of Dagster, so no Pipes context is sent to them, and this client sends the messages
-    for them: the jobs' log lines become the run's, and their progress (`batches.jobs.Progress` as a dict) becomes custom messages.
-    `batches.run` launches, adopts and stops jobs, by the batch id among Pachyderm's commits, and works without Dagster too. The launch
-    handle that is recorded here only shows people what was launched and adopted.
+    It is a thin adapter. The workers know nothing of Dagster: they get no Pipes context, and this client sends the messages for them.
+    The jobs' log lines become the run's, and their progress (`batches.progress.Progress` as a dict) becomes custom messages.
+    `batches.run` launches, adopts and stops jobs; it finds them by the batch id of a Pachyderm commit, and works without Dagster too.
+    The launch handle recorded here only shows people what was launched and adopted.
     """
 
     def __init__(self, settings: PachydermSettings) -> None:
@@ -62,16 +62,16 @@ class PachydermPipesClient(dg.PipesClient):
 
         Args:
             extras: recorded with the launch, for people.
-            commit_id: the commit, whose id is that of its jobs.
-            adopted: an earlier run launched them.
-            waiting: called with what the jobs wait for, and with "" when they go on.
+            commit_id: the id of the commit and of its jobs.
+            adopted: an earlier run launched the jobs.
+            waiting: called with what the jobs wait for, and with "" when they continue.
 
         Raises:
             JobFailed: a job failed, was killed, could not start, or lost a part of its output.
             TransientError: pachd was unavailable for longer than the retries last.
         """
         if isinstance(context, dg.AssetExecutionContext):
-            # Pipes uses attributes that the asset's context has deprecated.
+            # Pipes uses attributes that are deprecated on the asset's context.
             context = context.op_execution_context
         url = job_url(self._settings, commit_id)
         _record(context, commit_id, url=url, adopted=adopted, extras=extras)
@@ -98,7 +98,7 @@ class PachydermPipesClient(dg.PipesClient):
 
 
 def job_url(settings: PachydermSettings, job_id: str) -> str | None:
-    """The address of a job in Pachyderm's console; None where the cluster has no public address."""
+    """The address of a job in Pachyderm's console; None if the cluster has no public address."""
     with session(settings, "asking for the address of Pachyderm's console") as client:
         cluster = client.admin.inspect_cluster()
     if not cluster.proxy_host:
@@ -113,7 +113,7 @@ def _record(context: dg.OpExecutionContext, job_id: str, *, url: str | None, ado
         return
     handle = find_latest_launch_handle(context, client_name=_CLIENT_NAME)
     if handle is None or handle.external_run_id != job_id:
-        # Launched by a run that is not an ancestor of this one: where it was lost, the sensor requested this one.
+        # Launched by a run that is not an ancestor of this one: it was lost, and the sensor requested this run instead.
         handle = PipesLaunchHandle(
             client_name=_CLIENT_NAME,
             external_run_id=job_id,
@@ -126,7 +126,7 @@ def _record(context: dg.OpExecutionContext, job_id: str, *, url: str | None, ado
 
 
 class _JobMessages(dg.PipesMessageReader):
-    """The messages of a process that sends none itself. They tell the progress of its Pachyderm job."""
+    """Sends messages on behalf of a process that sends none itself. They report the progress of its Pachyderm job."""
 
     def __init__(self) -> None:
         self._handler: PipesMessageHandler | None = None

@@ -9,7 +9,7 @@ from qa_platform.settings import BucketSettings, CatalogSettings, CheckSettings
 
 
 class PlatformResource(dg.ConfigurableResource):
-    """The door of a run or a tick: it reads the environment when it is used. The bucket's client is dagster-gcp's."""
+    """The entry point of a run or a tick. It reads the environment when it is used. The bucket's client comes from dagster-gcp."""
 
     gcs: dg.ResourceDependency[GCSResource]
 

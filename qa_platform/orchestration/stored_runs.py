@@ -1,4 +1,4 @@
-"""Runs in Dagster's storage, read page by page, since a run with the names of all its files is large."""
+"""Reads runs from Dagster's storage page by page: a run holds the names of all its files and is large."""
 
 from collections.abc import Iterator
 

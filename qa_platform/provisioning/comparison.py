@@ -1,8 +1,8 @@
 """Compares two specifications of a pipeline, as messages and not as JSON.
 
-pachd has two forms of one specification. A reply to a new one has 64-bit numbers as text and names the project. A stored one has
-numbers as they were given and need not name the project. Keys may be in either case. Read as messages, with every default filled in,
-both forms are equal.
+pachd returns a specification in two forms. The reply to a new one has 64-bit numbers as text and names the project. A stored one has
+numbers as they were given and may omit the project. Keys may be in snake or camel case. Read as messages, with every default filled
+in, both forms are equal.
 """
 
 import difflib
@@ -17,10 +17,10 @@ from pachyderm_sdk.api import pps
 
 # Fields of a request that control how it is applied, or that pachd sets itself.
 _NOT_OF_THE_SPEC = frozenset({"update", "reprocess", "dry_run", "salt", "spec_commit"})
-# Pachyderm's own defaults. Those that an administrator has set are in both forms.
+# Pachyderm's own defaults. Defaults that an administrator has set are in both forms.
 _RESOURCES = {"cpu": 1.0, "memory": "256Mi", "disk": "1Gi"}
 _TRIES = 3
-# To the SDK a time that is not set is the epoch.
+# The SDK represents an unset time as the epoch.
 _UNSET = datetime.fromtimestamp(0, UTC)
 
 
@@ -30,7 +30,7 @@ def difference(old_json: str, new_json: str, *, with_start: bool = False) -> str
     Keys are in snake case, as in the specifications' files. Values of environment variables are not shown, only that they differ.
 
     Args:
-        with_start: compare when cron inputs begin. A cron input without a start begins when pachd first sees it, so its start is no
+        with_start: compare the starts of cron inputs. A cron input without a start begins when pachd first sees it, so its start is not a
             difference.
     """
     old, new = (plain(text, with_start=with_start) for text in (old_json, new_json))
@@ -86,7 +86,7 @@ def _plain(message: betterproto.Message) -> dict[str, Any]:
     values = {}
     for name, meta in message._betterproto.meta_by_field_name.items():
         value = _value(message, name, getattr(message, name))
-        # An empty message equals none. A wrapped number that is 0 is set.
+        # An empty message equals an unset one. A wrapped number that is 0 is set.
         if value or (value == 0 and meta.wraps):
             values[name] = value
     return values

@@ -1,7 +1,7 @@
 """Creates or updates the platform's repo, secrets and pipelines on a Pachyderm cluster. Idempotent.
 
-An update of a pipeline kills its running jobs and creates a new one. Therefore a pipeline whose specification is unchanged is not
-updated, and an update waits for running jobs first.
+Updating a pipeline kills its running jobs and creates a new one. Therefore a pipeline with an unchanged specification is not updated,
+and an update first waits for running jobs.
 """
 
 import json
@@ -40,7 +40,7 @@ _SPEC_FILES = {
 }
 _CRON_SPEC_FILE = "question_answer/pipeline_cron.json"
 
-# Of an image's name, as registries take them.
+# The parts of an image's name, as registries accept them.
 _REGISTRY = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[A-Za-z0-9._-]+)*/?")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -50,7 +50,7 @@ _SHOWN_JOBS = 5
 
 @dataclass(frozen=True)
 class Change:
-    """One object of the cluster, and what was done to it, or with a dry run would be. ``detail``: the difference, or the reason."""
+    """An object of the cluster and what was done to it, or would be without a dry run. ``detail``: the difference, or the reason."""
 
     kind: str
     name: str
@@ -63,10 +63,10 @@ class Options:
     """How to apply.
 
     Args:
-        registry: registry and owner of the images; "" leaves those of the deployed pipelines.
-        tag: tag of the images; "" leaves that of the deployed pipelines.
-        cron: apply the variant whose pipeline lists the bucket itself, without Dagster; None leaves the deployed variant.
-        workers: workers of the answering pipeline; None leaves those of its specification and the patch.
+        registry: registry and owner of the images; "" keeps those of the deployed pipelines.
+        tag: tag of the images; "" keeps that of the deployed pipelines.
+        cron: apply the variant whose pipeline lists the bucket itself, without Dagster; None keeps the deployed variant.
+        workers: number of workers of the answering pipeline; None keeps that of its specification and the patch.
         patch: file with a JSON merge patch for each pipeline, see `sizing`.
         dry_run: change nothing.
         now: do not wait for running jobs.
@@ -94,14 +94,15 @@ def apply(
     """Create or update the repo, the secrets and the pipelines, in the order in which they depend on each other.
 
     Args:
-        tell: called with one line of text for each thing that is waited for.
+        tell: called with one line of text for each thing that the function waits for.
 
     Raises:
-        InputError: a specification or a credential is unusable, or pachd refused. All of them are read before anything is changed.
+        InputError: a specification or a credential is unusable, or pachd refused. Specifications and credentials are all read before
+            anything is changed.
         TransientError: pachd is unavailable, or jobs still run after ``options.wait_seconds``.
     """
     secrets: dict[str, dict[str, str] | None] = {DATABASE_SECRET: database_secret(postgres), BUCKET_SECRET: bucket_secret(bucket)}
-    # What is unusable is refused before pachd is asked.
+    # Unusable options are refused before pachd is asked.
     for what, value, form in (("registry", options.registry, _REGISTRY), ("tag", options.tag, _TAG)):
         if value and not form.fullmatch(value):
             raise InputError(f"{value!r} is not the {what} of an image", advice="a registry is like docker.io/acme, a tag like v1.2.3")
@@ -110,7 +111,7 @@ def apply(
         options = _completed(options, deployed_options(find_pipeline(client, name) for name in _SPEC_FILES))
         specs = list(specifications(options, postgres, bucket=bucket))
         if "host" not in postgres.model_fields_set and find_secret(client, DATABASE_SECRET):
-            # The default is no better than what is there: no worker's pod reaches a database at localhost.
+            # Keep the secret that exists: the default is localhost, where no worker's pod reaches the database.
             secrets[DATABASE_SECRET] = None
         if options.cron and secrets[BUCKET_SECRET] is None and find_secret(client, BUCKET_SECRET) is None:
             raise InputError(
@@ -154,7 +155,7 @@ def specifications(options: Options, postgres: PostgresSettings, *, bucket: Buck
 def deployed_options(deployed: Iterable[pps.PipelineInfo | None]) -> Options | None:
     """The options with which the deployed pipelines were applied: registry and tag from the images, the variant from the input.
 
-    None where no pipeline has an image of this project.
+    None if no pipeline has an image of this project.
     """
     names = _images()
     ours = [info for info in deployed if info and info.details.transform.image.rpartition("/")[2].partition(":")[0] in names]
@@ -166,7 +167,7 @@ def deployed_options(deployed: Iterable[pps.PipelineInfo | None]) -> Options | N
 
 
 def _completed(options: Options, present: Options | None) -> Options:
-    """What ``options`` leave open is as it is at present."""
+    """``options``, with the values that they leave open filled in from ``present``."""
     if present is None:
         return options
     cron = present.cron if options.cron is None else options.cron
@@ -182,7 +183,7 @@ def _images() -> set[str]:
 def _not_secret(postgres: PostgresSettings) -> dict[str, str]:
     """The environment of the loader: the database's port and TLS mode, which the secret does not hold.
 
-    The port is always there: beside a Kubernetes service called `pg`, PG_PORT would otherwise be that service's address.
+    The port is always set: beside a Kubernetes service called `pg`, PG_PORT would otherwise be that service's address.
     """
     return {"PG_PORT": str(postgres.port)} | ({"PG_SSLMODE": postgres.sslmode} if postgres.sslmode else {})
 
@@ -200,7 +201,7 @@ def _apply_repo(client: Client, options: Options) -> Change:
         try:
             client.pfs.create_repo(repo=repo, description="Batches of uploaded CSVs, cut into shards.")
         except grpc.RpcError as error:
-            # gRPC repeats a call whose answer was lost. The repeated one is refused because the first got through.
+            # gRPC retries a call whose response was lost. The retry is refused because the first call succeeded.
             if not is_code(error, grpc.StatusCode.ALREADY_EXISTS):
                 raise
         client.pfs.create_branch(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"))
@@ -208,7 +209,7 @@ def _apply_repo(client: Client, options: Options) -> Change:
 
 
 def _apply_secret(client: Client, name: str, values: Mapping[str, str] | None, options: Options) -> Change:
-    """Create or replace a secret. Its values cannot be read back and compared, so it is sent each time. One made elsewhere is kept."""
+    """Create or replace a secret. Its values cannot be read back and compared, so it is sent each time. Another tool's secret is kept."""
     existing = find_secret(client, name)
     if values is None:
         missing = f"it does not exist: only the cron variant needs it ({keys_needed(name)})"
@@ -230,7 +231,7 @@ def _delete_secret(client: Client, name: str) -> None:
     try:
         client.pps.delete_secret(secret=pps.Secret(name=name))
     except grpc.RpcError as error:
-        # An earlier try of the call may have got through.
+        # An earlier attempt of the call may have succeeded.
         if f'secrets "{name}" not found' not in (error.details() or ""):
             raise
 
@@ -241,7 +242,7 @@ def _create_secret(client: Client, name: str, values: Mapping[str, str]) -> None
     except grpc.RpcError as error:
         if f'secrets "{name}" already exists' not in (error.details() or ""):
             raise
-        # Its values may be those of an earlier try of the call, or of another process.
+        # Its values may come from an earlier attempt of the call, or from another process.
         _delete_secret(client, name)
         client.pps.create_secret(name=name, data=dict(values))
 
@@ -265,7 +266,7 @@ def _apply_pipeline(client: Client, name: str, spec: dict[str, Any], options: Op
 
 
 def _create_pipeline(client: Client, name: str, text: str) -> pps.PipelineInfo | None:
-    """Create a pipeline. If it exists already, it is returned: an earlier try of the call, or another process, created it."""
+    """Create a pipeline. If it exists already, return it: an earlier attempt of the call, or another process, created it."""
     try:
         client.pps.create_pipeline_v2(create_pipeline_request_json=text)
     except grpc.RpcError as error:
@@ -305,7 +306,7 @@ def running_jobs(client: Client, name: str) -> list[pps.JobInfo]:
 
 
 def _wait_for_jobs(client: Client, name: str, seconds: float, tell: Callable[[str], object]) -> None:
-    """Wait for the running jobs of a pipeline that can end.
+    """Wait for those running jobs of a pipeline that can end.
 
     Raises:
         TransientError: some still run after that many seconds.

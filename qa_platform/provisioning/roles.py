@@ -17,7 +17,7 @@ _P = auth.Permission
 
 @dataclass(frozen=True)
 class Role:
-    """A role of pachd's, the resource that it is bound to, and the platform's use of it."""
+    """A pachd role, the resource that it is bound to, and what the platform uses it for."""
 
     name: str
     resource: auth.Resource
@@ -42,7 +42,7 @@ ROLES = (
 def lacking_roles(client: Client) -> tuple[str, set[str]] | None:
     """The user of the token, such as ``robot:qa-platform``, and the names of the `ROLES` whose permissions it lacks.
 
-    None where authentication is off. Another role with the same permissions counts.
+    None if authentication is off. A different role with the same permissions counts too.
     """
     user, lacking = "", set()
     for role in ROLES:

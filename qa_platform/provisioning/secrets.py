@@ -1,4 +1,4 @@
-"""The two secrets that the pipelines' workers read: their values, checked before they are sent, and the secrets of a cluster.
+"""The two secrets that the pipelines' workers read: makes and checks their values, and finds those that a cluster has.
 
 Values come from the environment or from files that it names. They are written to pachd and nowhere else.
 """
@@ -38,15 +38,15 @@ class ClusterSecret:
 
 
 def find_secret(client: Client, name: str) -> ClusterSecret | None:
-    """A secret that Pachyderm's workers can read, whoever created it; None where there is none."""
+    """A secret that Pachyderm's workers can read, whoever created it; None if there is none."""
     try:
         info = client.pps.inspect_secret(secret=pps.Secret(name=name))
     except grpc.RpcError as error:
-        # Not the code NOT_FOUND: pachd passes on Kubernetes' message without its code.
+        # pachd passes on Kubernetes' message, but not its code NOT_FOUND.
         if f'secrets "{name}" not found' not in (error.details() or ""):
             raise
         return None
-    # The list has only those that were created through pachd.
+    # The list has only secrets that were created through pachd.
     is_ours = any(listed.secret.name == name for listed in client.pps.list_secret().secret_info)
     return ClusterSecret(info.creation_timestamp, is_ours)
 
@@ -58,10 +58,10 @@ def described(name: str, secret: ClusterSecret) -> str:
 
 
 def database_secret(settings: PostgresSettings) -> dict[str, str]:
-    """The values of ``dbaccess``; certificates as base64 of their PEM, empty where there are none.
+    """The values of ``dbaccess``; certificates as base64 of their PEM, empty if there are none.
 
     Raises:
-        InputError: a certificate or key is unusable; the message names the variable, and quotes nothing of it.
+        InputError: a certificate or key is unusable; the message names the variable and quotes nothing of its value.
     """
     certificates = database_certificates(settings)
     check_certificates(certificates)
@@ -71,7 +71,7 @@ def database_secret(settings: PostgresSettings) -> dict[str, str]:
 
 
 def bucket_secret(settings: BucketSettings) -> dict[str, str] | None:
-    """The values of ``gcsaccess``, the service account as base64 of its JSON; None where no service account is given.
+    """The values of ``gcsaccess``, the service account as base64 of its JSON; None if no service account is given.
 
     Raises:
         InputError: GCS_ACCESS is not a service account; the message quotes nothing of it.

@@ -1,6 +1,6 @@
-"""What a deployment changes in the pipelines' specifications: a JSON merge patch (RFC 7386) for each pipeline.
+"""A deployment's changes to the pipelines' specifications: a JSON merge patch (RFC 7386) for each pipeline.
 
-A patch sizes and places the workers. What the platform relies on stays as it is, and a patch that would change it is refused.
+A patch sizes and places the workers. A patch that would change anything the platform relies on is refused.
 """
 
 import json
@@ -15,7 +15,7 @@ from pachyderm_sdk.api import pps
 
 from qa_platform.errors import InputError
 
-# In the form of the specifications' files.
+# Names in snake case, as in the specifications' files.
 _PATCHABLE = (
     *("autoscaling", "datum_set_spec", "datum_timeout", "datum_tries", "description", "metadata", "parallelism_spec"),
     *("pod_patch", "pod_spec", "resource_limits", "resource_requests", "scheduling_spec", "sidecar_resource_limits"),
@@ -23,9 +23,9 @@ _PATCHABLE = (
 )
 _NESTED = ("transform", "transform.env")
 _VARIABLE = "transform.env."
-# Variables that win over the secrets, or say where the programs find them and their datums. The platform's settings ignore case.
+# Variables that override the secrets, or say where the programs find the secrets and their datums. The platform's settings ignore case.
 _OF_THE_PLATFORM = re.compile(r"(PG|PACH|PPS)_.*|GCS_ACCESS|STORAGE_BUCKET|QA_(SECRETS|PFS)_ROOT", re.IGNORECASE | re.DOTALL)
-# Pachyderm ignores a quantity and a user that it cannot read.
+# Checked here, since Pachyderm ignores a quantity or a user that it cannot parse.
 _FORMS = {
     "memory": re.compile(r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?"),
     "disk": re.compile(r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?"),
@@ -33,33 +33,35 @@ _FORMS = {
 }
 _DURATION = re.compile(r"\d+(\.\d+)?s")
 _NUMBER = re.compile(r"\d+")
-# Parts of a pod that hold the program, its mounts and its environment: a pod patch may add to lists, and replace nothing.
+# Parts of a pod that hold the program, its mounts and its environment. A pod patch may add to their lists, but replace nothing.
 _OF_THE_PROGRAM = re.compile(r"(/(containers|initContainers)(/[^/]+(/(name|image|command|args|workingDir))?)?|/volumes)?")
 _LISTS = re.compile(r"(/volumes|/(containers|initContainers)/[^/]+/(env|envFrom|volumeMounts))/")
 _POD_FIELDS = ("containers", "initContainers", "volumes")
 
 
 def read_patches(path: Path, pipelines: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The patches of a file, by the name of the pipeline.
+    """The patches in a file, by pipeline name.
 
     Raises:
-        InputError: the file cannot be read, is no JSON object of objects, or names another pipeline.
+        InputError: the file cannot be read, is not a JSON object of objects, or names another pipeline.
     """
     try:
         patches = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f"it cannot be read: {error.strerror}", where=str(path), advice="set --patch or QA_PIPELINES_PATCH to a JSON file, or to none"
+            f"it cannot be read: {error.strerror}",
+            where=str(path),
+            advice="set --patch or QA_PIPELINES_PATCH to a JSON file, or leave both unset",
         ) from error
     except ValueError as error:
-        raise InputError(f"it is no JSON: {error}", where=str(path), advice=_shape(pipelines)) from error
+        raise InputError(f"it is not valid JSON: {error}", where=str(path), advice=_shape(pipelines)) from error
     if not isinstance(patches, dict):
-        raise InputError("it is no JSON object", where=str(path), advice=_shape(pipelines))
+        raise InputError("it is not a JSON object", where=str(path), advice=_shape(pipelines))
     for name, patch in patches.items():
         if name not in pipelines:
             raise InputError(f"there is no pipeline {name}", where=str(path), advice=f"the pipelines are {' and '.join(pipelines)}")
         if not isinstance(patch, dict):
-            raise InputError(f"the patch of {name} is no JSON object", where=str(path), advice=_shape(pipelines))
+            raise InputError(f"the patch of {name} is not a JSON object", where=str(path), advice=_shape(pipelines))
     return patches
 
 
@@ -75,13 +77,13 @@ def patched(spec: dict[str, Any], patch: Mapping[str, Any], *, where: str) -> di
         where: the file and the pipeline, for errors.
 
     Raises:
-        InputError: the patch changes what the platform relies on, or makes a specification that Pachyderm does not have.
+        InputError: the patch changes what the platform relies on, or the result is not a valid Pachyderm specification.
     """
     for name in _names(patch):
         _check_permitted(name, spec, where)
     merged = merge_patch(spec, patch)
     if problem := next(_problems(pps.CreatePipelineRequest, merged, ""), ""):
-        raise InputError(problem, where=where, advice="Pachyderm's pipeline specification has the fields and their types")
+        raise InputError(problem, where=where, advice="see Pachyderm's pipeline specification for the fields and their types")
     _check_pod(merged, where)
     return merged
 
@@ -123,9 +125,9 @@ def _check_permitted(name: str, spec: Mapping[str, Any], where: str) -> None:
 
 
 def _problems(message: type[betterproto.Message], value: Any, where: str) -> Iterator[str]:
-    """Why a value is no message of this type: unknown names, and values of another type."""
+    """Why a value is not a message of this type: unknown names, and values of the wrong type."""
     if not isinstance(value, Mapping):
-        yield f"{where} is no object"
+        yield f"{where} must be an object"
         return
     types = message()._betterproto
     for key, item in value.items():
@@ -135,13 +137,13 @@ def _problems(message: type[betterproto.Message], value: Any, where: str) -> Ite
             yield f"Pachyderm's specifications have no {place}"
         elif types.default_gen[key] is list:
             if not isinstance(item, list):
-                yield f"{place} is no list"
+                yield f"{place} must be a list"
                 continue
             for index, element in enumerate(item):
                 yield from _problems_of_value(meta, types.cls_by_field[key], element, f"{place}[{index}]")
         elif meta.proto_type == betterproto.TYPE_MAP:
             if not isinstance(item, Mapping) or not all(isinstance(text, str) for text in item.values()):
-                yield f"{place} is no object of texts"
+                yield f"{place} must be an object with string values"
         else:
             yield from _problems_of_value(meta, types.cls_by_field[key], item, place)
         if (form := _FORMS.get(key)) and isinstance(item, str) and not form.fullmatch(item):
@@ -152,23 +154,23 @@ def _problems_of_value(meta: Any, cls: Any, value: Any, place: str) -> Iterator[
     kind = meta.wraps or meta.proto_type
     if cls is timedelta:
         if not isinstance(value, str) or not _DURATION.fullmatch(value):
-            yield f"{place} is no time in seconds, such as 3600s"
+            yield f"{place} must be a time in seconds, such as 3600s"
     elif kind == betterproto.TYPE_MESSAGE:
         yield from _problems(cls, value, place)
     elif kind == betterproto.TYPE_ENUM:
         if value not in cls.__members__:
-            yield f"{place} is none of {', '.join(cls.__members__)}"
+            yield f"{place} must be one of {', '.join(cls.__members__)}"
     elif kind == betterproto.TYPE_BOOL:
         if not isinstance(value, bool):
-            yield f"{place} is neither true nor false"
+            yield f"{place} must be true or false"
     elif kind == betterproto.TYPE_STRING:
         if not isinstance(value, str):
-            yield f"{place} is no text"
+            yield f"{place} must be a string"
     elif kind in (betterproto.TYPE_FLOAT, betterproto.TYPE_DOUBLE):
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-            yield f"{place} is no number"
+            yield f"{place} must be a number that is not negative"
     elif not isinstance(value, (int, str)) or not _NUMBER.fullmatch(str(value)):
-        yield f"{place} is no whole number"
+        yield f"{place} must be a whole number that is not negative"
 
 
 def _check_pod(spec: Mapping[str, Any], where: str) -> None:
@@ -177,21 +179,21 @@ def _check_pod(spec: Mapping[str, Any], where: str) -> None:
         try:
             document = json.loads(spec.get(name) or "null")
         except ValueError as error:
-            raise InputError(f"{name} is no JSON: {error}", where=where, advice=_POD_ADVICE) from error
+            raise InputError(f"{name} is not valid JSON: {error}", where=where, advice=_POD_ADVICE) from error
         if document is not None and not isinstance(document, kind):
-            raise InputError(f"{name} is no JSON {'object' if kind is dict else 'list'}", where=where, advice=_POD_ADVICE)
+            raise InputError(f"{name} is not a JSON {'object' if kind is dict else 'list'}", where=where, advice=_POD_ADVICE)
         if changed := next(_changes(document or ()), ""):
             raise InputError(f"{name} changes {changed}, which the platform relies on", where=where, advice=_POD_ADVICE)
 
 
 _POD_ADVICE = (
-    "pod_spec is the text of a merge patch without containers and volumes; pod_patch is the text of a list of JSON patch operations "
-    "(RFC 6902), which add to lists and replace no program"
+    "pod_spec is a string: a JSON merge patch without containers and volumes. pod_patch is a string: a list of JSON patch operations "
+    "(RFC 6902), which may append to the program's lists but not replace anything of the program"
 )
 
 
 def _changes(document: Any) -> Iterator[str]:
-    """The parts of a pod that belong to the program, and that a merge patch (an object) or a JSON patch (a list) would change."""
+    """The parts of a pod that belong to the program and that a merge patch (an object) or a JSON patch (a list) would change."""
     if isinstance(document, dict):
         yield from (name for name in document if name in _POD_FIELDS)
         return

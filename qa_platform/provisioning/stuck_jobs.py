@@ -1,4 +1,4 @@
-"""Which running jobs of a pipeline can never end, because their workers or their program do not start. `apply` does not wait for them."""
+"""Finds running jobs that can never end because their workers or their program do not start. `apply` does not wait for them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,15 +6,15 @@ from pachyderm_sdk.api import pps
 
 from qa_platform.clients.pachyderm import NOT_STARTING, pipeline_state
 
-# A job that restarts once or twice may have a passing reason.
+# A job that restarts once or twice may have a transient reason.
 RESTARTS = 3
 
 
 class Outlook:
-    """Tells, look by look, which running jobs of the pipelines cannot end.
+    """Tells, over repeated looks, which running jobs of the pipelines cannot end.
 
-    It remembers each job's restarts at the first look. A job with `RESTARTS` or more, and more than at the first look, does not start.
-    One with an unchanged number may have started since.
+    It remembers each job's number of restarts at the first look. A job with `RESTARTS` or more, and more than at the first look, does not
+    start. A job with an unchanged number may have started since.
     """
 
     def __init__(self) -> None:
@@ -43,5 +43,5 @@ class Outlook:
 
 
 def restarted(job: pps.JobInfo) -> str:
-    """The reason why a job that restarts again and again is stuck."""
+    """The reason why a job that keeps restarting is stuck."""
     return f"it restarted {job.restart} times: its program does not start{f' ({job.reason})' if job.reason else ''}"

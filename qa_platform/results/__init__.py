@@ -1,1 +1,1 @@
-"""What the tables say of a file."""
+"""Reading from the tables: the answers, scores and rejects of files, and their reports."""

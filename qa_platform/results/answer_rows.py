@@ -1,4 +1,4 @@
-"""Rows of the table of answers, chosen by the values of their columns."""
+"""Rows of the answers table, selected by the values of columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from qa_platform.errors import InputError
 
 
 def answer_rows(connection: psycopg.Connection, columns: Sequence[str], where: Mapping[str, str | None]) -> Iterator[tuple[Any, ...]]:
-    """The rows of `clients.schema.ANSWERS`, in the order of file and row number, as a stream.
+    """Stream rows of `clients.schema.ANSWERS`, ordered by file and row number.
 
     Args:
         columns: the columns to read.
-        where: a row is read if each of these columns has this value, which PostgreSQL reads as the column's type; None is NULL.
+        where: the values that a row must have, by column. PostgreSQL casts them to the columns' types; None is NULL.
 
     Raises:
-        InputError: there is no such column, or a value is none of its column's type.
+        InputError: there is no such column, or a value does not fit its column's type.
     """
     for name in [*columns, *where]:
         if name not in ANSWERS.names:
@@ -40,6 +40,6 @@ def _names(columns: Sequence[str]) -> sql.Composable:
 def _condition(column: str, value: str | None) -> sql.Composable:
     if value is None:
         return sql.SQL("{} IS NULL").format(sql.Identifier(column))
-    # The type has no length, to which a cast would cut the value.
+    # The type without its length, to which a cast would cut the value.
     of_type = sql.SQL(ANSWERS.base_types[column])
     return sql.SQL("{} = {}::{}").format(sql.Identifier(column), sql.Placeholder(column), of_type)

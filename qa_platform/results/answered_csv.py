@@ -19,13 +19,13 @@ REBUILT = (
 def answered_csv(
     pachyderm: PachydermSettings, postgres: PostgresSettings, record: FileRecord, *, tell: Callable[[str], object]
 ) -> Iterator[bytes]:
-    """The answered CSV as it was loaded, piece by piece, or, where Pachyderm does not have it, as `rebuilt_csv` makes it.
+    """The answered CSV as it was loaded, piece by piece. If Pachyderm does not have it, `rebuilt_csv` rebuilds it.
 
     It has the upload's delimiter.
 
     Args:
         record: the generation whose rows are in the tables: `Ledger.in_the_table`.
-        tell: is told `REBUILT` before the first piece of a CSV that is rebuilt.
+        tell: called with `REBUILT` before the first piece of a rebuilt CSV.
 
     Raises, while it is iterated:
         InputError: Pachyderm or PostgreSQL refuses, or neither has all rows.
@@ -39,7 +39,7 @@ def _with_commas(
     pachyderm: PachydermSettings, postgres: PostgresSettings, record: FileRecord, tell: Callable[[str], object]
 ) -> Iterator[bytes]:
     name, begun = record.version.name, False
-    # A record that was restored may name no commit.
+    # A restored record may have no commit.
     if record.pachyderm_commit and _is_of_this_load(pachyderm, record):
         uri = f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file_id(name)}.csv"
         try:
@@ -49,7 +49,7 @@ def _with_commas(
                     yield piece
             return
         except pachd.NotThere:
-            # Removed while it was read: what is written cannot be taken back.
+            # Removed while it was read: the pieces that were yielded cannot be taken back.
             if begun:
                 raise
     tell(REBUILT)
@@ -58,9 +58,9 @@ def _with_commas(
 
 
 def _is_of_this_load(pachyderm: PachydermSettings, record: FileRecord) -> bool:
-    """Whether the loading job of the record's commit ended by itself. The commit of a job that was stopped may show an older load's files.
+    """Whether the loading job of the record's commit ended by itself. The commit of a stopped job may show an older load's files.
 
-    Rows are in the tables before their job ends, and stay there if it is stopped then. A job that failed has the files that were loaded.
+    Rows are in the tables before their job ends, and stay there if it is stopped. The commit of a failed job has the files that it loaded.
     """
     job = pachd.job_of(LOAD_PIPELINE, record.pachyderm_commit)
     try:
@@ -70,5 +70,5 @@ def _is_of_this_load(pachyderm: PachydermSettings, record: FileRecord) -> bool:
                 info = client.pps.inspect_job(job=job, wait=True)
             return pachd.state_name(info.state) in ("success", "failure")
     except pachd.NotThere:
-        # The pipeline was made anew, or the commit is gone. Reading the file tells these apart.
+        # The pipeline was recreated, or the commit is gone. Reading the file tells these apart.
         return True

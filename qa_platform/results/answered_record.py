@@ -16,10 +16,10 @@ _ENDED: Mapping[FileStatus, str] = {
 
 
 def answered_record(ledger: Ledger, name: str) -> FileRecord:
-    """The record of the version whose answers are in the table, also while the file is answered again.
+    """The record of the generation whose answers are in the table, even while the file is answered again.
 
     Raises:
-        InputError: there is none. It says what became of the newest version.
+        InputError: there is none. The message gives the state of the newest generation.
     """
     if record := ledger.in_the_table(name):
         return record

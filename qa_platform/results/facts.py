@@ -1,7 +1,7 @@
-"""The facts of loaded files, counted by PostgreSQL: figures, a few rows, and the scores of earlier files.
+"""Facts about loaded files, counted by PostgreSQL: figures, a few rows, and the scores of earlier files.
 
-No result is as large as a file. A file costs two scans of its rows by the index, and a look at a few of them. The scores of earlier
-files are those of an even sample of their rows, read once per batch.
+Results stay small, however large a file is. A file costs a few index scans of its rows. The scores of earlier files come from an even
+sample of their rows, read once per batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ IN_THE_TABLE = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
 
 # Equal parts of 0 to 1 in a score distribution.
 BUCKETS = 20
-# Rows that are shown of each kind: the first, those with the lowest scores, and those that are wrong.
+# The number of rows shown of each kind: the first, those with the lowest scores, and the wrong ones.
 SHOWN_ROWS = 5
 # Characters of a cell, and of the context on either side of an answer, that PostgreSQL sends. Fewer are shown.
 _SENT_CHARACTERS = 200
-# Rows of an earlier file whose mean score stands for all of them.
+# The rows of an earlier file from which its mean score is estimated.
 _SAMPLE = 500
 
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """One row of the table, cut.
+    """One row of the table, with long texts cut.
 
     Args:
         place: the text between the answer's offsets in the context, and the text around it.
@@ -49,7 +49,7 @@ class Scores:
     Args:
         counts: answers by score, in `BUCKETS` equal parts of 0 to 1.
         low: answers with a score below QA_LOW_SCORE, or flagged as such.
-        unscored: answers without a score between 0 and 1. They are in no other figure.
+        unscored: answers without a score between 0 and 1. They are not in ``counts``, ``mean`` and ``variance``.
     """
 
     counts: tuple[int, ...]
@@ -74,7 +74,7 @@ class PastFile:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What the tables hold of one generation of a file, counted by PostgreSQL.
+    """Counts of the rows that the tables hold of one generation of a file.
 
     Args:
         answered_rows: rows of ``question_answer``.
@@ -91,12 +91,12 @@ class FileCheck:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """All that is reported of one loaded file.
+    """Everything that is reported about one loaded file.
 
     Args:
         reasons: rows without an answer, by reason.
-        other_generation: rows of the table that are not of the recorded generation.
-        other_model: rows of the table that are not of the recorded model.
+        other_generation: rows of the file in the table that are not of the recorded generation.
+        other_model: rows of the recorded generation that are not of the recorded model and revision.
         wrong_rows: the first rows whose answer is not the text between its offsets.
     """
 
@@ -115,7 +115,7 @@ class FileFacts:
 def gather(ledger: Ledger, connection: psycopg.Connection, records: Sequence[FileRecord], settings: CheckSettings) -> Iterator[FileFacts]:
     """The facts of each loaded file, in order.
 
-    Scores are compared with those of files outside ``records``, which may all have changed at once.
+    Scores are compared only with those of files outside ``records``, since the scores of all ``records`` may have changed at once.
     """
     histories: dict[ModelChoice, tuple[PastFile, ...]] = {}
     names = [record.version.name for record in records]
@@ -129,7 +129,7 @@ def gather(ledger: Ledger, connection: psycopg.Connection, records: Sequence[Fil
 
 def past_files(connection: psycopg.Connection, records: Sequence[FileRecord]) -> tuple[PastFile, ...]:
     """The mean scores of loaded files, in order. Files without a score are left out."""
-    # The innermost query makes a nested loop of the sample: a plain join could become a scan of every row of every file.
+    # The innermost query forces a nested loop over the sample: a plain join could become a scan of every row of every file.
     query = """
         SELECT f.name, f.answered, s.mean
         FROM unnest(%(names)s::text[], %(generations)s::bigint[], %(rows)s::bigint[], %(answered)s::bigint[])
@@ -246,7 +246,7 @@ def _reasons(cursor: psycopg.Cursor, record: FileRecord) -> dict[str, int]:
 
 
 def _shown(cursor: psycopg.Cursor, record: FileRecord, *, order: str, where: str = "true") -> tuple[AnsweredRow, ...]:
-    # Only the rows that are shown are cut: they are chosen by number and score alone.
+    # The inner query selects the rows, so that texts are cut only for those that are shown.
     query = f"""
         SELECT q.row_number, left(q.question, %(sent)s), left(q.answer, %(sent)s), q.score,
             substr(q.context, greatest(at.first + 1 - %(sent)s, 1), greatest(least(at.first, %(sent)s), 0)),

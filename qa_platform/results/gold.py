@@ -1,7 +1,7 @@
 """The quality of the answers, measured on gold sets: files of questions whose right answers are known.
 
 A gold set is a file like any other, below `QA_GOLD_PREFIX`, with a column `answers` beside question and context. The platform answers
-it as it answers all files, and the answers in the table are compared with that column.
+it like all files, and the answers in the table are compared with that column.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from qa_platform.evaluation.gold import GoldQuestion, exact_match, f1, read_gold
 from qa_platform.ingest import Unpacked
 from qa_platform.ledger import FileRecord, Ledger
 
-# A larger file is not taken as a gold set, since a gold set is held in memory.
+# The maximum size of a gold set, which is held in memory.
 _BYTES_LIMIT = 64 * 2**20
 _READ_BYTES = 2**20
 SHOWN_MISTAKES = 10
@@ -54,7 +54,7 @@ def is_gold(name: str, prefix: str) -> bool:
 
 
 def gold_sets(ledger: Ledger, prefix: str) -> list[FileRecord]:
-    """The generation of each gold set whose answers are in the table; of more than `GOLD_SETS`, those answered last."""
+    """For each gold set, the generation whose answers are in the table. If there are more than `GOLD_SETS`, the last ones loaded."""
     # A newer upload may be waiting, or unchanged: the rows are still those of the last one that was loaded.
     return [record for name in ledger.loaded_below(prefix, limit=GOLD_SETS) if (record := ledger.in_the_table(name))]
 
@@ -91,7 +91,7 @@ def compare(gold: list[GoldQuestion], answers: Mapping[bytes, str]) -> Quality:
 
 
 def together(measured: Sequence[Quality]) -> Quality:
-    """The figures over all questions of several gold sets; at least one."""
+    """The figures over all questions of one or more gold sets."""
     number = sum(quality.questions for quality in measured)
     match = sum(quality.exact_match * quality.questions for quality in measured) / number
     words = sum(quality.f1 * quality.questions for quality in measured) / number
@@ -100,7 +100,7 @@ def together(measured: Sequence[Quality]) -> Quality:
 
 
 def key(question: str, context: str) -> bytes:
-    """Identifies a question by its text, whatever the white space. Row numbers differ from reader to reader."""
+    """Identifies a question by its text and context, ignoring differences in white space. Row numbers differ between readers."""
     return hashlib.sha256("\0".join(" ".join(text.split()) for text in (question, context)).encode()).digest()
 
 

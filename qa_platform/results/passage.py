@@ -1,9 +1,9 @@
-"""A piece of a text with its surroundings, and how text is cut to fit on one line."""
+"""A piece of a text with its surroundings, and cutting text to fit on one line."""
 
 import re
 from dataclasses import dataclass
 
-# A longer piece without a space is a name, or text in a script without spaces: it is cut anywhere.
+# A longer run without a space is a name, or text in a script without spaces, and is cut anywhere.
 _WORD_CHARACTERS = 30
 # Line ends and control characters would end the row of a table; the others change the direction of the text after them.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b\u202a-\u202e\u2066-\u2069\ufeff]+")
@@ -11,14 +11,14 @@ _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b\u202a-\u202e\u206
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a text between the text before and after it. Where there is no room for all of it, it is cut around the piece."""
+    """A piece of a text, with the text before and after it. If there is no room for all of it, the surroundings are cut first."""
 
     before: str
     piece: str
     after: str
 
     def shown(self, characters: int) -> str:
-        """On one line of at most so many characters, cut between words, with an ellipsis at each end that is cut."""
+        """The passage on one line of at most ``characters`` characters, cut between words, with an ellipsis at each end that is cut."""
         before, piece, after = (one_line(text) for text in (self.before, self.piece, self.after))
         room = characters - len(piece)
         if len(whole := f"{before}{piece}{after}".strip()) <= characters:
@@ -36,7 +36,7 @@ def one_line(text: str) -> str:
 
 
 def shortened(text: str, characters: int) -> str:
-    """The beginning of a text, of at most so many characters, cut between words, with an ellipsis where it is cut."""
+    """The beginning of a text, at most ``characters`` characters, cut between words, with an ellipsis where it is cut."""
     if len(text) <= characters:
         return text
     kept, rest = text[: characters - 1], text[characters - 1 :]

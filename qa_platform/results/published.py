@@ -1,7 +1,7 @@
-"""Answered CSVs are written to the bucket, under QA_ANSWERED_PREFIX, once their files are finished.
+"""Writing answered CSVs to the bucket, under QA_ANSWERED_PREFIX, once their files are finished.
 
-What is to be written is recorded with the file, in the statement that finishes it. So no process needs to live until it is written, and
-neither a refusal nor an outage holds up a file, or its archiving.
+The statement that finishes a file records that its CSV is owed. So no process has to survive until the CSV is written, and neither a
+refusal nor an outage holds up a file or its archiving.
 """
 
 import time
@@ -16,19 +16,19 @@ from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.results.answered_csv import answered_csv
 from qa_platform.text import escaped, escaped_lines
 
-# Files of one call, and seconds after which it begins no other file, so that a sensor's tick stays short.
+# The maximum files per call, and the seconds after which a call starts no further file, so that a sensor's tick stays short.
 _FILES = 500
 SECONDS = 20.0
 
 
 def publish(services: Services, log: Log, *, seconds: float = SECONDS) -> int:
-    """Write the answered CSVs that are owed to the bucket. One that cannot be written is logged and recorded, and tried again later.
+    """Write the owed answered CSVs to the bucket. A failure is logged, recorded, and retried later.
 
     Args:
-        seconds: begin no other file after so long.
+        seconds: start no further file after this time.
 
     Returns:
-        The number of CSVs that are still to be written; 0 if none are wanted.
+        The number of CSVs that are still owed; 0 if none are wanted, or if PostgreSQL fails.
     """
     if not services.work.answered_prefix:
         return 0
@@ -40,18 +40,18 @@ def publish(services: Services, log: Log, *, seconds: float = SECONDS) -> int:
                     break
             return ledger.count_owed_csvs()
     except QaPlatformError as error:
-        # The files are finished: this must not fail the work of which it is the last step.
+        # The files are finished, so this last step must not fail the caller's work.
         log.warning("answered CSVs could not be written to the bucket now: %s", escaped_lines(str(error)))
         return 0
 
 
 def _publish_or_record(services: Services, ledger: Ledger, record: FileRecord, log: Log) -> bool:
-    """Write one answered CSV, or record why that failed. Returns false if a service is unavailable: the others would fail as well."""
+    """Write one answered CSV, or record why that failed. Returns False if a service is unavailable: the others would fail too."""
     try:
         _publish(services, ledger, record, log)
     except Exception as error:
         reason = str(error) if isinstance(error, QaPlatformError) else f"{type(error).__name__}: {error}"
-        log.warning("%s is finished, and its answered CSV could not be written now: %s", record.version.shown, escaped_lines(reason))
+        log.warning("%s is finished, but its answered CSV could not be written now: %s", record.version.shown, escaped_lines(reason))
         with suppress(QaPlatformError):
             ledger.csv_failed(record, error=reason, work=services.work)
         return not isinstance(error, TransientError)
@@ -62,7 +62,7 @@ def _publish(services: Services, ledger: Ledger, record: FileRecord, log: Log) -
     version, prefix = record.version, services.work.answered_prefix
     there = ledger.in_the_table(version.name)
     if there is None or there.version.generation > version.generation:
-        # Its rows were replaced. The newer generation owes a CSV of its own, or is forgotten.
+        # Its rows were replaced. The newer generation has its own CSV owed, or is forgotten.
         ledger.csv_settled(record)
         return
 
@@ -73,6 +73,6 @@ def _publish(services: Services, ledger: Ledger, record: FileRecord, log: Log) -
     answers = Answers(version.name, version.generation, record.load_id, record.pachyderm_commit)
     if write_answered(services.bucket, prefix, answers, content, may_write=partial(ledger.begin_csv, record)):
         log.info("%s: its answered CSV lies in %s", version.shown, escaped(answered_name(prefix, version.name)))
-        # Who forgot it may have looked before its answered CSV was there.
+        # A concurrent `forget` may have looked for the answered CSV before it was there.
         if not ledger.csv_settled(record) and ledger.is_forgotten(version):
             delete_objects_of(services.bucket, version, prefix)

@@ -10,7 +10,7 @@ from qa_platform.errors import InputError
 from qa_platform.ingest import csv_line
 from qa_platform.ledger.records import FileRecord
 
-# The column for the text of a rejected row, which the tables do not have in cells.
+# The column for the raw text of a rejected row, which the tables do not hold as cells.
 RAW_COLUMN = "raw"
 
 _ROWS = """
@@ -26,12 +26,13 @@ _ROWS = """
 def rebuilt_csv(connection: psycopg.Connection, record: FileRecord) -> Iterator[bytes]:
     """The answered CSV of a loaded file, line by line, with the rows in their order.
 
-    The columns are ``question``, ``context``, `contract.ANSWER_COLUMNS` and ``raw``. The tables do not have the other columns of the
-    upload. Of a row without an answer they have only the text as it came, escaped and cut at 64 KB: that is in ``raw``, and question,
-    context and score are empty.
+    The columns are ``question``, ``context``, `contract.ANSWER_COLUMNS` and ``raw``. The tables do not hold the other columns of the
+    upload. For a row without an answer they hold only the raw text, escaped and cut at 64 KiB. It is in ``raw``; question, context and
+    score are empty.
 
     Raises:
-        InputError: the tables do not hold all rows of this generation, say because a newer one replaced them. After the last line.
+        InputError: the tables do not hold all rows of this generation, perhaps because a newer one replaced them. Raised after the last
+            line.
     """
     yield csv_line(["question", "context", *ANSWER_COLUMNS, RAW_COLUMN])
     rows = 0

@@ -15,10 +15,10 @@ class RecentScores:
     """The scores of answers.
 
     Args:
-        rows: answers that were looked at.
-        low: those of them that are flagged as low, or have a score below QA_LOW_SCORE.
-        counts: answers by score, in `BUCKETS` equal parts of 0 to 1. Answers without such a score are in none.
-        total: the sum of these scores.
+        rows: answers that were read.
+        low: answers that are flagged as low, or have a score below QA_LOW_SCORE.
+        counts: answers by score, in `BUCKETS` equal parts of 0 to 1. Answers without such a score are left out.
+        total: the sum of the counted scores.
     """
 
     rows: int
@@ -28,7 +28,7 @@ class RecentScores:
 
     @property
     def mean(self) -> float | None:
-        """The mean of the scores; None without any."""
+        """The mean of the counted scores; None if there are none."""
         return self.total / sum(self.counts) if any(self.counts) else None
 
 
@@ -38,13 +38,13 @@ def recent_scores(
     """The scores of the answers of some files.
 
     Args:
-        records: the files, of which the first are looked at first.
-        limit: rows that are looked at, at most.
+        records: the files, in the order in which they are read.
+        limit: the maximum number of rows to read.
 
     Raises:
         TransientError: it takes longer than ``seconds``, or PostgreSQL is unavailable.
     """
-    # The limit in the innermost query makes a nested loop of it: a plain join could become a scan of every row of every file.
+    # The limit in the innermost query forces a nested loop: a plain join could become a scan of every row of every file.
     query = """
         SELECT CASE WHEN score BETWEEN 0 AND 1 THEN least(width_bucket(score, 0, 1, %(buckets)s), %(buckets)s) END,
             count(*), count(*) FILTER (WHERE score < %(low)s OR flag = 'low_score'), sum(score)

@@ -1,4 +1,4 @@
-"""The report on a file for its owner, from the tables: why the file, or which of its rows, were rejected."""
+"""The report for a file's owner, from the tables: why the file was rejected, or which of its rows were."""
 
 from collections.abc import Iterator
 
@@ -15,10 +15,10 @@ from qa_platform.text import escaped
 def rejected_report(ledger: Ledger, connection: psycopg.Connection, name: str) -> Iterator[bytes]:
     """The report on the newest generation of a file, line by line: why the file was rejected, or its rejected rows in their order.
 
-    The columns are `ingest.REPORT_COLUMNS`. Rows without an answer are not rejected, and not in the report.
+    The columns are `ingest.REPORT_COLUMNS`. Rows without an answer are not rejected, so they are not in the report.
 
     Raises:
-        InputError: the file was never seen, or is neither rejected nor answered yet. Before the first line.
+        InputError: the file was never seen, or is neither rejected nor answered yet. Raised before the first line.
     """
     newest = ledger.newest([name]).get(name)
     if newest is None:

@@ -1,1 +1,1 @@
-"""Programs beside the platform: benchmarks, documentation, the demonstration."""
+"""Programs around the platform: benchmarks, documentation, the demonstration."""

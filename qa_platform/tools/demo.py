@@ -1,4 +1,4 @@
-"""The demonstration: the samples go through the whole pipeline, and every row is accounted for. Run by ``make demo``."""
+"""The demonstration: sends the samples through the whole pipeline, and accounts for every row. Run by ``make demo``."""
 
 import csv
 import subprocess
@@ -35,7 +35,7 @@ def main() -> int:
     Returns:
         The exit status: 0 only if every row is accounted for.
     """
-    # Without markup: file names and messages may have square brackets.
+    # No markup: file names and messages may contain square brackets.
     console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
     uploaded = upload_samples(console)
     with daemon():
@@ -63,7 +63,7 @@ def upload_samples(console: Console) -> list[FileVersion]:
 
 
 def _daemon_runs(home: Path) -> bool:
-    """Whether a daemon of this instance runs. Its heartbeats cannot tell: they count as fresh long after it has ended."""
+    """Whether a daemon of this instance runs. Heartbeats are no proof: they count as fresh long after the daemon has ended."""
     for process in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error):
             if "dagster._daemon" in (process.info["cmdline"] or ()) and process.environ().get("DAGSTER_HOME") == str(home):
@@ -73,7 +73,7 @@ def _daemon_runs(home: Path) -> bool:
 
 @contextmanager
 def daemon() -> Iterator[None]:
-    """Run Dagster's daemon, which runs the sensor. A daemon that already runs in this stack is used instead."""
+    """Run Dagster's daemon, which ticks the sensor. If one already runs in this stack, that one is used."""
     home = DagsterSettings().dagster_home
     if _daemon_runs(home):
         yield
@@ -94,7 +94,7 @@ def daemon() -> Iterator[None]:
 
 
 def wait(versions: list[FileVersion]) -> list[FileRecord]:
-    """Wait until every file is settled, at most LIMIT_SECONDS, and return the records."""
+    """Wait until every file is settled, for at most LIMIT_SECONDS, and return the records."""
     until = time.monotonic() + LIMIT_SECONDS
     with Ledger(PostgresSettings()) as ledger:
         while True:
@@ -106,7 +106,7 @@ def wait(versions: list[FileVersion]) -> list[FileRecord]:
 
 
 def wait_for_runs() -> None:
-    """Wait until all runs have ended, which is a little after their files are settled."""
+    """Wait until all runs have ended. They end a little after their files are settled."""
     until = time.monotonic() + LIMIT_SECONDS
     with dg.DagsterInstance.get() as instance:
         while instance.get_runs_count(dg.RunsFilter(statuses=list(NOT_ENDED))) and time.monotonic() < until:

@@ -1,8 +1,8 @@
-"""``python -m qa_platform.tools.dev ARGUMENTS`` is ``dagster dev ARGUMENTS`` for its own user: ``make dev`` runs it.
+"""``python -m qa_platform.tools.dev ARGUMENTS`` is ``dagster dev ARGUMENTS``, accessible only to its own user. ``make dev`` runs it.
 
-Dagster's web server has no log-in. Every user of the machine can reach it, and so can every web page in its owner's browser, since
-Dagster also accepts GraphQL from forms and links of other sites. So `qa_platform.tools.webserver` runs in its place: the same server with
-a guard in front. The sockets of the code servers are private, as are all files that Dagster makes.
+Dagster's web server has no login. Every user of the machine can reach it. So can every web page in its owner's browser, because Dagster
+accepts GraphQL from forms and links of other sites. So `qa_platform.tools.webserver` replaces it: the same server behind a guard. The
+sockets of the code servers are private, as are all files that Dagster creates.
 """
 
 import os
@@ -24,9 +24,9 @@ def _start_guarded(command: Sequence[str], **options: Any) -> Any:
 def main() -> None:
     """Run ``dagster dev``."""
     os.umask(0o077)
-    # `dagster dev` has no option for it.
+    # `dagster dev` has no option for another web server.
     dev.open_ipc_subprocess = _start_guarded  # type: ignore[attr-defined,assignment]
-    # Nobody has typed the command that it warns of.
+    # The warning is about a command that the user has not typed.
     warnings.simplefilter("ignore", SupersessionWarning)
     dev.dev_command()
 

@@ -1,6 +1,6 @@
 """``python -m qa_platform.tools.webserver ARGUMENTS`` is ``dagster-webserver ARGUMENTS`` with `qa_platform.embedded.guard` in front.
 
-It answers only its own user, and refuses requests of other sites and under other host names.
+It answers only its own user, and refuses requests from other sites or for other host names.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def _make_guarded_app(*values: Any, **more: Any) -> Guard:
 
 def main() -> None:
     """Run ``dagster-webserver``."""
-    # Its command line takes no application.
+    # Its command line cannot be given another application.
     cli.create_app_from_workspace_process_context = _make_guarded_app  # type: ignore[attr-defined,assignment]
     cli.main()
 

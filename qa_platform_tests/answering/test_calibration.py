@@ -1,4 +1,4 @@
-"""Scores of models whose config.json says how right their answers are."""
+"""Scores of models whose config.json has a calibration."""
 
 import json
 import math

@@ -380,4 +380,4 @@ def test_a_full_disk_behind_standard_output_is_a_message(folder: Path, tmp_path:
     assert ended.returncode == 1
     [message] = ended.stderr.splitlines()
     assert message.startswith("Error: ")
-    assert "make room" in message
+    assert "no space for the output" in message

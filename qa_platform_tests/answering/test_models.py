@@ -1,4 +1,4 @@
-"""What a model may look like on disk, and what is said of one that cannot answer."""
+"""The layouts of a model on disk, and the errors for a model that cannot answer."""
 
 import json
 import math
@@ -160,7 +160,7 @@ def test_loading_a_model_tells_nobody_starts_nothing_and_writes_nothing_home(tmp
         (tokenizing(do_lower_case=None), "None for do_lower_case, which is not true or false"),
         (tokenizing(do_lower_case="yes"), "'yes' for do_lower_case, which is not true or false"),
         (tokenizing(strip_accents="x"), "'x' for strip_accents, which is not true or false"),
-        (spelling(lambda _: {}), "its tokenizer cannot read a letter"),
+        (spelling(lambda _: {}), "its tokenizer fails on a single letter"),
         (spelling(lambda ids: {token: 5000 + id if token == "##a" else id for token, id in ids.items()}), r"id 5\d+, but its weights have"),
         (adding_a_token, r"embeddings for only \d+ tokens"),
         (weighing(qa_outputs__weight=(3, 16), qa_outputs__bias=(3,)), r"shape \[3, 16\]"),

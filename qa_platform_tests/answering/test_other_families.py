@@ -1,4 +1,4 @@
-"""Models that differ from their families, and families that no runtime was made for: they answer as transformers has them answer."""
+"""Models that differ from their families, and families without a specific runtime: they answer as in transformers."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ def _equal_to_transformers(folder: Path) -> None:
 def test_a_model_that_would_fail_on_what_a_context_spells_out_is_refused_by_name(tmp_path: Path) -> None:
     values = {"max_position_embeddings": 514, "attention_window": 16}
     folder = make_with_berts_tokenizer("LongformerConfig", tmp_path / "model", values)
-    with pytest.raises(InputError, match="Longformer finds the question by the separators"):
+    with pytest.raises(InputError, match="Longformer is not supported"):
         Answerer(str(folder), threads=1).warm_up()
 
 

@@ -1,7 +1,7 @@
-"""The engine against transformers 4.57's pipeline, which answers in a process of its own.
+"""The engine compared with transformers 4.57's pipeline, which runs in a separate process.
 
-The two are compared as docs/model.md says that they are equal: the pipeline's place is widened to whole characters, and where an answer has
-several mentions the engine is asked for the pipeline's choice.
+They are compared under the definition of equality in docs/model.md: the pipeline's span is widened to whole characters, and if an answer
+has several mentions, the engine is asked for the pipeline's choice.
 """
 
 import itertools

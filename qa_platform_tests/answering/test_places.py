@@ -1,4 +1,4 @@
-"""Where answers lie: at their best mention, on whole characters, and at word borders only where that is wanted."""
+"""The spans of answers: at the best mention, on whole characters, and on word boundaries only on request."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""Several processes that answer for one, here on the CPU."""
+"""Several processes that answer for one answerer, here on the CPU."""
 
 import gc
 import json
@@ -78,7 +78,7 @@ def test_they_end_with_their_object_also_after_one_was_killed(folder: Path) -> N
     answers = answerer.answer(ROWS * 20)
     next(answers)
     psutil.Process((children() - others).pop()).kill()
-    with pytest.raises(TransientError, match="a process that answers on it died"):
+    with pytest.raises(TransientError, match="an answering process died"):
         list(answers)
     # Others are started, and the error is forgotten.
     assert len(list(answerer.answer(ROWS[:5]))) == 5
@@ -126,7 +126,7 @@ def test_a_killed_process_fails_the_rows_under_way_and_the_next_are_answered(alo
     next(answers)
     for child in children():
         os.kill(child, signal.SIGKILL)
-    with pytest.raises(TransientError, match="device cpu: a process that answers on it died"):
+    with pytest.raises(TransientError, match="device cpu: an answering process died"):
         list(answers)
     assert places(both.answer(ROWS)) == places(alone.answer(ROWS))
 

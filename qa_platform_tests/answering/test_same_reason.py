@@ -1,4 +1,4 @@
-"""A row has the same reason by every way into the platform: the pipeline, `qa-platform answer`, and `Answerer`."""
+"""A row gets the same reason through every entry point: the pipeline, `qa-platform answer`, and `Answerer`."""
 
 import csv
 import io

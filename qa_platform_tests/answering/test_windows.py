@@ -1,4 +1,4 @@
-"""How rows become windows: all of a context is read, in an amount of work that its length bounds."""
+"""How rows become windows: the windows cover the whole context, and its length bounds the work."""
 
 from pathlib import Path
 

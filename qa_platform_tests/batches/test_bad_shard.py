@@ -1,4 +1,4 @@
-"""One shard that its worker dies of, or never ends with: its file is charged, the others are answered without it."""
+"""One shard that kills its worker, or never ends: its file is charged, and the other files are answered without it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,20 +58,20 @@ def test_the_file_of_a_bad_shard_is_retried_alone_and_parked_and_the_others_are_
         assert [check.passed for check in first.get_asset_check_evaluations()] == [True] * len(CHECK_SPECS), "no file is wrong in the table"
         event = first.get_step_failure_events()[0]
         shown = str(event.step_failure_data.error)
-        assert "ended without a word: error running user code" in shown
+        assert "died without reporting a reason: error running user code" in shown
         assert ANSWER_PIPELINE in shown
         lines = "\n".join(entry.user_message for entry in flow.instance.all_logs(first.run_id))
         assert f"this shard is {POISON}" in lines, "what the worker printed is in the run's log"
         assert [(flow.record(v).status, flow.record(v).attempts) for v in good] == [(FileStatus.PENDING, 0)] * 2
         assert (flow.record(bad).status, flow.record(bad).attempts) == (FileStatus.PENDING, 0), "it is tried alone before it is charged"
-        assert "tried again alone" in flow.record(bad).error
+        assert "retried alone" in flow.record(bad).error
         batches = []
         while flow.record(bad).status is not FileStatus.FAILED:
             for request in wait_until(flow.tick, "something is due"):
                 batches.append([file["name"] for file in request.run_config["ops"]["answer_files"]["config"]["files"]])
                 flow.run(request)
         assert sorted(batches) == [*[["bad.csv"]] * 2, [v.name for v in good]]
-        assert "ended without a word" in flow.record(bad).error
+        assert "died without reporting a reason" in flow.record(bad).error
         assert [flow.record(v).status for v in good] == [FileStatus.FINISHED] * 2
         assert flow.rows("bad.csv") == []
         assert flow.objects("incoming/bad.csv") == ["incoming/bad.csv"], "its owner sees it where it was"
@@ -93,7 +93,7 @@ def test_workers_that_die_of_everything_charge_no_file(flow: Flow) -> None:
         for version in versions:
             record = flow.record(version)
             assert (record.status, record.attempts, record.was_deferred) == (FileStatus.PENDING, 0, True)
-            assert "all 2 files failed alike" in record.error
+            assert "all 2 files failed for the same reason" in record.error
 
     def finished() -> bool:
         # A run, or before it the job that Pachyderm starts when its pipeline is updated.

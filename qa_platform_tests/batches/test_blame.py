@@ -1,4 +1,4 @@
-"""Who is to blame for a failed job, by the reasons of its failed datums."""
+"""Which files are to blame for a failed job, judged by the reasons of its failed datums."""
 
 import pytest
 from hypothesis import given
@@ -68,7 +68,7 @@ def test_files_that_all_fail_alike_are_not_to_blame() -> None:
     both = [failed("file-0123456789abcdef", KILLED), failed("other-fedcba9876543210", KILLED)]
     verdict = judge(both, something_worked=False)
     assert (verdict.guilty, verdict.suspects) == ({}, {})
-    assert verdict.cause.startswith("all 2 files failed alike: ")
+    assert verdict.cause.startswith("all 2 files failed for the same reason: ")
     assert KILLED in verdict.cause
     told = [said(file, f"KeyError: 'x' in '{file}', row {n}") for n, file in enumerate(("file-1", "file-2"))]
     assert judge(told, something_worked=False).guilty == {}

@@ -1,6 +1,6 @@
-"""The platform end to end on a Pachyderm, the embedded one in its kind and its unkind form, or the one that QA_TEST_PACHD names.
+"""The platform end to end on a Pachyderm: the embedded one, with fast and with slow options, or the one that QA_TEST_PACHD names.
 
-What a cluster does at the worst moment is not a file's fault, and ends by itself: all rows once, nobody charged, the reason told.
+A cluster's trouble at the worst moment charges no file, and passes: all rows are loaded once, and the reason is reported.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""How a batch becomes one commit, on a server whose file sets live shortly and whose commits take their time to finish."""
+"""How a batch becomes one commit, on a server whose file sets expire quickly and whose commits finish slowly."""
 
 import time
 from collections.abc import Callable, Iterator

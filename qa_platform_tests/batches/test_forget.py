@@ -1,4 +1,4 @@
-"""A file that people asked to be forgotten: nothing of it is found anywhere, nothing brings it back, and other files stay."""
+"""Forgotten files: no trace of them is left, nothing brings them back, and other files stay."""
 
 import io
 import logging
@@ -240,7 +240,7 @@ def test_one_generation_is_forgotten_and_the_others_stay(world: World) -> None:
 def test_a_file_that_a_run_works_on_is_refused_and_untouched(world: World) -> None:
     version = world.put("a.csv")
     world.ledger.claim([version], owner="run", lease_seconds=60)
-    with pytest.raises(InputError, match="run run works on it"):
+    with pytest.raises(InputError, match="run run is working on it"):
         world.forget("a.csv")
     assert world.objects() == [INCOMING + "a.csv"]
     world.ledger.release("run")

@@ -1,4 +1,4 @@
-"""The lease of a run outlives every trouble of the database that passes, and ends with the run."""
+"""The lease of a run survives all transient trouble of the database, and ends with the run."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""Reading a batch: several files at once, outages, and a run that is told to end meanwhile."""
+"""Reading a batch: several files in parallel, outages, and a run that is asked to end meanwhile."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""What is seen of a batch's jobs while they work, and what is left of them when they have failed."""
+"""What is visible of a batch's jobs while they run, and what failed jobs leave."""
 
 import logging
 import threading

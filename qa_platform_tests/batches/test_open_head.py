@@ -1,4 +1,4 @@
-"""A commit that somebody left open is got out of the way, whatever has happened to the pipelines meanwhile."""
+"""An abandoned open commit is removed, even if the pipelines have been updated meanwhile."""
 
 import grpc
 from pachyderm_sdk.api import pfs, pps

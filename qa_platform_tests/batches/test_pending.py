@@ -1,4 +1,4 @@
-"""What the sensors see: what is ignored and said, what is mended slowly, what a heartbeat tells, what a misbehaving bucket cannot spoil."""
+"""What the sensors do: ignoring and reporting objects, repairing records, heartbeats, and surviving a misbehaving bucket."""
 
 import io
 import logging
@@ -537,7 +537,7 @@ def test_a_file_that_the_bucket_calls_gone_and_has_is_not_superseded(services: S
     with Ledger(services.postgres) as ledger:
         ledger.claim([version], owner="run", lease_seconds=10)
         before, gone = record(services, version), SourceChanged("it is gone")
-        with pytest.raises(TransientError, match="yet it is there"):
+        with pytest.raises(TransientError, match="as gone, but it exists"):
             set_aside(services, ledger, before, gone, logger())
         assert record(services, version).status is FileStatus.PENDING
         services.bucket.blob(before.place).delete()

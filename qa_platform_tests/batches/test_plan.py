@@ -1,4 +1,4 @@
-"""The plan: for any history of uploads, overwrites, failures and crashes, every file that stays is answered once and none is forgotten."""
+"""The plan: for any history of uploads, overwrites, failures and crashes, every remaining file is answered once and none is missed."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""A file that is done and whose source must stay where it is: why, for how long, and whom that concerns."""
+"""Finished files whose source cannot be archived: why, for how long, and what else is affected."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""A database that was restored from before files were loaded: what is missing is found, and one command brings it back, once."""
+"""A database restored from before files were loaded: the missing files are found, and one command brings them back, once."""
 
 import io
 import json

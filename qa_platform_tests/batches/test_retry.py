@@ -1,4 +1,4 @@
-"""Commands of people between the steps of the platform: each test puts a retry at the point where it used to be lost."""
+"""Users' commands between the steps of the platform: each test requests a retry at a point where it used to be lost."""
 
 import io
 import logging

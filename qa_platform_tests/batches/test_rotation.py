@@ -1,4 +1,4 @@
-"""Passwords and tokens that are changed while files wait, in the steps of docs/operating.md: no file is charged, and all are loaded."""
+"""Rotation of passwords and tokens while files wait, by the steps in docs/operating.md: no file is charged, and all are loaded."""
 
 from collections.abc import Iterator
 

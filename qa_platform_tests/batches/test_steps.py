@@ -1,6 +1,6 @@
-"""The steps of a run one by one: which commit is adopted, which open head is dropped, which files are still its own.
+"""The steps of a run one by one: which commit it adopts, which open head it drops, which files it still owns.
 
-The pipelines here are shell commands: no file is answered.
+The pipelines here are shell commands. They answer no files.
 """
 
 import logging
@@ -105,7 +105,7 @@ def test_what_another_run_has_claimed_is_left_alone(ledger: Ledger, caplog: pyte
     begin(ledger, run_over(ledger, A1, name="other"))
     owned = run_over(ledger, A1, B1).claim("token", ())
     assert [record.version for record in owned] == [B1]
-    assert "a.csv is left alone here" in caplog.text
+    assert "a.csv is skipped: another run has claimed it" in caplog.text
 
 
 # Which open head is dropped

@@ -1,4 +1,4 @@
-"""What goes wrong and is no file's fault, what changes under a run's hands, and what is left when old commits are removed."""
+"""Failures that are no file's fault, changes during a run, and what is left when old commits are removed."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The command line as people and scripts use it: help, exit statuses, what goes to a terminal and what into a pipe."""
+"""The command line for users and scripts: help, exit statuses, output on a terminal and into a pipe."""
 
 import csv
 import errno
@@ -180,14 +180,14 @@ def test_nothing_is_uploaded_when_one_of_several_cannot_be(place: storage.Bucket
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("two\nlines.csv", "may have no line break"),
+        ("two\nlines.csv", "must not contain a line break"),
         (".hidden.csv", "names begin with . or ~ are taken for temporary files"),
         (".csv", "names begin with . or ~ are taken for temporary files"),
         ("~x.csv", "names begin with . or ~ are taken for temporary files"),
         ("x.csv.part", "as are those that end in .part"),
-        ("folder/", "may not end with a slash"),
-        ("x.txt", "files that end in .csv"),
-        ("x" * 1012 + ".csv", "may have 1015 bytes at most"),
+        ("folder/", "must not end with a slash"),
+        ("x.txt", "files whose names end in .csv"),
+        ("x" * 1012 + ".csv", "must not be longer than 1015 bytes"),
     ],
 )
 def test_a_name_that_no_upload_may_have_is_refused_with_the_reason(place: storage.Bucket, name: str, why: str) -> None:
@@ -293,7 +293,7 @@ def test_a_limit_is_said_to_hold_for_the_files_that_are_done(place: storage.Buck
     upload(place, "c.csv")
     shown = run("status", "--limit", "1")
     assert len(shown.stdout.splitlines()) == 1 + 2 + 1, "the head, a rejected file with its reason, and the upload"
-    assert "of the files that are done, only the newest 1 are shown" in shown.stderr
+    assert "only the newest 1 are shown, and those in progress" in shown.stderr
 
 
 def test_status_shows_an_upload_before_any_sensor_has_seen_it(place: storage.Bucket) -> None:
@@ -326,7 +326,7 @@ def test_a_watch_into_a_pipe_writes_a_line_per_change_and_ends_with_the_work(pla
         "rejected",
     ]
     assert all(datetime.fromisoformat(line.split()[0]).tzinfo for line in lines)
-    assert last == "nothing is in work: 1 rejected"
+    assert last == "nothing is in progress: 1 rejected"
     assert "\x1b" not in out.read_text()
 
 
@@ -336,7 +336,7 @@ def tells(out: Path, text: str, process: "subprocess.Popen[Any]") -> bool:
 
 def test_a_watch_of_nothing_ends_at_once(place: storage.Bucket) -> None:
     result = run("status", "--watch")
-    assert (result.exit_code, result.stdout) == (0, "nothing is in work\n")
+    assert (result.exit_code, result.stdout) == (0, "nothing is in progress\n")
 
 
 def test_a_watch_does_not_end_before_the_bucket_could_be_asked_unless_it_never_can(

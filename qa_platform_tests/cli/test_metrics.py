@@ -1,4 +1,4 @@
-"""`qa-platform metrics` against real servers: its values are those of what was uploaded, and what is away blanks nothing else."""
+"""`qa-platform metrics` against real servers: its values match the uploads, and an unavailable service hides no other metrics."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`qa-platform status --watch` while a batch is answered: on a terminal of 80 columns, and into a file."""
+"""`qa-platform status --watch` while a batch is answered, on a terminal of 80 columns and into a file."""
 
 import codecs
 import contextlib
@@ -140,7 +140,7 @@ def test_a_batch_is_watched_while_it_is_answered(
     assert all(line.isprintable() for line in lines), "no control codes in a file"
     assert f"{NAME}: finished, {ROWS} rows, {ROWS} answered, 0 without answer, 0 rejected" in written
     assert "watched/photo.csv: rejected: " in written
-    assert lines[-1] == "nothing is in work: 1 finished, 1 rejected"
+    assert lines[-1] == "nothing is in progress: 1 finished, 1 rejected"
 
     assert "\x1b[" in terminal.shown
     assert max(map(cell_len, terminal.lines)) <= COLUMNS
@@ -148,7 +148,7 @@ def test_a_batch_is_watched_while_it_is_answered(
     answering = [line.split() for line in terminal.lines if line.startswith("a long name") and "…" in line]
     assert any(words[-4:-2] == ["answering", f"5/{ROWS}"] and words[-2].startswith("~") for words in answering)
     assert f"{NAME}: answering, 5 of {ROWS} rows, about " in written
-    assert terminal.lines[-2:] == ["nothing is in work: 1 finished, 1 rejected", ""]
+    assert terminal.lines[-2:] == ["nothing is in progress: 1 finished, 1 rejected", ""]
 
 
 def shows(out: Path, terminal: Watch, done: int) -> bool:

@@ -1,4 +1,4 @@
-"""Databases that are not UTF8: every door refuses them by name, and says what to do."""
+"""Databases that are not UTF8: every entry point refuses them by name, and says what to do."""
 
 import subprocess
 import sys

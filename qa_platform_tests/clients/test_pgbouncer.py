@@ -1,4 +1,4 @@
-"""The platform behind a PgBouncer in transaction mode, where each transaction may be on another connection of the server."""
+"""The platform behind a PgBouncer in transaction mode, where each transaction may use another server connection."""
 
 import shutil
 import socket

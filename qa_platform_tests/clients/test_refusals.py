@@ -1,4 +1,4 @@
-"""What the bucket refuses for good, told from what passes: what the error says, and that it is not retried."""
+"""Permanent refusals of the bucket, as distinct from transient errors: the message, and that they are not retried."""
 
 import io
 import re

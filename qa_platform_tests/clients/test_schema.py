@@ -1,4 +1,4 @@
-"""The columns that the program writes are those that the migrations create."""
+"""The program writes the columns that the migrations create."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Compressed uploads: their stored bytes are verified, read, compared and archived, whoever is told to decompress them."""
+"""Compressed uploads: their stored bytes are verified, read, compared and archived, whichever side decompresses them."""
 
 import gzip
 import io

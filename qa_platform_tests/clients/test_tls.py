@@ -1,6 +1,6 @@
-"""Connections to a real PostgreSQL with TLS, and what is said of each that fails.
+"""Connections to a real PostgreSQL with TLS, and the message for each one that fails.
 
-The embedded PostgreSQL is built without TLS, so these tests take one that the machine has, and are skipped where there is none.
+The embedded PostgreSQL is built without TLS, so these tests use the machine's own, and are skipped if there is none.
 """
 
 import base64

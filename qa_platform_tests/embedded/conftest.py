@@ -1,4 +1,4 @@
-"""A pachd that the tests of a module share."""
+"""Fixtures for a pachd that the tests of a module share."""
 
 from collections.abc import Iterator
 

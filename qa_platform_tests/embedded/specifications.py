@@ -30,6 +30,6 @@ BATCH = textwrap.dedent(
 
 
 def parsed_spec(**more: Any) -> spec.PipelineSpec:
-    """A minimal specification with more fields, parsed."""
+    """A parsed minimal specification with additional fields."""
     document = {"pipeline": {"name": "p"}, "transform": {"cmd": ["true"]}, "input": {"pfs": {"repo": "r", "glob": "/*"}}, **more}
     return spec.parse(spec.with_defaults(document, now=0))

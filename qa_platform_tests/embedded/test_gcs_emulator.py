@@ -1,4 +1,4 @@
-"""The emulator through Google's own client, which is how everything else talks to it."""
+"""The emulator through Google's own client, as the rest of the platform uses it."""
 
 import base64
 import gzip

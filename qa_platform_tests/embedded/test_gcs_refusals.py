@@ -1,4 +1,4 @@
-"""What the emulator refuses, as the real service does: holds, retention, roles, payers, wrong sums. All of it is set through the API."""
+"""Refusals of the emulator, as in the real service: holds, retention, roles, payers, checksums. All are configured through the API."""
 
 import datetime
 import io

@@ -1,4 +1,4 @@
-"""What nothing refers to any more leaves the embedded pachd's disk, and nothing else does."""
+"""The embedded pachd deletes unreferenced content from its disk, and nothing else."""
 
 import os
 import threading

@@ -1,6 +1,6 @@
-"""What a real Pachyderm 2.12.2 says of a few small pipelines, compared with what the pachd under test says of them.
+"""The replies of a real Pachyderm 2.12.2 about a few small pipelines, compared with those of the pachd under test.
 
-``pachd_golden.json`` holds its replies. Ids, times and the like stand there as ``*``: only whether they are set is compared.
+They are in ``pachd_golden.json``. Ids, times and the like are ``*`` there: only whether they are set is compared.
 """
 
 import json

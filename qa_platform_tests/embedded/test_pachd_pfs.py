@@ -1,4 +1,4 @@
-"""Repos, branches, commits and files, as any pachd has them."""
+"""Repos, branches, commits and files, on any pachd."""
 
 import io
 import tarfile

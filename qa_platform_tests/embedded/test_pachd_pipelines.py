@@ -1,4 +1,4 @@
-"""Pipelines, jobs, datums, logs and secrets, as any pachd with workers has them."""
+"""Pipelines, jobs, datums, logs and secrets, on any pachd with workers."""
 
 import base64
 import json

@@ -1,7 +1,7 @@
-"""Calls and what a real pachd 2.12.2 replied to them: the status and the telling part of the text.
+"""Calls, with the replies of a real pachd 2.12.2: the status and the significant part of the text.
 
-In a text ``…`` stands for anything, mostly ids, and ``{n}`` for the prefix of all names of this run. Without a text a call succeeds,
-and ``shows`` says what must be seen in its reply. The cluster under test has no Loki, or two of the calls are left out.
+In a text, ``…`` stands for anything, mostly ids, and ``{n}`` for the prefix of all names of this run. A call without a text succeeds,
+and ``shows`` is what its reply must contain. The cluster under test must have no Loki; otherwise two of the calls are left out.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the embedded pachd does in moments that no client can bring about: between two states, for foreign calls, for idle callers."""
+"""The embedded pachd in situations that a client cannot easily cause: between two states, for unknown calls, for idle callers."""
 
 import inspect
 import re

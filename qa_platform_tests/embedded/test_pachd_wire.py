@@ -1,4 +1,4 @@
-"""The messages that the embedded pachd reads and writes by hand mean the same as the SDK's own classes make of them."""
+"""The embedded pachd's hand-written encoding and decoding of messages agrees with the SDK's own classes."""
 
 import time
 from contextlib import suppress

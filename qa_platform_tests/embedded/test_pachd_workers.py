@@ -1,4 +1,4 @@
-"""Workers of the embedded pachd, with and without a file system of their own."""
+"""Workers of the embedded pachd, with and without a private file system."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, by itself."""
+"""The embedded PostgreSQL on its own."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The embedded stack as a user has it: the command `qa-platform local run`, its environment, and what is left when it has ended."""
+"""The embedded stack as a user runs it: the command `qa-platform local run`, its environment, and what it leaves when it ends."""
 
 import contextlib
 import json

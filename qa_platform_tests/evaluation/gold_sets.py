@@ -6,7 +6,7 @@ CONTEXT = "The lighthouse on Ferris Rock is kept by Marta Olsen, who took over i
 
 
 def gold(count: int, context: str, *answers: str) -> list[GoldQuestion]:
-    """The same question so many times, with its right answers."""
+    """``count`` copies of one question, with its right answers."""
     return [
         GoldQuestion(str(n), "g", "Who keeps the lighthouse?", context, tuple(GoldAnswer(a, None) for a in answers)) for n in range(count)
     ]

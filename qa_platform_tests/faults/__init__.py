@@ -1,1 +1,1 @@
-"""Faults, injected into the whole platform while it works, and the account of every row afterwards."""
+"""Injects faults into the whole platform while it works, and accounts for every row afterwards."""

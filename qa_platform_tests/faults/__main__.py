@@ -1,4 +1,4 @@
-"""``python -m qa_platform_tests.faults``: hundreds of faults, one after the other, and the account of every row."""
+"""``python -m qa_platform_tests.faults``: injects hundreds of faults, in rounds, and accounts for every row."""
 
 import argparse
 import logging
@@ -17,12 +17,12 @@ from qa_platform_tests.faults.campaign import Report, run
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=204, help="how many faults are injected")
-    parser.add_argument("--round", type=int, default=34, help="after how many the platform is left to recover, and audited")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of everything that is drawn by chance")
+    parser.add_argument("--round", type=int, default=34, help="faults per round, before recovery and audit")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="random seed")
     parser.add_argument("--only", default="", help="only faults whose name contains this")
     parser.add_argument("--state", type=Path, help="keep the state and the logs in this folder")
     arguments = parser.parse_args()
-    # Told to end, it takes the daemon and the servers with it.
+    # Exit normally on SIGTERM, so that the daemon and the servers are ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     for name in ("qa_platform", "alembic", "dagster"):

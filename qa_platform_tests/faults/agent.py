@@ -1,7 +1,7 @@
-"""A process that does the platform's work beside the daemon, as a second sensor or a second copy of a run would.
+"""A process that does the platform's work in parallel to the daemon, like a second sensor or a second copy of a run.
 
-``python -m qa_platform_tests.faults.agent`` takes a JSON document per line: ``{"do": "sensors"}`` looks for work twice at once
-and does what it finds; ``{"do": "again", …}`` runs a batch that is being run, under the same run id. It prints a line when done.
+``python -m qa_platform_tests.faults.agent`` reads a JSON document per line: ``{"do": "sensors"}`` looks for work twice in parallel, and
+does it; ``{"do": "again", …}`` runs a batch that is already running, under the same run id. It prints a line when done.
 """
 
 import json
@@ -57,7 +57,7 @@ def _together(work: Callable[[], None], count: int) -> None:
         try:
             work()
         except Exception:
-            # What a run does that fails: it ends, and others find what it left.
+            # Like a failed run: it ends, and others find what it left.
             _log.exception("ended")
 
     threads = [threading.Thread(target=one) for _ in range(count)]

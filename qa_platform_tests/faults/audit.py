@@ -1,4 +1,4 @@
-"""What was uploaded, and the account of it: every row once in the table or rejected, every file where it belongs."""
+"""Uploads files, and accounts for them: every row is in the table once or rejected, every file is where it belongs."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ SETTLED = (*IN_THE_TABLE, FileStatus.REJECTED)
 
 @dataclass(frozen=True)
 class Upload:
-    """One generation that was uploaded. ``rows`` is None for a file that cannot be read."""
+    """One uploaded generation. ``rows`` is None for a file that cannot be read."""
 
     version: FileVersion
     content: bytes
@@ -46,13 +46,13 @@ class Account:
     rows: int = 0
     lost: int = 0
     duplicated: int = 0
-    # Checks that Dagster does not have. Its own storage may lose its last events when PostgreSQL crashes.
+    # Checks that Dagster does not have. Its storage may lose the last events when PostgreSQL crashes.
     unreported: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
 class Uploader:
-    """Somebody who uploads, overwrites, uploads the same again, and now and then something that is no CSV."""
+    """A user who uploads new files, overwrites files, repeats uploads, and sometimes uploads something that is not a CSV."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self._world, self._rng = world, rng
@@ -99,7 +99,7 @@ class Uploader:
 
 
 def unsettled(world: World, uploads: dict[str, Upload]) -> list[str]:
-    """The names whose newest upload is not done, and those that still have something under ``incoming/``."""
+    """The names whose newest upload is not done, and those that still have an object under ``incoming/``."""
     versions = [upload.version for upload in uploads.values()]
     with world.ledger() as ledger:
         found = ledger.records(versions)
@@ -111,18 +111,18 @@ def unsettled(world: World, uploads: dict[str, Upload]) -> list[str]:
 
 
 def _is_lost_with_the_bucket(world: World, version: FileVersion, record: FileRecord | None) -> bool:
-    """Whether a restore of the bucket took an upload away before it was loaded: then nothing can answer it."""
+    """Whether a restore of the bucket removed an upload before it was loaded. Then it cannot be answered."""
     return world.is_vanished(version.generation) and (record is None or record.status is FileStatus.SUPERSEDED)
 
 
 def parked(world: World) -> list[str]:
-    """The names of the files that were given up."""
+    """The names of the files that the platform has given up on."""
     with world.ledger() as ledger:
         return sorted(ledger.names_with_status([FileStatus.FAILED]))
 
 
 def audit(world: World, uploader: Uploader) -> Account:
-    """Compare what was uploaded with every place that tells of it, row by row. The platform must be at rest."""
+    """Compare the uploads, row by row, with every place that records them. The platform must be idle."""
     account = Account(files=len(uploader.newest))
     versions = [upload.version for upload in uploader.all]
     with world.ledger() as ledger, world.database() as connection:
@@ -165,7 +165,7 @@ def _audit_file(
 ) -> None:
     name, wrong = upload.version.name, account.wrong
     if upload.rows is None:
-        # A readable generation of before may have left its rows: they stay.
+        # The rows of an earlier, readable generation stay.
         if record.status is not FileStatus.REJECTED:
             wrong.append(f"{name}: is {record.status}, not rejected")
         return
@@ -196,7 +196,7 @@ def _answered_csv_is_complete(world: World, upload: Upload, record: FileRecord) 
             with pachd.session(settings, "reading an answered file") as client:
                 target.writelines(pachd.read_file(client, f"{LOAD_PIPELINE}@{record.pachyderm_commit}:/{file}"))
         except pachd.NotThere:
-            # The answers are in the tables, and are read from there.
+            # The answers are in the tables, and users get them from there.
             return world.pachyderm_restored
         target.seek(0)
         found = list(csv.DictReader(io.TextIOWrapper(target, "utf-8", newline="")))
@@ -204,7 +204,7 @@ def _answered_csv_is_complete(world: World, upload: Upload, record: FileRecord) 
 
 
 def _audit_objects(world: World, account: Account, uploader: Uploader, records: dict[tuple[str, int], FileRecord]) -> None:
-    """Nothing in ``incoming/`` that is done, and every upload archived that was not overwritten before it was read."""
+    """Check that ``incoming/`` is empty, and that every upload is archived unless it was overwritten before it was read."""
     for blob in world.bucket.list_blobs(prefix=INCOMING):
         account.wrong.append(f"{blob.name}: still there")
     for upload in uploader.all:
@@ -224,7 +224,7 @@ def _lies_at(world: World, record: FileRecord, upload: Upload) -> bool:
 
 
 def _audit_checks(world: World, account: Account, uploader: Uploader, records: dict[tuple[str, int], FileRecord]) -> None:
-    """Every loaded file was reported to Dagster, and its checks say what this audit says: nothing is wrong with it."""
+    """Check that every loaded file was reported to Dagster, and that its checks passed."""
     keys = [dg.AssetCheckKey(QUESTION_ANSWER, name) for name in (COMPLETE, RECORDED, SPANS)]
     with world.dagster() as instance:
         for name, upload in uploader.newest.items():
@@ -251,7 +251,7 @@ def _problem_of_check(executions: Sequence[AssetCheckExecutionRecord], record: F
 
 
 def _audit_commands(world: World, account: Account, uploader: Uploader) -> None:
-    """Every command did what it is for, or said why not."""
+    """Check that every command did its work, or said why it could not."""
     account.wrong += [fault for command in world.commands if (fault := command.fault)]
     accepted = [command for command in world.commands if command.is_accepted_retry]
     with world.ledger() as ledger:

@@ -1,4 +1,4 @@
-"""What happens to the bucket: it answers with errors, refuses, holds objects, is out of disk, or is restored."""
+"""Faults of the bucket: it responds with errors, refuses operations, holds objects, is out of disk space, or is restored."""
 
 import random
 import time
@@ -16,10 +16,10 @@ from qa_platform_tests.faults.world import World
 
 
 def bucket_answers(kind: str) -> Fault:
-    """A few requests are answered by an error, or cut off."""
+    """A few requests get an error, or are cut off."""
 
     def fault(world: World, rng: random.Random) -> str:
-        # Any request, or one of those that are rare and matter most.
+        # Any request, or one of the rare ones that matter most.
         on = rng.choice([None, "read", "copy", "delete"]) if kind != CUT else None
         world.proxy.arm(kind, on=on, count=rng.choice([1, 1, 2, 4, 12]))
         return _spoilt(world, rng, longest=2)
@@ -28,7 +28,7 @@ def bucket_answers(kind: str) -> Fault:
 
 
 def bucket_refuses(operation: str) -> Fault:
-    """The role may not do one thing, for a while."""
+    """The role lacks one permission for a while."""
 
     def fault(world: World, rng: random.Random) -> str:
         world.proxy.arm("403", on=operation, count=10**6)
@@ -38,7 +38,7 @@ def bucket_refuses(operation: str) -> Fault:
 
 
 def _spoilt(world: World, rng: random.Random, *, longest: float) -> str:
-    """Wait for the first spoilt request and up to ``longest`` seconds more, and disarm the proxy; what it spoilt."""
+    """Wait for the first spoilt request and up to ``longest`` seconds more, then disarm the proxy. Returns what it spoilt."""
     until = time.monotonic() + PATIENCE_SECONDS
     while not world.proxy.spoilt and time.monotonic() < until:
         time.sleep(0.05)
@@ -48,7 +48,7 @@ def _spoilt(world: World, rng: random.Random, *, longest: float) -> str:
 
 
 def hold_a_source(world: World, rng: random.Random) -> str:
-    """Put a hold on an upload: it can be read and copied, and not deleted."""
+    """Put a hold on an upload: it can be read and copied, but not deleted."""
     blobs = list(world.bucket.list_blobs(prefix=INCOMING))
     if not blobs:
         return ""
@@ -67,7 +67,7 @@ def _set(blob: storage.Blob, hold: str, *, value: bool) -> None:
 
 
 def retain_everything(world: World, rng: random.Random) -> str:
-    """Give the bucket a retention policy for a while: nothing young can be deleted."""
+    """Give the bucket a retention policy for a while: recent objects cannot be deleted."""
     _set_retention(world, 3600)
     time.sleep(rng.uniform(1, 6))
     _set_retention(world, None)
@@ -80,7 +80,7 @@ def _set_retention(world: World, seconds: int | None) -> None:
 
 
 def occupy_a_place(world: World, rng: random.Random) -> str:
-    """Put another object where an upload will be archived, and take it away later."""
+    """Put another object where an upload will be archived, and delete it later."""
     blobs = list(world.bucket.list_blobs(prefix=INCOMING))
     if not blobs:
         return ""
@@ -95,7 +95,7 @@ def occupy_a_place(world: World, rng: random.Random) -> str:
 
 
 def restore_bucket(world: World, rng: random.Random) -> str:
-    """Uploads since the copy are no longer in the bucket; what was archived since then lies under ``incoming/`` again."""
+    """Restore the bucket from a copy. Uploads since the copy are gone; files archived since then are under ``incoming/`` again."""
     copy = world.state / "gcs.copy"
     with world.only_new_names():
         world.restart("gcs", partial(copy_folder, target=copy))
@@ -108,7 +108,7 @@ def restore_bucket(world: World, rng: random.Random) -> str:
 
 
 def _now() -> int:
-    """Microseconds, as a bucket counts generations."""
+    """The time in microseconds, like a bucket's generations."""
     return int(time.time() * 1e6)
 
 

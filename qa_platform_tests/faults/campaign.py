@@ -1,4 +1,4 @@
-"""Rounds of faults while files are uploaded; after each the platform recovers by itself, and every row is accounted for."""
+"""Rounds of faults while files are uploaded. After each round the platform recovers by itself, and every row is accounted for."""
 
 import logging
 import random
@@ -21,19 +21,19 @@ from qa_platform_tests.faults.world import World
 
 _log = logging.getLogger("faults")
 
-# Uploads that wait or are worked on while faults are injected.
+# Unfinished uploads while faults are injected.
 _BUSY_FILES = 6
-# Recovery: a lease that runs out, a retry that is due, a run that is started. All take seconds each on an idle machine.
+# The limit of a recovery: leases expire, retries become due, runs start. On an idle machine, each of these takes seconds.
 _RECOVERY_SECONDS = 400.0
-# How long a target that had more faults than another waits before each.
+# The longest that a target with more faults than another waits before each fault.
 _HEAD_START_SECONDS = 6.0
-# A file that is uploaded to a platform at rest.
+# The limit for a file that is uploaded to an idle platform.
 _INNOCENT_SECONDS = 120.0
 
 
 @dataclass
 class Report:
-    """What was injected where, and what came of it."""
+    """The injected faults and their outcome."""
 
     seed: int
     injected: dict[str, Counter[str]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Report:
     uploads: int = 0
     parked: int = 0
     commands: int = 0
-    # The longest that a file needed that was uploaded after a recovery.
+    # The longest time for a file that was uploaded after a recovery.
     innocent_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -56,7 +56,7 @@ class Report:
 
 
 def run(state: Path, seed: int, *, total: int, per_round: int, only: str = "") -> Report:
-    """Inject faults into a platform in ``state``; stops after the first round whose account is not right."""
+    """Inject faults into a platform in ``state``. Stops after the first round whose account is wrong."""
     begun, report = time.monotonic(), Report(seed)
     _log.info("seed %d", seed)
     rng = random.Random(seed)
@@ -79,7 +79,7 @@ def run(state: Path, seed: int, *, total: int, per_round: int, only: str = "") -
 
 
 def _round(world: World, uploader: Uploader, report: Report, targets: Mapping[str, Mapping[str, Fault]], *, until: int) -> None:
-    """Inject faults until there were that many, of all targets at the same time."""
+    """Inject faults into all targets in parallel, until the total is ``until``."""
     with _kept_busy(world, uploader), ThreadPoolExecutor(len(targets)) as pool:
         injecting = [
             pool.submit(_inject, world, report, faults, random.Random(f"{report.seed} {target} {until}"), until=until)
@@ -90,10 +90,10 @@ def _round(world: World, uploader: Uploader, report: Report, targets: Mapping[st
 
 
 def _inject(world: World, report: Report, faults: Mapping[str, Fault], rng: random.Random, *, until: int) -> None:
-    """Inject faults of one target, each kind about as often; what finds no victim is tried later."""
+    """Inject faults into one target, each kind about equally often. A fault that finds no victim is tried later."""
     while report.total < until:
         fewest = min(report.injected[name].total() for name in faults)
-        # Where a database is never there, nothing else can be hit: a target that is ahead waits for the others, within limits.
+        # While the database is down, other targets have nothing to hit. So a target that is ahead waits for the others, up to a limit.
         lagging = time.monotonic() + _HEAD_START_SECONDS
         while fewest > min(hits.total() for hits in report.injected.values()) and time.monotonic() < lagging:
             time.sleep(0.2)
@@ -109,13 +109,13 @@ def _inject(world: World, report: Report, faults: Mapping[str, Fault], rng: rand
 
 @contextmanager
 def _kept_busy(world: World, uploader: Uploader) -> Iterator[None]:
-    """Upload so that there is always something to do, and start what has died, for as long as the block lasts."""
+    """During the block, upload files so that there is always work, and restart dead processes."""
     over = threading.Event()
 
     def work() -> None:
         while not over.wait(0.3):
             world.supervise()
-            # The test's own connections are cut as well.
+            # The test's own connections are cut too.
             with suppress(psycopg.Error, QaPlatformError):
                 for _ in range(_BUSY_FILES - len(unsettled(world, uploader.newest))):
                     uploader.upload()

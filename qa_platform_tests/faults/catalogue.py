@@ -1,4 +1,4 @@
-"""All faults by name, by what they hit. Faults of one target come one after the other, those of several at the same time."""
+"""All faults by target and name. Faults of one target are injected one by one, those of different targets in parallel."""
 
 from qa_platform_tests.faults.bucket import BUCKET
 from qa_platform_tests.faults.database import DATABASE

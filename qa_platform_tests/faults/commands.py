@@ -1,4 +1,4 @@
-"""Commands of `qa-platform` that somebody starts beside the platform, and how each ended."""
+"""Commands of `qa-platform` that a user runs while the platform works, and how each ended."""
 
 import os
 import shlex
@@ -14,14 +14,14 @@ COMMAND_SECONDS = 120.0
 
 @dataclass
 class Command:
-    """A command of `qa-platform` that somebody started."""
+    """A command of `qa-platform` that was started."""
 
     arguments: tuple[str, ...]
     process: subprocess.Popen[bytes]
     log: Path
     started: float
     must_succeed: bool = False
-    # A restored database does not know of it.
+    # The database was restored to a state before it.
     is_undone: bool = False
 
     @classmethod
@@ -40,7 +40,7 @@ class Command:
 
     @property
     def fault(self) -> str:
-        """What is wrong with how it ended; "" where nothing is. One that waits for a service may end with that status, or say no."""
+        """What is wrong with how it ended; "" if nothing. It may refuse or report an unavailable service, unless it must succeed."""
         allowed = {0} if self.must_succeed else {0, 1, os.EX_TEMPFAIL}
         output = self.log.read_text(errors="replace")
         if self.process.returncode in allowed and "Traceback" not in output:

@@ -1,4 +1,4 @@
-"""What happens to PostgreSQL: it dies, refuses connections, writes or rows, or is restored."""
+"""Faults of PostgreSQL: it dies, refuses connections or writes, lacks a privilege, or is restored."""
 
 import random
 import subprocess
@@ -37,7 +37,7 @@ def make_the_database_read_only(world: World, rng: random.Random) -> str:
 def _set_role(world: World, setting: str) -> None:
     with world.database() as connection:
         connection.execute(f"ALTER ROLE {ROLE} {setting}")
-        # Sessions keep the settings with which they began.
+        # Sessions keep the settings with which they started.
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [ROLE])
 
 
@@ -62,7 +62,7 @@ def restore_database(world: World, rng: random.Random) -> str:
     for command in world.commands:
         command.wait()
         command.is_undone = True
-    # What it asks for takes as long as there are other faults: it is repeated while the platform recovers.
+    # The restore cannot complete during other faults. It is repeated while the platform recovers.
     world.command("restore").wait()
     world.database_restored = True
     return "PostgreSQL"
@@ -76,13 +76,13 @@ def _dump(world: World) -> Path:
 
 
 def _restore(world: World, dump: Path) -> None:
-    """Drop the database of the answers, whoever is connected, and restore it from a dump."""
+    """Drop the database of the answers, despite open connections, and restore it from a dump."""
     name = postgres_access.ANSWERS_DATABASE
     url = world.database_url("postgres")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name}")
-        # Nobody but its owner connects before all of it is there.
+        # Only the owner may connect until it is complete.
         connection.execute(f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
     target = world.database_url(name)
     subprocess.run([postgres_access.bin_folder() / "pg_restore", "--single-transaction", "-d", target, dump], check=True)

@@ -1,4 +1,4 @@
-"""What happens to Pachyderm: it dies, cannot be reached, is unkind, is out of disk, or is restored."""
+"""Faults of Pachyderm: it dies, cannot be reached, is slow and strict, is out of disk space, or is restored."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from qa_platform.contract import ANSWER_PIPELINE
 from qa_platform_tests.faults.victims import Fault, copy_folder, fill_disk_of, hit_process
 from qa_platform_tests.faults.world import World
 
-# The forms that pachd takes.
+# The variants of pachd's options.
 UNKIND: list[dict[str, str]] = [
     {},
     {"QA_PACHD_LOKI": "0", "QA_PACHD_POD_SECONDS": "1", "QA_PACHD_FINISH_SECONDS": "0.5"},
@@ -30,21 +30,21 @@ def cut_off_pachd(world: World, rng: random.Random) -> str:
 
 
 def take_the_secret_away(world: World, rng: random.Random) -> str:
-    """Delete the secret of the database for a while: the loader's pods do not start until it is back."""
+    """Delete the database's secret for a while. The loader's pods do not start until it is back."""
     with world.without_secret():
         time.sleep(rng.uniform(0.5, 8))
     return "dbaccess"
 
 
 def make_pachd_unkind(world: World, rng: random.Random) -> str:
-    """Start pachd again as a cluster at its worst, or as it was: slow pods and commits, late lines, no logs of what is idle."""
+    """Restart pachd like a cluster at its worst (slow pods and commits, late log lines, no logs of idle pipelines), or as it was."""
     options = rng.choice(UNKIND)
     world.restart_pachd(options)
     return "a slow cluster" if options else "a quick one"
 
 
 def lose_output(world: World, rng: random.Random) -> str:
-    """Kill an answering worker on a pachd that cannot start it again: the job succeeds without its output."""
+    """Kill an answering worker on a pachd that cannot restart it: the job succeeds without its output."""
     world.restart_pachd({"QA_PACHD_NO_RESTART": ANSWER_PIPELINE})
     hit = hit_process(world, rng, "worker", psutil.Process.kill)
     time.sleep(rng.uniform(0, 3))

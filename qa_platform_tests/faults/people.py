@@ -1,4 +1,4 @@
-"""What people do at any moment: commands, and runs that are cancelled in Dagster."""
+"""Actions of users at any moment: commands, and cancelling runs in Dagster."""
 
 import random
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What happens to the platform's own processes: they die, stall, find the disk full, or are there twice."""
+"""Faults of the platform's own processes: they die, stall, find the disk full, or run twice."""
 
 import random
 
@@ -13,12 +13,12 @@ def kill_run(world: World, rng: random.Random) -> str:
 
 
 def terminate_run(world: World, rng: random.Random) -> str:
-    """Tell a run to end, as Dagster does when somebody terminates it."""
+    """Ask a run to end, as Dagster does when a user terminates it."""
     return hit_process(world, rng, "run", psutil.Process.terminate)
 
 
 def stall_run(world: World, rng: random.Random) -> str:
-    """Stop a run for longer than its claims last, so that it wakes up when others do its work."""
+    """Suspend a run for longer than its claims last, so that it resumes while others do its work."""
 
     def stall(process: psutil.Process) -> None:
         process.suspend()
@@ -37,7 +37,7 @@ def kill_worker(world: World, rng: random.Random) -> str:
 
 
 def fill_disk(world: World, rng: random.Random) -> str:
-    """Let a pipeline worker write no more than a few bytes into any file, as on a disk that is full."""
+    """Prevent a pipeline worker from writing more than a few bytes to any file, as on a full disk."""
 
     def fill(process: psutil.Process) -> None:
         limit = rng.randint(0, 2000)

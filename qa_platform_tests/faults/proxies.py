@@ -1,4 +1,4 @@
-"""What stands between the platform and its servers: a bucket that misbehaves on request, and an address that outlives a server."""
+"""Proxies between the platform and its servers: a bucket that misbehaves on request, and an address that outlives a server."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# Of Google's own errors, enough for the client to know what it is.
+# The reasons of Google's own errors, by which the client recognises them.
 _REASONS = {403: "forbidden", 429: "rateLimitExceeded", 500: "backendError", 503: "backendError", 412: "conditionNotMet"}
 _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 
@@ -18,7 +18,7 @@ CUT = "cut"
 
 
 def operation(method: str, path: str) -> str:
-    """What a request to the bucket is for: list, read, look, copy, delete or write."""
+    """The operation of a request to the bucket: list, read, look, copy, delete or write."""
     if "alt=media" in path:
         return "read"
     if "/rewriteTo/" in path:
@@ -29,7 +29,7 @@ def operation(method: str, path: str) -> str:
 
 
 class FaultyBucket:
-    """An HTTP proxy in front of the emulator that spoils requests once it is told to."""
+    """An HTTP proxy in front of the emulator that spoils requests on demand."""
 
     def __init__(self, target: str, rng: random.Random) -> None:
         self.target = target
@@ -47,7 +47,7 @@ class FaultyBucket:
         self._server.server_close()
 
     def arm(self, kind: str, *, on: str | None, count: int) -> None:
-        """Spoil the next ``count`` requests, of one operation or of any, by a status or by cutting them off."""
+        """Spoil the next ``count`` requests of one operation, or of any, with a status or by cutting them off."""
         with self._lock:
             self._armed, self.spoilt = (kind, on, count), []
 
@@ -56,18 +56,18 @@ class FaultyBucket:
             self._armed = None
 
     def take(self, method: str, path: str) -> tuple[str, bool] | None:
-        """What becomes of a request: None, or how it is spoilt and whether the server sees it all the same."""
+        """How to spoil a request, and whether the server gets it anyway; None to leave it alone."""
         with self._lock:
             if self._armed is None:
                 return None
             kind, on, count = self._armed
             wanted = operation(method, path)
-            # A real bucket says 412 only to a request with a condition; only a read can be cut in its middle.
+            # A real bucket returns 412 only for a request with a precondition. Only a read can be cut in the middle.
             if (on and on != wanted) or (kind == "412" and "enerationMatch" not in path) or (kind == CUT and wanted != "read"):
                 return None
             self._armed = (kind, on, count - 1) if count > 1 else None
             self.spoilt.append(wanted)
-            # Also the worst: what was asked for is done, and the answer is lost.
+            # Including the worst case: the operation is done, and the response is lost.
             return kind, kind in ("500", "503") and self._rng.random() < 0.5
 
 
@@ -114,7 +114,7 @@ def _handler(proxy: FaultyBucket) -> type[BaseHTTPRequestHandler]:
 
 
 class Forwarder:
-    """A TCP address that stays the same while the server behind it dies and comes back elsewhere."""
+    """A TCP address that stays the same while the server behind it dies and restarts elsewhere."""
 
     def __init__(self) -> None:
         self.target = ""
@@ -126,7 +126,7 @@ class Forwarder:
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
-        """Cut all connections, and let nobody through for as long as the block lasts."""
+        """Cut all connections, and accept none during the block."""
         target, self.target = self.target, ""
         self._loop.call_soon_threadsafe(self._cut)
         try:

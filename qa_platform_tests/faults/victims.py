@@ -1,4 +1,4 @@
-"""What every fault is, and how it finds the process that it hits."""
+"""The type of a fault, and finding the process that a fault hits."""
 
 import random
 import shutil
@@ -11,15 +11,15 @@ import psutil
 
 from qa_platform_tests.faults.world import World
 
-# Each returns what it hit, or "" where there was nothing to hit just then.
+# A fault returns what it hit, or "" if there was nothing to hit.
 Fault = Callable[[World, random.Random], str]
 
-# How long a fault waits for a request or a process of the platform.
+# The longest that a fault waits for a request or a process of the platform.
 PATIENCE_SECONDS = 8.0
 
 
 def hit_process(world: World, rng: random.Random, kind: str, act: Callable[[psutil.Process], object]) -> str:
-    """Do something to a process of a kind, as soon as there is one, anywhere between its start and its end."""
+    """Do something to a process of a kind, at a random point between its start and its end."""
     until = time.monotonic() + PATIENCE_SECONDS
     wait = rng.choice([0, 0.3, rng.uniform(0, 3)])
     while time.monotonic() < until:
@@ -39,7 +39,7 @@ def hit_process(world: World, rng: random.Random, kind: str, act: Callable[[psut
 
 
 def fill_disk_of(server: str) -> Fault:
-    """Let a server write nothing beyond the first bytes of any file, as on a full disk."""
+    """Prevent a server from writing beyond the first bytes of any file, as on a full disk."""
 
     def fault(world: World, rng: random.Random) -> str:
         process = world.server_process(server)

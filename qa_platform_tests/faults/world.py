@@ -38,7 +38,7 @@ from qa_platform_tests.faults.proxies import FaultyBucket, Forwarder
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# Everything that waits in the platform waits shortly here.
+# All waits of the platform are short here.
 LEASE_SECONDS = 15
 _SETTINGS = {
     "QA_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -52,19 +52,19 @@ _SETTINGS = {
 }
 _MONITORING = {
     "poll_interval_seconds: 30": "poll_interval_seconds: 10",
-    # What a daemon was starting that died waits for so long.
+    # The wait for a run whose daemon died while starting it.
     "start_timeout_seconds: 300": "start_timeout_seconds: 90",
 }
 
 _SPECS = {name: ServerSpec(name, f"qa_platform.embedded.{name}", guarded=True) for name in ("postgres", "gcs", "pachd")}
 
 
-# The platform in the database.
+# The platform's role in the database.
 ROLE = "platform"
 
 
 class World:
-    """A stack in ``state`` with the daemon on it. The platform reaches the bucket and pachd through proxies, the tests do not."""
+    """A stack in ``state``, with Dagster's daemon. The platform reaches the bucket and pachd through proxies; the tests do not."""
 
     def __init__(self, state: Path, rng: random.Random) -> None:
         self.state = state
@@ -88,13 +88,13 @@ class World:
         self.daemon: subprocess.Popen[bytes] | None = None
         self.agent: subprocess.Popen[str] | None = None
         self.commands: list[Command] = []
-        # While it is held, nobody uploads.
+        # Holding it prevents uploads.
         self.uploading = threading.RLock()
         self.overwriting = True
-        # Generations, from and to, of uploads that a restore of the bucket took away.
+        # Ranges of generations (first, last) of uploads that a restore of the bucket removed.
         self.vanished: list[tuple[int, int]] = []
         self.pachyderm_restored = False
-        # Until `qa-platform restore` has succeeded.
+        # True until `qa-platform restore` has succeeded.
         self.database_restored = False
         self.postgres_crashed = False
         self.restarts = 0
@@ -116,7 +116,7 @@ class World:
         (home / "dagster.yaml").write_text(text)
         command = [sys.executable, "-m", "qa_platform.embedded.prepare"]
         subprocess.run(command, input=json.dumps(self.variables), text=True, env=self._environment, check=True)
-        # From here on the platform is a role that can lack a privilege; the secret of the database names it.
+        # From here on, the platform uses a role that can lack a privilege. The database's secret names it.
         with self.database() as connection:
             connection.execute(SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(Identifier(ROLE), Literal(self.stack.tokens["postgres"])))
             connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {ROLE}")
@@ -136,10 +136,10 @@ class World:
         for server in self._servers.values():
             server.wait()
 
-    # What a supervisor does: systemd, Kubernetes, or a person.
+    # The work of a supervisor: systemd, Kubernetes, or a person.
 
     def supervise(self) -> None:
-        """Start whatever should run and does not."""
+        """Start every process that should be running and is not."""
         if self.daemon is None or self.daemon.poll() is not None:
             self.restarts += self.daemon is not None
             with (self.state / "logs" / "daemon.log").open("ab") as log:
@@ -158,27 +158,27 @@ class World:
                 )
 
     def tell_agent(self, order: dict[str, Any]) -> None:
-        """Have the agent do something; returns at once."""
+        """Give the agent an order, without waiting."""
         assert self.agent
         assert self.agent.stdin
         self.agent.stdin.write(json.dumps(order) + "\n")
         self.agent.stdin.flush()
 
     def command(self, *arguments: str) -> Command:
-        """Start a command of `qa-platform`, as somebody would at any moment."""
+        """Start a command of `qa-platform`, as a user would."""
         command = Command.start(arguments, self.environment, self.state / "logs" / f"command-{len(self.commands)}.log")
         self.commands.append(command)
         return command
 
     def must_succeed(self, *arguments: str) -> None:
-        """Run a command until it succeeds: what it needs may be unavailable or refused for a while."""
+        """Repeat a command until it succeeds: its services may be unavailable or refuse it for a while."""
         until = time.monotonic() + COMMAND_SECONDS
         while (command := self.command(*arguments)).wait() and time.monotonic() < until:
             time.sleep(0.5)
         command.must_succeed = True
 
     def cancel_run(self, rng: random.Random) -> bool:
-        """Cancel a run that is queued or at work, as somebody does in Dagster's pages; whether there was one."""
+        """Cancel a queued or started run, like a user of Dagster's pages. Returns whether there was one."""
         at_work = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED])
         with self.dagster() as instance:
             runs = instance.get_runs(at_work)
@@ -222,7 +222,7 @@ class World:
         daemon.wait()
 
     def restart_pachd(self, options: Mapping[str, str] | None = None) -> None:
-        """Kill pachd, and start it again with these options."""
+        """Kill pachd, and restart it with these options."""
         self._servers["pachd"].kill()
         environment = {**self._environment, **(options or {})}
         self._servers["pachd"] = RunningServer(_SPECS["pachd"], self.state, environment=environment)
@@ -232,7 +232,7 @@ class World:
         return psutil.Process(self._servers[server].pid)
 
     def restart(self, server: str, change: Callable[[Path], None]) -> None:
-        """Kill pachd or the bucket, change its state folder, and start it again. Nobody uploads meanwhile."""
+        """Kill pachd or the bucket, change its state folder, and restart it. There are no uploads meanwhile."""
         with self.uploading:
             self._servers[server].kill()
             change(self.state / server)
@@ -245,7 +245,7 @@ class World:
 
     @contextlib.contextmanager
     def only_new_names(self) -> Iterator[None]:
-        """Let nobody overwrite an upload for as long as the block lasts."""
+        """Prevent overwriting of uploads during the block."""
         with self.uploading:
             self.overwriting = False
         try:
@@ -258,25 +258,25 @@ class World:
         return storage.Client("test", owner, client_options={"api_endpoint": f"http://{address}"}).bucket(BUCKET)
 
     def is_vanished(self, generation: int) -> bool:
-        """Whether a restore of the bucket took this upload away."""
+        """Whether a restore of the bucket removed this upload."""
         return any(first <= generation <= last for first, last in self.vanished)
 
     @contextlib.contextmanager
     def without_secret(self) -> Iterator[None]:
-        """Take the secret of the database away for as long as the block lasts."""
+        """Remove the database's secret during the block."""
         settings = self._postgres().model_copy(update={"user": ROLE})
         client = Client.from_pachd_address(f"grpc://{self.pachd.target}", auth_token=self.stack.tokens["pachd"])
         client.pps.delete_secret(secret=pps.Secret(name=DATABASE_SECRET))
         try:
             yield
         finally:
-            # Somebody may have applied the pipelines meanwhile, which made it.
+            # A concurrent `pachyderm apply` may have created it.
             with contextlib.suppress(grpc.RpcError):
                 client.pps.delete_secret(secret=pps.Secret(name=DATABASE_SECRET))
             client.pps.create_secret(name=DATABASE_SECRET, data=database_secret(settings))
 
     def kill_postgres(self, *, seconds: float) -> None:
-        """Kill PostgreSQL's first process, keep it away for a while, and start it again."""
+        """Kill PostgreSQL's first process, and restart it after a while."""
         self.postgres_crashed = True
         pid = int((self.state / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
         os.kill(pid, signal.SIGKILL)
@@ -286,7 +286,7 @@ class World:
         assert self._servers["postgres"].address() == str(self.socket_folder)
 
     def kill_backend(self, rng: random.Random) -> bool:
-        """Kill one process that serves a connection: PostgreSQL then cuts all of them and recovers."""
+        """Kill one process that serves a connection: PostgreSQL then cuts all connections and recovers. Returns whether there was one."""
         self.postgres_crashed = True
         with self.database() as connection:
             query = "SELECT pid FROM pg_stat_activity WHERE datname IS NOT NULL AND pid <> pg_backend_pid()"
@@ -298,7 +298,7 @@ class World:
 
     @contextlib.contextmanager
     def postgres_refuses(self) -> Iterator[None]:
-        """Cut all connections, and let nobody connect for as long as the block lasts."""
+        """Cut all connections to PostgreSQL, and refuse new ones during the block."""
         socket = self.socket_folder / f".s.PGSQL.{postgres_access.PORT}"
         hidden = socket.with_suffix(".hidden")
         with self.database() as connection:
@@ -310,7 +310,7 @@ class World:
                 hidden.rename(socket)
 
     def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
-        """The rows of a query; none while another fault cuts its connection, or takes the tables away."""
+        """The rows of a query; none while another fault cuts the connection or removes the tables."""
         with contextlib.suppress(psycopg.Error), self.database() as connection:
             return connection.execute(query).fetchall()
         return []
@@ -321,7 +321,7 @@ class World:
         return Ledger(self._postgres())
 
     def database_url(self, database: str) -> str:
-        """The URL of a database, for its owner."""
+        """The URL of a database, with its owner as user."""
         return postgres_access.database_url(str(self.socket_folder), database, self.stack.tokens["postgres"])
 
     def _postgres(self) -> PostgresSettings:
@@ -334,7 +334,7 @@ class World:
         )
 
     def database(self) -> psycopg.Connection:
-        """A connection of the test's own; waits while PostgreSQL recovers."""
+        """A connection for the test itself; waits while PostgreSQL recovers."""
         until = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -347,7 +347,7 @@ class World:
 
 
 def resume_later(process: psutil.Process, seconds: float) -> None:
-    """Let a stopped process go on after a while, in the background."""
+    """Resume a suspended process after a while, in the background."""
 
     def resume() -> None:
         with contextlib.suppress(psutil.Error):

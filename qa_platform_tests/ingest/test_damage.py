@@ -112,7 +112,7 @@ def test_every_reason_of_a_file_is_tested_and_says_what_to_do() -> None:
 
 
 def test_typographic_quotes_around_cells_are_named() -> None:
-    told = "the typographic quote “ encloses no cell"
+    told = "cells must be quoted with straight quotes, not “"
     assert told in rejected_file("“question”,“context”\nq,c\n".encode()).rejection.detail
     assert told in rejection_of(only_row("q, “one, two”\n".encode())).detail
     assert only_row("“q”,“c”\n".encode()).rejection is None, "they are text like any other"

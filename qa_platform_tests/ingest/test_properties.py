@@ -1,4 +1,4 @@
-"""Ingestion against ``csv.reader`` on random CSVs, on random bytes, in random pieces: same records, nothing lost, no crash."""
+"""Ingestion compared with ``csv.reader`` on random CSVs and random bytes, in random pieces: same records, nothing lost, no crash."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What the owner of a rejected file, or of rejected rows, is told: in the bucket, and by `rejected_report`."""
+"""The reports for owners of rejected files or rejected rows: in the bucket, and from `rejected_report`."""
 
 import io
 import logging

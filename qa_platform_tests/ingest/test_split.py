@@ -1,4 +1,4 @@
-"""What becomes of a file when it is cut into shards: folders, documents, order, limits, memory."""
+"""Cutting a file into shards: folders, documents, order, limits, memory."""
 
 import csv
 import hashlib

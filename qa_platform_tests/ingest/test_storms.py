@@ -1,4 +1,4 @@
-"""Files that are made to cost much, in small: what they leave behind is bounded, and their owner gets one reason."""
+"""Small versions of files designed to be expensive: what they leave behind is bounded, and their owner gets one reason."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Gzip is decompressed while it is read, in bounded memory; what is damaged, cut off or a bomb is rejected by name."""
+"""Gzip is decompressed as it is read, in bounded memory. Damaged and truncated files and bombs are rejected by name."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""What people see: a file goes from `qa-platform upload` to its answers in a browser, in what `make dev` starts."""
+"""What users see: a file goes from `qa-platform upload` to its answers in a browser, on the stack that `make dev` starts."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the pages of a file tell people to type reads that file, whatever it is called."""
+"""The commands that a file's pages suggest read that file, whatever its name."""
 
 import shlex
 

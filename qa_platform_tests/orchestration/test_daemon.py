@@ -1,4 +1,4 @@
-"""What Dagster's daemon makes of the sensors' ticks, when a file, a report or a request gives trouble."""
+"""What Dagster's daemon does with the sensors' ticks if a file, a report or a request fails."""
 
 import io
 import logging
@@ -181,7 +181,7 @@ def test_the_heart_does_not_beat_while_requests_become_no_runs(platform: storage
         assert [ticking.tick().status for _ in range(3)] == [TickStatus.FAILURE] * 3, "the second of these requests the run again"
         skipped = ticking.tick()
         assert ticking.beats() == before
-    assert "1 runs were requested and do not exist" in str(skipped.skip_reason)
+    assert "1 runs were requested but do not exist" in str(skipped.skip_reason)
     let_the_claims_run_out()
     ticking.tick()
     assert "requested-in-vain.csv" in ticking.queued()
@@ -213,7 +213,7 @@ def test_no_more_is_requested_while_many_runs_are_queued(
     put(platform, "queued-behind.csv")
     before = ticking.beats()
     tick = ticking.tick()
-    assert f"{len(ticking.queued())} requested runs have not begun" in str(tick.skip_reason)
+    assert f"{len(ticking.queued())} requested runs have not started" in str(tick.skip_reason)
     assert "queued-behind.csv" not in ticking.queued()
 
     def beats_again() -> bool:

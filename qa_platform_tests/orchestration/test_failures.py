@@ -1,4 +1,4 @@
-"""A failed run says in its first line what to do."""
+"""The first line of a failed run says what to do."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,7 +32,7 @@ def test_files_that_are_tried_again_and_files_that_are_parked_are_told_apart() -
     failed = outcome(good=FileStatus.FINISHED, soon=FileStatus.PENDING, never=FileStatus.FAILED)
     failure = batch_failure(failed, JobFailure("the job ended as failure\n--- why", Verdict({"never": "why", "soon": "why"})))
     assert first_line(failure) == (
-        "What to do: see below why 'never.csv' failed for the last time, fix that, then `qa-platform retry FILE`. "
+        "What to do: see below why 'never.csv' failed for the last time; fix that, then `qa-platform retry FILE`. "
         "Nothing else: the sensor answers 'soon.csv' again."
     )
     assert "--- why" in str(failure.description)

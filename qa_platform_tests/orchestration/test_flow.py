@@ -1,4 +1,4 @@
-"""The whole way, on the real embedded stack: sensor, run, Pachyderm jobs, table, archive."""
+"""The whole flow on the real embedded stack: sensor, run, Pachyderm jobs, table, archive."""
 
 import csv
 import io

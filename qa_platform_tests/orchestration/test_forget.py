@@ -1,4 +1,4 @@
-"""After a file was answered and forgotten, no service has anything of what it held: every table, commit and object is searched."""
+"""After a file is answered and forgotten, no service has any of its content: every table, commit and object is searched."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Tables and pictures for Dagster's pages: whatever a cell holds, it is text, and all of it is small enough to be shown in place."""
+"""Tables and pictures for Dagster's pages: cells are always shown as text, and everything is small enough to be shown in place."""
 
 import re
 from urllib.parse import quote, unquote

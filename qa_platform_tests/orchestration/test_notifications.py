@@ -1,4 +1,4 @@
-"""Notifications of failed runs and failed checks, to a real HTTP server in Slack's place and a real SMTP server."""
+"""Notifications of failed runs and failed checks, to a real HTTP server that stands in for Slack and a real SMTP server."""
 
 import json
 import logging
@@ -233,7 +233,7 @@ def test_a_service_that_does_not_take_a_message_is_tried_again_and_named_without
     caplog.set_level(logging.DEBUG)
     webhook.status = 500
     settings = to_services(as_service(webhook))
-    with pytest.raises(TransientError, match=r"JSON did not take the message.*QA_NOTIFY_URLS") as caught:
+    with pytest.raises(TransientError, match=r"JSON did not accept the message.*QA_NOTIFY_URLS") as caught:
         notify(settings, "x", "y")
     assert len(webhook.texts) == 3
     assert SECRET not in f"{caught.value} {settings!r} {caplog.text}"
@@ -242,7 +242,7 @@ def test_a_service_that_does_not_take_a_message_is_tried_again_and_named_without
 @pytest.mark.parametrize("url", [f"nothing://{SECRET}", SECRET, f"slack://{SECRET}"])
 def test_an_address_of_no_service_is_refused_without_being_shown(url: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with pytest.raises(QaPlatformError, match="of no service that apprise knows") as caught:
+    with pytest.raises(QaPlatformError, match="apprise does not recognise an address") as caught:
         notify(to_services(url), "x", "y")
     assert SECRET not in f"{caught.value} {caplog.text}"
 

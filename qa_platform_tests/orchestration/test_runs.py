@@ -1,4 +1,4 @@
-"""Runs that are started by hand, run again, or whose step is tried again: none is green without its files, and none takes half of them."""
+"""Manual runs, re-executed runs and retried steps: none succeeds without its files, and none takes only part of them."""
 
 from collections.abc import Callable
 from typing import Any

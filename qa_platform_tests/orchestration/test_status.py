@@ -1,4 +1,4 @@
-"""The asset `platform_status`: what it says of files that were loaded, failed, or wait."""
+"""The asset `platform_status`: what it says about files that were loaded, have failed, or wait."""
 
 from dataclasses import replace
 from pathlib import Path

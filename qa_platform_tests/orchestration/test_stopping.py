@@ -1,4 +1,4 @@
-"""The code location is stopped as Compose stops it while a run is at work in it: the run is told, or is found to be gone."""
+"""The code location is stopped, as by Compose, during a run: the run is asked to end, or is found to be gone."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Specifications of pipelines are compared as messages: pachd's two forms of one are equal, and a real difference is shown."""
+"""Pipeline specifications are compared as messages: pachd's two forms of one are equal, and real differences are shown."""
 
 import json
 from typing import Any

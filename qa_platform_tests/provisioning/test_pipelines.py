@@ -1,4 +1,4 @@
-"""`qa-platform pachyderm apply` and its neighbours, against a pachd of their own."""
+"""`qa-platform pachyderm apply` and the related commands, against their own pachd."""
 
 import base64
 import datetime

@@ -1,4 +1,4 @@
-"""Planted credentials are in no log line, event, specification, commit or file after full runs, good and failing ones."""
+"""Planted credentials are in no log line, event, specification, commit or file after full runs, successful and failed ones."""
 
 import base64
 import json

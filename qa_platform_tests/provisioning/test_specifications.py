@@ -1,4 +1,4 @@
-"""Specifications, secret templates and the workflow: consistent with each other, and the older shapes are taken as they are."""
+"""Specifications, secret templates and the workflow are consistent with each other, and the older shapes are accepted as they are."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Which running jobs are worth waiting for, from what pachd says of pipelines and jobs."""
+"""Which running jobs are worth waiting for, judged by what pachd says about pipelines and jobs."""
 
 from pachyderm_sdk.api import pps
 

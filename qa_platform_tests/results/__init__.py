@@ -1,1 +1,1 @@
-"""Tests of what the tables say of a file."""
+"""Tests of what the tables say about a file."""

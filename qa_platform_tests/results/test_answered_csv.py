@@ -1,4 +1,4 @@
-"""The answered CSV of a file: from which commit it is taken, and when it comes from the tables instead."""
+"""The answered CSV of a file: which commit it comes from, and when it comes from the tables instead."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is reported of a loaded file, taken from a real PostgreSQL, and every check with a file that fails it."""
+"""The report on a loaded file, from a real PostgreSQL, and every check with a file that fails it."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the tables hold of a file, counted by PostgreSQL."""
+"""The rows of a file in the tables, counted by PostgreSQL."""
 
 from pathlib import Path
 

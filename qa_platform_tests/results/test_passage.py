@@ -1,4 +1,4 @@
-"""Pieces of text for people, cut to a length."""
+"""Excerpts of text for display, cut to a length."""
 
 from hypothesis import given
 from hypothesis import strategies as st

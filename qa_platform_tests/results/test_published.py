@@ -1,4 +1,4 @@
-"""Answered CSVs in the bucket: what they hold, that each gets there in the end, and that newer answers are never replaced by older ones."""
+"""Answered CSVs in the bucket: their content, that each gets there eventually, and that older answers never replace newer ones."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""`make dev`'s Dagster as a stranger meets it."""
+"""`make dev`'s Dagster, as seen by a stranger."""
 
 import base64
 import http.client

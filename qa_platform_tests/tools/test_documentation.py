@@ -1,7 +1,7 @@
-"""The documentation says what is true: its commands work, its links lead somewhere, and nothing that people meet is missing from it.
+"""The documentation is correct and complete: its commands work, its links lead somewhere, and nothing user-facing is missing.
 
-Commands in ``sh`` blocks are run, in their order, on the embedded stack, or by whoever `ELSEWHERE` names; those in ``console`` blocks
-are for clusters, and are only parsed. Both are parsed by the real parsers of `qa-platform`, Dagster and the Makefile.
+Commands in ``sh`` blocks are run in order on the embedded stack, or elsewhere, as listed in `ELSEWHERE`. Those in ``console`` blocks are
+for clusters, and are only parsed. Both are parsed by the real parsers of `qa-platform`, Dagster and the Makefile.
 """
 
 import importlib.util
@@ -49,6 +49,7 @@ ELSEWHERE = {
     "make bench": ".github/workflows/weekly.yaml",
     "make model": "training/test_train.py, a short form",
     ".venv/bin/python -m qa_platform.training.calibrate": "training/test_calibrate.py",
+    ".venv/bin/python -m qa_platform.training.questions": "training/test_questions.py",
     ".venv/bin/python -m pytest": "make test",
 }
 # Programs of which only the names are known here: those of clusters, and the shell's own.

@@ -1,4 +1,4 @@
-"""The benchmark of the engine on a GPU, on the CPU with tiny numbers."""
+"""The GPU benchmark of the engine, run on the CPU with tiny sizes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The benchmark of a large model on a CPU, with a tiny one."""
+"""The benchmark of a large model on a CPU, run with a tiny model."""
 
 import re
 import sys

@@ -1,6 +1,6 @@
-"""Every command in the operators' pages is run by a test, or, where only a cluster could run it, compared with what it is to act on.
+"""Every command in the operators' pages is run by a test or, if only a cluster could run it, compared with the thing that it acts on.
 
-`CHECKED_BY` says who checks which command. A new command that is not in it fails, and so does an entry without a command or a check.
+`CHECKED_BY` maps each command to its check. A command that is missing there fails, and so does an entry without a command or a check.
 """
 
 import os

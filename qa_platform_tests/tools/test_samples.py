@@ -1,4 +1,4 @@
-"""The sample files are what samples/README.md says they are."""
+"""The sample files match their description in samples/README.md."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The JSON schemas of the commands. That real outputs fit them is tested with the commands."""
+"""The JSON schemas of the commands. The commands' own tests check that real outputs fit them."""
 
 import json
 from collections.abc import Iterator

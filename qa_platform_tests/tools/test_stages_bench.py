@@ -1,4 +1,4 @@
-"""The benchmark that says where the time of answering goes, with few questions."""
+"""The benchmark of the stages of answering, with few questions."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What every runtime takes and gives."""
+"""The interface that every runtime implements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Batch:
 
 
 class Runtime(Protocol):
-    """A loaded model. ``requests`` threads may use it at once, with at most ``tokens`` tokens a batch. ``tokens`` may fall.
+    """A loaded model. ``requests`` threads may use it at once, with batches of at most ``tokens`` tokens; ``tokens`` may decrease.
 
     ``name`` is the library that runs the model, with its version. ``chunk`` is how much to read ahead, for batches of that size.
     """
@@ -37,12 +37,12 @@ class Runtime(Protocol):
         ...
 
     def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
-        """The best spans of each of ``windows``, of which ``batch`` is made: those that `spans.best_spans` finds in the logits."""
+        """The spans that `spans.best_spans` finds in the logits of each of ``windows``. ``batch`` is made of these windows."""
         ...
 
 
 def pad(windows: Sequence[Window], layout: Layout) -> Batch:
-    """A batch of windows. Padding has token 0, which is masked."""
+    """A batch of windows, padded with token 0, which is masked."""
     lengths = np.array([len(window.ids) for window in windows], np.int32)
     ids = np.zeros((len(windows), int(lengths.max())), np.int32)
     types = np.full(ids.shape, layout.question_type, np.int32)

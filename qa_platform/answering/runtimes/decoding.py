@@ -1,4 +1,4 @@
-"""`spans.best_spans` in torch: the best spans of a batch are found where its logits are, and only they leave the device."""
+"""`spans.best_spans` in torch. It runs on the device that holds the logits, so only the best spans leave that device."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ def torch_spans(
 
     Args:
         start_logits, end_logits: float32, shape (windows, tokens), padded on the right.
-        places: where the windows' contexts begin, and how many tokens they have, shape (windows, 2).
+        places: the first token and the number of tokens of each window's context, shape (windows, 2).
         width: tokens of the longest of those contexts.
 
     Returns:
-        float64, shape (windows, 2 + 3 * spans): the logarithm of the softmaxes' denominators, and the sum of the logits of [CLS]; then, of
-        the spans, best first, the first tokens, counted in the window's part of the context, the tokens less one, and the sums of logits.
-        Sums of -inf are no spans.
+        float64, shape (windows, 2 + 3 * spans). The first two columns are the summed log denominators of the two softmaxes and the summed
+        logits of [CLS]. Three blocks follow, each with all spans, best first: first tokens, counted from the start of the window's
+        context; numbers of tokens minus one; and summed logits, where -inf means that there is no span.
     """
     columns = torch.arange(width, device=places.device)
     outside = columns >= places[:, 1:]
@@ -33,7 +33,7 @@ def torch_spans(
     longest = min(options.max_answer_len, width)
     after = torch.nn.functional.pad(end, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
     scores = start[:, :, None] + after
-    # Of many spans few are sorted: the best begin at the tokens with the best spans of their own, ties included.
+    # Only a few of the many spans are sorted: the best spans begin at the tokens whose own best spans are best, ties included.
     starts = _best(scores.amax(2), options.candidates).sort(1).values
     scores = scores.take_along_dim(starts[:, :, None], 1).flatten(1)
     chosen = _best(scores, options.candidates)
@@ -44,7 +44,7 @@ def torch_spans(
 
 @np.errstate(invalid="ignore")
 def spans_of(found: NDArray[np.float64], windows: Sequence[Window]) -> list[WindowSpans]:
-    """What `torch_spans` found, window by window."""
+    """The result of `torch_spans`, window by window."""
     total, null = found[:, :1], found[:, 1:2]
     firsts, lengths, scores = np.split(found[:, 2:], 3, axis=1)
     starts, ends = firsts.astype(np.int64), (firsts + lengths).astype(np.int64)
@@ -57,13 +57,13 @@ def spans_of(found: NDArray[np.float64], windows: Sequence[Window]) -> list[Wind
 
 
 def _of_context(logits: torch.Tensor, columns: torch.Tensor, outside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits of the context's tokens, -inf outside; and the softmax's denominator, as a logarithm, shape (windows, 1)."""
+    """The logits of the context's tokens, -inf outside; and the log of the softmax's denominator, shape (windows, 1)."""
     context = logits.take_along_dim(columns, 1).masked_fill(outside, -torch.inf)
     total = torch.cat([logits[:, :1], context], 1).logsumexp(1, keepdim=True)
-    # Where a logit is no number, no span is any.
+    # A window whose softmax is not finite gets no spans.
     return context.masked_fill(~total.isfinite(), -torch.inf), total
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The columns of the ``count`` highest scores of every row, the highest first, ties by column. `topk` promises no order of ties."""
+    """The columns of the ``count`` highest scores of every row, highest first, ties by column. `topk` does not define the order of ties."""
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]

@@ -1,8 +1,8 @@
-"""The graph of the BERT line of models (BERT, ELECTRA, RoBERTa, DistilBERT, ALBERT) for OpenVINO, built straight from their safetensors.
+"""OpenVINO graphs of BERT-like models (BERT, ELECTRA, RoBERTa, DistilBERT, ALBERT), built straight from their safetensors.
 
-The graph is built here rather than converted from torch: a process starts in one second instead of ten, needs neither torch nor
+A graph is built here rather than converted from torch: a process starts in one second instead of ten, needs neither torch nor
 transformers, and can choose the layout that is fastest on a CPU. The architecture is that of Devlin et al., 2018. The tests compare the
-numbers with those of transformers.
+results with those of transformers.
 """
 
 import math
@@ -93,7 +93,7 @@ _ACTIVATIONS: dict[str, Callable[[ov.Node], ov.Node]] = {
 }
 
 
-# OpenVINO's types of the nodes that these functions make.
+# OpenVINO's types of the nodes that the activations create.
 ACTIVATION_TYPES = ("Gelu", "Relu")
 
 
@@ -132,9 +132,9 @@ def supports(files: ModelFiles) -> bool:
 class Builder:
     """Builds a model's graph.
 
-    Its inputs are ids, types and positions, each of shape (windows, tokens), and a mask of shape (windows, 1, 1, tokens); see `inputs_of`.
-    Its first result is the logits, of shape (windows * tokens, 2). Between the embeddings and the logits all tokens of a batch are rows
-    of one matrix, the fastest layout for the CPU's matrix products.
+    The inputs are ids, types and positions, each of shape (windows, tokens), and a mask of shape (windows, 1, 1, tokens); see `inputs_of`.
+    The first result is the logits, of shape (windows * tokens, 2). Between the embeddings and the logits, all tokens of a batch are rows
+    of one matrix, the fastest layout for matrix products on a CPU.
 
     Subclasses that compute the same in another precision override `_products`, `_feed_forward`, `_residual` and ``_rows``.
 
@@ -157,7 +157,7 @@ class Builder:
     def build(self) -> ov.Model:
         try:
             return self._build()
-        # For shapes that do not match NumPy raises ValueError, and OpenVINO RuntimeError.
+        # If shapes do not match, NumPy raises ValueError and OpenVINO RuntimeError.
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"the weights in {self._folder} do not fit its config.json: {reason}", where=f"model {self._model}") from error
@@ -231,7 +231,7 @@ class Builder:
         return op.add(value, hidden)
 
     def _seen(self) -> list[ov.Node]:
-        """Further results of the graph, for subclasses that observe it."""
+        """Additional results of the graph, for subclasses that observe it."""
         return []
 
     def _dense(self, value: ov.Node, name: str) -> ov.Node:
@@ -244,7 +244,7 @@ class Builder:
         return weight, self._tensor(name + ".bias", 1, len(weight))
 
     def _tensor(self, name: str, dimensions: int, length: int | None = None) -> NDArray[np.float32]:
-        """A tensor of the weights, of this ``length``. One with too few dimensions, or of length 1, would be broadcast."""
+        """A tensor of the weights. Its shape is checked, because one with too few dimensions, or of length 1, would be broadcast."""
         tensor = self._weights[name]
         if tensor.ndim != dimensions or (length is not None and len(tensor) != length):
             raise ValueError(f"{name} has shape {list(tensor.shape)}")
@@ -259,7 +259,7 @@ class Builder:
         return op.add(op.multiply(normal, op.constant(scale)), op.constant(shift))
 
     def _scale_and_shift(self, value: ov.Node, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Those of the norm of ``value``."""
+        """The scale and shift of the norm of ``value``, each of shape (width,)."""
         width = _width(value)
         return self._tensor(name + ".weight", 1, width), self._tensor(name + ".bias", 1, width)
 
@@ -269,13 +269,13 @@ def _width(value: ov.Node) -> int:
 
 
 def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counted: bool = False) -> ov.CompiledModel:
-    """Compile a graph for this CPU, for ``threads`` single-threaded requests at once; ``counted`` ones count what each operation takes."""
+    """Compile a graph for this CPU and ``threads`` concurrent single-threaded requests. With ``counted``, operations are profiled."""
     options = {
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
-        # Attention stays separate products and a softmax. OpenVINO's fused kernel was slower on processors with AVX-512 and no AMX, and
-        # no faster than runs differ on one with AMX.
+        # Keeps attention as separate products and a softmax. OpenVINO's fused kernel was slower on processors with AVX-512 but no AMX, and
+        # not measurably faster on one with AMX.
         "SNIPPETS_MODE": "DISABLE",
         "PERF_COUNT": counted,
     }
@@ -283,13 +283,13 @@ def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counte
 
 
 def inputs_of(batch: Batch, files: ModelFiles) -> list[NDArray[Any]]:
-    """The inputs of the graph that `Builder` makes of a model, in order: ids, types, positions and mask."""
+    """The inputs of a model's `Builder` graph, in order: ids, types, positions and mask."""
     columns = np.arange(batch.ids.shape[1], dtype=np.int32)
     mask = np.where(columns < batch.lengths[:, None], np.float32(0), np.float32(_MASKED))[:, None, None, :]
     positions = np.broadcast_to(columns, batch.ids.shape)
     types = batch.types if files.takes_token_types else np.zeros_like(batch.types)
     if position_offset := files.position_offset:
-        # The RoBERTa line does not count padding tokens, not even one that a text spells out.
+        # RoBERTa-like models do not count padding tokens, not even one that a text spells out.
         real = batch.ids != position_offset - 1
         positions = real.cumsum(axis=1, dtype=np.int32) * real + np.int32(position_offset - 1)
     return [batch.ids, types, np.ascontiguousarray(positions), mask]

@@ -1,13 +1,13 @@
 """The precision int8 on OpenVINO: the layers' products in 8-bit integers, everything else as in bf16.
 
-Weights are rounded with one scale per output. The input of a product is rounded with one scale for all of it, fixed beforehand, so that
-a row's answer does not depend on its neighbours. Where a few channels are far wider than the others, they are divided by a factor
-before rounding and the weights multiplied by it (SmoothQuant, Xiao et al., 2023), which costs nothing where a norm or an activation comes
-before. The input of the second feed-forward layer is often too uneven even then: its rounding would be noisier than `_NOISE`. Its few
-widest channels are computed beside it, in bf16 (LLM.int8(), Dettmers et al., 2022). A product that stays too noisy is in bf16.
+Weights are rounded with one scale per output. The input of a product is rounded with a single scale, fixed in advance, so that a row's
+answer does not depend on its neighbours. If a few channels are far wider than the others, they are divided by a factor before rounding,
+and the weights are multiplied by it (SmoothQuant, Xiao et al., 2023). This costs nothing after a norm or an activation. The input of the
+second feed-forward layer is often too uneven even then: rounding it would be noisier than `_NOISE`. Its few widest channels are then
+computed separately, in bf16 (LLM.int8(), Dettmers et al., 2022). A product that is still too noisy runs in bf16.
 
-The ranges are those that the model shows in bf16 on the texts of ``calibration.csv``. They are measured whenever a model is loaded:
-a stored file could belong to another model or version.
+The ranges are measured in bf16 on the texts of ``calibration.csv`` whenever a model is loaded: a stored file could belong to another
+model or version.
 """
 
 import csv
@@ -30,13 +30,13 @@ from qa_platform.errors import InputError
 
 _TEXTS = Path(__file__).parent / "calibration.csv"
 # SmoothQuant's alpha: how much of the difficulty moves from the channels of the input into the weights. The logits of the bundled
-# model err least with 0.75 to 0.85.
+# model are most accurate with 0.75 to 0.85.
 _SMOOTHING = 0.8
 _STEPS = 127
-# The noise that rounding a product's input may add to its results, by energy: -30 dB. In the bundled model a few products are noisier,
-# and cause most of the error of its logits.
+# The noise that rounding a product's input may add to its results, as a share of their energy: -30 dB. In the bundled model a few
+# products are noisier, and cause most of the error in its logits.
 _NOISE = 1e-3
-# The share of a second feed-forward layer's channels that are computed beside it where rounding them too would be too noisy.
+# The share of a second feed-forward layer's channels that are computed separately if rounding them too would be too noisy.
 _WIDEST = 1 / 96
 # A lower bound on the width of a channel, so that nothing is divided by zero.
 _NARROWEST = 1e-5
@@ -44,10 +44,10 @@ _NARROWEST = 1e-5
 
 @dataclass(frozen=True)
 class Seen:
-    """What was observed of the products of one input.
+    """Observations of the products of one input.
 
     ``low`` and ``high``: the lowest and highest value of every channel of the input, shape (channels,). ``energy``: the sum of the
-    squares of the results. ``tokens``: how many tokens these are from.
+    squares of the results. ``tokens``: the number of tokens observed.
     """
 
     low: NDArray[np.float32]
@@ -75,13 +75,13 @@ def quantized(files: ModelFiles) -> ov.Model:
     """The graph of a model with its layers' products in int8. Compile it for bf16.
 
     Raises:
-        InputError: the weights do not fit the model's ``config.json``, or the calibration texts show no ranges.
+        InputError: the weights do not fit the model's ``config.json``, or the calibration texts give no ranges.
     """
     return _Quantizer(files, _observed(files)).build()
 
 
 def _observed(files: ModelFiles) -> list[Seen]:
-    """What is observed of the layers' products, in their order, over all calibration texts."""
+    """The observations of the layers' products, in order, over all calibration texts."""
     request = compile_graph(_Observer(files).build(), precision="bf16", threads=1).create_infer_request()
     observed: list[Seen] = []
     for batch in _batches(files):
@@ -110,7 +110,7 @@ def _batches(files: ModelFiles) -> Iterator[Batch]:
 
 
 class _Observer(Builder):
-    """Builds the usual graph with three more results for each input of the layers' products: the fields of `Seen`."""
+    """Builds the usual graph with three more results for each input of the layers' products: the first three fields of `Seen`."""
 
     def __init__(self, files: ModelFiles) -> None:
         super().__init__(files)
@@ -129,7 +129,7 @@ class _Observer(Builder):
 
 @dataclass(frozen=True)
 class _Norm:
-    """A norm's result before its scale and shift, and those two."""
+    """A norm's result before scale and shift, and the two themselves."""
 
     normal: ov.Node
     scale: NDArray[np.float32]
@@ -138,7 +138,7 @@ class _Norm:
 
 @dataclass(frozen=True)
 class _Input:
-    """The input of products: on 256 steps, after its channels were divided by ``divisors``. As it is, where they are None."""
+    """The input of products, with its channels divided by ``divisors`` and rounded to 256 steps; unchanged if ``divisors`` is None."""
 
     value: ov.Node
     divisors: NDArray[np.float32] | None = None
@@ -151,7 +151,7 @@ class _Input:
 class _Quantizer(Builder):
     """Builds the graph with the layers' products in int8, given what was ``observed`` of them, in order."""
 
-    # OpenVINO's rounding takes a tenth of the time where the tokens are not the leading dimension.
+    # OpenVINO's rounding takes a tenth of the time if the tokens are not the leading dimension.
     _rows = (1, -1)
 
     def __init__(self, files: ModelFiles, observed: list[Seen]) -> None:
@@ -190,12 +190,12 @@ class _Quantizer(Builder):
         return op.add(op.add(most.times(outer[:, narrow]), op.constant(outer_bias)), beside)
 
     def _input(self, value: ov.Node, weight: NDArray[np.float32], seen: Seen) -> _Input:
-        """``value`` as the input of products with ``weight``: rounded, but as it is where that would be too noisy."""
+        """``value`` as the input of products with ``weight``: rounded, or unchanged if rounding would be too noisy."""
         free = value.get_friendly_name() in self._norms or value.get_type_name() in ACTIVATION_TYPES
-        # Where dividing would cost one more pass over the data, nothing is divided.
+        # Nothing is divided where that would cost another pass over the data.
         divisors = _smoothing(weight, seen) if free else np.ones_like(seen.low)
         low, high = bounds(float((seen.low / divisors).min()), float((seen.high / divisors).max()))
-        # Rounding to steps has a mean squared error of a twelfth of a squared step.
+        # The mean squared error of rounding is a twelfth of the squared step.
         noise = seen.tokens * ((high - low) / (2 * _STEPS + 1)) ** 2 / 12 * float(np.square(weight * divisors).sum())
         if noise > _NOISE * seen.energy:
             return _Input(value)
@@ -204,8 +204,8 @@ class _Quantizer(Builder):
     def _divide(self, value: ov.Node, divisors: NDArray[np.float32]) -> ov.Node:
         name = value.get_friendly_name()
         if norm := self._norms.get(name):
-            # `_residual` uses this same result, times the divisors. If only the product used it, OpenVINO would merge the division into
-            # the rounding, and could not compile that.
+            # `_residual` uses this result too, times the divisors. If only the product used it, OpenVINO would merge the division into
+            # the rounding, and could not compile the result.
             divided = op.add(op.multiply(norm.normal, op.constant(norm.scale / divisors)), op.constant(norm.shift / divisors))
             self._divided[name] = (divided, divisors)
             return divided
@@ -225,7 +225,7 @@ def _smoothing(weight: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
 
 
 def _parted(weight: NDArray[np.float32], seen: Seen) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """All channels but the few widest ones, in their order, and these. Compared is how wide they are after smoothing."""
+    """All channels but the few widest, and those few, each in order. Widths are compared after smoothing."""
     by_width = (seen.widths() / _smoothing(weight, seen)).argsort(kind="stable")
     few = math.ceil(_WIDEST * len(by_width))
     return np.sort(by_width[:-few]), np.sort(by_width[-few:])
@@ -235,7 +235,7 @@ def bounds(low: float, high: float) -> tuple[float, float]:
     """The ends of 256 steps that cover ``low`` to ``high``. Zero is one of the steps."""
     low, high = min(low, 0.0), max(high, 0.0)
     if -low > high / 8:
-        # Nearly as wide on both sides: with zero in the middle the product is cheaper.
+        # Wide on both sides of zero: with zero in the middle, the product is cheaper.
         step = max(-low, high, _NARROWEST) / _STEPS
         return -step * (_STEPS + 1), step * _STEPS
     step = max(high - low, _NARROWEST) / (2 * _STEPS + 1)
@@ -244,7 +244,7 @@ def bounds(low: float, high: float) -> tuple[float, float]:
 
 
 def rounded(value: ov.Node, *, low: float, high: float) -> ov.Node:
-    """``value`` on the 256 steps between `bounds`."""
+    """``value`` rounded to 256 steps from ``low`` to ``high``; see `bounds`."""
     ends = [op.constant(np.float32(end)) for end in (low, high)]
     return op.fake_quantize(value, *ends, *ends, 2 * _STEPS + 2)
 

@@ -17,7 +17,7 @@ from qa_platform.answering.windows import Window
 from qa_platform.contract import Precision
 from qa_platform.errors import InputError
 
-# Tokens of a batch. With more, a layer's intermediate values leave the caches; with fewer, the multipliers are idle.
+# Tokens per batch. With more, a layer's intermediate values leave the caches; with fewer, the multipliers are idle.
 TOKENS = 1024
 
 

@@ -1,6 +1,6 @@
-"""Choosing a model's runtime: OpenVINO on CPUs for the BERT line of families, torch for every other family and for GPUs.
+"""Choosing a model's runtime: OpenVINO for BERT-like families on CPUs, torch for every other family and for GPUs.
 
-Measured on CPUs with AVX-512 and AMX; see docs/performance.md.
+The choice follows measurements on CPUs with AVX-512 and AMX; see docs/performance.md.
 """
 
 import os
@@ -13,12 +13,12 @@ from qa_platform.errors import InputError
 
 
 def load_runtime(files: ModelFiles, *, precision: Precision, threads: int, device: str = "cpu") -> Runtime:
-    """Load a model's weights: OpenVINO where `graph` can build it, else torch.
+    """Load a model's weights into OpenVINO if `graph` can build the model, else into torch.
 
     Raises:
         InputError: this model cannot run in this precision, or it needs torch, which is not installed.
     """
-    # Each runtime's libraries take a second or more to import: only the one that runs is imported.
+    # A runtime's libraries take a second or more to import, so only the one that is used is imported.
     from qa_platform.answering.runtimes.graph import supports
 
     if device == "cpu" and supports(files):
@@ -27,7 +27,7 @@ def load_runtime(files: ModelFiles, *, precision: Precision, threads: int, devic
         return OpenVinoRuntime(files, precision=precision, threads=threads)
     if precision == "int8":
         raise InputError(
-            f"int8 works for the BERT line of models on CPUs, not for {files.family or 'this family'} on {device}",
+            f"int8 works for BERT-like models on CPUs, not for {files.family or 'this family'} on {device}",
             where=f"model {files.id}",
             advice="use bf16 or fp32",
         )

@@ -28,13 +28,13 @@ _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 
 @dataclass(frozen=True)
 class _Portions:
-    """How a kind of device is kept busy.
+    """The portions of work that keep a kind of device busy.
 
     Attributes:
-        tokens: of a batch, at most.
-        requests: batches under way: while one is read, the device has another to compute.
-        step: lengths of batches are multiples of it, so that the device meets few shapes.
-        chunk: holds several batches.
+        tokens: maximum tokens of a batch.
+        requests: batches in flight: while one is read, the device has another to compute.
+        step: batch lengths are multiples of this, so that the device sees few shapes.
+        chunk: how much to read ahead: several batches.
     """
 
     tokens: int
@@ -43,7 +43,7 @@ class _Portions:
     chunk: ChunkSize
 
 
-# Families for which padding is of no consequence where attention masks it. They see all of a window, and take a mask in attention's form.
+# Families in which padding has no effect if attention masks it. They see all of a window, and accept a mask in the form attention takes.
 _PADDABLE = frozenset(
     ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "deberta", "deberta-v2", "ernie", "mpnet")
 )
@@ -71,11 +71,11 @@ class TorchRuntime:
         self._step = portions.step
         self._longest = files.longest_window
         self._takes_types = files.takes_token_types
-        # The second version of DeBERTa computes positions in float32 whatever its weights are; autocast converts where the two meet.
+        # DeBERTa v2 computes positions in float32 whatever the type of its weights; autocast converts where the two meet.
         self._mixed = precision == "bf16" and files.family == "deberta-v2"
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
-        # It makes a plan for every new shape, which takes longer than the batch.
+        # cuDNN makes a plan for every new shape, which takes longer than the batch.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self._model = self._moved(_model(files, precision))
         if self._device.type == "cuda":
@@ -88,7 +88,7 @@ class TorchRuntime:
         return logits[0], logits[1]
 
     def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
-        """See `Runtime.best_spans`. A batch that the device has no memory for is halved, as are all that follow.
+        """See `Runtime.best_spans`. A batch that exceeds the device's memory is halved, and later batches are limited to that size.
 
         Raises:
             TransientError: the device has no memory for a single window.
@@ -96,7 +96,7 @@ class TorchRuntime:
         found = self._spans_in_memory(batch, windows, options)
         if found is not None:
             return found
-        # Not where the error was caught: it holds on to the memory of what failed.
+        # Not where the error is caught, because the error holds the memory of the failed batch.
         if len(windows) == 1:
             raise self._no_memory_for("one window")
         self._halve(batch.ids.size)
@@ -126,7 +126,7 @@ class TorchRuntime:
         width, on_device = int(places[:, 1].max()), self._to_device(places)
         logits = self._logits(batch)
         if self._device.type != "cuda":
-            # Not every other device has float64.
+            # Other devices may lack float64.
             on_device, logits = on_device.cpu(), (logits[0].cpu(), logits[1].cpu())
         return spans_of(self._from_device(torch_spans(*logits, on_device, width, options)), windows)
 
@@ -142,7 +142,7 @@ class TorchRuntime:
         """Start and end logits, on the device, with at least as many columns as the batch has."""
         if self._is_paddable:
             return self._computed(batch)
-        # Convolutions, pools and windows of attention see padding: windows of different lengths are computed apart.
+        # Convolutions, pooling and local attention see padding, so windows of different lengths are computed separately.
         logits = torch.zeros((2, *batch.ids.shape), device=self._device)
         for length in np.unique(batch.lengths):
             rows = np.flatnonzero(batch.lengths == length)
@@ -166,11 +166,11 @@ class TorchRuntime:
         real = torch.arange(length, device=self._device) < lengths[:, None]
         if not self._is_paddable or self._model.config._attn_implementation != "sdpa":
             return real.long()
-        # In the form that attention takes. Of any other transformers asks whether it masks anything, and so waits for the device.
+        # The form that attention takes. For any other form, transformers checks whether it masks anything, which waits for the device.
         return real[:, None, None, :].expand(-1, 1, length, -1)
 
     def _tokens_that_fit(self, length: int) -> int:
-        """The tokens for which an eighth of the device's free memory is enough, judged by a small batch. Other processes take as much."""
+        """The tokens that fit into an eighth of the device's free memory, judged by a small batch. Other processes take as much."""
         ids = np.zeros((8, length), np.int32)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
@@ -180,7 +180,7 @@ class TorchRuntime:
         return max(length, free // 8 * ids.size // max(spent, 1))
 
     def _to_device(self, values: NDArray[np.int32], columns: int = 0) -> torch.Tensor:
-        """The values on the device, padded with zeros to a number of columns."""
+        """The values on the device, padded with zeros to ``columns`` columns."""
         on_gpu = self._device.type == "cuda"
         shape = (*values.shape[:1], max(columns, values.shape[1])) if values.ndim > 1 else values.shape
         # A copy from pinned memory does not wait for the GPU.
@@ -205,9 +205,11 @@ def _model(files: ModelFiles, precision: Precision) -> Any:
     if precision == "bf16" and files.family == "deberta":
         raise InputError("transformers' DeBERTa of the first version cannot compute in bf16", where=where, advice="use fp32")
     if files.family == "longformer":
-        # It fails on a context that spells one out.
+        # It fails on a context that spells out a separator.
         raise InputError(
-            "transformers' Longformer finds the question by the separators of the whole text", where=where, advice="use another model"
+            "Longformer is not supported: transformers finds the question by separators, which a context may contain",
+            where=where,
+            advice="use another model",
         )
     try:
         with _no_progress_bar():
@@ -222,7 +224,7 @@ def _model(files: ModelFiles, precision: Precision) -> Any:
     # A damaged config.json raises errors of many types.
     except Exception as error:
         raise InputError(f"transformers cannot load {files.folder}: {error}", where=where) from error
-    # transformers has filled them with random numbers. A pooler has no part in extractive answers.
+    # transformers fills missing weights with random numbers. Extractive answers do not use a pooler.
     if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
         raise InputError(f"its weights lack {', '.join(missing[:3])}, and {len(missing)} in all", where=where)
     return model
@@ -230,7 +232,7 @@ def _model(files: ModelFiles, precision: Precision) -> Any:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Switch off the progress bar, which transformers shows even where its output is a file."""
+    """Switch off the progress bar, which transformers shows even if its output is a file."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -241,10 +243,10 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def torch_device(name: str) -> torch.device:
-    """The device that torch calls so.
+    """The torch device with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such device.
     """
     try:
         device = torch.device(name)
@@ -260,6 +262,6 @@ def torch_device(name: str) -> torch.device:
 
 
 def _is_accelerator(device: torch.device) -> bool:
-    """Whether this machine has a device of this kind that torch computes on."""
+    """Whether this machine has this device and torch can compute on it."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator is not None and device.type == accelerator.type and (device.index or 0) < torch.accelerator.device_count()

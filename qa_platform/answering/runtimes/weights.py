@@ -16,10 +16,10 @@ _FLOATS = ("F16", "F32", "F64")
 
 
 class Weights:
-    """A model's tensors by name, as float32, each read from disk when it is asked for.
+    """A model's tensors by name, as float32. Each is read from disk on access.
 
     Raises:
-        InputError: from ``weights[name]``: there is no such tensor, or it is of another type than floating point.
+        InputError: from ``weights[name]``: there is no such tensor, or it is not floating point.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -51,7 +51,7 @@ class Weights:
 
 
 def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
-    """A tensor of bfloat16, which NumPy does not know: the upper halves of float32."""
+    """A bfloat16 tensor as float32. NumPy lacks bfloat16, whose values are the upper halves of float32."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         begin, end = header[name]["data_offsets"]

@@ -1,5 +1,5 @@
 """`qa-platform doctor`: checks everything that the platform needs, and says how to fix what is wrong.
 
-`examine` runs the parts side by side; each part has a module of its own. Nothing is changed anywhere. Findings say where things are and
-as whom they are used, never a password, a token or a key.
+`examine` runs the parts in parallel; each part is a module. The doctor changes nothing. Findings name addresses and users, never a
+password, a token or a key.
 """

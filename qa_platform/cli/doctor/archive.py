@@ -1,4 +1,4 @@
-"""The archive: every file that was answered is in the tables. After PostgreSQL was restored from an older backup, some are not."""
+"""The archive: every answered file is in the tables. Some are missing if PostgreSQL was restored from an older backup."""
 
 import shlex
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qa_platform.ledger import Ledger
 
-# What can be compared within the doctor's deadline. `qa-platform restore --dry-run` compares all.
+# As many as can be compared within the doctor's deadline. `qa-platform restore --dry-run` compares all.
 _OBJECTS = 5_000
 _COMMITS = 20
 _SECONDS = 13.0
@@ -26,13 +26,13 @@ _FIX = "qa-platform restore"
 
 
 def _examine() -> Iterator[Result]:
-    # If a service is unavailable, another part finds that and says what to do.
+    # If a service is unavailable, another part reports it with its fix.
     try:
         yield within(_SECONDS, _compare, "the archive")
     except QaPlatformError as error:
         yield unknown(f"not checked: {error.cause}")
     except TimeoutError:
-        yield unknown(f"not compared within {_SECONDS:.0f} s: {_FIX} --dry-run")
+        yield unknown(f"not compared within {_SECONDS:.0f} s; `{_FIX} --dry-run` compares all")
 
 
 def _compare() -> Result:
@@ -43,7 +43,7 @@ def _compare() -> Result:
 
     suffixes, opened = WorkSettings().suffixes, open_bucket(BucketSettings())
     with bucket_errors("listing the archive"):
-        # Without retries: the doctor has no time for them.
+        # No retries: the doctor has no time for them.
         list(opened.list_blobs(prefix=PROCESSED, max_results=1, timeout=_PROBE_SECONDS, retry=None))
     with Ledger(PostgresSettings()) as ledger:
         archive = compare_archive(opened, ledger, suffixes, most=_OBJECTS)
@@ -52,7 +52,7 @@ def _compare() -> Result:
 
 
 def _missing_in_commits(opened: "storage.Bucket", ledger: "Ledger", suffixes: tuple[str, ...]) -> set[str]:
-    """The files that only Pachyderm's newest commits have. None if Pachyderm is unavailable, which another part finds."""
+    """The files that only Pachyderm's newest commits have. Empty if Pachyderm is unavailable, which another part reports."""
     from qa_platform.batches.missing import compare_commits
     from qa_platform.clients.pachyderm import session
 

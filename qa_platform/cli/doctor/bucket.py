@@ -1,4 +1,4 @@
-"""The bucket: it exists, its objects can be listed, and the platform has the permissions that it needs on them."""
+"""The bucket: it exists, its objects can be listed, and the platform has the permissions that it needs."""
 
 import shlex
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from qa_platform.errors import InputError, QaPlatformError
 from qa_platform.settings import BucketSettings
 
 _TIMEOUT_SECONDS = 5
-# The platform lists and reads objects, and archives them: a copy, then a deletion. To replace an answered CSV, it needs the last two.
+# The platform lists, reads and archives objects. Archiving (copy, then delete) and replacing an answered CSV need the last two.
 _PERMISSIONS = ("storage.objects.list", "storage.objects.get", "storage.objects.create", "storage.objects.delete")
 
 

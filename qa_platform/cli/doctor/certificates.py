@@ -1,4 +1,4 @@
-"""The certificates of the connections to PostgreSQL and Pachyderm: none ends soon."""
+"""The certificates of the connections to PostgreSQL and Pachyderm: none expires soon."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ def _examine() -> Iterator[Result]:
     try:
         ends = certificate_ends(PostgresSettings(), PachydermSettings())
     except InputError as error:
-        # The part that connects with it says what to do.
+        # The part that connects with it reports the fix.
         yield unknown(f"not checked: {error.cause}")
         return
     now = datetime.now(UTC)

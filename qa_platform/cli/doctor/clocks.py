@@ -1,4 +1,4 @@
-"""The clocks of this machine, of PostgreSQL and of the bucket: one that is off makes tokens invalid, and times untrue."""
+"""The clocks of this machine, of PostgreSQL and of the bucket. A wrong clock makes tokens invalid and recorded times wrong."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +12,10 @@ from qa_platform.contract import INCOMING
 from qa_platform.settings import BucketSettings, PostgresSettings
 
 _HERE, _DATABASE, _BUCKET = "this machine", "PostgreSQL", "the bucket"
-# Times on the way and whole seconds of HTTP are less.
+# More than network latency and the one-second resolution of HTTP dates.
 _TOLERATED_SECONDS = 5.0
 _TIMEOUT_SECONDS = 5
-# For both, within the doctor's deadline.
+# For both clocks together; less than the doctor's deadline.
 _SECONDS = 12.0
 
 
@@ -24,29 +24,29 @@ def _examine() -> Iterator[Result]:
     until = time.monotonic() + _SECONDS
     ahead = {_HERE: 0.0}
     for name, clock in reading.items():
-        # What is unavailable or wrongly configured, another part names, and says what to do.
+        # Another part reports a service that is unavailable or misconfigured.
         with suppress(Exception):
             ahead[name] = clock.result(until - time.monotonic())
     yield compare(ahead)
 
 
 def compare(ahead: Mapping[str, float]) -> Result:
-    """The result for clocks by name, each with the seconds that it is ahead of one and the same clock."""
+    """The result for clocks by name. Each value is the seconds that the clock is ahead of a common reference."""
     if len(ahead) == 1:
         return unknown("not compared: neither PostgreSQL nor the bucket answers")
-    # Of three, those that agree are right. Of two, nobody knows.
+    # With three clocks the majority is right. With two there is no telling.
     right = median(ahead.values()) if len(ahead) > 2 else ahead[_HERE]
     off = {name: seconds - right for name, seconds in ahead.items() if abs(seconds - right) > _TOLERATED_SECONDS}
     names = " and ".join(name for name in ahead if name not in off)
     if not off:
         return ok(f"{', '.join(ahead)} agree within {_TOLERATED_SECONDS:.0f} s")
     told = "; ".join(f"{name} is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} {names}" for name, seconds in off.items())
-    doubt = "" if len(ahead) > 2 else ", or that one is wrong"
-    return wrong(f"{told}{doubt}", f"set the clock right by NTP, and see that it stays so: timedatectl, on {' and '.join(off)}")
+    doubt = "" if len(ahead) > 2 else "; with only two clocks, either may be wrong"
+    return wrong(f"{told}{doubt}", f"synchronise the clock with NTP, and keep NTP on: timedatectl, on {' and '.join(off)}")
 
 
 def _seconds_ahead(read: Callable[[], float]) -> float:
-    """How far a clock is ahead of this machine's. It was read in the middle of the call, about."""
+    """How far a clock is ahead of this machine's, assuming that it was read in the middle of the call."""
     begun = time.time()
     there = read()
     return there - (begun + time.time()) / 2
@@ -67,9 +67,9 @@ def _of_bucket() -> float:
     url = client._connection.build_api_url(f"/b/{opened.name}/o", query_params={"prefix": INCOMING, "maxResults": 1})
 
     def read() -> float:
-        # The library hands on no headers. Even a refusal has the time.
+        # The library does not expose headers. Even an error response has a Date.
         date = client._http.request("GET", url, timeout=_TIMEOUT_SECONDS).headers["Date"]
-        # Of its whole second the middle.
+        # The date is truncated to a second: take the middle of it.
         return parsedate_to_datetime(date).timestamp() + 0.5
 
     return _seconds_ahead(read)

@@ -1,6 +1,6 @@
 """Dagster: its home folder, the PostgreSQL of its own storage, and the heartbeat of the sensor that finds uploads.
 
-Where the storage is, Dagster's own instance says. Its tables are read, and never made.
+The storage is found through Dagster's instance. Its tables are only read, never created.
 """
 
 import json
@@ -44,7 +44,7 @@ def _examine() -> Iterator[Result]:
 
 
 def last_heartbeat() -> float | None:
-    """The time of the last heartbeat, in seconds since 1970; None if there is none yet, or Dagster's storage is not a PostgreSQL.
+    """The time of the last heartbeat, in seconds since the epoch. None if there is none yet, or if the storage is not PostgreSQL.
 
     Raises:
         Wrong: Dagster's home or storage is not configured, or the storage does not answer.
@@ -58,7 +58,7 @@ def last_heartbeat() -> float | None:
 
 @dataclass(frozen=True)
 class _Storage:
-    """The PostgreSQL of Dagster's storage. ``source``: the setting or file that names it. ``fix``: what to do if it does not answer."""
+    """The PostgreSQL of Dagster's storage. ``source``: the setting or file that names it. ``fix``: what to do if it is unavailable."""
 
     url: str
     source: str
@@ -81,8 +81,8 @@ class _Storage:
         try:
             return conninfo.conninfo_to_dict(self.url)
         except psycopg.Error:
-            # Not its message, which would quote the password.
-            raise Wrong(f"{self.source} has no address of a PostgreSQL", _EXPORT) from None
+            # Without its message, which would quote the password.
+            raise Wrong(f"{self.source} has no valid PostgreSQL address", _EXPORT) from None
 
 
 def _home(settings: DagsterSettings, instance: Path) -> Result:
@@ -97,20 +97,22 @@ def _home(settings: DagsterSettings, instance: Path) -> Result:
 
 
 def _instance(instance: Path) -> "InstanceRef":
-    # Imported here: that takes a second or two.
+    # Imported here: the import takes a second or two.
     from dagster._core.instance.ref import InstanceRef
 
     try:
         return InstanceRef.from_dir(str(instance.parent))
     except Exception as error:
-        # Not its text, which may quote the values.
-        raise Wrong(f"Dagster does not accept {instance} ({type(error).__name__})", "correct it: dagster instance info says why") from None
+        # Without its message, which may quote the values.
+        raise Wrong(
+            f"Dagster does not accept {instance} ({type(error).__name__})", "`dagster instance info` shows the error; fix it"
+        ) from None
 
 
 def _storages(ref: "InstanceRef", settings: DagsterSettings, instance: Path) -> list[_Storage]:
-    """The PostgreSQL databases of an instance, each once, that of the events first. Empty where the storage is of another kind.
+    """The PostgreSQL databases of an instance, without duplicates, the one with the events first. Empty for other kinds of storage.
 
-    A `dagster.yaml` has one storage, or, as Dagster's chart writes it, one each for events, runs and schedules.
+    A `dagster.yaml` has one storage, or, as written by Dagster's chart, one each for events, runs and schedules.
     """
     parts = (ref.storage_data, ref.event_storage_data, ref.run_storage_data, ref.schedule_storage_data)
     found = [_resolved(part, settings, instance) for part in parts if part and part.module_name.partition(".")[0] == "dagster_postgres"]
@@ -124,11 +126,11 @@ def _resolved(part: "ConfigurableClassData", settings: DagsterSettings, instance
     # Only Dagster itself reads the variables that the file names.
     source = "DAGSTER_PG_URL" if "env: DAGSTER_PG_URL" in part.config_yaml else str(instance)
     if source == "DAGSTER_PG_URL" and not settings.dagster_pg_url.get_secret_value():
-        raise Wrong(f"DAGSTER_PG_URL is not set, and {instance} names it", _EXPORT)
+        raise Wrong(f"DAGSTER_PG_URL is not set, but {instance} uses it", _EXPORT)
     resolved = process_config(pg_config(), part.config_dict)
     if not resolved.success or resolved.value is None:
-        # Not Dagster's message, which may quote the values.
-        raise Wrong(f"the storage in {instance} cannot be resolved", "set the variables that it names: dagster instance info")
+        # Without Dagster's message, which may quote the values.
+        raise Wrong(f"the storage in {instance} cannot be resolved", "set the variables that it names; check with `dagster instance info`")
     fix = "start it, or set DAGSTER_PG_URL to where it is" if source != str(instance) else f"start it, or correct the storage in {instance}"
     return _Storage(pg_url_from_config(resolved.value), source, fix)
 
@@ -151,13 +153,13 @@ def _encoding(connection: "psycopg.Connection", storage: _Storage) -> Result:
     if encoding == ENCODING:
         return ok(storage.where)
     return wrong(
-        f"{storage.where}: the database is encoded in {encoding}, and must be in {ENCODING}: names of files are in it",
-        f"CREATE DATABASE new ENCODING '{ENCODING}' TEMPLATE template0, copy the tables with pg_dump and psql, and use it here",
+        f"{storage.where}: the database is encoded in {encoding}, and must be in {ENCODING}, since it stores file names",
+        f"CREATE DATABASE new ENCODING '{ENCODING}' TEMPLATE template0, copy the tables with pg_dump and psql, and use the new database",
     )
 
 
 def _heartbeat(ref: "InstanceRef", storage: _Storage, work: WorkSettings) -> Result:
-    """Whether the heartbeat of the bucket sensor is fresh. If not, uploads are not seen or get no runs."""
+    """Whether the heartbeat of the bucket sensor is recent. If not, uploads are not seen or get no runs."""
     from qa_platform.cli.doctor.sensor import why_silent
 
     beaten_at = _last_heartbeat(storage)
@@ -176,7 +178,7 @@ def _last_heartbeat(storage: _Storage) -> float | None:
 
 
 def _last_materialization(connection: "psycopg.Connection", asset: str) -> float | None:
-    """The time of an asset's last materialisation in Dagster's storage; None if there is none, or no storage yet."""
+    """The time of an asset's last materialisation in Dagster's storage. None if there is none, or no storage yet."""
     from dagster import EventLogRecord
     from dagster._serdes import deserialize_value
 
@@ -184,7 +186,7 @@ def _last_materialization(connection: "psycopg.Connection", asset: str) -> float
     if exists != (True,):
         return None
     row = connection.execute("SELECT last_materialization FROM asset_keys WHERE asset_key = %s", [json.dumps([asset])]).fetchone()
-    # Not the column with the time: its time zone is that of the session that wrote it.
+    # Not the timestamp column, which is in the time zone of the session that wrote it.
     return deserialize_value(row[0], EventLogRecord).event_log_entry.timestamp if row and row[0] else None
 
 

@@ -1,4 +1,4 @@
-"""Runs the parts of the doctor side by side, each with a deadline, and collects what they find."""
+"""Runs the parts of the doctor in parallel, with a deadline, and collects their findings."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from qa_platform.cli.extras import how_to_install
 from qa_platform.errors import QaPlatformError
 from qa_platform.settings import SETTINGS_ADVICE, wrong_settings
 
-# Longer than the ten seconds within which PostgreSQL must accept a connection, so that its own message is reported.
+# Longer than the ten-second connection timeout of PostgreSQL, so that its own message is reported.
 DEADLINE_SECONDS = 15.0
 # In the order in which they depend on each other.
 PARTS = (
@@ -23,7 +23,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class _Running:
-    """A part in a thread: the results so far, and the end of the thread."""
+    """A part running in a thread: its results so far, and a future for its end."""
 
     part: Part
     results: list[Result]
@@ -31,7 +31,7 @@ class _Running:
 
 
 def examine(deadline: float = DEADLINE_SECONDS) -> list[Finding]:
-    """All findings, in the order in which things depend on each other. A check without a result after ``deadline`` seconds is wrong."""
+    """All findings, in the order of PARTS. A part that does not end within ``deadline`` seconds has failed."""
     over = time.monotonic() + deadline
     running = [_begin(part) for part in PARTS]
     return [finding for part in running for finding in _findings(part, over, deadline)]
@@ -41,7 +41,7 @@ def _begin(part: Part) -> _Running:
     results: list[Result] = []
 
     def run() -> None:
-        # One by one: the results before an error are kept.
+        # One by one, to keep the results before an error.
         for result in part.examine():
             results.append(result)  # noqa: PERF402
 
@@ -76,16 +76,16 @@ def _problem(running: _Running, over: float, deadline: float) -> Result | None:
 
 
 def explained(error: Exception) -> Result:
-    """What is wrong, and what to do, for the error of a part. It shows no secret."""
+    """The result for an error that ended a part. It contains no secret."""
     if isinstance(error, Wrong):
         return error.result
     if message := wrong_settings(error):
         return wrong(message, SETTINGS_ADVICE)
     if isinstance(error, QaPlatformError):
-        return wrong(error.cause, error.advice or "fix that, and check again: qa-platform doctor")
+        return wrong(error.cause, error.advice or "fix that, then run qa-platform doctor again")
     if isinstance(error, ImportError):
         return wrong(
             f"the package {error.name} is not installed", how_to_install(error.name or "") or f"pip install '{DISTRIBUTION}[platform]'"
         )
-    # Not its text, which may hold a secret.
+    # Without its message, which may contain a secret.
     return wrong(f"an unexpected {type(error).__name__}", "report it, with the version that `qa-platform --version` shows")

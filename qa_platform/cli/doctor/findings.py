@@ -1,4 +1,4 @@
-"""What the doctor reports: the results of the checks, and the parts that the checks are grouped in."""
+"""The types of the doctor: the parts, which group the checks, and their results."""
 
 import enum
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ IN_THE_STACK = "on a laptop: qa-platform local run -- qa-platform doctor"
 
 
 class State(enum.StrEnum):
-    """The outcome of a check. ``UNKNOWN``: it was not made, because something that it needs is wrong or not permitted."""
+    """The outcome of a check. ``UNKNOWN``: it was not made, because something it needs is wrong or not permitted."""
 
     OK = "ok"
     WRONG = "wrong"
@@ -18,7 +18,7 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one check. ``fix`` says, where something is wrong, what to do: a command, or a variable to set."""
+    """The outcome of one check. If something is wrong, ``fix`` says what to do: a command, or a variable to set."""
 
     state: State
     detail: str
@@ -38,7 +38,7 @@ def unknown(detail: str) -> Result:
 
 
 class Wrong(Exception):
-    """Ends a part: the check that raises it is wrong, and the ones after it cannot be made."""
+    """Ends a part: the current check has failed, and the later ones cannot be made."""
 
     def __init__(self, detail: str, fix: str) -> None:
         super().__init__(detail)
@@ -51,9 +51,9 @@ class Part:
 
     Args:
         names: the checks, in order.
-        examine: yields one result for each name, in this order. It reads the settings of its part itself: wrong settings are a finding
-            of this part, and must not end the others.
-        where: what is examined, for the message that it did not answer in time.
+        examine: yields one result per name, in this order. It reads its settings itself, so that wrong settings are a finding of this
+            part and do not end the others.
+        where: what is examined, for the message about a timeout.
     """
 
     names: tuple[str, ...]

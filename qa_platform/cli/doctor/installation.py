@@ -7,7 +7,7 @@ from importlib import metadata
 
 from qa_platform.cli.doctor.findings import DISTRIBUTION, Part, Result, ok, wrong
 
-# Packages whose versions are shown where all is well.
+# Packages whose versions are shown when all is well.
 _SHOWN_PACKAGES = ("dagster", "pachyderm-sdk", "google-cloud-storage", "psycopg", "openvino")
 
 
@@ -44,7 +44,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _unfit_packages() -> Iterator[tuple[str, str]]:
-    """The project's requirements that are not met: what is wrong, and what to install. Packages of extras need not be installed."""
+    """The requirements that are not met, as (problem, what to install). Packages of extras may be missing."""
     from packaging.requirements import Requirement
 
     seen = set()

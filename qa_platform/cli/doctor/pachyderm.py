@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from qa_platform.provisioning.pipelines import Options
 
-# It introduced CreatePipelineV2, which compares specifications.
+# The first version with CreatePipelineV2, which compares specifications.
 _OLDEST_VERSION = (2, 8)
 _SUPPORTED_VERSION = (2, 12)
 _RELEASE_TAG = re.compile(r"v?(?P<version>\d+\.\d+(\.\d+)*\S*)")
@@ -55,7 +55,7 @@ def _cluster(client: "Client", settings: PachydermSettings) -> Iterator[Result]:
     yield roles
     deployed = {name: find_pipeline(client, name) for name in (ANSWER_PIPELINE, LOAD_PIPELINE)}
     options = deployed_options(deployed.values())
-    # Those that `apply` is to be given. The embedded pachd runs the programs without images.
+    # The options for the `apply` commands in the fixes. The embedded pachd needs no images.
     is_embedded = client.get_version().additional == EMBEDDED_PACHD
     named = options or (None if is_embedded else Options(registry="REGISTRY", tag="TAG"))
     yield _repo(client, fix=_apply_command(named))
@@ -75,7 +75,7 @@ def _pachd(client: "Client", settings: PachydermSettings) -> Result:
     address = settings.pachd_address
     try:
         version = client.get_version()
-        # The version needs no token. Repos need one, where pachd has authentication.
+        # Reading the version needs no token. Listing repos does, if authentication is on.
         list(client.pfs.list_repo())
     except grpc.RpcError as error:
         code = error.code()
@@ -96,7 +96,7 @@ def _pachd(client: "Client", settings: PachydermSettings) -> Result:
 
 
 def _roles(client: "Client") -> tuple[Result, set[str]]:
-    """Whether the token's user has every role that the platform needs, and the roles that it lacks."""
+    """Whether the token's user has every role that the platform needs, and the missing roles."""
     from qa_platform.provisioning.roles import ROLES, grant_commands, lacking_roles
 
     lack = lacking_roles(client)
@@ -104,7 +104,7 @@ def _roles(client: "Client") -> tuple[Result, set[str]]:
         return ok("authentication is off: everybody may do everything"), set()
     user, lacking = lack
     if not lacking:
-        return ok(f"{user} may do all that the platform does"), set()
+        return ok(f"{user} has every role that the platform needs"), set()
     missing = ", ".join(f"{role.name} on the {role.where} ({role.purpose})" for role in ROLES if role.name in lacking)
     fix = f"as an administrator: {grant_commands(user, lacking)}; this replaces its other roles there"
     return wrong(f"{user} lacks {missing}", fix), lacking
@@ -113,7 +113,7 @@ def _roles(client: "Client") -> tuple[Result, set[str]]:
 def _repo(client: "Client", *, fix: str) -> Result:
     from pachyderm_sdk.api import pfs
 
-    # Not the list, which leaves out repos that this user may not see.
+    # Not `list_repo`, which omits repos that this user may not see.
     exists = client.pfs.repo_exists(repo=pfs.Repo.from_uri(QUESTIONS_REPO))
     return ok("it exists") if exists else wrong(f"there is no repo {QUESTIONS_REPO}", fix)
 
@@ -142,7 +142,7 @@ def _pipeline(
     *,
     options: "Options | None",
 ) -> Result:
-    """The first of image, specification and state that is wrong."""
+    """The first problem with the image, the specification or the state."""
     apply = _apply_command(options)
     if info is None:
         return wrong(f"there is no pipeline {name}", apply)
@@ -156,10 +156,10 @@ def _image(info: "pps.PipelineInfo", spec: dict[str, Any], options: "Options | N
     own_base = spec["transform"]["image"].rpartition(":")[0]
     release = _RELEASE_TAG.fullmatch(tag)
     if base != own_base:
-        return wrong(f"its image {image} is not this project's, which is called {own_base.rpartition('/')[2]}", _apply_command(options))
+        return wrong(f"its image {image} is not this project's image {own_base.rpartition('/')[2]}", _apply_command(options))
     if release and release["version"] != version:
         right = replace(options, tag=tag.replace(release["version"], version)) if options else options
-        return wrong(f"its image {image} is not of this version, {version}", _apply_command(right))
+        return wrong(f"its image {image} is not of this version ({version})", _apply_command(right))
     return None
 
 
@@ -212,7 +212,7 @@ def _job_that_does_not_start(client: "Client", name: str) -> "pps.JobInfo | None
     from qa_platform.provisioning.stuck_jobs import RESTARTS
 
     try:
-        # A job that has processed something did start in the end.
+        # A job that has processed something did start eventually.
         return next((job for job in running_jobs(client, name) if job.restart >= RESTARTS and not job.data_processed), None)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.PERMISSION_DENIED:

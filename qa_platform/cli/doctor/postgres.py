@@ -49,7 +49,7 @@ def _connected(settings: PostgresSettings) -> "psycopg.Connection":
 
 
 def _check_revision_is_readable(connection: "psycopg.Connection", settings: PostgresSettings) -> None:
-    """Check the permission to read the revision first: without it nothing is known of the tables."""
+    """Check the permission to read the revision. Without it, nothing else about the tables can be checked."""
     from qa_platform.loading.migrate import VERSION_TABLE
 
     query = "SELECT to_regclass(%s) IS NULL OR has_table_privilege(to_regclass(%s), 'SELECT')"
@@ -86,24 +86,24 @@ def _privileges(connection: "psycopg.Connection", settings: PostgresSettings) ->
     if connection.execute("SELECT has_database_privilege(current_database(), 'TEMPORARY')").fetchone() != (True,):
         grant = f"GRANT TEMPORARY ON DATABASE {_identifier(settings.dbname)} TO {user}"
         return wrong(
-            f"{settings.user} may not make temporary tables, which loading a file again takes",
+            f"{settings.user} may not create temporary tables, which reloading a file needs",
             f"as the owner of the database: psql -c {shlex.quote(grant)}",
         )
     return ok(f"{settings.user} may read and write all {len(_TABLES)} tables")
 
 
 def _archiving(settings: PostgresSettings) -> Result:
-    """Whether the sources of all files that are done could be archived."""
+    """Whether the sources of all finished files could be archived."""
     from qa_platform.ledger import Ledger
 
     with Ledger(settings) as ledger:
         stuck = ledger.unarchived_files(limit=_COUNTED)
     if not stuck:
-        return ok("no source of a file that is done is stuck in incoming/")
+        return ok("no answered or rejected file is stuck in incoming/")
     first = stuck[0]
     return wrong(
         f"the source of {first.version.name!r} cannot be archived{_others(len(stuck))}: {first.archive_error}",
-        "fix what the message says, and it is archived; `qa-platform status FILE` shows the whole message",
+        "fix the reported cause; it is then archived. `qa-platform status FILE` shows the full message",
     )
 
 
@@ -116,16 +116,16 @@ def _publishing(settings: PostgresSettings) -> Result:
     with Ledger(settings) as ledger:
         unwritten = ledger.unwritten_csvs(limit=_COUNTED)
     if not unwritten:
-        return ok("the bucket has refused none")
+        return ok("no answered CSV was refused")
     first = unwritten[0]
     return wrong(
         f"the answered CSV of {first.version.name!r} cannot be written to the bucket{_others(len(unwritten))}: {first.csv_error}",
-        "fix what the message says, and it is written; `qa-platform status FILE` shows the whole message",
+        "fix the reported cause; it is then written. `qa-platform status FILE` shows the full message",
     )
 
 
 def _others(stuck: int) -> str:
-    """How many files there are beside the one that is named. At most `_COUNTED` were counted."""
+    """The number of other files, in words. At most `_COUNTED` were counted."""
     if stuck == 1:
         return ""
     return f", and {'at least ' if stuck == _COUNTED else ''}{stuck - 1} more"

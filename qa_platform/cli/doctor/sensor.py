@@ -1,4 +1,4 @@
-"""Why the sensor that finds uploads is silent: what Dagster's storage has of its daemon, of the sensor, and of its last tick."""
+"""Why the sensor that finds uploads is silent: the daemon, the sensor and its last tick, as recorded in Dagster's storage."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dagster_shared.error import SerializableErrorInfo
 
 _SENSOR = "incoming_files"
-# Of the heartbeats that a daemon writes, so many are missed before it counts as dead.
+# A daemon that has missed this many heartbeats counts as dead.
 _MISSED = 4
 _SHOWN = 300
 
@@ -27,10 +27,10 @@ class Silence:
 
 
 def why_silent(ref: "InstanceRef", *, since: float) -> Silence:
-    """The first reason that is found.
+    """The first reason found.
 
     Args:
-        since: the time of the last heartbeat. The tables of Dagster's storage exist since then at the latest.
+        since: the time of the last heartbeat. There was one, so the tables of Dagster's storage exist.
     """
     from dagster import DagsterInstance
     from dagster._core.definitions.run_request import InstigatorType
@@ -48,9 +48,9 @@ def _dead_daemon(instance: "DagsterInstance") -> Silence | None:
     age = time.time() - sign.timestamp if sign else None
     if age is not None and age <= _MISSED * DEFAULT_HEARTBEAT_INTERVAL_SECONDS:
         return None
-    last = "" if age is None else f"; its last sign of life was {age:.0f} s ago"
+    last = "" if age is None else f"; it last reported {age:.0f} s ago"
     return Silence(
-        f"Dagster's daemon does not run{last}", "start Dagster's daemon: dagster-daemon run -w workspace.yaml, or its deployment"
+        f"Dagster's daemon is not running{last}", "start Dagster's daemon: dagster-daemon run -w workspace.yaml, or its deployment"
     )
 
 
@@ -77,7 +77,7 @@ def _of_tick(tick: "InstigatorTick | None", since: float) -> Silence:
         )
     age = f"{time.time() - tick.timestamp:.0f} s ago"
     if tick.status is TickStatus.STARTED:
-        return Silence(f"the tick of {age} has not ended", "look at the log of the tick in Dagster, and restart the code location")
+        return Silence(f"the tick that began {age} has not ended", "look at the log of the tick in Dagster, and restart the code location")
     if tick.status is TickStatus.FAILURE:
         return Silence(f"its last tick, {age}, failed: {_said(_root(tick.error))}", "fix that; the next tick tries again")
     said = f": {_said(tick.skip_reason)}" if tick.skip_reason else " without a heartbeat"

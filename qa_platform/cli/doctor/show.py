@@ -16,7 +16,7 @@ _STATE_WIDTH = 9
 
 
 def show(findings: Sequence[Finding], out: "Console") -> None:
-    """Print a line for each finding, and its fix below what is wrong. A terminal breaks lines between words."""
+    """Print a line per finding, and the fix below each problem. On a terminal, lines break between words."""
     from rich.table import Table
 
     rows = list(_rows(findings))
@@ -33,7 +33,7 @@ def show(findings: Sequence[Finding], out: "Console") -> None:
 
 
 def _verdict(findings: Sequence[Finding]) -> tuple[State, str]:
-    """The worst state, and the names of what is in it."""
+    """The worst state, and a summary of the findings in it."""
     for state, word in ((State.WRONG, "wrong"), (State.UNKNOWN, "not checked")):
         if names := [finding.name for finding in findings if finding.state is state]:
             return state, f"{word}: {', '.join(names)}"

@@ -1,6 +1,6 @@
 """The variables of the code location: whether Dagster's runs can use them.
 
-Those that name a service are read by the part that connects to it.
+Variables that name a service are checked by the part that connects to it.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ _READ: tuple[Callable[[], object], ...] = (
 def _examine() -> Iterator[Result]:
     found = [error for read in _READ if (error := _error_of(read))]
     if not found:
-        yield ok("all can be used")
+        yield ok("all are valid")
         return
     advice = dict.fromkeys(error.advice for error in found)
     yield wrong("; ".join(error.cause for error in found), "; ".join(advice) or SETTINGS_ADVICE)

@@ -1,4 +1,4 @@
-"""The pipelines' workers: whether they reach PostgreSQL, as their last job tells, and whether their memory holds the model."""
+"""The pipelines' workers: whether they reach PostgreSQL, judged by their last job, and whether the model fits into their memory."""
 
 import re
 from itertools import islice
@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from pachyderm_sdk import Client
     from pachyderm_sdk.api import pps
 
-# Of the loader's newest jobs. Those that found nothing to load tell nothing.
+# How many of the loader's newest jobs are examined. Jobs with nothing to load are inconclusive.
 _JOBS = 20
-# Of a failed job: a process that was killed leaves no reason.
+# How many datums of a failed job are examined. A killed process leaves no reason.
 _DATUMS = 20
-# Parameters of the models that the images come with, since the code location has no weights to count: the bundled one, and the default of
-# a deployment.
+# Parameter counts of the models in the images: the bundled one and a deployment's default. The code location has no weights to count.
 PARAMETERS = {"bundled": 22_566_146, "distilbert/distilbert-base-uncased-distilled-squad": 66_364_418}
-# What an answering process takes at its peak, in every precision: about this, and twice its weights in 32 bits. See the tables of
+# Peak memory of an answering process, in any precision: about this, plus twice its weights in 32 bits. See the tables of
 # `make bench ARGS=answering`.
 _PROCESS_BYTES = 400 * 2**20
 _BYTES_OF_PARAMETER = 2 * 4
@@ -29,7 +28,7 @@ _UNITS = {unit: 1000**power for power, unit in enumerate(("", "k", "M", "G", "T"
 
 
 def reach(client: "Client") -> Result:
-    """Whether the workers reach PostgreSQL: what the newest job says that loaded something, or failed to."""
+    """Whether the workers reach PostgreSQL, by the newest job that loaded something or failed to."""
     import grpc
 
     from qa_platform.clients.pachyderm import is_code, is_unfinished, job_of
@@ -41,14 +40,14 @@ def reach(client: "Client") -> Result:
     except grpc.RpcError as error:
         if is_code(error, grpc.StatusCode.PERMISSION_DENIED):
             return unknown("not permitted to see the jobs of the pipeline: a role is missing")
-        # There is no pipeline, or a job is just ending.
+        # The pipeline does not exist, or a job is just ending.
         if not is_code(error, grpc.StatusCode.NOT_FOUND) and not is_unfinished(error):
             raise
     return ok("not known yet: no job has loaded a file, or failed to")
 
 
 def _told(client: "Client", job: "pps.JobInfo") -> Result | None:
-    """What a job tells of the database, or None. A file's own fault is found by a worker that has connected."""
+    """What a job says about the database; None if inconclusive. A fault of the file itself proves that the worker has connected."""
     from pachyderm_sdk.api import pps
 
     from qa_platform.batches.blame import FailedDatum
@@ -65,7 +64,8 @@ def _told(client: "Client", job: "pps.JobInfo") -> Result | None:
             advice = f"{fault.advice}; " if fault.advice else ""
             return wrong(
                 f"job {job.job.id}: {fault.cause}",
-                f"{advice}for a connection, set QA_PIPELINES_PG_HOST to a host that its pods reach, then: qa-platform pachyderm apply",
+                f"{advice}if its pods cannot connect, set QA_PIPELINES_PG_HOST to a host that they can reach, then: "
+                "qa-platform pachyderm apply",
             )
         if fault:
             return ok(f"job {job.job.id} reached it")
@@ -73,29 +73,29 @@ def _told(client: "Client", job: "pps.JobInfo") -> Result | None:
 
 
 def memory(info: "pps.PipelineInfo | None") -> Result:
-    """Whether the memory of an answering worker holds the model."""
+    """Whether the model fits into the memory of an answering worker."""
     model = ModelSettings().model
     if info is None:
         return unknown("not checked: there is no pipeline")
     limit = info.details.resource_limits.memory
     if not limit:
-        return ok("the workers have no limit")
+        return ok("the workers have no memory limit")
     if model not in PARAMETERS:
-        return ok(f"limited to {limit}; what {model} takes is not known here: make bench ARGS=answering shows it")
+        return ok(f"limited to {limit}; the memory need of {model} is unknown: measure it with make bench ARGS=answering")
     needed = _PROCESS_BYTES + PARAMETERS[model] * _BYTES_OF_PARAMETER
     text = f"limited to {limit}; {model} takes about {needed / 2**20:.0f} MiB"
     if bytes_of(limit) >= needed:
         return ok(text)
-    return wrong(f"{text}: workers are killed", "raise resource_limits.memory in QA_PIPELINES_PATCH, then: qa-platform pachyderm apply")
+    return wrong(f"{text}: workers will be killed", "raise resource_limits.memory in QA_PIPELINES_PATCH, then: qa-platform pachyderm apply")
 
 
 def bytes_of(quantity: str) -> float:
-    """The bytes of a quantity of memory in Kubernetes' words, such as ``2Gi`` or ``1.5e9``.
+    """The bytes of a Kubernetes memory quantity, such as ``2Gi`` or ``1.5e9``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a quantity.
     """
     found = re.fullmatch(r"([0-9.]+(?:[eE]\d+)?)([kMGT]?|[KMGT]i)", quantity)
     if not found:
-        raise ValueError(f"{quantity!r} is no quantity of memory")
+        raise ValueError(f"{quantity!r} is not a quantity of memory")
     return float(found[1]) * _UNITS[found[2]]

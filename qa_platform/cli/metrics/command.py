@@ -19,13 +19,18 @@ class _Address(click.ParamType):
 
 @click.command()
 @click.option(
-    "--listen", type=_Address(), default=DEFAULT_LISTEN, show_default=True, help="Where to serve. Anybody who reaches it may read."
+    "--listen",
+    type=_Address(),
+    default=DEFAULT_LISTEN,
+    show_default=True,
+    help="Where to serve. Anyone who can reach it can read the metrics.",
 )
 def metrics(listen: tuple[str, int]) -> None:
     """Serve metrics for Prometheus, until Ctrl-C.
 
     They are read at each scrape, within seconds, from PostgreSQL, the bucket, Pachyderm and Dagster's storage, as the environment names
-    them. What is unavailable is left out, and the rest is served. Nothing is changed. No name of a file, password, token or key is shown.
+    them. If a service is unavailable, the others' metrics are still served. Nothing is changed. File names, passwords, tokens and keys are
+    never shown.
     """
     import signal
     import sys
@@ -36,10 +41,10 @@ def metrics(listen: tuple[str, int]) -> None:
     from qa_platform.cli.terminal import one_line
     from qa_platform.errors import InputError
 
-    # A container's first process ends by a signal only if it says so.
+    # The first process of a container ignores signals for which it has no handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     exporter = Exporter(lambda text: click.echo(one_line(text), err=True))
-    # The first reading imports what it needs, which may take longer than a scrape.
+    # The first reading imports its libraries, which may take longer than a scrape.
     list(exporter.collect())
     registry = CollectorRegistry(auto_describe=False)
     registry.register(exporter)

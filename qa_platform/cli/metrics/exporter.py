@@ -1,4 +1,4 @@
-"""Reads everything side by side at each scrape, each reading within a deadline, and serves the result to Prometheus."""
+"""Runs all readings in parallel at each scrape, each with a deadline, and serves the result to Prometheus."""
 
 import threading
 import time
@@ -12,19 +12,19 @@ from qa_platform.cli.deadline import begin
 from qa_platform.cli.doctor.examine import explained
 from qa_platform.cli.metrics.readings import READINGS, SERVICES, Read
 
-# Prometheus gives up on a scrape after ten seconds, unless told otherwise.
+# Less than Prometheus' default scrape timeout of ten seconds.
 DEADLINE_SECONDS = 8.0
 
 
 class Exporter(Collector):
-    """The metrics of the platform, read anew whenever they are collected.
+    """The metrics of the platform, read anew at each collection.
 
-    What cannot be read within the deadline is left out, and counts as unavailable; the rest is there all the same. Scrapes at the same
-    time share their readings, and none is begun before the one before it has ended: a service that hangs holds one thread.
+    A reading that misses the deadline is left out and counts as unavailable; the others are still served. Concurrent scrapes share their
+    readings, and a reading never starts before its predecessor has ended: a service that hangs holds one thread.
 
     Args:
-        tell: is told, once, when something becomes unavailable, and when it is available again. It is told no secret.
-        deadline: seconds that a scrape takes at most.
+        tell: called once when a reading fails, and once when it works again. Its text contains no secret.
+        deadline: the longest that a scrape takes, in seconds.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Exporter(Collector):
 
 
 class _Reading:
-    """One reading: made in a thread, one at a time."""
+    """One reading. It runs in a thread, one at a time."""
 
     def __init__(self, name: str, read: Read, tell: Callable[[str], object]) -> None:
         self.name = name
@@ -64,14 +64,14 @@ class _Reading:
         self._problem = ""
 
     def begin(self) -> Future[list[Metric]]:
-        """Begin to read, unless that is under way."""
+        """Start the reading, unless it is in progress."""
         with self._lock:
             if self._future is None or self._future.done():
                 self._future = begin(lambda: list(self._read()), f"metrics-{self.name}")
             return self._future
 
     def result(self, future: Future[list[Metric]], over: float) -> list[Metric] | None:
-        """What was read; None if that failed, or has not ended by the time ``over``."""
+        """The metrics; None if the reading failed, or has not ended by the time ``over``."""
         try:
             metrics = future.result(max(0.0, over - time.monotonic()))
         except TimeoutError:
@@ -87,4 +87,4 @@ class _Reading:
         with self._lock:
             is_new, self._problem = problem != self._problem, problem
         if is_new:
-            self._tell(f"{self.name}: {problem or 'is read again'}")
+            self._tell(f"{self.name}: {problem or 'available again'}")

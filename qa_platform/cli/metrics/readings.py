@@ -1,6 +1,6 @@
-"""What is read at a scrape, and the metrics that are made of it. Settings are read each time: mounted secrets may have changed.
+"""The readings of a scrape, and their metrics. Settings are read each time, because mounted secrets may have changed.
 
-No label is the name of a file or of anything else that people choose.
+No label contains a file name or any other text that users choose.
 """
 
 import time
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 Read = Callable[[], Iterable[Metric]]
 
-# Statements end before the deadline of a scrape, so that none outlives it.
+# Shorter than the deadline of a scrape, so that no statement outlives it.
 _STATEMENT_SECONDS = 5.0
-# What is recent: files that were loaded within an hour, among the newest, and that many of their rows.
+# Recent files: loaded within this time, at most this many, the newest first. At most this many of their rows are read.
 _RECENT_SECONDS = 3600.0
 _RECENT_FILES = 1_000
 _RECENT_ROWS = 100_000
@@ -75,7 +75,7 @@ def _files() -> Iterator[Metric]:
     yield _gauge(
         "qa_oldest_waiting_seconds", "Age of the file that has waited longest to be loaded; 0 if none waits.", totals.oldest_seconds
     )
-    yield _gauge("qa_deferred_files", "Files that wait, uncharged, for something other than themselves.", totals.deferred)
+    yield _gauge("qa_deferred_files", "Deferred files: they wait for an external cause, and are not charged.", totals.deferred)
     yield _gauge("qa_charged_failures", "Failures charged to files that wait or are parked as failed.", totals.charged)
     yield _gauges("qa_claims", "Claims on files, by state.", "state", {"held": totals.held, "expired": totals.expired})
     yield _gauge("qa_archive_errors", "Files that are done and whose source could not be archived.", totals.archive_errors)
@@ -99,7 +99,7 @@ def _recent() -> Iterator[Metric]:
         low_score = CheckSettings().low_score
         scores = recent_scores(connection, records, low_score=low_score, limit=_RECENT_ROWS, seconds=_STATEMENT_SECONDS)
     yield _gauge("qa_recent_scored_answers", "Answers of the recent files whose scores were read, at most 100000.", scores.rows)
-    yield _gauge("qa_recent_low_score_answers", "Those of them with a score below QA_LOW_SCORE.", scores.low)
+    yield _gauge("qa_recent_low_score_answers", "Scored answers of the recent files with a score below QA_LOW_SCORE.", scores.low)
 
 
 def _stages(records: Sequence["FileRecord"]) -> Metric:
@@ -139,7 +139,7 @@ def _jobs() -> Iterator[Metric]:
 
 def _restarts(info: "pps.JobInfo") -> int:
     is_recent = info.created.timestamp() > time.time() - _RECENT_SECONDS
-    # A job that has processed something did start in the end.
+    # A job that has processed something did start eventually.
     return info.restart if is_recent and not info.data_processed else 0
 
 
@@ -162,6 +162,6 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Me
     return family
 
 
-# Whether each answers is `qa_up`; the rest is read only if it can be, which is `qa_read_success`.
+# `qa_up` says whether each service answers, `qa_read_success` whether each of the other readings worked.
 SERVICES: Mapping[str, Read] = {"postgres": _postgres, "bucket": _bucket, "pachd": _pachd, "dagster": _dagster}
 READINGS: Mapping[str, Read] = {"files": _files, "recent": _recent, "jobs": _jobs, "certificates": _certificates}

@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", required=False, type=FILE_NAME)
-@click.option("-w", "--watch", is_flag=True, help="Keep showing it until nothing is in work any more.")
+@click.option("-w", "--watch", is_flag=True, help="Follow the files until none is in progress.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many recorded files are shown, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def status(file: str | None, watch: bool, limit: int, as_json: bool) -> None:
-    """The state of each file, or of every generation of FILE.
+    """Show the state of each file, or of every generation of FILE.
 
     \b
     uploaded    in the bucket, not seen by the sensor yet
     pending     waits for a run, the first one or another attempt
-    running     is reading, answering or loading, as far as that is known; ROWS is done/all
-    waiting     running, but Pachyderm cannot start its job
+    running     shown as reading, answering or loading once that is known; ROWS is done/all
+    waiting     running, but Pachyderm cannot start its job; the reason is shown
     loaded      the answers are in the table; the source is still to be archived
     finished    loaded and archived
-    unchanged   the content is that of the answered generation
+    unchanged   same content as the answered generation
     superseded  a newer version came, or the upload was deleted, before this one was loaded
     rejected    cannot be read as a CSV of questions
     failed      given up after several attempts, until `qa-platform retry`
     forgotten   removed by `qa-platform forget`; upload the file again to have it answered
 
-    NONE counts the rows for which the model says that there is no answer. TOOK is the time from the start to the answers in the table;
-    with --watch, while a file is answering, it is ~ and the time left for its batch, by the rows done per second. AGE is the time since a
-    file entered its state, as far as that is recorded: since a pending file was first seen, a running one started, any other one loaded.
+    NONE counts the rows for which the model says that there is no answer. TOOK is the time from the start of the run until the answers
+    were in the table. With --watch, a file that is being answered shows ~ and the estimated time left for its batch instead. AGE is the
+    time since a pending file was first seen, a running one was started, or any other was loaded (if it never was: archived or started).
 
-    With --watch a terminal shows a table that is kept up to date. A file or a pipe gets a line (with --json an object) for every change
-    of a file that is in work, and for every tenth of its rows. The command ends when nothing is in work, with exit status 1 if one of
-    the files failed or was rejected. It continues while services are unavailable.
+    With --watch, a terminal shows a table that is kept up to date. A file or a pipe gets a line (with --json an object) for every change
+    of a file in progress, and for every tenth of its rows. The command ends when nothing is in progress, with exit status 1 if a file
+    failed or was rejected. It keeps running while services are unavailable.
     """
     from qa_platform.cli.status.observe import Observer, ObserverSettings
     from qa_platform.cli.status.watch import Watch
@@ -61,7 +61,7 @@ def _show(observer: "Observer", *, as_json: bool) -> None:
     if observer.name and not snapshot.files:
         raise InputError("; ".join(("no such file was ever uploaded", *snapshot.problems)), where=observer.name)
     if snapshot.is_cut:
-        click.echo(f"of the files that are done, only the newest {observer.limit} are shown; --limit shows more", err=True)
+        click.echo(f"only the newest {observer.limit} are shown, and those in progress; --limit shows more", err=True)
     if as_json:
         for state in snapshot.files:
             click.echo(json_line(line_of(state)))
@@ -75,11 +75,11 @@ def _show(observer: "Observer", *, as_json: bool) -> None:
 
 
 def _watch(watch: "Watch", *, as_json: bool) -> int:
-    """Show what is watched until nothing is in work. Returns the exit status."""
+    """Show the watched files until nothing is in work. Returns the exit status."""
     from qa_platform.cli.status.follow import follow
     from qa_platform.cli.status.render import outcome
 
     follow(watch, as_json=as_json)
     if not as_json:
-        click.echo(f"nothing is in work{': ' if watch.files else ''}{outcome(watch.files)}")
+        click.echo(f"nothing is in progress{': ' if watch.files else ''}{outcome(watch.files)}")
     return 1 if any(file.unwell for file in watch.files) else 0

@@ -1,4 +1,4 @@
-"""Shows a watch while it lasts, for `qa-platform status --watch` and `qa-platform upload --wait`."""
+"""Shows the progress of a watch, for `qa-platform status --watch` and `qa-platform upload --wait`."""
 
 import math
 import time
@@ -15,14 +15,14 @@ from qa_platform.cli.status.render import change_line, overview
 from qa_platform.cli.status.watch import Watch
 from qa_platform.cli.terminal import console, one_line
 
-# How often a watch takes a snapshot. The observer asks the bucket and Pachyderm less often where that takes long.
+# The interval between snapshots. The observer asks the bucket and Pachyderm less often if they are slow.
 _WATCH_SECONDS = 1.0
 
 
 def follow(watch: Watch, *, as_json: bool = False, seconds: float = math.inf) -> None:
-    """Show what is watched until nothing is in work any more, or this many seconds have passed.
+    """Show the watched files until nothing is in work, or this many seconds have passed.
 
-    A terminal gets a table that is kept up to date, anything else, or JSON, a line for every change.
+    A terminal shows a table that is kept up to date. Other outputs, and JSON, get a line for every change.
     """
     out = console()
     if out.is_terminal and not as_json:
@@ -32,7 +32,7 @@ def follow(watch: Watch, *, as_json: bool = False, seconds: float = math.inf) ->
 
 
 def _looks(watch: Watch, seconds: float) -> Iterator[list[FileState]]:
-    """Look again and again, and yield what has changed."""
+    """Look repeatedly, and yield the changed files."""
     end = time.monotonic() + seconds
     while True:
         yield watch.look()

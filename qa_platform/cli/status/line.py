@@ -11,13 +11,13 @@ from qa_platform.ledger import FileRecord
 
 @dataclass(frozen=True, slots=True)
 class RecordedFile(FileRecord):
-    """The record of one generation of a file. ``rows_done`` and ``rows_total`` are null where its progress is not known."""
+    """The record of one generation of a file. ``rows_done`` and ``rows_total`` are null while its progress is not known."""
 
     rows_done: int | None = None
     rows_total: int | None = None
 
 
-# For the schema, which describes the fields of both.
+# The JSON schema takes its description from this docstring. It describes the fields of both classes.
 RecordedFile.__doc__ = f"{RecordedFile.__doc__}\n\n{inspect.cleandoc(FileRecord.__doc__ or '')}"
 
 
@@ -32,7 +32,7 @@ class UnseenFile:
 
 
 def line_of(file: FileState) -> RecordedFile | UnseenFile:
-    """What is written of a file."""
+    """The line for a file."""
     if file.record is None:
         return UnseenFile(file.version)
     done, total = file.progress or (None, None)

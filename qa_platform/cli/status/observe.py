@@ -13,15 +13,15 @@ from qa_platform.errors import InputError, QaPlatformError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings, WorkSettings
 
-# The states that no record has: an upload that is not recorded yet, and a running file whose Pachyderm job cannot work.
+# States that no record has: an upload that is not recorded yet, and a running file whose Pachyderm job cannot make progress.
 UPLOADED = "uploaded"
 WAITING = "waiting"
 # The stages of a running file: its CSV is read, its batch is answered, its batch is loaded.
 READING, ANSWERING, LOADING = "reading", "answering", "loading"
 _GONE = "it was overwritten or deleted before a sensor saw it"
-# A listing, or the progress of the jobs, is left out of a snapshot if it takes longer.
+# A listing, or the progress of the jobs, is left out of the snapshot if it takes longer.
 _TIMEOUT_SECONDS = 10.0
-# Back off for this many times the duration of the last call, at least for so long, and for so long after a failure.
+# Back off for this many times the duration of the last call, at least this long; after a failure, for a fixed time.
 _BACKOFF_FACTOR = 10.0
 _LEAST_BACKOFF_SECONDS = 0.5
 _FAILED_BACKOFF_SECONDS = 10.0
@@ -41,9 +41,9 @@ class FileState:
 
     Args:
         record: None until a sensor has seen it.
-        progress: rows done and rows, while that is known.
-        batch: the same of all files of its batch, which is answered and loaded as one.
-        left: the time until its batch is answered, by an estimate; None where there is no basis for one.
+        progress: rows done and rows in total, while that is known.
+        batch: the same for its whole batch, which is answered and loaded as one.
+        left: the estimated time until its batch is answered; None if it cannot be estimated.
         is_gone: it left the bucket before any sensor saw it.
     """
 
@@ -62,7 +62,7 @@ class FileState:
 
     @property
     def stage(self) -> str:
-        """Of a running file, what is done with it, while that is known; else its state."""
+        """The stage of a running file, while that is known; otherwise its state."""
         if self.state != FileStatus.RUNNING or self.record is None:
             return self.state
         if not self.record.pachyderm_commit:
@@ -74,12 +74,12 @@ class FileState:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether its Pachyderm job cannot work. The reason is in ``note``."""
+        """Whether its Pachyderm job cannot make progress. The reason is in ``note``."""
         return self.record is not None and self.record.status is FileStatus.RUNNING and bool(self.record.error)
 
     @property
     def in_work(self) -> bool:
-        # A file that cannot be archived stays as it is until somebody fixes the cause.
+        # A file that cannot be archived stays as it is until the cause is fixed.
         if self.record is None:
             return not self.is_gone
         return self.record.status in _IN_WORK and not self.record.archive_error
@@ -91,7 +91,7 @@ class FileState:
 
     @property
     def note(self) -> str:
-        """The reason for its state, on one line; "" where the state says it all."""
+        """The reason for its state, on one line; "" if there is nothing to add."""
         if self.record is None:
             return _GONE if self.is_gone else ""
         error = one_line(self.record.error)
@@ -108,8 +108,8 @@ class Snapshot:
     """The files at one moment, by PostgreSQL's clock.
 
     Args:
-        problems: what could not be observed.
-        is_cut: there are older records than the observer's limit.
+        problems: messages about what could not be observed.
+        is_cut: there are more records than the observer's limit.
     """
 
     at: datetime
@@ -141,7 +141,7 @@ class Observer:
 
     Args:
         name: the name to observe; None observes all files.
-        limit: how many recorded files are observed, newest first. A file that is in work is observed whatever its age.
+        limit: how many recorded files are observed, newest first. Files in work are always observed.
         versions: observe these, and nothing else.
         settings: how to reach the bucket and Pachyderm.
     """
@@ -155,15 +155,16 @@ class Observer:
     _contents: dict[str, "Contents"] = field(default_factory=dict)
 
     def snapshot(self, also: Sequence[FileVersion] = ()) -> Snapshot:
-        """The files, newest first: uploads that no sensor has seen, then the recorded files; of ``versions`` all, whatever became of them.
+        """The files, newest first: uploads that no sensor has seen, then the recorded files. All of ``versions`` are always included.
 
         Args:
             also: versions that are observed whatever their age.
 
         Raises:
-            InputError, TransientError: PostgreSQL refuses, or is unavailable. An unavailable bucket or pachd is a problem of the snapshot.
+            InputError: PostgreSQL refuses.
+            TransientError: PostgreSQL is unavailable. An unavailable bucket or pachd is only a problem of the snapshot.
         """
-        # The bucket is asked before the ledger: a file leaves `incoming/` only when it is recorded.
+        # The bucket before the ledger: a file leaves `incoming/` only once it is recorded.
         listed = self._unseen.ask(self._incoming)
         with Ledger(PostgresSettings()) as ledger:
             at = ledger.now()
@@ -182,7 +183,7 @@ class Observer:
         """The recorded files, newest first, and whether older ones are left out."""
         if self.versions:
             return list(ledger.records(self.versions).values()), False
-        # One more than is shown, to know whether there are more.
+        # One more than is shown, to know whether records are left out.
         records = ledger.history(name=self.name, limit=self.limit + 1)
         is_cut = len(records) > self.limit
         records = records[: self.limit]
@@ -199,11 +200,11 @@ class Observer:
 
     @property
     def may_overlook_uploads(self) -> bool:
-        """Whether there may be uploads that are not in a snapshot, because the bucket could not be listed and may be later."""
+        """Whether a snapshot may lack uploads because the bucket is temporarily unavailable."""
         return self._unseen.is_unavailable and not self.versions
 
     def _incoming(self) -> list[FileVersion]:
-        # Here, not above: not all that show a state of files have a bucket to ask.
+        # Imported here: not every program that shows the state of files has a bucket.
         from qa_platform.clients import bucket
         from qa_platform.clients.refusals import bucket_errors
 
@@ -236,7 +237,7 @@ class Observer:
         return progress
 
 
-# Rows done and rows, of a file and of its batch, by commit and name.
+# (rows done, rows in total) of a file and of its batch, by commit and name.
 _Progress = dict[tuple[str, str], tuple[tuple[int, int], tuple[int, int]]]
 
 
@@ -246,7 +247,7 @@ def key_of(version: FileVersion) -> tuple[str, int]:
 
 
 class _Cached(Generic[T]):
-    """An optional observation: made with a deadline, and repeated only after a time that is long compared to its duration."""
+    """An optional call: it has a deadline, and is repeated only after a multiple of its duration."""
 
     def __init__(self, what: str) -> None:
         self.problem = ""
@@ -256,7 +257,7 @@ class _Cached(Generic[T]):
         self._last: T | None = None
 
     def ask(self, call: Callable[[], T]) -> T | None:
-        """The result of the call, or of the last call, or None; never an error."""
+        """The result of the call, or the cached one; None after a failure of the platform or a timeout, which ``problem`` explains."""
         started = time.monotonic()
         if started < self._next:
             return self._last

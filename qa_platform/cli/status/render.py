@@ -1,4 +1,4 @@
-"""Renders a snapshot of the files for people: an overview, the details of one file, and lines for a log."""
+"""Renders a snapshot of the files as text: an overview, the details of one file, and lines for a log."""
 
 import shlex
 from collections.abc import Iterable
@@ -24,17 +24,17 @@ _RIGHT = range(2, 8)
 
 
 def overview(snapshot: Snapshot, *, width: int | None, height: int | None = None) -> list[Text]:
-    """The files as lines: one for each, and a second one for its note.
+    """The files as lines: one per file, and a second one for its note.
 
     Args:
-        width: of a line, at most; None cuts nothing.
-        height: lines, at most; None leaves none out. Files in work come first, and the last line counts the files that are left out.
+        width: the longest line; None for no limit.
+        height: the most lines; None for no limit. Files in work come first, and the last line counts the files that are left out.
     """
     files = snapshot.files if height is None else sorted(snapshot.files, key=lambda file: not file.in_work)
     head, *rows = table(("file", *_COLUMNS), [_cells(f, snapshot.at, f.version.shown) for f in files], width=width, right=_RIGHT)
     lines: list[Text] = []
     was_cut = left_out = False
-    # Room is kept for the head and the last two lines.
+    # Leave room for the header and the last two lines.
     room = None if height is None else max(1, height - 3 - len(snapshot.problems))
     for number, (file, row) in enumerate(zip(files, rows, strict=True)):
         note = f"  {file.note}" if file.note else ""
@@ -48,7 +48,7 @@ def overview(snapshot: Snapshot, *, width: int | None, height: int | None = None
             was_cut |= fits != note
             lines.append(Text(fits, "red" if file.unwell else "yellow"))
     if was_cut and not left_out:
-        lines.append(Text("cut (…): `qa-platform status FILE` shows all of it", "dim"))
+        lines.append(Text("notes are cut (…): `qa-platform status FILE` shows them in full", "dim"))
     return [head, *lines, *(Text(problem if width is None else cut(problem, width), "yellow") for problem in snapshot.problems)]
 
 
@@ -71,7 +71,7 @@ def _cells(file: FileState, at: datetime, first: str) -> list[str | Text]:
 def _took(file: FileState, record: FileRecord) -> str:
     if file.left is not None:
         return f"~{age(file.left)}"
-    # A file that is being answered again was loaded before it was started.
+    # A file that is being answered again was loaded before it started.
     if record.loaded_at is None or record.started_at is None or record.loaded_at < record.started_at:
         return ""
     return f"{(record.loaded_at - record.started_at).total_seconds():.1f}s"
@@ -88,17 +88,17 @@ def _since(record: FileRecord) -> datetime:
 
 
 def _cut_end(text: str, width: int) -> str:
-    # Not `cut`, which cuts the middle of a name: the beginning of a message matters.
+    # Not `cut`, which removes the middle: the beginning of a message matters most.
     shorter = Text(text)
     shorter.truncate(width, overflow="ellipsis")
     return shorter.plain
 
 
 def details(snapshot: Snapshot, *, width: int | None) -> list[Text]:
-    """The generations of one file as a table, then all facts of the newest.
+    """The generations of one file as a table, then all facts about the newest.
 
     Args:
-        width: of a line of the table and of a problem, at most; None cuts nothing.
+        width: the longest line of the table; None for no limit.
     """
     rows = [_cells(file, snapshot.at, str(file.version.generation)) for file in snapshot.files]
     lines = table(("generation", *_COLUMNS), rows, width=width, right=_RIGHT)
@@ -120,7 +120,7 @@ def details(snapshot: Snapshot, *, width: int | None) -> list[Text]:
 
 
 def change_line(file: FileState, at: datetime) -> str:
-    """A change of a file as a line of a log: time, name, state, and figures or the reason."""
+    """A log line for a change of a file: time, name, stage, and figures or the reason."""
     figures = ""
     if file.progress:
         left = "" if file.left is None else f", about {age(file.left)} left"

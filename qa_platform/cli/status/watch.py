@@ -10,20 +10,20 @@ from qa_platform.cli.status.observe import ANSWERING, FileState, Observer, Snaps
 from qa_platform.cli.terminal import one_line
 from qa_platform.errors import TransientError
 
-# After the time of so many looks of the sensor, a watch in which nothing happens says where to look.
+# If the uploads are still unseen after this many sensor intervals, the watch suggests what to check.
 _LOOKS_MISSED = 3
 _OVERLOOKED = "no sensor has seen these uploads yet: does Dagster's daemon run, and is the sensor incoming_files switched on?"
 
 
 def facts(file: FileState) -> tuple[object, ...]:
-    """The facts of a file whose change is worth a line of a log. Progress counts in tenths."""
+    """The facts of a file whose change is worth a log line. Progress counts in tenths."""
     done, total = file.progress or (0, 0)
     record = file.record
     return (file.stage, record and (record.attempts, record.error, record.load_id), 10 * done // total if total else None)
 
 
 class Watch:
-    """Follows files over many snapshots until none is in work, and tells each change once."""
+    """Follows files over many snapshots until none is in work, and reports each change once."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -36,9 +36,10 @@ class Watch:
         self.over = False
 
     def look(self) -> list[FileState]:
-        """Take a snapshot, and return the changed files among those that are, or were, in work; with a name, among all that have it.
+        """Take a snapshot, and return the changed files.
 
-        While PostgreSQL is unavailable nothing has changed, and the snapshot has a problem.
+        If the observer observes all files, only those that are or were in work count. While PostgreSQL is unavailable, nothing has
+        changed, and the snapshot has a problem.
 
         Raises:
             InputError: PostgreSQL refuses.
@@ -63,7 +64,7 @@ class Watch:
         return changed
 
     def _with_time_left(self, snapshot: Snapshot) -> Snapshot:
-        """A snapshot whose files that are being answered have the time left, where it can be estimated."""
+        """The snapshot with the time left of the files that are being answered, if it can be estimated."""
         files = []
         for file in snapshot.files:
             if file.stage == ANSWERING and file.record and file.batch:
@@ -74,7 +75,7 @@ class Watch:
 
     @property
     def _is_overlooked(self) -> bool:
-        """Whether only unseen uploads are in work, and a sensor should have seen them by now."""
+        """Whether the sensor should have seen the uploads by now, and has seen none of them."""
         waited = time.monotonic() - self._started > self._patience
         return waited and all(file.record is None for file in self._files.values()) and self.snapshot.in_work
 

@@ -11,18 +11,18 @@ from qa_platform.embedded.gcs.disk import Disk
 from qa_platform.embedded.guard import Guard
 from qa_platform.embedded.serving import Shutdown, server_arguments, write_atomically
 
-# Not shorter than clients wait: they reuse connections, and do not retry every request that finds its connection closed.
+# Longer than clients keep idle connections: they reuse them, and do not retry every request whose connection turns out to be closed.
 _KEEP_ALIVE_SECONDS = 3600
 _GRACEFUL_SECONDS = 3
 
 
 def serve(state: Path, address_file: Path, token: str) -> None:
-    """Serve the buckets of a state folder until told to end.
+    """Serve the buckets of a state folder until asked to end.
 
     Args:
         state: the folder of the buckets.
         address_file: receives ``host:port`` once the emulator serves.
-        token: what clients must send; empty for an emulator that is open.
+        token: the token that clients must send; empty for an open emulator.
     """
     shutdown = Shutdown()
     disk = Disk(state)

@@ -1,4 +1,4 @@
-"""The ASGI application: routes requests to what serves them."""
+"""The ASGI application: routes requests to their handlers."""
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -17,7 +17,7 @@ from qa_platform.embedded.gcs.uploads import Uploads
 
 
 class Emulator:
-    """The application over one state folder."""
+    """The application on one state folder."""
 
     def __init__(self, disk: Disk) -> None:
         self._storage = Storage(disk)
@@ -56,7 +56,7 @@ class Emulator:
         return await self._objects.one(request, target, target.name)
 
     def _check_payer(self, request: Request, target: Target) -> None:
-        # A deleted bucket has no live settings, and a running upload was paid for when it began.
+        # A deleted bucket has no live settings. The payer of a resumable upload was checked when it began.
         of_deleted = not target.has_objects and (target.rest == ("restore",) or "softDeleted" in request.query_params)
         if not of_deleted and "upload_id" not in request.query_params:
             check_payer(self._storage.buckets.get(target.bucket), payer(request))

@@ -1,4 +1,4 @@
-"""Serves the requests about buckets: their settings, policies, access control lists and managed folders."""
+"""Serves requests about buckets: their settings, policies, access control lists and managed folders."""
 
 import re
 from http import HTTPStatus
@@ -18,7 +18,7 @@ _ACLS = ("acl", "defaultObjectAcl")
 
 
 class BucketRequests:
-    """Serves the requests about buckets."""
+    """Serves requests about buckets."""
 
     def __init__(self, storage: Storage) -> None:
         self._buckets = storage.buckets
@@ -65,7 +65,7 @@ class BucketRequests:
         return self._buckets.change(name, settings, replace=replace, conditions=holds)
 
     async def _part(self, request: Request, target: Target) -> Response:
-        """Requests to a part of a bucket, or to do something with it."""
+        """Requests to a part of a bucket, or for an operation on it."""
         name = target.bucket
         match request.method, target.rest:
             case "GET", ("iam", "testPermissions"):

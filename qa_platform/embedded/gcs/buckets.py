@@ -1,4 +1,4 @@
-"""The buckets of a state folder: their settings, their IAM policies, and those that were deleted and can be restored."""
+"""The buckets of a state folder: their settings, their IAM policies, and deleted buckets that can be restored."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ class Buckets:
         return bucket
 
     def list(self, prefix: str = "") -> list[Bucket]:
-        """Every bucket whose name begins with the prefix, by name."""
+        """All buckets whose names begin with the prefix, by name."""
         names = [str(name) for (name,) in self._index.execute("select name from bucket order by name")]
         return [self.get(name) for name in names if name.startswith(prefix)]
 
@@ -49,12 +49,12 @@ class Buckets:
         if not row:
             raise StorageError(HTTPStatus.NOT_FOUND, "notFound", "The specified bucket does not exist.")
         created, details = row
-        # A bucket from before there were settings has no details.
+        # Buckets of an earlier version have no details.
         values = json.loads(details) if details else {"generation": _microsecond(created), "metageneration": 1, "updated": created}
         return Bucket(name=name, created=created, **values)
 
     def change(self, name: str, settings: Mapping[str, Any], *, replace: bool, conditions: Conditions) -> Bucket:
-        """Change settings of a bucket: merge them with those that it has, where null removes one; or replace all of them.
+        """Change settings of a bucket: merge them into the current ones (null removes a setting), or replace all of them.
 
         Raises:
             StorageError: 404 the bucket does not exist; 412 a condition does not hold; 400 a setting is malformed; 403 the retention
@@ -79,7 +79,7 @@ class Buckets:
         """Set a bucket's IAM policy.
 
         Raises:
-            StorageError: 404 the bucket does not exist; 400 or 412 the policy is not possible.
+            StorageError: 404 the bucket does not exist; 400 or 412 the policy is invalid.
         """
         bucket = self.get(name)
         check_iam_policy(policy, bucket)
@@ -106,7 +106,7 @@ class Buckets:
         """A bucket that was soft-deleted and can be restored.
 
         Raises:
-            StorageError: 400 the generation is missing; 404 there is no such bucket, or its time is over.
+            StorageError: 400 the generation is missing; 404 there is no such bucket, or it has expired.
         """
         if generation is None:
             raise invalid("A soft-deleted bucket is found by its generation.")
@@ -118,10 +118,10 @@ class Buckets:
         return bucket
 
     def restore(self, name: str, generation: int | None) -> Bucket:
-        """Make a soft-deleted bucket a live one.
+        """Restore a soft-deleted bucket.
 
         Raises:
-            StorageError: as `soft_deleted`; 409 a bucket has that name.
+            StorageError: as `soft_deleted`; 409 a live bucket has that name.
         """
         bucket = dataclasses.replace(self.soft_deleted(name, generation), soft_deleted="")
         if self._row(name):

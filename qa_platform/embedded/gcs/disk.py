@@ -1,18 +1,18 @@
 """The state folder of the emulator: an index in SQLite, one file per object generation, one file per upload in progress.
 
-The files of ``contents`` are named by generation, those of ``uploads`` by random ids: an object's name is never part of a path. A file is
-complete before the index names it, and is removed after the index has forgotten it. So a process that is killed at any point leaves a
-valid state. `Disk` removes the files that such a process left.
+The files in ``contents`` are named by generation, those in ``uploads`` by random ids: an object's name is never part of a path. A file is
+complete before the index refers to it, and is removed only after the index no longer does. So a process that is killed at any point leaves
+a valid state. `Disk` removes the files that such a process left.
 
-A folder from before there were settings of buckets and past generations lacks their tables, which are added. The older tables are as they
-were.
+A folder of an earlier version may lack the tables for buckets' settings and past generations. They are added; the other tables have not
+changed.
 """
 
 import sqlite3
 import uuid
 from pathlib import Path
 
-# A client that lost the answer to its last request asks again, so finished uploads are remembered for a while.
+# A client that lost the response to its last request retries, so finished uploads are remembered for a while.
 _REMEMBERED_UPLOADS = 1000
 
 _SCHEMA = """
@@ -36,9 +36,9 @@ create table if not exists upload (id text primary key, bucket text not null, na
 
 
 class Disk:
-    """An opened state folder. ``index`` runs in autocommit mode.
+    """An open state folder. ``index`` is in autocommit mode.
 
-    Not thread-safe: all calls come from one thread, so that a check and the write that depends on it are one step.
+    Not thread-safe: all calls come from one thread, so that a check and the write that depends on it are atomic.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,15 +61,15 @@ class Disk:
         return self._contents / str(generation)
 
     def upload(self, upload_id: str) -> Path:
-        """The file with what has arrived of an upload."""
+        """The file with the received part of an upload."""
         return self._uploads / upload_id
 
     def new_file(self) -> Path:
-        """An unused path for content that is arriving."""
+        """An unused path for incoming content."""
         return self.upload(uuid.uuid4().hex)
 
     def _forget_uploads(self) -> None:
-        """Forget all finished uploads but the last ones, and the unfinished uploads whose file is gone."""
+        """Forget all finished uploads except the latest, and unfinished uploads whose file is gone."""
         self.index.execute(
             "delete from upload where finished is not null and rowid not in (select rowid from upload order by rowid desc limit ?)",
             (_REMEMBERED_UPLOADS,),
@@ -79,7 +79,7 @@ class Disk:
                 self.index.execute("delete from upload where id = ?", (upload,))
 
     def _remove_strays(self) -> None:
-        """Remove the files that the index does not name."""
+        """Remove the files that the index does not refer to."""
         known_generations = "select generation from object union all select generation from past_object"
         generations = {str(generation) for (generation,) in self.index.execute(known_generations)}
         uploads = {upload for (upload,) in self.index.execute("select id from upload")}

@@ -1,4 +1,4 @@
-"""Listings of objects: in the order of names and generations, in pages, with prefixes, delimiters and globs."""
+"""Listings of objects: ordered by name and generation, in pages, with prefixes, delimiters and globs."""
 
 import base64
 import json
@@ -18,17 +18,17 @@ class Wanted:
     """The parameters of a listing.
 
     Attributes:
-        prefix: lists only names that begin with it.
-        delimiter: folds names that have it after the prefix into prefixes.
+        prefix: list only names that begin with it.
+        delimiter: fold names that contain it after the prefix into prefixes.
         start: the first name.
-        end: the name before which the listing ends.
-        glob: lists only names that match it.
-        versions: also the generations that are no longer live.
-        soft_deleted: only the generations that are soft-deleted.
-        trailing_delimiter: names that end with their first delimiter are listed too.
+        end: the first name that is no longer listed.
+        glob: list only names that match it.
+        versions: also list generations that are no longer live.
+        soft_deleted: list only soft-deleted generations.
+        trailing_delimiter: also list names that end with their first delimiter.
         folders: managed folders, which are listed as prefixes.
         limit: the most objects and prefixes of the page; 0 for PAGE_LIMIT.
-        token: of the page before; empty for the first page.
+        token: the token of the previous page; empty for the first page.
     """
 
     prefix: str = ""
@@ -48,7 +48,7 @@ def page(index: sqlite3.Connection, bucket: str, wanted: Wanted) -> Page:
     """One page of a listing, in the order of the names' UTF-8 bytes.
 
     Raises:
-        StorageError: 400 the token or the glob is malformed, or the listing is both of versions and of soft-deleted objects.
+        StorageError: 400 the token or the glob is malformed, or both versions and soft-deleted objects are requested.
     """
     if wanted.versions and wanted.soft_deleted:
         raise invalid("A listing has versions or softDeleted, not both.")
@@ -79,7 +79,7 @@ def page(index: sqlite3.Connection, bucket: str, wanted: Wanted) -> Page:
 
 
 def _folder(name: str, wanted: Wanted) -> str:
-    """What a name is folded into; empty if it is listed itself."""
+    """The prefix that a name is folded into; empty if the name itself is listed."""
     if not wanted.delimiter:
         return ""
     head, mark, _ = name[len(wanted.prefix) :].partition(wanted.delimiter)
@@ -144,7 +144,7 @@ def _token(name: str, generation: int, group: str) -> str:
 
 
 def _parse_token(token: str) -> tuple[str, int, str]:
-    """The last name and generation of the page before, and the prefix that it ended with; the name or the prefix is empty."""
+    """The last name and generation of the previous page, or the prefix that it ended with; the other one is empty."""
     if not token:
         return "", 0, ""
     try:

@@ -1,4 +1,4 @@
-"""The values that the modules of the emulator exchange, and the errors that they raise."""
+"""The values that the emulator's modules exchange, and the errors that they raise."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ WRITABLE = (
     "retention",
     "acl",
 )
-# What protects an object or grants access to it: a copy has none of these.
+# Attributes that protect an object or grant access to it. They are not copied.
 NOT_COPIED = ("temporaryHold", "eventBasedHold", "retention", "acl")
 
 
@@ -35,8 +35,8 @@ class StorageError(Exception):
 
     Args:
         status: the HTTP status.
-        reason: the service's own word for the error, such as ``notFound``.
-        message: the text for people.
+        reason: the service's own code for the error, such as ``notFound``.
+        message: the human-readable text.
     """
 
     def __init__(self, status: HTTPStatus, reason: str, message: str) -> None:
@@ -65,11 +65,11 @@ class Bucket:
     """A bucket.
 
     Attributes:
-        generation: of the bucket; two buckets that had one name after each other differ in it.
+        generation: distinguishes the buckets that had the same name one after the other.
         created: in RFC 3339.
         updated: when the settings last changed, in RFC 3339.
-        settings: those parts of the bucket's resource that a client can set, and what the service adds to them.
-        policy: the IAM policy; empty until somebody sets one.
+        settings: the parts of the bucket's resource that a client can set, and what the service adds to them.
+        policy: the IAM policy; empty until a client sets one.
         soft_deleted: when the bucket was soft-deleted, in RFC 3339; empty for a live bucket.
     """
 
@@ -88,12 +88,12 @@ class Bucket:
 
     @property
     def soft_delete_seconds(self) -> int:
-        """How long deleted objects can be restored; 0 for not at all."""
+        """How long deleted objects can be restored, in seconds; 0 without soft delete."""
         return int(self.settings.get("softDeletePolicy", {}).get("retentionDurationSeconds", 0))
 
     @property
     def retention_seconds(self) -> int:
-        """How long objects are protected from deletion; 0 for not at all."""
+        """How long objects are protected from deletion, in seconds; 0 without retention."""
         return int((self.settings.get("retentionPolicy") or {}).get("retentionPeriod", 0))
 
 
@@ -115,7 +115,7 @@ class Content:
 
     @classmethod
     def of(cls, path: Path) -> "Content":
-        """Read a file once for its size and checksums."""
+        """Read a file once, and compute its size and checksums."""
         crc32c, md5, size = google_crc32c.Checksum(), hashlib.md5(usedforsecurity=False), 0
         with path.open("rb") as file:
             while chunk := file.read(_READ_CHUNK_BYTES):
@@ -132,12 +132,12 @@ class StoredObject:
     Attributes:
         size: in bytes.
         crc32c: the content's checksum in base64.
-        md5: the content's checksum in base64; empty for a composite object, which has none.
+        md5: the content's checksum in base64; empty for a composite object.
         created: when this generation was written, in RFC 3339.
         updated: when the content or the attributes last changed, in RFC 3339.
-        attributes: those of WRITABLE that are set, and what the service adds: ``componentCount``, ``keySha256`` (the key that the client
-            encrypts with), ``holdReleased`` (when an event-based hold ended), ``replaced`` (when the generation stopped being live),
-            ``softDeleted``.
+        attributes: those of WRITABLE that are set, and what the service adds: ``componentCount``, ``keySha256`` (the hash of the client's
+            encryption key), ``holdReleased`` (when an event-based hold ended), ``replaced`` (when the generation stopped being live),
+            ``softDeleted`` (when it was soft-deleted), ``softDeleteSeconds``.
     """
 
     bucket: str
@@ -154,7 +154,7 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The preconditions of a request. None means that the request does not have this one. A missing object has generation 0."""
+    """The preconditions of a request; None for one that it does not have. A missing object has generation 0."""
 
     generation_match: int | None = None
     generation_not_match: int | None = None
@@ -169,7 +169,7 @@ class Conditions:
             reading: the request only reads.
 
         Raises:
-            StorageError: 412 a precondition does not hold; 304 if the request reads and only a `not match` fails.
+            StorageError: 412 a precondition does not hold; 304 if the request only reads and only a `not match` fails.
         """
         generation = current.generation if current else 0
         metageneration = current.metageneration if current else 0
@@ -200,8 +200,8 @@ class Page:
     """One page of a listing.
 
     Attributes:
-        prefixes: what the names up to the delimiter have been folded into, and managed folders.
-        token: continues the listing; None on the last page.
+        prefixes: the prefixes that names have been folded into, and managed folders.
+        token: the token of the next page; None on the last page.
     """
 
     objects: tuple[StoredObject, ...]
@@ -214,9 +214,9 @@ class UploadSession:
     """A resumable upload.
 
     Attributes:
-        attributes: of the object, and the checksums that the client has announced.
+        attributes: the attributes of the object, and the checksums that the client has announced.
         conditions: checked when the upload begins and again when it ends.
-        finished: the object that the upload has created; None while content is missing.
+        finished: the object that the upload has created; None until the content is complete.
     """
 
     id: str

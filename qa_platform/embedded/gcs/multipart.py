@@ -16,11 +16,11 @@ _METADATA_LIMIT_BYTES = 2**18
 
 @dataclass(frozen=True)
 class RelatedBody:
-    """A received body without its content.
+    """A received body, without the content.
 
     Attributes:
         metadata: the first part, a JSON object that describes the content.
-        content_type: the content type that the second part declares; empty if it declares none.
+        content_type: the content type that the second part declares; empty for none.
     """
 
     metadata: bytes
@@ -28,10 +28,10 @@ class RelatedBody:
 
 
 async def receive_related(request: Request, content: IO[bytes]) -> RelatedBody:
-    """Receive a body, and write its content, the second part, to a file.
+    """Receive a body, and write its content, which is the second part, to a file.
 
     Raises:
-        StorageError: 400 the body is malformed, ends early, or has too large metadata.
+        StorageError: 400 the body is malformed or ends early, or the metadata is too large.
     """
     parts = _Parts(content)
     try:
@@ -53,7 +53,7 @@ def _boundary(request: Request) -> str:
 
 
 class _Parts:
-    """Receives what the parser finds: keeps the first part, writes the second to a file, and ignores others."""
+    """The parser's callbacks: keep the first part, write the second to a file, and ignore the rest."""
 
     def __init__(self, content: IO[bytes]) -> None:
         self._content = content
@@ -63,7 +63,7 @@ class _Parts:
         self._ended = 0
 
     def parser(self, boundary: str) -> MultipartParser:
-        """A parser that feeds this object."""
+        """A parser that calls this object."""
         return MultipartParser(
             boundary,
             {

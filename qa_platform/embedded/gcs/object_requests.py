@@ -1,4 +1,4 @@
-"""Serves the requests about objects, except uploads: their attributes, contents and listings, and their copies."""
+"""Serves requests about objects, except uploads: attributes, contents, listings and copies."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -41,7 +41,7 @@ _CHUNK_BYTES = 2**20
 
 
 class ObjectRequests:
-    """Serves the requests about objects, except uploads."""
+    """Serves requests about objects, except uploads."""
 
     def __init__(self, disk: Disk, storage: Storage) -> None:
         self._disk = disk
@@ -87,7 +87,7 @@ class ObjectRequests:
         return JSONResponse(page_resource(self._storage.page(target.bucket, wanted), bucket, request))
 
     async def part(self, request: Request, target: Target, name: str) -> Response:
-        """Requests to a part of an object, or to do something with it."""
+        """Requests to a part of an object, or for an operation on it."""
         holds = conditions(request, "if")
         match request.method, target.rest:
             case "POST", ("copyTo" | "rewriteTo" as verb, "b", bucket, "o", copy_name):
@@ -150,20 +150,20 @@ class ObjectRequests:
     def _download(self, request: Request, stored: StoredObject) -> Response:
         check_customer_key(request, stored.attributes)
         if is_transcoded(stored) and not accepts_gzip(request):
-            # The service ignores the range of what it decompresses.
+            # The service ignores the range of content that it decompresses.
             content = _chunks(self._disk.content(stored.generation).open("rb"), range(stored.size))
             return StreamingResponse(_decompressed(content), headers=transcoded_headers(stored))
         header = request.headers.get("range")
         part = byte_range(header, stored.size)
         headers = download_headers(stored, part, partial=bool(header))
-        # Opened now, so that it can be read to its end even if this generation is replaced meanwhile.
+        # Opened now, so that it can be read to the end even if this generation is replaced meanwhile.
         file = self._disk.content(stored.generation).open("rb")
         status = HTTPStatus.PARTIAL_CONTENT if header else HTTPStatus.OK
         return StreamingResponse(_chunks(file, part), status_code=status, headers=headers)
 
 
 def _chunks(file: IO[bytes], part: range) -> Iterator[bytes]:
-    """A part of a file; closes the file."""
+    """Yield a part of a file, then close the file."""
     with file:
         file.seek(part.start)
         left = len(part)
@@ -173,7 +173,7 @@ def _chunks(file: IO[bytes], part: range) -> Iterator[bytes]:
 
 
 def _decompressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The content of an object that is stored as one gzip member."""
+    """Decompress the content of an object that is stored as one gzip member."""
     member = zlib.decompressobj(16 + zlib.MAX_WBITS)
     for chunk in chunks:
         while chunk:

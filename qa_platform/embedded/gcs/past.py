@@ -25,7 +25,7 @@ class PastObjects:
         return stored_object(row) if row else None
 
     def keep(self, owner: Bucket, stored: StoredObject, *, as_version: bool) -> None:
-        """Keep a generation that is no longer live: as a past version, or else as a soft-deleted one if its bucket keeps those."""
+        """Keep a generation that is no longer live: as a past version, or as a soft-deleted object if the bucket has soft delete."""
         if not as_version and not owner.soft_delete_seconds:
             return
         stamp = {"replaced": now_text()} if as_version else {"softDeleted": now_text(), "softDeleteSeconds": owner.soft_delete_seconds}
@@ -34,7 +34,7 @@ class PastObjects:
         self._index.execute(statement, (*row_of(past), int(not as_version)))
 
     def update(self, stored: StoredObject) -> bool:
-        """Write changed attributes of a past generation; whether it is one."""
+        """Store the attributes of a past generation. Returns False if the generation is not kept here."""
         statement = f"update past_object set metageneration = ?, updated = ?, attributes = ? where {_OF_GENERATION}"  # noqa: S608
         values = (stored.metageneration, stored.updated, row_of(stored)[-1], *_key(stored))
         return bool(self._index.execute(statement, values).rowcount)
@@ -44,13 +44,13 @@ class PastObjects:
         self._index.execute(f"delete from past_object where {_OF_GENERATION}", _key(stored))  # noqa: S608
 
     def remove_content(self, stored: StoredObject) -> None:
-        """Remove the content of a generation that is not live, unless it is kept here."""
+        """Remove the content of a generation that is no longer live, unless the generation is kept here."""
         query = f"select 1 from past_object where {_OF_GENERATION}"  # noqa: S608
         if not self._index.execute(query, _key(stored)).fetchone():
             self._disk.content(stored.generation).unlink(missing_ok=True)
 
     def purge(self, bucket: str) -> None:
-        """Forget the soft-deleted generations of a bucket whose time is over."""
+        """Forget the expired soft-deleted generations of a bucket, and remove their content."""
         query = f"select {LIVE_COLUMNS} from past_object where bucket = ? and soft_deleted"  # noqa: S608
         for stored in map(stored_object, self._index.execute(query, (bucket,)).fetchall()):
             if hard_delete_time(stored) <= now_text():
@@ -59,7 +59,7 @@ class PastObjects:
 
 
 def hard_delete_time(stored: StoredObject) -> str:
-    """Until when a soft-deleted object can be restored, in RFC 3339."""
+    """The time until which a soft-deleted object can be restored, in RFC 3339."""
     return in_seconds(stored.attributes["softDeleted"], stored.attributes["softDeleteSeconds"])
 
 

@@ -1,7 +1,7 @@
-"""Refusals of a bucket: missing roles, holds, retention, and requests that nobody pays for.
+"""Refusals by a bucket: missing roles, holds, retention, and requests without a payer.
 
 Every caller may do everything, unless the bucket's IAM policy has a binding of the member ``allUsers``. Then the roles of ``allUsers``
-say what callers may do to objects. The settings and the policy of a bucket can always be changed, so that a test can lift its
+define what callers may do to objects. The settings and the policy of a bucket can always be changed, so that a test can lift its
 restrictions.
 """
 
@@ -13,12 +13,12 @@ from qa_platform.embedded.gcs.model import Bucket, StorageError, StoredObject, f
 from qa_platform.embedded.gcs.times import in_seconds, normalised, now_text
 
 EVERYBODY = "allUsers"
-# The account that messages name: the emulator knows no accounts.
+# The account in messages. The emulator has no accounts.
 _CALLER = "caller@emulator.iam.gserviceaccount.com"
 _READ = frozenset(("storage.objects.get", "storage.objects.list"))
 _CREATE = frozenset(("storage.objects.create",))
 _CHANGE = frozenset(("storage.objects.delete", "storage.objects.update", "storage.objects.restore"))
-# What the service's predefined roles grant on objects.
+# The permissions on objects of the service's predefined roles.
 _ROLES: Mapping[str, frozenset[str]] = {
     "roles/storage.objectViewer": _READ,
     "roles/storage.objectCreator": _CREATE,
@@ -33,7 +33,7 @@ _CONDITIONAL_POLICY = 3
 
 
 def granted(bucket: Bucket, permissions: Collection[str]) -> list[str]:
-    """Those of these permissions that callers have. Permissions that are not on objects are never restricted."""
+    """The subset of the permissions that callers have. Only permissions on objects are ever restricted."""
     roles = [str(binding.get("role")) for binding in bucket.policy.get("bindings", ()) if EVERYBODY in binding.get("members", ())]
     if not roles:
         return list(permissions)
@@ -57,7 +57,7 @@ def require(bucket: Bucket, *permissions: str) -> None:
 
 
 def check_payer(bucket: Bucket, project: str | None) -> None:
-    """Refuse a request that names no project, where the requester pays.
+    """Refuse a request that names no project to pay for it, if the bucket has requester pays.
 
     Raises:
         StorageError: 400.
@@ -68,7 +68,7 @@ def check_payer(bucket: Bucket, project: str | None) -> None:
 
 
 def retained_until(bucket: Bucket, stored: StoredObject) -> str:
-    """The time until which a retention protects an object, in RFC 3339; empty without one."""
+    """The time until which a retention protects an object, in RFC 3339; empty without retention."""
     times = [stored.attributes.get("retention", {}).get("retainUntilTime", "")]
     if bucket.retention_seconds and not stored.attributes.get("eventBasedHold"):
         times.append(in_seconds(stored.attributes.get("holdReleased", stored.created), bucket.retention_seconds))
@@ -97,13 +97,13 @@ def check_unprotected(bucket: Bucket, stored: StoredObject) -> None:
 
 
 def checked_retention(before: Mapping[str, Any], wanted: Mapping[str, Any] | None, *, override: bool) -> dict[str, Any]:
-    """An object's own retention once a client has asked for ``wanted``; empty for none.
+    """An object's new retention, after a client has requested ``wanted``; empty for none.
 
     Args:
-        override: the client insists on shortening or removing an unlocked one.
+        override: permit shortening or removing an unlocked retention.
 
     Raises:
-        StorageError: 400 it is malformed; 403 the one before forbids it.
+        StorageError: 400 the request is malformed; 403 the previous retention forbids it.
     """
     mode, until = (wanted or {}).get("mode"), (wanted or {}).get("retainUntilTime")
     if bool(mode) != bool(until) or mode not in (None, "Locked", "Unlocked"):
@@ -124,7 +124,7 @@ def check_acl(bucket: Bucket, acl: Any = ()) -> None:
     """Refuse access control lists that the bucket's configuration rules out.
 
     Raises:
-        StorageError: 400 access is uniform; 412 the list grants access to the public, which is prevented.
+        StorageError: 400 access is uniform; 412 the list grants public access, which is prevented.
     """
     configuration = bucket.settings.get("iamConfiguration", {})
     if configuration.get("uniformBucketLevelAccess", {}).get("enabled"):
@@ -136,10 +136,10 @@ def check_acl(bucket: Bucket, acl: Any = ()) -> None:
 
 
 def check_iam_policy(policy: Mapping[str, Any], bucket: Bucket) -> None:
-    """Refuse an IAM policy that is not possible.
+    """Refuse an invalid IAM policy.
 
     Raises:
-        StorageError: 400 it is malformed; 412 it has conditions, and access is not uniform.
+        StorageError: 400 it is malformed, or its version does not allow conditions; 412 it has conditions, but access is not uniform.
     """
     bindings = policy.get("bindings", [])
     if not isinstance(bindings, list) or not all(isinstance(binding, dict) and binding.get("role") for binding in bindings):

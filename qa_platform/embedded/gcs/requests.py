@@ -1,4 +1,4 @@
-"""Reads requests: the target that a path names, preconditions, byte ranges, JSON bodies."""
+"""Parses requests: the target that a path names, preconditions, byte ranges, JSON bodies."""
 
 import json
 import re
@@ -23,10 +23,10 @@ class Target:
     """The target that a path names: a bucket, its collection of objects, or one object.
 
     Attributes:
-        kind: ``upload``, ``download`` or empty, by the prefix of the path.
-        name: the object; None for the collection, or where the path ends with the bucket.
+        kind: ``upload``, ``download`` or empty, from the prefix of the path.
+        name: the object's name; None for the collection, or if the path ends with the bucket.
         rest: the segments after the target.
-        has_objects: the path goes beyond the bucket.
+        has_objects: the path continues with the bucket's objects.
     """
 
     kind: str
@@ -37,12 +37,12 @@ class Target:
 
 
 def raw_path(scope: Scope) -> str:
-    """The path as it was sent. A decoded path does not distinguish a slash in an object's name from one between segments."""
+    """The path as sent. In a decoded path, a slash in an object's name looks like one between segments."""
     return bytes(scope["raw_path"]).decode("ascii", errors="replace")
 
 
 def names_all_buckets(path: str) -> bool:
-    """Whether a path is that of the collection of buckets."""
+    """Whether a path names the collection of buckets."""
     return _API_PREFIX.sub("", path).rstrip("/") == "/b"
 
 
@@ -50,7 +50,7 @@ def parse_path(path: str) -> Target:
     """Parse ``[/upload|/download]/storage/v1/b/<bucket>[/o[/<object>[/…]]]`` or ``…/b/<bucket>/<verb>[/…]``.
 
     Raises:
-        StorageError: 404 the path is any other; 400 a name is not UTF-8.
+        StorageError: 404 the path has another form; 400 a name is not UTF-8.
     """
     prefix = _API_PREFIX.match(path)
     segments = path[prefix.end() if prefix else 0 :].split("/")[1:]
@@ -80,7 +80,7 @@ async def json_body(request: Request) -> dict[str, Any]:
     """The body as a JSON object; an empty body is an empty object.
 
     Raises:
-        StorageError: 400 the body is no JSON object, or too large.
+        StorageError: 400 the body is not a JSON object, or is too large.
     """
     body = b""
     async for chunk in request.stream():
@@ -94,7 +94,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     """Parse a JSON object; an empty text is an empty object.
 
     Raises:
-        StorageError: 400 the text is no JSON object.
+        StorageError: 400 the text is not a JSON object.
     """
     try:
         value = json.loads(text) if text.strip() else {}
@@ -153,12 +153,12 @@ def payer(request: Request) -> str | None:
 
 
 def accepts_gzip(request: Request) -> bool:
-    """Whether the client takes a compressed content."""
+    """Whether the client accepts compressed content."""
     return "gzip" in request.headers.get("accept-encoding", "").lower()
 
 
 def flag(request: Request, name: str) -> bool:
-    """A truth value in the query."""
+    """A boolean in the query."""
     return request.query_params.get(name, "").lower() == "true"
 
 
@@ -166,13 +166,13 @@ _KEY_DIGEST = "encryption-key-sha256"
 
 
 def customer_key(request: Request) -> dict[str, str]:
-    """The attribute of an object that the client encrypts with its own key; none without a key. The emulator encrypts nothing."""
+    """The attribute that records the client's encryption key; none without a key. The emulator encrypts nothing."""
     digest = request.headers.get(f"x-goog-{_KEY_DIGEST}")
     return {"keySha256": digest} if digest else {}
 
 
 def check_customer_key(request: Request, attributes: Mapping[str, Any], *, source: bool = False) -> None:
-    """Refuse to read what was encrypted with another key.
+    """Refuse to read an object that was encrypted with another key.
 
     Args:
         source: the object is the source of a copy.
@@ -202,7 +202,7 @@ def integer(request: Request, name: str) -> int | None:
 
 
 def byte_range(header: str | None, size: int) -> range:
-    """The bytes that a Range header asks for; all of them without a valid header.
+    """The bytes that a Range header requests; all bytes without a valid header.
 
     Raises:
         StorageError: 416 the range is empty.

@@ -15,7 +15,7 @@ from qa_platform.embedded.gcs.times import in_seconds
 
 DEFAULT_TYPE = "application/octet-stream"
 DEFAULT_CLASS = "STANDARD"
-# Settings that have collections of their own.
+# Settings that the API serves as separate collections.
 _UNSEEN = ("managedFolders",)
 
 
@@ -50,7 +50,7 @@ def bucket_etag(bucket: Bucket) -> str:
 
 
 def object_resource(stored: StoredObject, bucket: Bucket, request: Request) -> dict[str, Any]:
-    """An object. The request's base URL is that of its links."""
+    """An object. Its links start with the request's base URL."""
     path = f"storage/v1/b/{stored.bucket}/o/{quote(stored.name, safe='')}"
     return {
         "kind": "storage#object",
@@ -73,7 +73,7 @@ def object_resource(stored: StoredObject, bucket: Bucket, request: Request) -> d
 
 
 def _added(stored: StoredObject, bucket: Bucket) -> dict[str, Any]:
-    """The parts of an object's resource that only some objects have, and that the service writes."""
+    """The service's own parts of an object's resource that only some objects have."""
     attributes, until = stored.attributes, retained_until(bucket, stored)
     parts = {
         "md5Hash": stored.md5,
@@ -125,7 +125,7 @@ def is_transcoded(stored: StoredObject) -> bool:
 
 
 def transcoded_headers(stored: StoredObject) -> dict[str, str]:
-    """The headers of a download that is decompressed on its way. The size is not known; the hashes are those of the stored bytes."""
+    """The headers of a download that is decompressed in transit. The size is unknown; the hashes are those of the stored bytes."""
     return {**_described(stored), "x-goog-hash": _hashes(stored), "warning": "214 UploadServer gunzipped"}
 
 

@@ -1,4 +1,4 @@
-"""Resumable uploads: what the emulator remembers of them between requests and across restarts."""
+"""Resumable uploads: their state between requests and across restarts."""
 
 import dataclasses
 import json
@@ -48,11 +48,11 @@ class UploadSessions:
         return UploadSession(upload_id, bucket, name, json.loads(attributes), Conditions(**json.loads(conditions)), stored)
 
     def path(self, session: UploadSession) -> Path:
-        """The file with what has arrived so far."""
+        """The file with the part received so far."""
         return self._disk.upload(session.id)
 
     def finish(self, session: UploadSession, content: Content) -> StoredObject:
-        """Make the content an object. The session keeps it, so that a client that asks again gets the same object.
+        """Make the content an object. The session remembers it, so that a client that retries gets the same object.
 
         Raises:
             StorageError: as `Storage.put`. The upload is cancelled.
@@ -67,6 +67,6 @@ class UploadSessions:
         return stored
 
     def cancel(self, session: UploadSession) -> None:
-        """Forget an upload and what has arrived of it."""
+        """Forget an upload, and remove what was received of it."""
         self._index.execute("delete from upload where id = ?", (session.id,))
         self.path(session).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The settings of a bucket: checks those that a client sends, and adds those that the service sets."""
+"""The settings of a bucket: validates the client's, and adds those that the service sets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from qa_platform.embedded.gcs.model import forbidden, invalid
 from qa_platform.embedded.gcs.times import now_text
 
-# The parts of a bucket's resource that the service alone writes.
+# The parts of a bucket's resource that only the service writes.
 _SERVICES_OWN = frozenset(
     (
         "kind",
@@ -45,12 +45,12 @@ def merged(current: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def changed_settings(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a bucket has once a client has asked for these.
+    """The new settings of a bucket, after a client has requested ``wanted``.
 
     Raises:
         StorageError: 400 a setting is malformed; 403 the retention policy is locked.
     """
-    # A merge with nothing removes what is null.
+    # Merging into an empty object removes nulls.
     settings = merged({}, {key: value for key, value in wanted.items() if key not in _SERVICES_OWN})
     for name, complete in _COMPLETE.items():
         value = complete(before.get(name) or {}, settings.get(name) or {})
@@ -65,7 +65,7 @@ def locked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with their retention policy locked.
 
     Raises:
-        StorageError: 400 there is none.
+        StorageError: 400 there is no retention policy.
     """
     policy = settings.get("retentionPolicy")
     if not policy:
@@ -125,7 +125,7 @@ def _autoclass(before: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]
 def _encryption(before: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     settings = dict(wanted)
     for name, config in wanted.items():
-        # The times of configurations that restrict something are the service's.
+        # The service sets the time of configurations that restrict something.
         if isinstance(config, dict) and name.endswith("EnforcementConfig"):
             restricted = config.get("restrictionMode") == "FullyRestricted"
             settings[name] = {key: value for key, value in config.items() if key != "effectiveTime"}
@@ -141,7 +141,7 @@ def _number(value: Any, name: str) -> int:
         raise invalid(f"{name} is not a number: {value!r}") from error
 
 
-# What completes or checks a setting, by its name.
+# The functions that complete or check a setting, by its name.
 _COMPLETE = {
     "retentionPolicy": _retention_policy,
     "softDeletePolicy": _soft_delete_policy,

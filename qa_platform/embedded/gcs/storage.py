@@ -1,6 +1,6 @@
 """Objects, with the semantics of Google Cloud Storage that callers rely on: generations, preconditions, holds, past versions.
 
-Not thread-safe, see `Disk`. Only `Content.of` may run on another thread.
+Not thread-safe (see `Disk`). Only `Content.of` may run on another thread.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Storage:
     """The objects of a state folder, and its ``buckets``.
 
     Raises, in every method:
-        StorageError: 404 the bucket does not exist; 403 the caller's role does not suffice.
+        StorageError: 404 the bucket does not exist; 403 the caller lacks a permission.
     """
 
     def __init__(self, disk: Disk) -> None:
@@ -57,8 +57,8 @@ class Storage:
         """An object to be read.
 
         Args:
-            generation: the one that is wanted; None for the live one.
-            soft_deleted: the generation is a soft-deleted one.
+            generation: the generation; None for the live one.
+            soft_deleted: look for a soft-deleted generation.
 
         Raises:
             StorageError: 404 the object does not exist, or the generation is gone; 412 or 304 a condition does not hold.
@@ -81,7 +81,7 @@ class Storage:
         """Make a file the content of an object, as a new generation. The file is moved; if the request is refused, it is removed.
 
         Raises:
-            StorageError: 400 the name is impossible; 412 a condition does not hold; 403 the object before is protected.
+            StorageError: 400 the name is invalid; 412 a condition does not hold; 403 the object to replace is protected.
         """
         try:
             check_name(name)
@@ -109,7 +109,7 @@ class Storage:
         """Copy an object.
 
         Args:
-            attributes: of the copy; None copies those of the source, without what protects it.
+            attributes: the attributes of the copy; None copies those of the source, except what protects it.
             conditions: on the object that the copy replaces.
 
         Raises:
@@ -124,7 +124,7 @@ class Storage:
     def compose(
         self, bucket: str, name: str, sources: Sequence[StoredObject], *, attributes: Mapping[str, Any], conditions: Conditions
     ) -> StoredObject:
-        """Make an object of the contents of others, in order. It has no MD5.
+        """Concatenate objects, in order, to a new one. It has no MD5.
 
         Raises:
             StorageError: as `put`; 400 there are too many sources, or none.
@@ -141,7 +141,7 @@ class Storage:
         return self.put(bucket, name, content, attributes={**attributes, "componentCount": components}, conditions=conditions)
 
     def move(self, source: StoredObject, name: str, *, conditions: Conditions) -> StoredObject:
-        """Give an object another name in its bucket, in one step.
+        """Rename an object within its bucket, atomically.
 
         Raises:
             StorageError: as `put`; 403 the object is protected.
@@ -155,11 +155,11 @@ class Storage:
         return moved
 
     def patch(self, stored: StoredObject, attributes: Mapping[str, Any], *, replace: bool = False, override: bool = False) -> StoredObject:
-        """Change attributes of an object. An attribute that is None is removed.
+        """Change attributes of an object. None removes an attribute.
 
         Args:
-            replace: attributes that are not named are removed too.
-            override: shorten or remove an unlocked retention.
+            replace: also remove the attributes that are not given.
+            override: permit shortening or removing an unlocked retention.
 
         Raises:
             StorageError: 400 an attribute is malformed; 403 the object's retention forbids it; 412 public access is prevented.
@@ -180,7 +180,7 @@ class Storage:
         return changed
 
     def delete(self, bucket: str, name: str, *, generation: int | None, conditions: Conditions) -> None:
-        """Delete an object: it becomes a past version where the bucket keeps them and no generation is named.
+        """Delete an object. It becomes a past version if the bucket keeps versions and no generation is given.
 
         Raises:
             StorageError: 404 the object does not exist, or the generation is gone; 412 a condition does not hold; 403 it is protected.
@@ -193,7 +193,7 @@ class Storage:
         self._delete(owner, stored, keeps_versions=owner.keeps_versions and generation is None)
 
     def restore(self, bucket: str, name: str, generation: int | None, *, conditions: Conditions) -> StoredObject:
-        """Make a new live generation of a soft-deleted one.
+        """Restore a soft-deleted generation as a new live one.
 
         Raises:
             StorageError: as `put`; 404 there is no such soft-deleted object.
@@ -210,7 +210,7 @@ class Storage:
         """One page of a listing.
 
         Raises:
-            StorageError: 400 what is wanted is malformed.
+            StorageError: 400 a parameter of the listing is malformed.
         """
         require(self.buckets.get(bucket), "storage.objects.list")
         if wanted.soft_deleted:
@@ -231,7 +231,7 @@ class Storage:
         return stored_object(row) if row else None
 
     def _check_replacing(self, owner: Bucket, name: str, conditions: Conditions) -> StoredObject | None:
-        """The object that a write replaces, if it may."""
+        """The object that a write replaces; None if there is none. Refuses a write that is not allowed."""
         require(owner, _CREATE)
         before = self._find(owner.name, name)
         conditions.check(before)
@@ -254,19 +254,19 @@ class Storage:
         path = self._disk.new_file()
         content = self._disk.content(source.generation)
         try:
-            # Contents never change, so a second name for the same bytes is a copy.
+            # Contents never change, so a hard link is as good as a copy.
             os.link(content, path)
         except OSError:
             shutil.copyfile(content, path)
         return path
 
     def _write(self, stored: StoredObject) -> None:
-        """Write a generation where it lies: among the live objects, or among the past ones."""
+        """Store a generation where it belongs: among the past ones or among the live objects."""
         if not self._past.update(stored):
             self._index.execute("replace into object values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row_of(stored))
 
     def _next_generation(self) -> int:
-        """The microsecond of the write, as in the real service. It always grows, even if the clock goes back."""
+        """The time of the write in microseconds, as in the real service. It always grows, even if the clock goes back."""
         self._last_generation = max(time.time_ns() // 1000, self._last_generation + 1)
         return self._last_generation
 
@@ -275,7 +275,7 @@ _OF_ONE_GENERATION = ("holdReleased", "replaced", "softDeleted", "softDeleteSeco
 
 
 def check_name(name: str) -> None:
-    """Refuse the object names that Google Cloud Storage refuses.
+    """Refuse object names that Google Cloud Storage refuses.
 
     Raises:
         StorageError: 400.

@@ -1,20 +1,20 @@
-"""Times as the API writes them: RFC 3339 in UTC, with microseconds, so that their texts compare as they do."""
+"""Times as the API writes them: RFC 3339 in UTC with microseconds, so that comparing the texts compares the times."""
 
 from datetime import UTC, datetime, timedelta
 
 
 def now_text() -> str:
-    """The time."""
+    """The current time."""
     return _text(datetime.now(UTC))
 
 
 def in_seconds(moment: str, seconds: float) -> str:
-    """The time so many seconds after a moment."""
+    """The time this many seconds after a moment."""
     return _text(datetime.fromisoformat(moment) + timedelta(seconds=seconds))
 
 
 def normalised(moment: str) -> str:
-    """A time that a client wrote, as this module writes it.
+    """A client's time in the format of this module.
 
     Raises:
         ValueError: it is not in RFC 3339.

@@ -40,7 +40,7 @@ class Uploads:
         self._sessions = sessions
 
     async def handle(self, request: Request, target: Target) -> Response:
-        """Serve a request of an upload."""
+        """Serve a request under ``/upload``."""
         query = request.query_params
         if upload_id := query.get("upload_id"):
             return await self._continue(request, self._sessions.get(upload_id))
@@ -72,11 +72,11 @@ class Uploads:
         return self._shown(stored, request)
 
     async def _begin(self, request: Request, target: Target) -> Response:
-        """Begin a resumable upload: the response has the address for its content."""
+        """Begin a resumable upload. The response contains the URL to send the content to."""
         described = await json_body(request)
         described.setdefault("contentType", request.headers.get("x-upload-content-type", DEFAULT_TYPE))
         name = _object_name(request, target, described)
-        # Checksums that are announced now are checked at the end.
+        # Checksums announced now are checked at the end.
         sums = {key: described[key] for key in ("crc32c", "md5Hash") if key in described}
         session = self._sessions.begin(
             target.bucket,
@@ -88,7 +88,7 @@ class Uploads:
         return Response(headers={"location": location, "x-guploader-uploadid": session.id})
 
     async def _continue(self, request: Request, session: UploadSession) -> Response:
-        """Receive more of a resumable upload, tell how much has arrived, or cancel it."""
+        """Receive more of a resumable upload, report how much has arrived, or cancel it."""
         if request.method == "DELETE":
             self._sessions.cancel(session)
             return Response(status_code=_CANCELLED)
@@ -101,7 +101,7 @@ class Uploads:
             headers = {"range": f"bytes=0-{size - 1}"} if size else {}
             return Response(status_code=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
         content = await asyncio.to_thread(Content.of, path)
-        # What was announced at the beginning counts, whatever is sent with the last chunk.
+        # The checksums announced at the beginning count, not those sent with the last chunk.
         try:
             _check_sums(content, session.attributes)
             _check_sums(content, _sums_in_header(request))
@@ -123,7 +123,7 @@ async def _receive_media(request: Request, path: Path) -> dict[str, Any]:
 
 
 async def _receive_multipart(request: Request, path: Path) -> dict[str, Any]:
-    """Write the content to a file, and return the object's attributes, which the body has before the content."""
+    """Write the content to a file, and return the object's attributes, which precede it in the body."""
     with path.open("wb") as file:
         body = await receive_related(request, file)
     described = parse_object(body.metadata)
@@ -135,7 +135,7 @@ async def _append_chunk(request: Request, path: Path) -> int | None:
     """Append the part of a chunk that has not arrived before.
 
     Returns:
-        The size of the whole object; None while the client has not told it.
+        The size of the whole object; None until the client has sent it.
 
     Raises:
         StorageError: 400 the Content-Range is malformed.
@@ -146,7 +146,7 @@ async def _append_chunk(request: Request, path: Path) -> int | None:
         raise invalid(f"Invalid Content-Range: {header!r}")
     first = int(match["first"]) if match and match["first"] else 0
     size = path.stat().st_size
-    # A chunk after a gap is not written: the response tells the client where to continue.
+    # A chunk after a gap is not written. The response tells the client where to continue.
     position, gap = first, first > size
     with path.open("ab") as file:
         async for chunk in request.stream():

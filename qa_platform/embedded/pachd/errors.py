@@ -1,4 +1,4 @@
-"""The errors of the embedded pachd. Each becomes a gRPC status; ``code`` is the status's name, and the texts are Pachyderm's."""
+"""The errors of the embedded pachd. Each becomes a gRPC status: ``code`` is the name of the status. The texts are Pachyderm's."""
 
 
 class PachError(Exception):
@@ -20,7 +20,7 @@ class InvalidArgument(PachError):
 
     Args:
         message: the text of the status.
-        field: the field that is wrong. It travels with ``problem`` as a BadRequest detail; empty for none.
+        field: the wrong field; empty for none. It is sent with ``problem`` as a BadRequest detail.
         problem: what is wrong with the field.
     """
 
@@ -49,7 +49,7 @@ class PermissionDenied(PachError):
 
 
 class HandlerPanic(PachError):
-    """A panic in Pachyderm's own handler: it dereferences a message that the request does not have."""
+    """A panic in Pachyderm's own handler, which dereferences a message that the request lacks."""
 
     code = "ABORTED"
 

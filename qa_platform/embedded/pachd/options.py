@@ -1,4 +1,4 @@
-"""The server's options: what makes it as slow and as strict as a cluster. ``PachdServer`` hands them to its parts."""
+"""The server's options, which make it as slow and as strict as a cluster. ``PachdServer`` passes them to its parts."""
 
 from qa_platform.settings import EmbeddedPachdSettings as Options
 

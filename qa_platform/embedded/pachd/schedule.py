@@ -1,4 +1,4 @@
-"""When a cron input ticks, in UTC: ``@every 90s``, ``@never``, ``@daily`` and similar, or the five fields of cron.
+"""The schedules of cron inputs, in UTC: ``@every 90s``, ``@never``, ``@daily`` and similar, or the five fields of cron.
 
 Times are seconds since the epoch.
 """
@@ -22,7 +22,7 @@ def _croniter() -> Any:
 
 
 def check(spec: str) -> None:
-    """Refuse a text that is not a schedule.
+    """Check that a text is a schedule.
 
     Raises:
         PachError: the text is not a schedule.

@@ -1,8 +1,8 @@
 """The Kubernetes secrets of pachd's namespace.
 
-Secrets made through pachd carry Pachyderm's label. They are encrypted on disk; the key is in a file that only the owner can read.
-Secrets made by others (kubectl, Helm) are the files ``kubernetes-secrets/*.json`` of the state folder. Each file is a Kubernetes
-Secret, as ``kubectl create secret … --dry-run=client -o json`` prints it. They are read at every call.
+Secrets created through pachd have Pachyderm's label. They are encrypted on disk; the key is in a file that only the owner can read.
+Secrets created by other tools (kubectl, Helm) are the files ``kubernetes-secrets/*.json`` of the state folder. Each file is a Kubernetes
+Secret, as printed by ``kubectl create secret … --dry-run=client -o json``. They are read at every call.
 """
 
 import base64
@@ -69,7 +69,7 @@ class Secrets:
             self._db.execute("INSERT INTO secret VALUES (?, ?, ?, ?)", secret.name, secret.type, time.time(), self._fernet.encrypt(plain))
 
     def inspect(self, name: str) -> Secret:
-        """A secret, with the label or without.
+        """A secret, with or without the label.
 
         Raises:
             PachError: the secret does not exist.
@@ -86,7 +86,7 @@ class Secrets:
         return sorted(own + labelled, key=lambda secret: secret.name)
 
     def delete(self, name: str) -> None:
-        """Delete a secret, with the label or without.
+        """Delete a secret, with or without the label.
 
         Raises:
             PachError: the secret does not exist.
@@ -129,7 +129,7 @@ def _key(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         key = Fernet.generate_key()
-        # Written to the end before it gets its name: half a key would make all secrets unreadable.
+        # Written completely before it gets its name: half a key would make all secrets unreadable.
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         temporary.touch(0o600, exist_ok=False)
@@ -150,6 +150,6 @@ def _parse(document: bytes) -> _Document:
         values = {key: base64.b64decode(value, validate=True) for key, value in (secret.get("data") or {}).items()}
         values.update({key: value.encode() for key, value in (secret.get("stringData") or {}).items()})
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-        # The document has secret values: the message contains only the type of the error.
+        # The document contains secret values, so the message contains only the error's type.
         raise PachError(f"failed to unmarshal secret: not a Kubernetes Secret as JSON ({type(error).__name__})") from None
     return _Document(name, secret.get("type") or "Opaque", labels, values)

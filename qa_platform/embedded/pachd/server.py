@@ -1,4 +1,4 @@
-"""The parts of one pachd put together."""
+"""Assembles the parts of one pachd."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ _SCHEMA = "".join(part.SCHEMA for part in (pfs, pps, secrets, authentication)) +
 
 
 class PachdServer:
-    """Serves from the moment it is made; jobs that an earlier server left unfinished go on.
+    """A pachd, which serves from its creation. It continues the unfinished jobs of an earlier server.
 
     Args:
         token: the token of a robot with the roles of the platform's user. If it is empty and the options have no tokens, the server is
-            open to everybody.
+            open to everyone.
 
     Raises:
-        PachError: another server works on that folder, or the file of tokens cannot be used.
+        PachError: another server uses the folder, or the file of tokens cannot be used.
     """
 
     def __init__(self, state: Path, options: Options, *, token: str = "") -> None:
@@ -72,7 +72,7 @@ class PachdServer:
         self.address = f"127.0.0.1:{port}"
 
     def stop(self) -> None:
-        """Ends calls, kills what the workers run, and closes the state."""
+        """End all calls, kill the workers' processes, and close the state."""
         stopped = self._server.stop(0.2)
         self._cron.stop()
         self._executor.stop()

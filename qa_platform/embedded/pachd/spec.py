@@ -1,4 +1,4 @@
-"""The forms of a pipeline's spec, and what it tells a pipeline to do."""
+"""The forms of a pipeline's spec, and its parsed contents."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from qa_platform.embedded.pachd.pfs import BranchKey, RepoKey, check_name
 
 _NAME_LIMIT = 51
 _RESOURCES = {"cpu": 1, "memory": "256Mi", "disk": "1Gi"}
-# What a cluster fills in where a spec says nothing. The number is text here as it is there.
+# A cluster's defaults for missing fields. The number is a string, as in a cluster.
 CLUSTER_DEFAULTS: Mapping[str, Any] = {
     "transform": {"image": "ubuntu:20.04"},
     "outputBranch": "master",
@@ -22,14 +22,14 @@ CLUSTER_DEFAULTS: Mapping[str, Any] = {
     "sidecarResourceRequests": _RESOURCES,
 }
 DEFAULT_SETS_PER_WORKER = 4
-# Whoever asks for these would wait in vain for what they do.
+# Unsupported features. They are refused, because a user would wait for their effect in vain.
 _MISSING = ("egress", "spout", "service", "s3Out")
 
 
 @dataclass(frozen=True)
 class EffectiveSpec:
-    """A spec with the cluster's defaults, in two forms: ``raw_json`` as the user wrote its values, with camel case keys in order;
-    ``filled_json`` as protojson, with the project and the defaults of the inputs too."""
+    """A spec with the cluster's defaults, in two forms: ``raw_json`` has the values as the user wrote them, with sorted camel case keys;
+    ``filled_json`` is protojson, and also has the project and the defaults of the inputs."""
 
     raw_json: str
     filled_json: str
@@ -37,7 +37,7 @@ class EffectiveSpec:
 
 @dataclass(frozen=True)
 class SecretUse:
-    """Either ``env_var`` with ``key``, or ``mount_path`` for a folder with a file per key."""
+    """How a pipeline uses a secret: either ``env_var`` with ``key``, or ``mount_path`` for a folder with a file per key."""
 
     name: str
     key: str
@@ -63,7 +63,7 @@ class PfsInput:
 
 @dataclass(frozen=True)
 class CronInput:
-    """``start`` in seconds since the epoch."""
+    """A cron input. ``start`` is in seconds since the epoch."""
 
     name: str
     repo: RepoKey
@@ -82,7 +82,7 @@ class CronInput:
 
 @dataclass(frozen=True)
 class Combination:
-    """``kind`` is cross, union, join or group."""
+    """A combination of inputs. ``kind`` is cross, union, join or group."""
 
     kind: str
     inputs: tuple["Input", ...]
@@ -93,7 +93,7 @@ Input = PfsInput | CronInput | Combination
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """Times in seconds, None for no limit. ``datum_set`` is (number, size in bytes, per worker), zero where unset."""
+    """A parsed spec. Timeouts are in seconds, None for no limit. ``datum_set`` is (number, size in bytes, per worker); zero if unset."""
 
     project: str
     name: str
@@ -141,7 +141,7 @@ class PipelineSpec:
         return [leaf for leaf in self.leaves() if isinstance(leaf, CronInput)]
 
     def set_size(self, datums: int) -> int:
-        """How many datums one datum set gets at most; by their size where the spec says so."""
+        """The most datums of a datum set; no limit (``datums``) if the spec limits sets by size."""
         number, size, per_worker = self.datum_set
         if number or size:
             return datums if size else number
@@ -157,7 +157,7 @@ def leaves(node: Input) -> Iterator[PfsInput | CronInput]:
 
 
 def merge(defaults: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec over defaults: objects are merged, everything else is replaced, and null removes."""
+    """Merge a spec into defaults: objects are merged, everything else is replaced, and null removes a key."""
     merged = dict(defaults)
     for key, value in spec.items():
         below = merged.get(key)
@@ -171,10 +171,10 @@ def merge(defaults: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any
 
 
 def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
-    """A spec in protojson with the project and the defaults of the inputs.
+    """A spec in protojson with the project and all defaults.
 
     Raises:
-        PachError: it cannot be a pipeline.
+        PachError: the spec is invalid.
     """
     spec = merge(CLUSTER_DEFAULTS, spec)
     pipeline = dict(spec.get("pipeline") or {})
@@ -186,7 +186,7 @@ def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
         raise PachError(f"invalid reprocess spec {spec['reprocessSpec']!r}: it is until_success or every_job")
     for feature in _MISSING:
         if spec.get(feature):
-            raise Unimplemented(f"pipeline {name!r} has {feature}, which the embedded server does not do")
+            raise Unimplemented(f"pipeline {name!r} has {feature}, which the embedded server does not support")
     for field, called in (("podSpec", "PodSpec"), ("podPatch", "PodPatch")):
         _check_json(spec.get(field) or "null", called)
     for use in (spec.get("transform") or {}).get("secrets") or ():
@@ -226,7 +226,7 @@ def _check_json(text: str, called: str) -> None:
 
 
 def salt(spec: EffectiveSpec) -> str:
-    """The salt that a spec asks for; empty where it does not."""
+    """The salt that a spec requests; empty if it does not."""
     return str(json.loads(spec.filled_json).get("salt") or "")
 
 
@@ -244,7 +244,9 @@ def _input_defaults(node: dict[str, Any], pipeline: dict[str, Any], now: float) 
             raise PachError("input must specify a glob")
         for feature in ("s3", "trigger"):
             if pfs.get(feature):
-                raise Unimplemented(f"pipeline {pipeline['name']!r} has an input with {feature}, which the embedded server does not do")
+                raise Unimplemented(
+                    f"pipeline {pipeline['name']!r} has an input with {feature}, which the embedded server does not support"
+                )
         glob = pfs["glob"]
         pfs["glob"] = glob.rstrip("/") or "/"
         defaults = {"project": project, "name": pfs["repo"], "branch": "master", "repoType": "user"}
@@ -264,12 +266,12 @@ def _input_defaults(node: dict[str, Any], pipeline: dict[str, Any], now: float) 
 
 @functools.lru_cache(256)
 def parse_text(filled_json: str) -> PipelineSpec:
-    """Reads a spec that ``with_defaults`` has filled in."""
+    """Parse the JSON of a spec that ``with_defaults`` has completed."""
     return parse(json.loads(filled_json))
 
 
 def parse(spec: dict[str, Any]) -> PipelineSpec:
-    """As ``parse_text``, of what the JSON says."""
+    """As ``parse_text``, from decoded JSON."""
     transform = spec.get("transform") or {}
     sets = spec.get("datumSetSpec") or {}
     return PipelineSpec(

@@ -1,4 +1,4 @@
-"""`answered_questions` and `question_answer`: one step answers a batch of files in Pachyderm and has them loaded into PostgreSQL."""
+"""`answered_questions` and `question_answer`: one step answers a batch of files in Pachyderm and has the answers loaded into PostgreSQL."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -45,7 +45,7 @@ class FileConfig(dg.Config):
 
 
 class BatchConfig(dg.Config):
-    """The batch that the sensor planned. It is empty in a run that was started by hand, whose partitions name the files."""
+    """The batch that the sensor planned. It is empty in a run that was started by hand: there the partitions name the files."""
 
     batch_id: str = ""
     token: str = ""
@@ -63,18 +63,18 @@ class BatchConfig(dg.Config):
 def batch_of(services: Services, config: BatchConfig, keys: Sequence[str], *, run_id: str) -> Batch:
     """The batch of a run: the one in its configuration, or, for a run started by hand, the newest versions of its partitions.
 
-    Files of a run by hand that are done are asked for again, all or none, and claimed with ``run_id`` at the same moment.
+    In a run started by hand, files that are done are requested again, all or none, and claimed with ``run_id`` in the same transaction.
 
     Raises:
-        InputError: the configuration and the partitions disagree, or a partition has no file, or its source is gone; or there are
-            no partitions.
+        InputError: the configuration and the partitions disagree, a partition has no file, a source is gone, or there are no
+            partitions.
     """
     if config.files:
         batch = Batch(config.batch_id, config.versions())
         if [partition_key(v.name) for v in batch.versions] != list(keys):
             raise InputError(
                 "the files in this run's configuration are not those of its partition range: the partitions changed after it was requested",
-                advice="do nothing: the sensor requests the files again",
+                advice="nothing to do: the sensor requests the files again",
             )
         return batch
     return _batch_by_hand(services, _present(keys), run_id=run_id)
@@ -84,8 +84,8 @@ def _present(keys: Sequence[str]) -> Sequence[str]:
     """The partitions of a run started by hand.
 
     Raises:
-        InputError: there are none. A range whose first partition has moved behind its last one, with a new upload, is empty. Without an
-            error the run would succeed and do nothing.
+        InputError: there are none. A range is empty if a new upload has moved its first partition behind its last one. Without an error
+            the run would succeed and do nothing.
     """
     if not keys:
         raise InputError("this run has no partitions: they have changed since they were selected", advice="select them again")
@@ -109,7 +109,7 @@ def _batch_by_hand(services: Services, keys: Sequence[str], *, run_id: str) -> B
             else:
                 files[key] = (record.version, record.load_id)
         if done:
-            # Together and claimed at once: a sensor that sees some of them waiting takes them away from this run.
+            # All together, and claimed at once: otherwise a sensor that sees some of them waiting would take them from this run.
             seconds = services.work.lease_seconds
             again = request_retries(services.bucket, ledger, list(done.values()), owner=run_id, lease_seconds=seconds)
             files |= {key: (record.version, record.load_id) for key, record in zip(done, again, strict=True)}
@@ -118,13 +118,13 @@ def _batch_by_hand(services: Services, keys: Sequence[str], *, run_id: str) -> B
 
 
 def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: ExecutionSettings, work: WorkSettings) -> dg.AssetsDefinition:
-    """The step that answers files. ``wanted``: the model, whose version is the assets' code version."""
+    """The step that answers files. ``wanted``: the model, which determines the assets' code version."""
 
     @dg.multi_asset(
         name="answer_files",
         can_subset=True,
         partitions_def=question_files,
-        # A run of a backfill is a batch: one commit of all that was ever answered would neither fit nor end.
+        # Each run of a backfill is a batch: one commit of everything that was ever answered would neither fit nor end.
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=work.batch_files),
         specs=_specs(factory, version=current_code_version(wanted)),
         check_specs=CHECK_SPECS,
@@ -136,7 +136,7 @@ def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: Ex
             outcome = _answer(context, config, platform, evaluations)
         wanted_checks = {key.name for key in context.selected_asset_check_keys}
         yield from (result for result in batch_results(evaluations) if result.check_name in wanted_checks)
-        # After the checks: without results Dagster shows all of them as failed, also those of files that are loaded correctly.
+        # After the checks: without results, Dagster shows all of them as failed, even those of correctly loaded files.
         if outcome.failure:
             raise batch_failure(outcome, outcome.failure)
 
@@ -171,7 +171,7 @@ def _specs(factory: AssetFactory, *, version: str) -> list[dg.AssetSpec]:
 def _answer(
     context: dg.AssetExecutionContext, config: BatchConfig, platform: PlatformResource, evaluations: list[dg.AssetCheckEvaluation]
 ) -> Outcome:
-    """Answer the batch, or only load its files again where the answers are not selected. Adds the checks to ``evaluations``."""
+    """Answer the batch, or only reload its files if `answered_questions` is not selected. Adds the checks to ``evaluations``."""
     services, selected = platform.services(), context.selected_asset_keys
     reporter = platform.reporter(services)
     prepare_storage(context.instance)

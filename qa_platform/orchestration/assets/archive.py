@@ -12,7 +12,7 @@ _NEXT = "it is checked again every night"
 
 
 def archive_check(execution: ExecutionSettings) -> dg.AssetChecksDefinition:
-    # A check of `raw_questions`: a check of `question_answer` would belong to every run that answers files.
+    # A check of `raw_questions`: a check of `question_answer` would be part of every run that answers files.
     @dg.asset_check(asset=RAW_QUESTIONS, name=ARCHIVED, description=DESCRIPTION)
     def the_archive_is_in_the_table(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> dg.AssetCheckResult:
         with failures_for_people(context.op_execution_context, execution, next_step=_NEXT):

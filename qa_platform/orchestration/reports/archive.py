@@ -16,7 +16,7 @@ DESCRIPTION = (
     "Error. Every file whose source lies under `processed/`, or a newer upload of it, is in the table. If QA_ARCHIVE is `delete`, every "
     "file in Pachyderm's commits is. Compared every night. It fails after PostgreSQL was restored from an older backup."
 )
-# Files that the metadata names.
+# The maximum number of files that the metadata names.
 _NAMED = 100
 
 

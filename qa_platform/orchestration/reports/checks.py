@@ -35,7 +35,7 @@ _LEAST_DRIFT = 0.05
 _SPECS = {
     COMPLETE: "Error. Rows of the file = answered + no_answer + rejected, and as many are in the two tables.",
     RECORDED: "Error. The tables hold as many answers, rows without an answer and rejected rows as `question_file` records, of the "
-    "recorded generation and model, and no row of the file beside them.",
+    "recorded generation and model, and no other rows of the file.",
     ANSWERED: "Error. No row that counts as answered has an empty answer.",
     SPANS: "Error. Every answer is the text of its context between its offsets.",
     REVIEW: "Warning. The share of rows without an answer, or with a score below QA_LOW_SCORE, is at most QA_REVIEW_SHARE.",
@@ -47,7 +47,7 @@ _WARNINGS = frozenset({REVIEW, DRIFT})
 
 
 def run_evaluations(instance: dg.DagsterInstance, run_id: str) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks that were evaluated in a run, in all attempts of its steps, page by page: there are several for each of its files."""
+    """The check evaluations of a run, in all attempts of its steps. They are read page by page: there are several per file."""
     cursor, has_more = None, True
     while has_more:
         kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
@@ -127,8 +127,8 @@ def _review(facts: FileFacts, settings: CheckSettings) -> dg.AssetCheckEvaluatio
 def _drift(facts: FileFacts, settings: CheckSettings) -> dg.AssetCheckEvaluation:
     """Compare the file's mean score with the means of earlier files.
 
-    The allowed deviation is a multiple of the root of two variances, added: that of the earlier means (sample variance), and that of
-    the mean of a file of so few rows (variance of its scores over their number).
+    The allowed deviation is a multiple of the square root of the sum of two variances: the sample variance of the earlier means, and the
+    variance of this file's mean (the variance of its scores divided by their number).
     """
     scores, past = facts.scores, facts.history
     evidence: dict[str, Any] = {
@@ -180,7 +180,7 @@ def _severity(name: str) -> dg.AssetCheckSeverity:
     return dg.AssetCheckSeverity.WARN if name in _WARNINGS else dg.AssetCheckSeverity.ERROR
 
 
-# Files that the metadata names.
+# The maximum number of files that the metadata names.
 _NAMED = 100
 
 
@@ -196,7 +196,7 @@ def batch_results(evaluations: list[dg.AssetCheckEvaluation]) -> Iterator[dg.Ass
             "files": dg.MetadataValue.int(len(mine)),
             "failed": dg.MetadataValue.json([e.partition or "" for e in bad[:_NAMED]]),
         }
-        # With one file its evidence is that of the run.
+        # With a single file, its evidence is the run's evidence.
         if len(mine) == 1:
             metadata = {**metadata, **mine[0].metadata}
         yield dg.AssetCheckResult(

@@ -1,4 +1,4 @@
-"""What a person types next, about one file: the query of its answers, the command for its rejected rows."""
+"""What a person types next about a file: the query for its answers, the command for its rejected rows."""
 
 import shlex
 
@@ -20,7 +20,7 @@ def rejects_command(name: str) -> dg.MetadataValue:
 
 
 def _literal(text: str) -> str:
-    """A text as PostgreSQL reads it, and as a page may show it."""
+    """A text as an SQL literal of printable characters, so that a page can show it."""
     quoted = text.replace("'", "''")
     if text.isprintable():
         return f"'{quoted}'"

@@ -42,12 +42,12 @@ _TABLES = (ANSWERED_QUESTIONS, QUESTION_ANSWER)
 # The time-out of a statement of Dagster's own storage.
 _STATEMENT_MILLISECONDS = 60_000
 _CONNECTION_SECONDS = 600
-# Events of files that are held before they are written.
+# The maximum number of events that are collected before they are written.
 _EVENTS_AT_ONCE = 500
 
 
 def prepare_storage(instance: dg.DagsterInstance) -> None:
-    """Make Dagster's storage keep its connections in this process, and write events in batches where `log_events` gives it any.
+    """Make Dagster's storage keep its connections in this process, and write events in the batches that `log_events` makes.
 
     Otherwise each event opens several connections, which takes longer than the event itself. A file has about ten events.
     """
@@ -56,9 +56,9 @@ def prepare_storage(instance: dg.DagsterInstance) -> None:
 
 
 def log_events(context: dg.OpExecutionContext | dg.AssetExecutionContext, events: Sequence[Event]) -> None:
-    """Log events, the materialisations of an asset as one batch: each alone would take several transactions.
+    """Log events. The materialisations of an asset form one batch: each alone would take several transactions.
 
-    The materialisations come last, since `runless.is_reported` takes one for the end of a file's report.
+    The materialisations come last, since `runless.is_reported` takes one as the end of a file's report.
     """
     step = context.get_step_execution_context()
     batches: dict[dg.AssetKey, list[dg.AssetMaterialization]] = {}
@@ -84,7 +84,7 @@ class Reporter:
     def file_events(
         self, records: Sequence[FileRecord], *, assets: Collection[dg.AssetKey] = _TABLES, job_links: bool = False
     ) -> Iterator[Event]:
-        """The events of every file: checks and materialisations of those in the table, an observation of the upload of the others.
+        """The events of every file: checks and materialisations for files in the table, an observation of the upload for the others.
 
         The last event of a file in the table is the materialisation of `question_answer`, if that is among the assets.
 
@@ -109,9 +109,9 @@ class Reporter:
         *,
         assets: Collection[dg.AssetKey] = _TABLES,
     ) -> list[dg.AssetCheckEvaluation]:
-        """Log the events of every file, and those of the model where a gold set is among them. Returns the checks.
+        """Log the events of every file, and those of the model if a gold set is among them. Returns the checks.
 
-        Gold sets are measured here, and not in `file_events`: that downloads all of them, for which a sensor's tick has no time.
+        Gold sets are measured here and not in `file_events`: measuring downloads all of them, and a sensor's tick has no time for that.
         """
         evaluations = []
         events: Iterator[Event] = self.file_events(records, assets=assets, job_links=True)
@@ -123,7 +123,7 @@ class Reporter:
         return evaluations
 
     def _metadata(self, facts: FileFacts, links: dict[str, str]) -> dict[str, Any]:
-        """What a file's pages show, in this order: its figures, where to go next, its answers, how they came about."""
+        """The metadata on a file's pages, in this order: its figures, where to go next, its answers, how they came about."""
         record, scores, low = facts.record, facts.scores, self.checks.low_score
         metadata: dict[str, Any] = {
             "rows": record.rows,
@@ -178,14 +178,14 @@ class Reporter:
         )
 
     def _source_link(self, record: FileRecord) -> dg.MetadataValue:
-        """A link to the upload. A file is reported before it is archived: then the link leads to where it will be."""
+        """A link to the upload. A file is reported before it is archived, so the link leads to where it will be."""
         place, is_rejected = record.place, record.status is FileStatus.REJECTED
         if record.status in ARCHIVABLE and record.archived_at is None and place == INCOMING + record.version.name:
             place = bucket.place_when_done(record.version, mode=self.services.work.archive, rejected=is_rejected)
         return object_link(self.services.bucket, place)
 
     def _job_links(self, jobs: Collection[str]) -> dict[str, str]:
-        """Links to the jobs in Pachyderm's console; none where its address is not known or cannot be asked for."""
+        """Links to the jobs in Pachyderm's console; empty if its address is unknown or cannot be fetched."""
         links = {}
         try:
             for job in filter(None, jobs):
@@ -198,7 +198,7 @@ class Reporter:
 
 
 def answers_version(record: FileRecord) -> str:
-    """Dagster's data version of a loaded file's answers: another upload, and another answer of the same, has another."""
+    """Dagster's data version of a loaded file's answers. It differs for every upload, and for every new answer of the same upload."""
     return f"{record.version.generation}-{record.load_id}"
 
 

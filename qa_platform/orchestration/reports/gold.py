@@ -48,7 +48,7 @@ def measure_gold_sets(services: Services, settings: CheckSettings) -> Measuremen
         try:
             measured[record.version.name] = measure(services, record)
         except InputError as error:
-            # Without where: the table names the file beside it.
+            # Without `where`: the table already names the file.
             unusable[record.version.shown] = "; ".join(filter(None, (error.what, error.advice)))
     metadata: dict[str, Any] = {"gold sets": len(records)}
     if not records:

@@ -7,7 +7,7 @@ from qa_platform.results.passage import Passage, one_line, shortened
 
 # Dagster's pages show Markdown inline if it has fewer UTF-16 code units than this, else behind a link.
 INLINE_LIMIT = 1_000
-# Characters of a cell, at most: the first number for which the table is shorter than INLINE_LIMIT.
+# The maximum number of characters in a cell: the first of these for which the table is shorter than INLINE_LIMIT.
 _CELL_CHARACTERS = (120, 80, 60, 45, 30, 20)
 # Characters with a meaning in Markdown, HTML or formulas inside a table's cell.
 _SPECIAL = re.compile(r"[\\`*_\[\]<>~&$]")
@@ -33,7 +33,7 @@ def cell(value: object, *, characters: int = _CELL_CHARACTERS[0]) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table shorter than INLINE_LIMIT, with cells as `cell` renders them.
 
-    Where it would be longer, cells are cut more, and then the last rows are dropped and counted.
+    If it would be longer, cells are cut further, and then the last rows are dropped and counted.
     """
     if not rows:
         return "none"

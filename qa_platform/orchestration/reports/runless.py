@@ -21,14 +21,14 @@ from qa_platform.ledger import FileRecord
 from qa_platform.orchestration.catalog import QUESTION_ANSWER
 from qa_platform.orchestration.reports.events import Event, Reporter, answers_version
 
-# Events that are not stored by then are left out: Dagster ends a tick after 60 s.
+# Events that are not stored within this time are left out: Dagster ends a tick after 60 s.
 _SECONDS = 20.0
 _IDENTITIES = uuid.UUID("6b1f5f0e-6c0c-4d43-9d0c-0a9f6f6c6d1e")
 
 
 def store(instance: dg.DagsterInstance, events: Sequence[dg.AssetMaterialization], log: Log) -> None:
     """Store materialisations that belong to no run. One that cannot be stored is logged, and the others are stored."""
-    # A batch updates its last event's asset only.
+    # Dagster updates only the asset of a batch's last event.
     for _, alike in groupby(sorted(events, key=_asset), key=_asset):
         batch = list(alike)
         try:
@@ -68,7 +68,7 @@ def _entry(event: dg.AssetMaterialization) -> dg.EventLogEntry:
 
 
 def is_reported(instance: dg.DagsterInstance, record: FileRecord) -> bool:
-    """Whether all events of a loaded file are in Dagster: the last of them, the materialisation of `question_answer`, is."""
+    """Whether all events of a loaded file are in Dagster, judged by the last of them, the materialisation of `question_answer`."""
     key = partition_key(record.version.name)
     newest = instance.event_log_storage.get_latest_tags_by_partition(
         QUESTION_ANSWER, DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG], [key]

@@ -1,6 +1,6 @@
-"""The state of the platform, for somebody who knows nothing of its parts: a sentence, the last days, the times, the scores.
+"""The state of the platform, for a reader who knows nothing of its parts: a sentence, the last days, the times, the scores.
 
-No name of a file and nothing of its content is in it: what is forgotten needs not be removed from its history.
+It contains no file's name or content, so forgetting a file need not remove anything from its history.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from qa_platform.settings import CheckSettings
 
 _DAYS = 14
 _RECENT_SECONDS = 86_400.0
-# Times and scores are those of so many files, the newest, and of so many of their rows.
+# Times and scores cover at most this many of the newest files, and this many of their rows.
 _RECENT_FILES = 1_000
 _RECENT_ROWS = 100_000
-# A statement that takes longer is given up. There are seven, and Dagster ends a tick after 60 s.
+# The time limit of a statement. There are seven, and Dagster ends a tick after 60 s.
 _STATEMENT_SECONDS = 5.0
-# A file that waits longer is named in the sentence.
+# If a file has waited longer, the sentence says so.
 _LONG_WAIT_SECONDS = 3_600
 _STAGES = ("waiting", "answering", "loading")
 
@@ -45,12 +45,12 @@ def platform_status(factory: AssetFactory) -> dg.AssetSpec:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the tables say of the platform.
+    """The platform's figures, from the tables.
 
     Args:
-        files: generations of files, by state.
-        failed: files that nobody tries again by itself.
-        recent: what was loaded within a day.
+        files: the number of generations of files, by status.
+        failed: the number of files that are not retried automatically.
+        recent: what was loaded in the last 24 hours.
         days: what was loaded on each of the last days, today last.
         stages: how long recent files took, by stage.
         scores: the scores of recent files.
@@ -66,7 +66,7 @@ class Figures:
 
     @property
     def version(self) -> str:
-        """Differs from that of other figures, if anything happened to a file between them."""
+        """A hash that changes when anything happens to a file."""
         totals = self.totals
         state = (sorted(self.files.items()), totals.last_load, totals.deferred, totals.archive_errors)
         return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
@@ -76,7 +76,7 @@ def figures(services: Services, settings: CheckSettings) -> Figures:
     """Read the figures.
 
     Raises:
-        TransientError: PostgreSQL is unavailable, or needs too long.
+        TransientError: PostgreSQL is unavailable, or takes too long.
     """
     with Ledger(services.postgres) as ledger, connect(services.postgres) as connection:
         files, totals = ledger.totals(seconds=_STATEMENT_SECONDS)
@@ -112,7 +112,7 @@ def status_event(found: Figures, settings: CheckSettings) -> dg.AssetMaterializa
 
 
 def _worries(found: Figures) -> str:
-    """What needs a person, or may soon; "" if nothing does."""
+    """The problems that need a person, or may soon; "" if there are none."""
     totals, worries = found.totals, []
     if found.failed:
         worries.append(f"{_count(found.failed, 'file')} failed for good.")
@@ -173,7 +173,7 @@ def _scores(scores: RecentScores, *, low: float) -> dict[str, Any]:
 
 
 def _numbers(found: Figures) -> dict[str, float]:
-    """Numbers that are there for their plots."""
+    """Numbers that are reported for their plots."""
     recent, totals, files = found.recent, found.totals, found.files
     share = {} if recent.answered_percent is None else {"rows with an answer, percent": round(recent.answered_percent, 2)}
     return {

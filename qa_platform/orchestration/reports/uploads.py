@@ -38,14 +38,14 @@ def uploaded(bucket: storage.Bucket, version: FileVersion, work: WorkSettings) -
 
 
 def answered_link(bucket: storage.Bucket, version: FileVersion, work: WorkSettings) -> dict[str, dg.MetadataValue]:
-    """A link to where a file's answered CSV is written; none if it is not. It is there a little after the file is finished."""
+    """A link to a file's answered CSV; empty if none is written. The object appears shortly after the file is finished."""
     if not work.answered_prefix:
         return {}
     return {"answered CSV": object_link(bucket, answered_name(work.answered_prefix, version.name))}
 
 
 def object_link(bucket: storage.Bucket, name: str) -> dg.MetadataValue:
-    """A link to an object: in Google's console, or at another endpoint, which has no console, to the object itself.
+    """A link to an object: in Google's console, or, at an endpoint without a console, to the object itself.
 
     Args:
         name: the object's name; "" if it is deleted once it is answered.
@@ -56,5 +56,5 @@ def object_link(bucket: storage.Bucket, name: str) -> dg.MetadataValue:
     address = f"{endpoint}/download/storage/v1/b/{bucket.name}/o/{quote(name, safe='')}?alt=media"
     if endpoint.endswith("googleapis.com"):
         address = f"https://console.cloud.google.com/storage/browser/_details/{bucket.name}/{quote(name)}"
-    # Not a bare address: browsers do not break it into lines, and it makes Dagster's pages wider than their windows.
+    # Not a bare address: browsers do not wrap it, and it makes Dagster's pages wider than their windows.
     return dg.MetadataValue.md(f"[{cell(escaped(name), characters=_NAME_CHARACTERS)}](<{address}>)")

@@ -1,1 +1,1 @@
-"""The sensors that find work, and repair what was lost."""
+"""The sensors that find work and repair what was lost."""

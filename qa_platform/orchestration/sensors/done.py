@@ -1,6 +1,6 @@
-"""The sensor `done_files`: archives the sources of files that are done, and reports files whose run was lost.
+"""The sensor `done_files`: archives the sources of done files, and reports files whose run was lost.
 
-It is a sensor of its own, so that trouble with a file that is done never delays a file that waits.
+It is a separate sensor, so that trouble with a done file never delays a waiting one.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def done_files_sensor(work: WorkSettings, notifications: NotificationSettings) -
         name="done_files",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=work.sensor_seconds,
-        description="Archives the sources of files that are done, where their runs could not, and reports the files of lost runs.",
+        description="Archives the sources of done files if their runs could not, reports the files of lost runs, and writes answered CSVs.",
     )
     def done_files(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SkipReason:
         services = platform.services()
@@ -43,7 +43,7 @@ def _tick(
 
     left = archive_done(services, context.log, report=report)
     notify_of_failed_checks(notifications, evaluations, context.log)
-    # Last: it may take the longest, and holds up nothing.
+    # Last: it may take the longest, and nothing waits for it.
     unwritten = publish(services, context.log)
     why = "every file that is done is archived"
     if left:

@@ -1,4 +1,4 @@
-"""The heartbeat of the bucket sensor. While it is fresh, the bucket is listed and uploads get their runs, even if nothing is to be done."""
+"""The heartbeat of the bucket sensor. While it is fresh, the bucket is listed and uploads get runs, even if there is nothing to do."""
 
 import time
 from datetime import UTC, timedelta
@@ -16,7 +16,7 @@ HEARTBEAT = dg.AssetKey(HEARTBEAT_ASSET)
 
 # Dagster refuses a shorter window, and with it all definitions.
 _LEAST_WINDOW_SECONDS = 60.0
-# Characters of the reason why files are deferred.
+# How many characters are shown of the reason why files are deferred.
 _SHOWN_CHARACTERS = 500
 
 

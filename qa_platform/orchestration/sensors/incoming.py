@@ -1,7 +1,7 @@
-"""The bucket sensor: lists ``incoming/``, and requests one run per batch of files that wait.
+"""The bucket sensor: lists ``incoming/`` and requests one run per batch of waiting files.
 
-It is a thin wrapper around `batches.plan.plan`, which decides what is to be done. It keeps no cursor. It stores its events itself, and a
-batch that cannot be requested does not stop the others.
+It is a thin wrapper around `batches.plan.plan`, which decides what to do. It keeps no cursor. It stores its events itself. A batch that
+cannot be requested does not stop the others.
 """
 
 import re
@@ -28,12 +28,12 @@ from qa_platform.orchestration.sensors.heartbeat import beat, summary
 from qa_platform.orchestration.stored_runs import stored_runs
 from qa_platform.settings import ExecutionSettings, WorkSettings
 
-# While so many runs have not begun, no more are requested: their files would not be answered sooner, and the claims of all of these runs
-# have to be kept at every tick. It is far more than what runs at once, so that no slot stays empty until the next tick.
+# While this many runs have not started, no more are requested: their files would not be answered sooner, and every tick renews the claims
+# of all of these runs. That is far more than run at once, so no slot stays empty until the next tick.
 _QUEUED_RUNS = 50
-# What `new_run_key` makes. Other claims are owned by runs, or by the job that needs no sensor.
+# The format of `new_run_key`. Other claims are owned by runs, or by the job that needs no sensor.
 _RUN_KEY = re.compile(r"[0-9a-f]{32}-\d+")
-# A run is in none of these states once the tick that requests it has ended: then it could not be launched, and never will be.
+# A run that is still in such a state after the tick that requested it could not be launched, and never will be.
 _NOT_LAUNCHED = frozenset({dg.DagsterRunStatus.NOT_STARTED})
 
 
@@ -50,7 +50,7 @@ def incoming_files_sensor(job: UnresolvedAssetJobDefinition, work: WorkSettings,
         beginning_seconds = seconds_to_begin(context.instance, services.work, execution)
         queued = queued_run_keys(context.instance, job.name, beginning_seconds=beginning_seconds)
         keep_claims(services, queued)
-        # Asked before this tick claims anything: those claims have no run yet.
+        # Before this tick claims anything: those claims have no run yet.
         lost = lost_requests(context.instance, services, queued)
         return _tick(context, services, lost, queued=len(queued))
 
@@ -75,16 +75,16 @@ def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collect
     if problem:
         context.log.error(problem)
     else:
-        # Last in the tick, and not while runs cannot be requested: it says that uploads get their runs.
+        # Last in the tick, and only if all runs can be requested: the heartbeat says that uploads get their runs.
         events += _beat(context, services, seen)
     store(context.instance, events, context.log)
-    full = f"{queued} requested runs have not begun; more are requested when these are fewer than {_QUEUED_RUNS}" if is_full else ""
+    full = f"{queued} requested runs have not started; more are requested once there are fewer than {_QUEUED_RUNS}" if is_full else ""
     reason = None if requests else dg.SkipReason("\n".join(filter(None, (problem, full, summary(seen)))))
     return dg.SensorResult(run_requests=[r.run for r in requests], skip_reason=reason)
 
 
 def _beat(context: dg.SensorEvaluationContext, services: Services, seen: Look) -> list[dg.AssetMaterialization]:
-    """`beat`, whose failure must not cost the runs of what this tick has claimed."""
+    """Call `beat`. If it fails, the batches that this tick has claimed must still get their runs."""
     try:
         return beat(context.instance, seen, every_seconds=services.work.heartbeat_seconds)
     except Exception as error:
@@ -96,7 +96,7 @@ def _problem(lost: Collection[str], troubled: int) -> str:
     """Why uploads do not get their runs; "" if they do."""
     problems = [f"{troubled} batches could not be requested; the log of this tick says why"] if troubled else []
     if lost:
-        problems.append(f"{len(lost)} runs were requested and do not exist; the errors of this sensor's last ticks say why")
+        problems.append(f"{len(lost)} runs were requested but do not exist; the errors of this sensor's last ticks say why")
     return ". ".join(problems)
 
 
@@ -112,13 +112,13 @@ def _requests(context: dg.SensorEvaluationContext, services: Services, batches: 
             troubled += 1
             context.log.warning("No run could be requested for batch %s: %s", planned.id, error)
             if isinstance(error, TransientError):
-                # A service is unavailable: the other batches would fail too. What is claimed already is requested.
+                # A service is unavailable: the other batches would fail too. Batches that are already claimed are requested.
                 break
     return requests, troubled
 
 
 def _request(instance: dg.DagsterInstance, services: Services, planned: Batch, present: Sequence[str]) -> _Request | None:
-    """Claim a batch and request its run. None if somebody else was faster."""
+    """Claim a batch and request its run. None if another process was faster."""
     run_key = new_run_key(instance, planned)
     batch = claim(services, planned, token=run_key)
     if batch is None:
@@ -127,15 +127,15 @@ def _request(instance: dg.DagsterInstance, services: Services, planned: Batch, p
     uploads = tuple(uploaded(services.bucket, version, services.work) for version in batch.versions)
     for key in keys_to_move(present, keys):
         instance.delete_dynamic_partition(PARTITIONS, key)
-    # At once, and not with the tick's result: a backfill in progress that looks while one of its keys is missing fails for good.
+    # Now, and not with the tick's result: a backfill in progress fails for good if it looks while one of its keys is missing.
     instance.add_dynamic_partitions(PARTITIONS, keys)
     return _Request(_run_request(batch, run_key, keys), uploads)
 
 
 def keys_to_move(present: Sequence[str], keys: Sequence[str]) -> set[str]:
-    """The keys that exist already, and must move to the end, with the new ones: a batch is a contiguous range of partitions.
+    """The existing keys that must move to the end, next to the new ones: a batch is a contiguous range of partitions.
 
-    None where they are that range already. An earlier run of the batch, which Dagster may be starting just now, needs them too.
+    Empty if the keys already are that range: an earlier run of the batch, which Dagster may be starting right now, needs them too.
     """
     existing = set(keys).intersection(present)
     if len(existing) == len(keys):
@@ -146,18 +146,18 @@ def keys_to_move(present: Sequence[str], keys: Sequence[str]) -> set[str]:
 
 
 def seconds_to_begin(instance: dg.DagsterInstance, work: WorkSettings, execution: ExecutionSettings) -> float:
-    """How long a run that Dagster calls started may take until its step takes the claims over."""
+    """How long a run that Dagster reports as started may take until its step takes over the claims."""
     if execution.executor == "in_process":
         return work.lease_seconds
-    # The step has a pod of its own, which may start as slowly as the run's pod.
+    # The step has its own pod, which may start as slowly as the run's pod.
     return max(work.lease_seconds, instance.run_monitoring_start_timeout_seconds)
 
 
 def queued_run_keys(instance: dg.DagsterInstance, job_name: str, *, beginning_seconds: float) -> list[str]:
-    """The run keys, which own the claims, of runs that have not taken their claims over yet.
+    """The run keys of runs that have not yet taken over their claims. Until then, the run key owns the claims.
 
-    These are the runs in the queue; those that are starting, for as long as Dagster waits for them, since otherwise a pod that starts
-    slowly would find its files claimed for the next request, and so on; and those that have begun less than so many seconds ago.
+    These are runs in the queue; runs that are starting, for as long as Dagster waits for them, since otherwise a pod that starts slowly
+    would find its files claimed for the next request, again and again; and runs that started less than ``beginning_seconds`` ago.
     """
     now = datetime.now(UTC)
     starting_since = now - timedelta(seconds=instance.run_monitoring_start_timeout_seconds)
@@ -172,10 +172,10 @@ def queued_run_keys(instance: dg.DagsterInstance, job_name: str, *, beginning_se
 
 
 def lost_requests(instance: dg.DagsterInstance, services: Services, queued: Collection[str]) -> set[str]:
-    """The keys of requests of earlier ticks that became no run, or a run that was never launched. Their files are still claimed.
+    """The keys of earlier ticks' requests that did not become a run, or whose run was never launched. Their files are still claimed.
 
-    A tick's requests are submitted before the next tick begins. If they cannot be, say because Dagster's storage refuses them, the files
-    stay claimed until the claims expire, and are then requested again.
+    A tick's requests are submitted before the next tick begins. If that fails, for example because Dagster's storage refuses them, the
+    files stay claimed until the claims expire, and are then requested again.
 
     Args:
         queued: run keys of runs that exist.
@@ -188,9 +188,9 @@ def lost_requests(instance: dg.DagsterInstance, services: Services, queued: Coll
 
 
 def new_run_key(instance: dg.DagsterInstance, batch: Batch) -> str:
-    """A run key that was never used: a batch that comes again after a failure is a new run."""
+    """A run key that was never used: a batch that is retried after a failure gets a new run."""
     number = instance.get_runs_count(dg.RunsFilter(tags={BATCH_TAG: batch.id})) + 1
-    # If runs were deleted, the count alone may give the key of a later run.
+    # If runs were deleted, the count alone may give the key of an existing run.
     while instance.get_runs_count(dg.RunsFilter(tags={RUN_KEY_TAG: f"{batch.id}-{number}"})):
         number += 1
     return f"{batch.id}-{number}"

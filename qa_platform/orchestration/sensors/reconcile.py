@@ -1,4 +1,4 @@
-"""The slow sensor: it repairs what the fast one cannot see, runs that vanished and objects that came back."""
+"""The slow sensor: it repairs what the fast one cannot see, namely runs that vanished and objects that came back."""
 
 import time
 from collections.abc import Collection
@@ -25,7 +25,7 @@ def reconcile_sensor(work: WorkSettings) -> dg.SensorDefinition:
         name="reconcile",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=work.reconcile_seconds,
-        description="Marks runs as failed whose process is gone, and corrects the records of objects that came back to incoming/.",
+        description="Marks runs whose process is gone as failed, and corrects the records of objects that came back to incoming/.",
     )
     def reconcile(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SkipReason:
         return _tick(context, platform.services())
@@ -45,10 +45,10 @@ def _tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipRea
 
 
 def vanished_runs(instance: dg.DagsterInstance, owners: Collection[str], *, silent_seconds: float) -> list[dg.DagsterRun]:
-    """Runs that are started according to Dagster, and whose process is gone.
+    """Runs that Dagster reports as started but whose process is gone.
 
     A run that the sensor requested holds claims while it works, and logs events before and after. Until its step begins, which may have to
-    wait for a pod, the key of its request holds them. A run that holds none and has logged nothing for ``silent_seconds`` is gone. It would
+    wait for a pod, its run key holds them. A run that holds none and has logged nothing for ``silent_seconds`` is gone, and would otherwise
     keep its slot in the queue for ever.
 
     Args:

@@ -12,7 +12,7 @@ from qa_platform.orchestration.reports.status import figures, status_event
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.settings import CheckSettings, WorkSettings
 
-# How often it is reported even if nothing happens: the numbers are of the last 24 hours, so they change all the same.
+# How often it is reported even if nothing happens: the numbers cover the last 24 hours, so they change anyway.
 _EVERY_SECONDS = 3_600
 
 
@@ -22,7 +22,7 @@ def platform_status_sensor(work: WorkSettings) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         # As often as the heartbeat, and for the same reason: each report is an event in Dagster's log.
         minimum_interval_seconds=work.heartbeat_seconds,
-        description="Reports the asset platform_status, when something has changed and every hour.",
+        description="Reports the asset platform_status: when a file has changed its state, and at least every hour.",
     )
     def report_status(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SkipReason:
         return _tick(context, platform)

@@ -1,6 +1,6 @@
 """Run the benchmarks, each in a separate process: all of them, or ``python -m qa_platform.tools.bench TOPIC [ARGUMENTS]`` for one.
 
-The topic gpu, which needs a GPU, runs only where it is named.
+The topic gpu needs a GPU, and runs only when named.
 """
 
 import subprocess

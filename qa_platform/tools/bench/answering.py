@@ -1,10 +1,10 @@
-"""The engine beside the pipeline of transformers 4.57: questions per second, ratios, F1, shares of the ceiling, streaming.
+"""The engine compared with the pipeline of transformers 4.57: questions per second, ratios, F1, shares of the ceiling, streaming.
 
     python -m qa_platform.tools.bench answering --data FOLDER_OF_SQUAD_JSON
 
-Without ``--data``, the gold set of the samples is asked. The DistilBERT-sized model is the bundled one, widened. A ceiling is the speed of
-a large matrix product in this run, the faster of torch's and OpenVINO's; that of the reference is in float32. Every way of answering has
-the same number of rounds, and its best round counts: other processes can only make a round slower.
+Without ``--data``, the questions are the samples' gold set. The DistilBERT-sized model is the bundled one, widened. A ceiling is the speed
+of a large matrix product in this run, the faster of torch's and OpenVINO's. The reference's ceiling is the one in float32. Every way of
+answering gets the same number of rounds. The best round counts, because other processes can only make a round slower.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from qa_platform.tools.bench.reference import ORACLE_FOLDER, ReferenceRequest, r
 
 _SAMPLES = Path(__file__).parents[3] / "samples" / "gold.csv"
 _BATCH_SIZES = (8, 16)
-# The least speed of the engine, in multiples of the reference's fastest way; by model and precision.
+# The minimum speed of the engine as a multiple of the reference's fastest way, by model and precision.
 _BARS: dict[str, dict[Precision, float]] = {
     "bundled": {"fp32": 2.0, "bf16": 4.5, "int8": 4.5},
     "DistilBERT": {"fp32": 1.2, "bf16": 4.5, "int8": 4.5},
@@ -65,7 +65,7 @@ class Setting:
 
 
 def measure(folder: Path, gold: Sequence[GoldQuestion], setting: Setting) -> list[Line]:
-    """The reference one question at a time (first) and batched, then the engine in each precision."""
+    """Measure the reference one question at a time (first) and batched, then the engine in each precision."""
     pairs = tuple((question.question, question.context) for question in gold)
     requests = {
         f"reference, batch_size {size}" if size else "reference, one question per call": ReferenceRequest(
@@ -78,7 +78,7 @@ def measure(folder: Path, gold: Sequence[GoldQuestion], setting: Setting) -> lis
     ceilings = dict.fromkeys(PRECISIONS, 0.0)
     seconds: dict[str, float] = {}
     answers: dict[str, list[tuple[str, int]]] = {}
-    # In turns, including the ceilings: the machine may be slower a minute later.
+    # Interleaved, including the ceilings: the machine may be slower a minute later.
     for _ in range(setting.rounds):
         for name, run in zip(requests, run_reference(list(requests.values()), oracle=setting.oracle), strict=True):
             seconds[name] = min(run.seconds, seconds.get(name, run.seconds))
@@ -132,14 +132,14 @@ def write_widened(folder: Path) -> Path:
     head = config["hidden_size"] // config["num_attention_heads"]
 
     def twice(channels: int) -> NDArray[np.intp]:
-        """The old channel of every new one; a head's copies are neighbours, and so stay one head."""
+        """The old channel of every new one. The copies within a head are adjacent, so that they stay in one head."""
         return np.tile(np.arange(channels).reshape(-1, 1, head), (1, 2, 1)).ravel()
 
     tensors = {}
     for name, stored in load_file(BUNDLED_FOLDER / "model.safetensors").items():
         wide = stored.astype(np.float32)
         if "query" in name:
-            # The products of a head are twice as large now, but are divided by a root that grew only by the root of 2.
+            # The dot products of a head have doubled, but their divisor, the square root of the head's size, has grown only by sqrt(2).
             wide *= np.float32(0.5**0.5)
         table = name.endswith("_embeddings.weight")
         if not (table or name.startswith("qa_outputs")):
@@ -171,7 +171,7 @@ class Streamed:
 
 
 def stream(source: Path, precision: str, *, threads: int, rounds: int) -> Streamed:
-    """Answer a CSV with the bundled model both ways, in turns. Use a fresh process: its peak memory is a result."""
+    """Answer a CSV with the bundled model both ways, interleaved. Use a fresh process: its peak memory is a result."""
     answerer = Answerer(ModelChoice("bundled", precision=precision), threads=threads)
     with source.open(newline="", encoding="utf-8") as file:
         pairs = [(row["question"], row["context"]) for row in csv.DictReader(file)]
@@ -193,7 +193,7 @@ def _peak_mebibytes() -> int:
 
 
 def _answer_file(answerer: Answerer, source: Path) -> tuple[float, float]:
-    """Seconds until the whole file was answered, and until its first row was."""
+    """Seconds to answer the whole file, and to answer its first row."""
     arrived: list[float] = []
     begun = time.perf_counter()
     answer_file(answerer, source, source.with_suffix(".out"), AnswerOptions(), lambda _: arrived.append(time.perf_counter()))
@@ -243,7 +243,7 @@ def _verdict(met: bool, bar: str) -> str:
 
 
 def _bars(model: str, lines: Sequence[Line]) -> Iterator[str]:
-    """A line for each precision of the engine: whether it meets its bar against the fastest way of the reference."""
+    """A line per precision of the engine: whether it meets its bar against the reference's fastest way."""
     fastest = min(line.seconds for line in lines[: 1 + len(_BATCH_SIZES)])
     for line, (precision, bar) in zip(lines[1 + len(_BATCH_SIZES) :], _BARS[model].items(), strict=True):
         ratio = fastest / line.seconds
@@ -264,9 +264,9 @@ def _table(title: str, lines: Sequence[Line], questions: int) -> Iterator[str]:
 
 
 def gold_questions(data: Path | None, number: int) -> list[GoldQuestion]:
-    """Questions of a folder with SQuAD JSON, or of a gold set; of the samples where there is none."""
+    """Questions from a folder with SQuAD JSON or from a gold set; from the samples if ``data`` is None."""
     paths = [_SAMPLES] if data is None else sorted(data.rglob("*.json")) if data.is_dir() else [data]
-    # The bundled model was trained on the rest of the data, so only the part that was held out is asked.
+    # The bundled model was trained on the rest of the data, so only the held-out part is used.
     asked = (question for path in paths for question in read_gold(path) if data is None or held_out(question))
     # Without duplicates: the engine answers equal pairs only once, and a duplicate would count twice.
     gold = list({(question.question, question.context): question for question in asked}.values())
@@ -279,7 +279,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with SQuAD JSON, or a gold set")
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--rounds", type=int, default=2, help="measurements of everything, of which the fastest counts")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of all measurements; the fastest counts")
     parser.add_argument("--oracle", type=Path, default=ORACLE_FOLDER, help="folder in which the reference is installed")
     parser.add_argument("--bundled-only", action="store_true")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""A pachd that keeps nothing: it discards what it receives and sends from memory. It shows the least cost of any server on this library.
+"""A pachd without storage: it discards what it receives, and sends from memory. It shows the minimum cost of a server on this library.
 
-It serves two of Pachyderm's methods: ModifyFile, and GetFile, where the path is the number of bytes to send.
+It serves two of Pachyderm's methods: ModifyFile, and GetFile, whose path is the number of bytes to send.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""The ceiling: how fast this machine can compute at all, and how much of that computing a question needs.
+"""The ceiling: the fastest that this machine can compute, and how much computation a question needs.
 
 The ceiling is the speed of a large matrix product. The work of a question is the number of operations in its matrix products, computed from
-the dimensions of the model and the lengths of the windows. Work divided by time, as a share of the ceiling, says how close a way of
-answering comes to the best that this machine can do.
+the dimensions of the model and the lengths of the windows. Work divided by time, as a share of the ceiling, shows how close a way of
+answering comes to the machine's limit.
 """
 
 import time
@@ -33,7 +33,7 @@ def work_of(folder: Path, pairs: Sequence[tuple[str, str]]) -> float:
 
 @dataclass(frozen=True)
 class Product:
-    """A large matrix product, and the number of its floating-point operations. It measures the ceiling of this machine."""
+    """A large matrix product, which measures the ceiling of this machine, and the number of its floating-point operations."""
 
     compute: Callable[[], object]
     operations: float
@@ -50,7 +50,7 @@ class Product:
 
 
 def matrix_products(precision: Precision, threads: int) -> tuple[Product, ...]:
-    """Torch's and OpenVINO's: which of them is faster depends on the processor. Torch's in int8 are slower than its own in bf16."""
+    """OpenVINO's product and torch's: which is faster depends on the processor. No torch in int8, where it is slower than in bf16."""
     work = 2 * _ROWS * _DEPTH * _COLUMNS
     openvino = Product(_openvino_products(precision, threads), 2 * work)
     return (openvino,) if precision == "int8" else (openvino, Product(_torch_product(precision, threads), work))
@@ -66,7 +66,7 @@ def _torch_product(precision: Precision, threads: int) -> Callable[[], object]:
 
 
 def _openvino_products(precision: Precision, threads: int) -> Callable[[], object]:
-    """Two products, there and back, so that the intermediate result has the precision too."""
+    """Two products, to the larger width and back, so that the intermediate result also has this precision."""
     import numpy as np
     import openvino as ov
     from openvino import opset13 as op

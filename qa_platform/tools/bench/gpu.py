@@ -1,9 +1,9 @@
-"""The engine on a GPU: questions per second, and their share of what the device can compute at all.
+"""The engine on a GPU: questions per second, and the share of the device's peak speed that they reach.
 
     python -m qa_platform.tools.bench gpu
 
-Two models are asked: the bundled one, and one of BERT-large's size with random weights, which compute as long as trained ones. Every
-question has a context of its own, of about 200 tokens. A ceiling is the speed of the fastest large matrix product. The peer is the pipeline
+It measures two models: the bundled one, and one of BERT-large's size with random weights, which compute as long as trained ones. Every
+question has its own context of about 200 tokens. A ceiling is the speed of the fastest large matrix product. The comparison is the pipeline
 of transformers 4.57 on the same device, at its best batch size, in bfloat16.
 """
 
@@ -36,17 +36,17 @@ GOALS: dict[tuple[str, Precision], float] = {("bundled", "bf16"): 10_000, ("BERT
 LARGE: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROUNDS = 2
-# With the question about 200 tokens.
+# About 200 tokens, together with the question.
 _CONTEXT_WORDS = 150
 _WARM_UP_QUESTIONS = 512
-# The pipeline answers a few hundred in a second.
+# The pipeline answers a few hundred questions per second.
 _PIPELINE_QUESTIONS, _PIPELINE_BATCHES = 1000, (32, 128)
 _SQUARES = {"cuda": (4096, 8192, 16384), "cpu": (1024,)}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One way of answering: questions per second, and floating-point operations per second beside the ceiling's."""
+    """One way of answering: questions per second, its floating-point operations per second, and those of the ceiling."""
 
     name: str
     rate: float
@@ -59,7 +59,7 @@ class Line:
 
 
 def questions(count: int) -> list[tuple[str, str]]:
-    """Questions of the samples, each about another part of the samples' contexts."""
+    """The samples' questions, each with a different excerpt of the samples' contexts."""
     with (project_file("samples") / "gold.csv").open(newline="", encoding="utf-8") as gold:
         samples = list(csv.DictReader(gold))
     words = " ".join(dict.fromkeys(sample["context"] for sample in samples)).split(" ")
@@ -101,7 +101,7 @@ def _product(size: int, dtype: torch.dtype, device: str) -> Product:
 def measure(
     name: str, folder: Path, pairs: Sequence[tuple[str, str]], device: str, ceilings: dict[Precision, float]
 ) -> Iterator[tuple[Precision, Line]]:
-    """The engine in each precision: in one process, then in as many as it takes for the device."""
+    """Measure the engine in each precision: in one process, then in its default number for the device."""
     work = work_of(folder, pairs) / len(pairs)
     for precision, most in ceilings.items():
         for processes in dict.fromkeys((1, processes_for(device))):
@@ -119,7 +119,7 @@ def _seconds(answerer: Answerer, pairs: Sequence[tuple[str, str]]) -> float:
 
 
 def measure_pipeline(name: str, folder: Path, pairs: Sequence[tuple[str, str]], device: str, oracle: Path, most: float) -> Line:
-    """The pipeline of transformers in bfloat16, at its best batch size."""
+    """Measure the pipeline of transformers in bfloat16, at its best batch size."""
     asked = tuple(pairs[:_PIPELINE_QUESTIONS])
     requests = [ReferenceRequest(str(folder), asked, batch_size=size, device=device, dtype="bfloat16") for size in _PIPELINE_BATCHES]
     seconds = {run.seconds: size for run, size in zip(run_reference(requests, oracle=oracle), _PIPELINE_BATCHES, strict=True)}

@@ -1,6 +1,6 @@
-"""The speed and memory of cutting input files into shards, beside parsing and writing every row with ``csv``.
+"""The speed and memory of cutting input files into shards, compared with parsing and writing every row with ``csv``.
 
-The input is generated while it is read, so that it needs neither a disk nor gigabytes of memory.
+The input is generated as it is read, so it needs neither a disk nor gigabytes of memory.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from qa_platform.settings import IngestSettings
 _HEADER = ("id", "question", "context", "topic")
 # Distinct rows; the file repeats them.
 _SAMPLE_ROWS = 2_000
-# Rows of the file for the comparison: the peer is too slow for the large one.
+# Rows of the file for the comparison. The peer, plain ``csv``, is too slow for the large one.
 _PEER_ROWS = 50_000
 GOAL_RATE, BOUND_MIB = 60.0, 600.0
 
 
 @dataclass(frozen=True)
 class IngestFigures:
-    """One measurement. Megabytes are 10**6 bytes. ``cpu_seconds`` are those of the process, which others on the machine do not affect."""
+    """One measurement. A megabyte is 10**6 bytes. ``cpu_seconds`` is processor time, which other processes do not affect."""
 
     rows: int
     megabytes: float
@@ -82,7 +82,7 @@ class RepeatedRows:
 
 
 def measure(rows: int, *, context: int) -> IngestFigures:
-    """Cut a file into shards in this process. Use a fresh process: the peak memory is that of its whole life."""
+    """Cut a file into shards in this process. Use a fresh process: the peak memory covers its whole life."""
     source = RepeatedRows(rows, context=context)
     began, cpu = time.perf_counter(), time.process_time()
     manifest = split(
@@ -94,7 +94,7 @@ def measure(rows: int, *, context: int) -> IngestFigures:
 
 
 def measure_peer(rows: int, *, context: int) -> IngestFigures:
-    """The simple way: ``csv.reader``, the same checks on every row, ``csv.writer``, without hashing or shards."""
+    """Measure the simple way: ``csv.reader``, the same checks on every row, ``csv.writer``; no hashing, no shards."""
     source = RepeatedRows(rows, context=context)
     began, cpu = time.perf_counter(), time.process_time()
     reader = csv.reader(io.TextIOWrapper(io.BufferedReader(_Raw(source), 2**20), encoding="utf-8", newline=""), strict=True)
@@ -166,7 +166,7 @@ def _figures(rows: int, length: int, seconds: float, cpu: float) -> IngestFigure
 
 
 def peak_mib() -> float:
-    """The peak memory of this program in MiB. (On Linux, ``ru_maxrss`` includes the memory of the process before it ran this program.)"""
+    """The peak memory of this program in MiB. On Linux ``ru_maxrss`` would include the process's memory before it ran this program."""
     status = Path("/proc/self/status")
     if status.exists():
         [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]

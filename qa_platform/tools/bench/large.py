@@ -1,7 +1,7 @@
-"""A model of BERT-large's size on this machine's CPU, in bf16 and int8: questions a second, a second and core, and of the ceiling.
+"""A model of BERT-large's size on this machine's CPU, in bf16 and int8: questions per second, per second and core, share of the ceiling.
 
-Its weights are random, and compute as long as trained ones. For comparison, the results that MLCommons publishes of MLPerf Inference 4.1,
-BERT-large on SQuAD in int8, offline: 13 questions a second and core on Xeon 8592+, 12 on Xeon 6 with performance cores, both with AMX.
+Its weights are random, and compute as long as trained ones. For comparison, MLCommons' results of MLPerf Inference 4.1, BERT-large on SQuAD
+in int8, offline: 13 questions per second and core on Xeon 8592+, 12 on Xeon 6 with performance cores, both with AMX.
 """
 
 import argparse

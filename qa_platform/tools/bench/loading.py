@@ -1,4 +1,4 @@
-"""Rows per second into PostgreSQL: the loader beside a bare COPY, row inserts in one transaction, and an INSERT and commit per row.
+"""Rows per second into PostgreSQL: the loader, a bare COPY, row inserts in one transaction, and an INSERT and commit per row.
 
 ``python -m qa_platform.tools.bench.loading`` starts its own PostgreSQL and prints one line per way. Then it prints the speed and the peak
 memory of the loader for a million rows. It exits with 1 if a goal is missed.
@@ -70,8 +70,8 @@ class Way:
     """One way of loading.
 
     Attributes:
-        load: loads in a round of this number, and returns the number of rows.
-        goal: the least ratio of the loader's speed to that of this way; None for none.
+        load: loads the rows of a round, given its number, and returns the number of rows.
+        goal: the minimum ratio of the loader's speed to that of this way; None for no goal.
     """
 
     name: str
@@ -150,7 +150,7 @@ def _write_answers(path: Path, rows: list[Row]) -> None:
 
 
 def prepared_copy(rows: list[Row]) -> list[bytes]:
-    """All columns of the rows in COPY's text format, in blocks that only have to be sent."""
+    """All columns of the rows in COPY's text format, in blocks ready to be sent."""
     lines = []
     for number, row in enumerate(rows, 1):
         span = (str(row.start), str(row.start + len(row.answer)))
@@ -166,7 +166,7 @@ def measure(settings: PostgresSettings, rows: list[Row], *, rounds: int, scratch
     with connect(settings) as connection:
         connection.execute(f"CREATE TABLE bare ({_BARE_COLUMNS})")
         connection.execute(_LEGACY_TABLE)
-        # The default of every server.
+        # PostgreSQL's default.
         connection.execute("SET synchronous_commit = on")
 
         def loader(turn: int) -> int:

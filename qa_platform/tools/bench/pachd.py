@@ -1,8 +1,8 @@
-"""Throughput, latency and memory of the embedded pachd, with the unmodified SDK, each beside its limit on this machine.
+"""Throughput, latency and memory of the embedded pachd with the unmodified SDK, each compared with its limit on this machine.
 
 ``python -m qa_platform.tools.bench.pachd`` starts a server, and a bare one (see `qa_platform.tools.bench.bare_pachd`) that gets the same
-calls in turn. It prints one line per figure, and exits with 1 if a figure misses its goal. A figure close to that of the bare server also
-meets its floor: then the SDK or a busy machine is slow, not the server. Figures are medians.
+calls in turn. It prints one line per figure, and exits with 1 if a figure misses its goal. A figure close to the bare server's passes even
+below its floor: then the SDK or a busy machine is slow, not the server. Figures are medians.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from qa_platform.embedded.supervise import RunningServer, ServerSpec
 
 P = ParamSpec("P")
 MEGABYTE = 10**6
-# The SDK's own 19 MiB messages cost it more time than they save: it copies each several times.
+# The SDK's default of 19 MiB is slower: the SDK copies each message several times.
 MESSAGE_BYTES = 2**20
 PUT_FLOOR = GET_FLOOR = 200.0
 SMALL_FILES_FLOOR = 2_000.0
 CLOSE_TO_BARE = 0.8
-# Megabytes: room for a few chunks and messages in flight, far below the size of the file.
+# In megabytes. Room for a few chunks and messages in flight, far below the size of the file.
 MEMORY_LIMIT = 256.0
 # The tolerance for linear growth: other processes disturb the measurement.
 LINEAR = 2.0
@@ -79,7 +79,7 @@ def _big_file(client: Client, bare: Client, pid: int, folder: Path, size: int) -
     memory = _peak_memory(pid)
 
     def contents() -> Iterator[bytes]:
-        # All blocks differ; equal ones would be stored as one chunk.
+        # All blocks differ: equal ones would be stored as one chunk.
         return (os.urandom(16) + block[16:] for _ in range(blocks))
 
     def plain() -> None:
@@ -136,7 +136,7 @@ def _small_files(client: Client, bare: Client, number: int) -> Iterator[bool]:
 
 
 def _prepared_files(client: Client, address: str, bare_address: str, number: int) -> Iterator[bool]:
-    """The same with messages that were encoded beforehand: the speed of the servers without the SDK's classes."""
+    """The same with pre-encoded messages: the speed of the servers without the SDK's classes."""
     rates: dict[str, list[float]] = {address: [], bare_address: []}
     branch = _branch(client, "prepared")
     for _ in range(ROUNDS):
@@ -202,7 +202,7 @@ def _branch(client: Client, name: str) -> pfs.Branch:
 
 
 def _start(client: Client, branch: pfs.Branch) -> pfs.Commit:
-    """An open commit without the files of its parent."""
+    """Start a commit, and remove its parent's files."""
     commit = client.pfs.start_commit(branch=branch)
     client.pfs.delete_file(commit=commit, path="/")
     return commit
@@ -229,7 +229,7 @@ def _seconds(work: Callable[P, object], *values: P.args, **more: P.kwargs) -> fl
 
 
 def _peak_memory(pid: int) -> int:
-    """The peak memory of a process in bytes; its current memory on systems that do not record the peak."""
+    """The peak memory of a process in bytes; its current memory if the system does not record the peak."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         return int(psutil.Process(pid).memory_info().rss)
@@ -237,7 +237,7 @@ def _peak_memory(pid: int) -> int:
 
 
 def _linear(what: str, many: list[float], few: list[float], *, times: int) -> bool:
-    """Print how many times as long one takes when there are ``times`` as many."""
+    """Print how much longer one takes when there are ``times`` as many, and whether that is within LINEAR."""
     return _figure(what, statistics.median(many) / times / statistics.median(few), "times as long", limit=LINEAR)
 
 

@@ -1,7 +1,7 @@
 """The reference: the question-answering pipeline of transformers 4.57, in a separate process.
 
 Transformers 5 has no such pipeline, and one process cannot import two versions. `make setup` installs the reference's packages
-(reference.txt) in a separate folder of the virtual environment; torch is that of the environment. The process reads one JSON document from
+(reference.txt) in a separate folder of the virtual environment; torch comes from the environment. The process reads one JSON document from
 standard input, and writes one to standard output.
 """
 
@@ -29,14 +29,14 @@ class ReferenceAnswer:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """The ranked answers to each pair (the exception's name if the pipeline raised one), and the seconds of answering."""
+    """The ranked answers to each pair (or the name of the exception that the pipeline raised), and the seconds that answering took."""
 
     answers: tuple[tuple[ReferenceAnswer, ...] | str, ...]
     seconds: float
 
     @property
     def best(self) -> tuple[ReferenceAnswer, ...]:
-        """The first answer to each pair, without those for which the pipeline raised an exception."""
+        """The best answer to each pair, without the pairs for which the pipeline raised an exception."""
         return tuple(row[0] for row in self.answers if not isinstance(row, str))
 
 
@@ -47,9 +47,9 @@ class ReferenceRequest:
     Attributes:
         model: the folder of the model.
         pairs: questions and contexts.
-        batch_size: all pairs are asked in one call, with this batch size; 0 asks one pair per call.
+        batch_size: the batch size of one call with all pairs; 0 makes one call per pair.
         threads: the threads of torch; 0 for its default.
-        device, dtype: where the model runs, and in what numbers, as torch names them.
+        device, dtype: the model's device and number type, as torch names them.
         options: arguments of the pipeline's call.
     """
 
@@ -64,7 +64,7 @@ class ReferenceRequest:
 
 def run_reference(requests: Sequence[ReferenceRequest], *, oracle: Path = ORACLE_FOLDER) -> list[ReferenceRun]:
     """Answer requests one after the other, with the pipeline that is installed in the folder ``oracle``."""
-    # -P keeps the folder of this script off the path, whose modules have the names of installed packages.
+    # -P keeps this script's folder off sys.path: its modules have the names of installed packages.
     command = [sys.executable, "-P", str(Path(__file__)), str(oracle)]
     document = json.dumps([asdict(request) for request in requests])
     done = subprocess.run(command, input=document, capture_output=True, text=True, check=False)
@@ -82,12 +82,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     import transformers as installed
 
-    # A type checker sees the types of the other version.
+    # A type checker sees the types of transformers 5.
     transformers: Any = installed
 
     if request["threads"]:
         torch.set_num_threads(request["threads"])
-    # "auto" would take the half precision of the file.
+    # "auto" would use the half precision of the stored weights.
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(request["model"], dtype=getattr(torch, request["dtype"]))
     tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"])
     ask = transformers.pipeline("question-answering", model=model, tokenizer=tokenizer, device=request["device"])

@@ -38,7 +38,7 @@ def fill(folder: Path, objects: int) -> None:
 
 
 def run(objects: int) -> bool:
-    """Measure and print both ticks; whether they are within the bounds."""
+    """Measure and print both ticks. Returns whether they are within the bounds."""
     with tempfile.TemporaryDirectory(prefix="qa-bench-") as folder:
         state = Path(folder) / "state"
         fill(state / "gcs", objects)

@@ -1,4 +1,4 @@
-"""The right `size_bytes` of a datum set for a number of workers, computed from the cost of a set and the speed of answering.
+"""How `size_bytes` of a datum set affects a job, by number of workers: computed from the start-up cost of a set and the answering speed.
 
 Each set starts the answering program and loads the model. A lost set is answered again, and progress is counted in sets. Both figures are
 measured with one worker; the table for several workers is computed from them.
@@ -24,7 +24,7 @@ WORKERS = (1, 4, 32)
 SIZES_MIB = (1, 4, 16, 64)
 ROUNDS = 3
 _MEASURED_ROWS = 600
-# The work of a process of the pipeline before its first row.
+# The work of a pipeline's process before its first row.
 _START = "from qa_platform.answering.worker import Worker; from qa_platform.contract import ModelChoice; from pathlib import Path; "
 _START += "Worker(Path('.'))._answerer_for(ModelChoice('bundled'))"
 
@@ -36,7 +36,7 @@ class Job:
     Attributes:
         sets: the number of its datum sets.
         seconds: how long it takes.
-        lost: the seconds of work that are repeated if a set is lost.
+        lost: the seconds of work to repeat if a set is lost.
     """
 
     sets: int
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _measure() -> tuple[float, float]:
-    """Rows per second of one worker, and bytes of a row in a shard."""
+    """Rows per second of one worker, and bytes per row in a shard."""
     rows = list(_rows())
     answerer = Answerer("bundled")
     answerer.warm_up()

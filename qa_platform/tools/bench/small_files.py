@@ -1,7 +1,7 @@
-"""Many small files through the whole stack, by `dagster job execute`, beside the engine alone on the same rows.
+"""Many small files through the whole stack, by `dagster job execute`, compared with the engine alone on the same rows.
 
-The start of Dagster and the two Pachyderm jobs of each batch are measured separately. The rest is the platform's own part: reading,
-claiming, reporting and archiving.
+Dagster's start and the two Pachyderm jobs of each batch are measured separately. The rest is the platform's own part: reading, claiming,
+reporting and archiving.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE
 from qa_platform.embedded.stack import Stack, open_stack
 from qa_platform.provisioning.project_files import project_file
 
-# Characters of a row's context.
+# Characters of a context.
 _CONTEXT = 120
 # Goals on two cores: seconds for all files, and the platform's own seconds for one of them.
 WHOLE_SECONDS, OWN_SECONDS = 30.0, 0.05
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def _rows(number: int) -> list[tuple[str, str]]:
-    """Short rows, all different. They are short because the model is not what is measured."""
+    """Different rows. They are short, because this does not measure the model."""
     with (project_file("samples") / "gold.csv").open(newline="", encoding="utf-8") as gold:
         samples = list(csv.DictReader(gold))
     rows = []

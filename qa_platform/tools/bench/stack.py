@@ -1,4 +1,4 @@
-"""The whole stack beside the engine alone: one file of 1,200 rows, from the upload to the table, and by `qa-platform answer`."""
+"""The whole stack compared with the engine alone: one file of 1,200 rows, from upload to table, and by `qa-platform answer`."""
 
 import csv
 import shutil
@@ -12,7 +12,7 @@ from qa_platform.embedded.stack import Stack, open_stack
 from qa_platform.provisioning.project_files import project_file
 
 ROWS = 1200
-# The bound of the stack: a multiple of the engine's time, and a constant for all starts.
+# The stack's bound: a multiple of the engine's time, plus a constant for starting everything.
 RATIO, CONSTANT_SECONDS = 1.5, 15.0
 
 

@@ -1,5 +1,5 @@
-"""Where the time of answering goes, in each precision: the stages of the engine one after the other on one thread, and what the model's
-operations take, by OpenVINO's own counters.
+"""Where the time of answering goes, in each precision: the engine's stages in sequence on one thread, and the model's operations by
+OpenVINO's own counters.
 
     python -m qa_platform.tools.bench stages --data FOLDER_OF_SQUAD_JSON
 """
@@ -25,7 +25,7 @@ from qa_platform.contract import PRECISIONS, ModelChoice, Precision
 from qa_platform.tools.bench.answering import gold_questions
 from qa_platform.tools.bench.ceiling import matrix_products, work_of
 
-# OpenVINO's types of nodes, by what they do in this model.
+# What OpenVINO's node types do in this model.
 _OPERATIONS = {
     "FullyConnected": "products with weights",
     "FullyConnectedQuantizedLegacy": "products with weights",
@@ -49,7 +49,7 @@ _STAGES = (
 
 
 class _Stages:
-    """One precision of the bundled model on one thread. ``seconds`` has what each of `_STAGES` took for all questions."""
+    """One precision of the bundled model on one thread. ``seconds`` has the time of each of `_STAGES` for all questions."""
 
     def __init__(self, files: ModelFiles, precision: Precision) -> None:
         model = quantized(files) if precision == "int8" else Builder(files).build()
@@ -78,7 +78,7 @@ class _Stages:
         self._count(len(portions), whole)
 
     def _decode(self, portion: Sequence[Window], batch: Batch, found: dict[int, list]) -> float:
-        """Compute a batch and find its spans. Returns the seconds of the model."""
+        """Compute a batch and find its spans. Returns the seconds that the model took."""
         begun = time.perf_counter()
         flat = self._request.infer(inputs_of(batch, self._files))[0].reshape(*batch.ids.shape, 2)
         computed = time.perf_counter() - begun
@@ -100,7 +100,7 @@ class _Stages:
         return result
 
     def _count(self, batches_run: int, whole: float) -> None:
-        """OpenVINO's counters are means over all batches since the model was compiled."""
+        """Add the time of the model's operations. OpenVINO's counters are means over all batches since the model was compiled."""
         counted = 0.0
         for node in self._request.profiling_info:
             took = node.real_time.total_seconds() * batches_run
@@ -121,7 +121,7 @@ def main() -> int:
     files = find_model(ModelChoice("bundled"))
     columns = {precision: _Stages(files, precision) for precision in PRECISIONS}
     for stages in columns.values():
-        # The first pass makes the code for each shape.
+        # The first pass compiles the kernels for each shape.
         stages.run(pairs)
         stages.run(pairs)
     print(*_table(columns, pairs, files), sep="\n")

@@ -1,4 +1,4 @@
-"""A headless Chromium on Dagster's pages, for the screenshots and for the test of what people see there."""
+"""A headless Chromium on Dagster's pages, for the screenshots and for the test of those pages."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ _OPTIONS = (
 )
 # A busy machine renders slowly.
 _PATIENCE_MILLISECONDS = 120_000
-# In a narrower window the graph shows assets without their content; in a lower one, a file's answers are out of view.
+# In a narrower window the graph hides the content of assets; in a lower one, a file's answers are out of view.
 WIDTH, HEIGHT = 1760, 1500
 _PARTITIONED_ASSETS = 3
 
 
 def chromium() -> str | None:
-    """The path of the browser that is installed on this machine, or None."""
+    """The path of an installed browser, or None."""
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
@@ -69,7 +69,7 @@ def show_status(page: "Page", address: str) -> None:
 
 
 def entry(page: "Page", name: str) -> "Locator":
-    """An entry of the metadata on the page, once it is shown: its row, with the picture or table in it."""
+    """A metadata entry on the page, once it is shown: its row, including the picture or table."""
     row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
     row.wait_for()
     return row

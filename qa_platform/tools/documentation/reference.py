@@ -1,7 +1,7 @@
-"""Writes what repeats the code, from the code: ``python -m qa_platform.tools.documentation.reference``.
+"""Generates the parts of the documentation that repeat the code: ``python -m qa_platform.tools.documentation.reference``.
 
-``configuration.md`` is written as a whole; of other pages, the blocks between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``.
-The JSON schemas lie beside the commands.
+It writes the whole of ``configuration.md``, the blocks between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` of other pages, and the
+JSON schemas, which are next to the commands.
 """
 
 import re
@@ -39,7 +39,7 @@ def configuration_page() -> str:
 
 
 def settings_classes() -> list[type[BaseSettings]]:
-    """The classes of `qa_platform.settings` in their order."""
+    """The settings classes of `qa_platform.settings`, in source order."""
     return [
         value
         for value in vars(settings).values()
@@ -64,7 +64,7 @@ def _section(cls: type[BaseSettings]) -> str:
 
 
 def _facts(field: FieldInfo) -> str:
-    """Whether it is a secret, its choices and bounds, and its default."""
+    """A field's facts: whether it is a secret, its choices, its bounds and its default."""
     facts = ["**secret**"] if SecretStr in (field.annotation, *get_args(field.annotation)) else []
     choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
     if choices:
@@ -88,7 +88,7 @@ def _hints(hints: Mapping[Any, str]) -> Iterator[str]:
     return (f"- `{reason}`: {hint}" for reason, hint in hints.items())
 
 
-# The blocks of other pages, by name.
+# The generated blocks of other pages, by name.
 _BLOCKS: dict[str, Callable[[], Iterator[str]]] = {
     "file reasons": lambda: _hints(FILE_HINTS),
     "row reasons": lambda: _hints(ROW_HINTS),
@@ -106,7 +106,7 @@ def with_blocks(page: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """The text of every page and schema that is written from the code, up to date."""
+    """The up-to-date text of every generated page and schema, by path."""
     docs = project_file("docs")
     with_block = {path: with_blocks(path.read_text(encoding="utf-8")) for path in docs.glob("*.md")}
     return {**with_block, docs / "configuration.md": configuration_page(), **schemas()}

@@ -1,4 +1,4 @@
-"""The JSON schemas of what commands write with `--json`, from the types that they write."""
+"""The JSON schemas of the commands' `--json` output, generated from its types."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ OUTPUTS: Mapping[str, TypeAdapter[Any]] = MappingProxyType(
 
 
 def schemas() -> dict[Path, str]:
-    """The text of every schema, by its path."""
+    """The text of every schema, by path."""
     return {FOLDER / f"{command.replace(' ', '-')}.json": _schema(command, adapter) for command, adapter in OUTPUTS.items()}
 
 

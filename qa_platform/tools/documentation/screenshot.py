@@ -1,4 +1,4 @@
-"""Takes the pictures of Dagster in the documentation, after the demonstration. Run by ``make screenshot``.
+"""Runs the demonstration, and takes the documentation's screenshots of Dagster. Run by ``make screenshot``.
 
 It runs inside a stack: ``qa-platform local run -- python -m qa_platform.tools.documentation.screenshot``.
 """
@@ -21,12 +21,12 @@ SHOWN_FILE = "lighthouses.csv"
 _START_SECONDS = 240.0
 _GRAPH_HEIGHT = 640
 _STATUS_HEIGHT = 1150
-# Time for fonts and lines to be drawn, which the page does not signal.
+# Time to draw fonts and lines. The page does not signal when it is done.
 _DRAWN_MILLISECONDS = 3_000
 
 
 def free_port() -> int:
-    """A free port of loopback."""
+    """A free port on loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -67,11 +67,11 @@ def _webserver() -> Iterator[str]:
 
 def main() -> int:
     """Run the demonstration and take the pictures. Returns the demonstration's exit status."""
-    # A gold set, so that the model's quality is shown too. It is uploaded first, and joins the demonstration's batch.
+    # A gold set, to show the model's quality too. Uploaded first, it joins the demonstration's batch.
     subprocess.run(["qa-platform", "upload", str(project_file("samples") / "gold.csv"), "--as", "gold/samples.csv"], check=True)
     status = demo.main()
     docs = project_file("docs")
-    # The daemon: the status is reported a little after the demonstration.
+    # The daemon is needed: the status is reported a little after the demonstration.
     with demo.daemon(), _webserver() as address, open_browser() as page:
         page.set_viewport_size({"width": WIDTH, "height": _GRAPH_HEIGHT})
         show_assets(page, address)

@@ -1,1 +1,1 @@
-"""What runs: jobs, their datums, and the processes of the workers. Knows nothing of gRPC."""
+"""Runs jobs, their datums, and the workers' processes. Independent of gRPC."""

@@ -1,4 +1,4 @@
-"""The process of a datum batching pipeline: it asks for one datum after the other, and is started again when it fails."""
+"""The process of a pipeline with datum batching. It requests one datum after the other, and is restarted when it fails."""
 
 import signal
 import threading
@@ -14,15 +14,15 @@ _DEATH_SECONDS = 10.0
 
 
 class DatumError(Exception):
-    """An attempt at a datum has failed; the message is the reason that the datum gets."""
+    """An attempt at a datum has failed. The message becomes the datum's reason."""
 
 
 class Cancelled(Exception):
-    """The job was stopped meanwhile."""
+    """The job was stopped in the meantime."""
 
 
 class Process(Protocol):
-    """A user's process that has been started."""
+    """A running process of user code."""
 
     exit_status: int | None
 
@@ -30,7 +30,7 @@ class Process(Protocol):
 
 
 def exit_text(status: int | None) -> str:
-    """How Pachyderm words the end of a process."""
+    """Pachyderm's text for the end of a process."""
     if status is not None and status < 0:
         return f"signal: {(signal.strsignal(-status) or str(-status)).lower()}"
     return f"exit status {status}"
@@ -41,9 +41,11 @@ def duration_text(seconds: float) -> str:
 
 
 class BatchProcess:
-    """The process of one datum set, and its successors.
+    """The process of one datum set, and its restarts.
 
-    ``launch`` starts one; it is told whether it is a successor. ``note`` takes lines for the log.
+    Args:
+        launch: starts a process. It is given this object, and whether this is a restart.
+        note: writes a line to the log.
     """
 
     def __init__(self, *, launch: Callable[["BatchProcess", bool], Process], note: Callable[[str], None]) -> None:
@@ -53,9 +55,9 @@ class BatchProcess:
         self._process: Process | None = None
         self._began = 0.0
         self._starts = 0
-        # A call that an earlier process left behind must not take what is meant for its successor.
+        # Incremented at each restart: a pending call of an earlier process must not take its successor's datum.
         self._generation = 0
-        # What the process said of its last datum when it asked for the next one; None while it works on one.
+        # The error of the last datum, as reported with the request for the next one; None while the process works on a datum.
         self._asked: str | None = None
         self._offer: Sequence[str] | None = None
         self._gone = False
@@ -71,11 +73,11 @@ class BatchProcess:
             self._changed.notify_all()
 
     def start(self) -> None:
-        """Starts the process and returns when it has asked for a datum, which every process must do.
+        """Start the process, and return once it has requested a datum, which every process must do.
 
         Raises:
             DatumError: it ended instead.
-            Cancelled: it was killed meanwhile.
+            Cancelled: it was killed in the meantime.
         """
         with self._changed:
             self._note("beginning to run user code")
@@ -92,13 +94,13 @@ class BatchProcess:
                 raise DatumError(self._ended(process))
 
     def process_datum(self, environment: Sequence[str], timeout: float | None) -> None:
-        """Hands over a datum and returns when the process has asked for the next one. After a failure there is a new process.
+        """Hand over a datum, and return once the process has requested the next one. After a failure, the process is restarted.
 
-        Where even that one could not start, all further datums pass as if they had been processed: so does Pachyderm.
+        If the restart fails too, all further datums count as processed, as in Pachyderm.
 
         Raises:
-            DatumError: it reported an error, has ended, or took too long.
-            Cancelled: it was killed meanwhile.
+            DatumError: the process reported an error, ended, or took too long.
+            Cancelled: it was killed in the meantime.
         """
         with self._changed:
             if self._gone:
@@ -115,7 +117,7 @@ class BatchProcess:
         raise DatumError(problem)
 
     def _converse(self, process: Process, environment: Sequence[str], timeout: float | None) -> str:
-        """What is wrong with the datum; empty if nothing."""
+        """Hand over a datum and wait. Returns the problem with it; empty if there is none."""
         self._offer, self._asked = environment, None
         self._changed.notify_all()
         done = self._changed.wait_for(
@@ -134,7 +136,7 @@ class BatchProcess:
         return f"error running user code: {text if process.exit_status else 'user code exited prematurely'}"
 
     def _stop(self, process: Process) -> None:
-        """Kills a process that has not ended, and then lets go whoever waits for it: it must not see that its call has ended."""
+        """Kill a process that has not ended, then release its pending call. In this order, so that it never sees the call end."""
         ended = process.exit_status is not None
         if not ended:
             process.kill()
@@ -146,7 +148,7 @@ class BatchProcess:
             self._note(f"errored running user code after {took}: {exit_text(process.exit_status)} because {_CANCELLED}")
 
     def next_datum(self, error: str, alive: Callable[[], bool]) -> list[str]:
-        """What the process calls: ends the datum that it had, and blocks until there is another."""
+        """Serve a call of the process: end its last datum with ``error``, and block until there is another one."""
         with self._changed:
             generation = self._generation
             self._asked = error
@@ -159,7 +161,7 @@ class BatchProcess:
             return environment
 
     def kill(self) -> None:
-        """Ends the process, and whoever waits for it. The last NextDatum never returns."""
+        """End the process and everything that waits for it. Its last NextDatum never returns."""
         with self._changed:
             again, self._killed = self._killed, True
             if self._process is not None and not again:

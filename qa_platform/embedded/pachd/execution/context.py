@@ -1,4 +1,4 @@
-"""What the workers of a pipeline share about one job: its inputs and secrets, what they work on, and how it is stopped."""
+"""What a pipeline's workers share about one job: its inputs and secrets, the datums in progress, and how to stop it."""
 
 import contextlib
 import threading
@@ -17,9 +17,9 @@ class _Killable(Protocol):
 
 @dataclass(frozen=True)
 class PodSecrets:
-    """The secrets of a pipeline's workers, read when these started.
+    """The secrets of a pipeline's workers, read when the workers started.
 
-    ``mounts`` are folders with a file per key, by where user code wants them. Where nothing can be mounted, ``root`` is a folder that
+    ``mounts`` are folders with a file per key, by their mount path in user code. If nothing can be mounted, ``root`` is a folder that
     stands for the root of the file system.
     """
 
@@ -30,9 +30,9 @@ class PodSecrets:
 
 @dataclass(eq=False)
 class JobContext:
-    """What the workers need to know of a job, and how it is stopped. ``roots`` are the trees of the input commits, by repo and id.
+    """What the workers need to know about a job, and how to stop it. ``roots`` are the trees of the input commits, by repo and id.
 
-    ``no_start`` and ``no_restart`` make the program fail to start at all, or after it failed.
+    ``no_start`` makes the program fail to start; ``no_restart`` makes it fail to start again after a failure.
     """
 
     job: Job
@@ -56,7 +56,7 @@ class JobContext:
             process.kill()
 
     def restart(self, filters: Sequence[str]) -> bool:
-        """Begins the datums again that are being worked on and whose inputs have all these paths or hashes; False if there is none."""
+        """Restart the datums in progress whose inputs have all these paths or hashes. Returns False if there are none."""
         with self._lock:
             found = [(datum, process) for datum, process in self._working_on.values() if _has_inputs(datum, filters)]
             self._restarted.update(datum.id for datum, _ in found)
@@ -65,7 +65,7 @@ class JobContext:
         return bool(found)
 
     def was_restarted(self, datum: Datum) -> bool:
-        """Whether the datum is to begin again; asked once per restart."""
+        """Whether the datum must be restarted. Clears the request."""
         with self._lock:
             restarted = datum.id in self._restarted
             self._restarted.discard(datum.id)
@@ -73,7 +73,7 @@ class JobContext:
 
     @contextlib.contextmanager
     def working_on(self, datum: Datum, process: "_Killable") -> Iterator[None]:
-        """What runs inside is work on the datum, which ends when the process is killed."""
+        """Mark the datum as in progress during the block. Killing the process ends this work."""
         with self._lock:
             self._working_on[datum.id] = datum, process
         try:
@@ -84,7 +84,7 @@ class JobContext:
 
     @contextlib.contextmanager
     def tracked(self, process: "_Killable") -> Iterator[None]:
-        """What runs inside is killed when the job is cancelled, and in any case at the end."""
+        """Kill the process if the job is cancelled during the block, and in any case at its end."""
         with self._lock:
             self._processes.add(process)
         try:

@@ -1,4 +1,4 @@
-"""Makes the ticks of cron inputs."""
+"""Creates the ticks of cron inputs."""
 
 import logging
 import threading
@@ -9,12 +9,12 @@ from qa_platform.embedded.pachd.errors import PachError
 from qa_platform.embedded.pachd.pps import Pipeline, Pps
 
 _LOG = logging.getLogger(__name__)
-# How late a tick may be. Schedules have whole seconds.
+# The longest delay of a tick. Schedules are in whole seconds.
 _LOOK_SECONDS = 0.25
 
 
 class CronClock:
-    """Ticks until ``stop``."""
+    """Creates ticks until ``stop``."""
 
     def __init__(self, pps: Pps) -> None:
         self._pps = pps

@@ -1,4 +1,4 @@
-"""From a pipeline's input and the commits it reads to the datums of a job."""
+"""Enumerates a job's datums from the pipeline's input and the commits that it reads."""
 
 import itertools
 import re
@@ -47,7 +47,7 @@ def datum_id(inputs: Iterable[DatumInput]) -> str:
 
 
 def datum_hash(name: str, inputs: Iterable[DatumInput], salt: str) -> str:
-    """The id, the content of the inputs and the pipeline's salt: neither image nor command nor environment."""
+    """BLAKE2b-256 over the id, the content of the inputs and the pipeline's salt. Image, command and environment do not matter."""
     total = blake2b(name.encode(), digest_size=32)
     for one in inputs:
         total.update(bytes.fromhex(one.digest))
@@ -80,7 +80,7 @@ def _matches(trees: TreeStore, node: PfsInput, source: Sources) -> list[DatumInp
 
 
 def _keyed(trees: TreeStore, node: Combination, source: Sources) -> _Items:
-    """Joins and groups: items whose glob captures expand to the same key belong together."""
+    """The items of a join or a group: those whose glob captures expand to the same key belong together."""
     children = [child for child in node.inputs if isinstance(child, PfsInput)]
     by_key: dict[str, list[list[DatumInput]]] = {}
     for number, child in enumerate(children):

@@ -1,4 +1,4 @@
-"""Between a worker's folder and the storage: inputs are written out, and what user code left in ``out`` is taken in."""
+"""Copies files between a worker's folder and the storage: the inputs before user code runs, the folder ``out`` after it."""
 
 import os
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ _READ_BYTES = 2**20
 
 
 class UploadError(Exception):
-    """What user code left in ``out`` cannot be taken in. It is no fault of one attempt: the whole datum set fails."""
+    """The files in ``out`` cannot be uploaded. A retry would not help, so the whole datum set fails."""
 
 
 def clear_folder(folder: Path) -> None:
-    """Leaves an empty folder."""
+    """Empty a folder, or create it."""
     folder.mkdir(parents=True, exist_ok=True)
     _clear(str(folder))
 
 
 def _clear(folder: str) -> None:
-    # Many times as fast as shutil.rmtree, which guards against others that work there.
+    # Much faster than shutil.rmtree, which guards against concurrent changes.
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -37,7 +37,7 @@ def _clear(folder: str) -> None:
 
 
 def download(store: Store, root: str | None, one: DatumInput, folder: Path) -> int:
-    """Writes the matched item, file or folder, below ``folder``, at its path in the repo. Returns the bytes written."""
+    """Write the matched file or folder below ``folder``, at its path in the repo. Returns the number of bytes written."""
     folder.mkdir(parents=True, exist_ok=True)
     found = store.trees.find(root, one.path)
     if found is None:
@@ -58,12 +58,13 @@ def download(store: Store, root: str | None, one: DatumInput, folder: Path) -> i
 
 
 def upload(store: Store, batch: ChunkBatch, pfs: Path, seen_as: Path, tag: str) -> tuple[str | None, int]:
-    """Puts the folder ``out`` below ``pfs`` into the storage as a tree, links to elsewhere as what they point to.
+    """Store the folder ``out`` below ``pfs`` as a tree. Links are stored as the files that they point to.
 
-    ``seen_as`` is where user code sees ``pfs``: links that it made lead there. Returns the root (None: nothing) and the bytes.
+    ``seen_as`` is the path at which user code sees ``pfs``: links created by user code point there. Returns the tree's root (None if empty)
+    and its bytes.
 
     Raises:
-        UploadError: a name is none that Pachyderm takes, or a link is relative, or leads into ``out``, or nowhere.
+        UploadError: Pachyderm does not accept a name, or a link is relative, points into ``out``, or is broken.
     """
     editor = TreeEditor(store.trees, None)
     total = 0
@@ -95,7 +96,7 @@ def _files(folder: Path, prefix: str, pfs: Path, seen_as: Path) -> Iterator[tupl
 
 
 def _linked(path: str, target: Path, pfs: Path, seen_as: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a link at ``path``."""
+    """The file, or the files below the folder, that a link at ``path`` points to."""
     if not target.is_absolute():
         raise UploadError(f"stat {target}: no such file or directory (out{path} is a relative link)")
     if target.is_relative_to(seen_as / "out"):

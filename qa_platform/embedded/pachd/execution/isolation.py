@@ -1,7 +1,7 @@
-"""What a worker's process sees of the file system: a private ``/pfs`` and its secrets' folders, where the machine permits.
+"""The file system of a worker's process: a private ``/pfs`` and the folders of its secrets, if the machine permits.
 
-A mount namespace of its own needs the privilege to mount and a folder ``/pfs`` to mount on, which is made where it is missing and
-can be. Elsewhere user code finds its files through ``QA_PFS_ROOT``.
+A private mount namespace needs the privilege to mount, and a folder ``/pfs`` to mount on, which is created if possible. Without a mount
+namespace, user code finds its files through ``QA_PFS_ROOT``.
 """
 
 import functools
@@ -16,8 +16,8 @@ _LOG = logging.getLogger(__name__)
 PFS = Path("/pfs")
 _TRIAL_SECONDS = 10
 
-# Arguments: the number of mounts, then source and target of each, the working folder, and the command. The path is the user's own,
-# which need not lead to the tools that are used here.
+# Arguments: the number of mounts, source and target of each, the working folder, and the command. The script sets its own PATH, because
+# the user's may lack the tools that it needs.
 _ENTER = """
 user_path=$PATH; PATH=/usr/sbin:/usr/bin:/sbin:/bin
 count=$1; shift
@@ -33,7 +33,7 @@ exec "$@"
 
 
 def isolated(argv: Sequence[str], mounts: Mapping[Path, Path], folder: str) -> list[str]:
-    """The command in a mount namespace of its own, with ``mounts`` (source by target), in a working folder where one is named."""
+    """The command in a private mount namespace, with ``mounts`` (source by target), in the working folder if ``folder`` is not empty."""
     unshare = shutil.which("unshare") or "unshare"
     pairs = [str(path) for target, source in mounts.items() for path in (source, target)]
     return [unshare, "--mount", "--propagation", "private", "/bin/sh", "-c", _ENTER, "sh", str(len(mounts)), *pairs, folder, *argv]
@@ -41,7 +41,7 @@ def isolated(argv: Sequence[str], mounts: Mapping[Path, Path], folder: str) -> l
 
 @functools.cache
 def can_isolate() -> bool:
-    """Whether this machine permits it; tried once."""
+    """Whether this machine permits isolation. It is tried once."""
     try:
         PFS.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:

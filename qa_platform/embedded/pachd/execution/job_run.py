@@ -1,4 +1,4 @@
-"""The way of one job from its first to its last state."""
+"""Runs one job from its first to its last state."""
 
 import contextlib
 import logging
@@ -16,14 +16,14 @@ from qa_platform.embedded.pachd.spec import PipelineSpec
 from qa_platform.embedded.pachd.storage.trees import TreeError
 
 _LOG = logging.getLogger(__name__)
-# Pauses before a job begins again, in seconds.
+# Pauses before a job restarts, in seconds.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 60.0
 _PAUSE_GROWS = 1.5
 
 
 class JobRun:
-    """A thread that does a job, which has its turn, with the pipeline's workers, which are there."""
+    """A thread that runs a job with the pipeline's workers. The workers have started, and it is the job's turn."""
 
     def __init__(self, pk: int, pps: Pps, pods: Pods, alive: Callable[[], bool]) -> None:
         self._pk = pk
@@ -43,14 +43,14 @@ class JobRun:
         self._thread.start()
 
     def restart_datums(self, filters: Sequence[str]) -> bool:
-        """False if the job works on no such datum."""
+        """As `JobContext.restart`. Returns False if no such datum is in progress."""
         return self._context is not None and self._context.restart(filters)
 
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)
 
     def cancel(self) -> None:
-        """Kills what runs. The job's state stays as it is."""
+        """Kill the running processes. The job's state stays as it is."""
         self._cancelled.set()
         if self._context is not None:
             self._context.cancel()
@@ -116,7 +116,7 @@ class JobRun:
         )
 
     def _repeat(self, context: JobContext, inputs: Sequence[Commit]) -> None:
-        """Does the job again and again until every datum set could be processed."""
+        """Repeat the job until every datum set could be processed."""
         pause = _FIRST_PAUSE
         while self._alive():
             try:
@@ -131,7 +131,7 @@ class JobRun:
             pause = min(_LONGEST_PAUSE, pause * _PAUSE_GROWS)
 
     def _process(self, context: JobContext, inputs: Sequence[Commit]) -> None:
-        """First what the base job does not have, without waiting for it; then, when it is over, the rest."""
+        """Process the datums that the base job does not have, without waiting for it. Once it has ended, process the rest."""
         self._enumerate(context.spec, inputs)
         base = self._pps.jobs.base(context.job.commit)
         known: set[str] = set()
@@ -159,7 +159,7 @@ class JobRun:
         return [one for one in self._pps.datums.own(self._pk) if one.state == DatumState.STARTING]
 
     def _take_over(self, spec: PipelineSpec, base: Job | None) -> None:
-        """Raises SetError where the base job has failed meanwhile, so that there is another one."""
+        """Wait for the base job, and take over from it. Raises SetError if it has failed: the restarted job has another base."""
         if base is None:
             return
         self._pps.jobs.wait_over(base.pk, alive=self._alive)
@@ -171,7 +171,7 @@ class JobRun:
             self._pps.datums.take_over(self._pk, base, skip=not spec.every_job)
 
     def _do_sets(self, context: JobContext, datums: list[Datum]) -> None:
-        """At least one set, even if an empty one."""
+        """Process datums in sets. There is at least one set, even if it is empty."""
         if not self._alive():
             return
         job = self._pps.jobs.by_pk(self._pk)
@@ -203,7 +203,7 @@ def _failed_inputs(spec: PipelineSpec, inputs: Sequence[Commit]) -> list[str]:
 
 
 def _datum_sets(datums: Sequence[Datum], spec: PipelineSpec, total: int) -> list[list[Datum]]:
-    """The datums in sets; ``total`` is how many the job has in all, which makes up the size where the spec does not."""
+    """The datums in sets. ``total`` is the job's number of datums, which determines the size of a set unless the spec does."""
     most, (_, enough, _) = spec.set_size(total), spec.datum_set
     sets: list[list[Datum]] = []
     held = 0

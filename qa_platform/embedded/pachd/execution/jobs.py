@@ -1,4 +1,4 @@
-"""Does the jobs that the metadata says are to be done, and stops those that it says are over."""
+"""Runs the jobs that are unfinished in the metadata, and stops those that are no longer."""
 
 import logging
 import shutil
@@ -23,14 +23,17 @@ _MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the metadata asks for: pipelines as (key, version, stopped), unfinished jobs as (key, pipeline, version), oldest first."""
+    """The desired state in the metadata: pipelines as (key, version, stopped), unfinished jobs as (key, pipeline, version), oldest first.
+
+    Keys are primary keys.
+    """
 
     pipelines: list[tuple[int, int, int]]
     jobs: list[tuple[int, int, int]]
 
 
 class Executor:
-    """Runs until ``stop``. One thread per job that is on its way, one per worker.
+    """Runs jobs until ``stop``, with one thread per job in progress and one per worker.
 
     A pipeline works on as many jobs at a time as it has workers.
     """
@@ -38,7 +41,7 @@ class Executor:
     def __init__(self, pps: Pps, folder: Path, serve: ServeWorker, options: Options) -> None:
         kill_leftovers(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        # A folder of this server's own: the reaper of one that was killed must not take this one's workers.
+        # A folder per server: the reaper of a killed server must not kill this one's workers.
         self._folder = folder / uuid.uuid4().hex[:8]
         self._folder.mkdir(parents=True)
         secrets = Path(tempfile.mkdtemp(prefix="qa-pachd-", dir=_MEMORY if _MEMORY.is_dir() else None))
@@ -61,7 +64,7 @@ class Executor:
             thread.start()
 
     def stop(self) -> None:
-        """Kills what runs. Jobs that are not over stay so, and go on at the next start."""
+        """Kill the running processes. Unfinished jobs stay unfinished, and continue at the next start."""
         self._stopping.set()
         self._pps.store.metadata.wake()
         for thread in self._threads:
@@ -78,17 +81,17 @@ class Executor:
         return not self._stopping.is_set()
 
     def restart_datum(self, job: Job, filters: Sequence[str]) -> None:
-        """Begins the datums again that a job works on and whose inputs have these paths or hashes.
+        """Restart the datums that a job is working on and whose inputs have these paths or hashes.
 
         Raises:
-            PachError: there is none.
+            PachError: there is no such datum.
         """
         run = self._runs.get(job.pk)
         if run is None or not run.restart_datums(filters):
             raise PachError(f"datum matching filter {list(filters)} could not be found for job {job.pipeline}@{job.id}")
 
     def pods(self, key: PipelineKey) -> list[str]:
-        """The names of the workers that a pipeline has now."""
+        """The names of a pipeline's current workers."""
         return [name for pods in list(self._pods.values()) if pods.pipeline.key == key for name in pods.names]
 
     def _supervise(self) -> None:
@@ -125,7 +128,7 @@ class Executor:
             self._runs.pop(pk).cancel()
 
     def _scale(self, pipeline: Pipeline, *, needed: bool) -> None:
-        """Starts and dismisses a pipeline's workers."""
+        """Start or dismiss a pipeline's workers."""
         pods = self._pods.get(pipeline.pk)
         if pods is not None and (not needed or pods.pipeline.version != pipeline.version):
             self._dismiss({pipeline.pk})
@@ -155,7 +158,7 @@ class Executor:
         return (PipelineState.STARTING if starting else PipelineState.RUNNING), ""
 
     def _admit(self, wanted: _Wanted) -> None:
-        """Starts the jobs whose turn it is."""
+        """Start the jobs whose turn it is."""
         working: dict[int, int] = {}
         for pk, pipeline, version in wanted.jobs:
             pods = self._pods.get(pipeline)

@@ -6,10 +6,10 @@ import signal
 import subprocess
 from pathlib import Path
 
-# Marks every process of a worker, with the worker's folder.
+# Marks every process of a worker. Its value is the worker's folder.
 WORKER_FOLDER_VARIABLE = "QA_PACHD_WORKER"
 
-# Waits for the end of its standard input, that is of the server, and kills what is marked.
+# Waits for its standard input to close, which means that the server has ended, and kills the marked processes.
 _REAPER = f"""
 cat > /dev/null
 for environment in /proc/[0-9]*/environ; do
@@ -23,9 +23,9 @@ rm -rf "$1"
 
 
 class Reaper:
-    """A small process of its own that kills the workers' processes below ``folder`` when this process is gone.
+    """A small process that kills the processes of workers below ``folder`` when this process is gone.
 
-    The folder ``remove`` goes then, too.
+    It then also removes the folder ``remove``.
     """
 
     def __init__(self, folder: Path, *, remove: Path) -> None:
@@ -38,14 +38,14 @@ class Reaper:
         )
 
     def close(self) -> None:
-        """Lets it do its work now and waits for it."""
+        """Make it do its work now, and wait for it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def kill_leftovers(folder: Path) -> None:
-    """Kills what is marked with a worker's folder below ``folder``."""
+    """Kill the processes that are marked with a worker's folder below ``folder``."""
     mark = f"{WORKER_FOLDER_VARIABLE}={folder}/".encode()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

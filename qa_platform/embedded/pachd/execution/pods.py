@@ -1,4 +1,4 @@
-"""The workers of a pipeline, as the pods of a cluster: they take a while to start, and read their secrets then."""
+"""The workers of a pipeline. Like the pods of a cluster, they take a while to start, and read their secrets when they start."""
 
 import logging
 import shutil
@@ -22,7 +22,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PodSettings:
-    """``folder`` is where workers work, ``secrets`` a folder in memory; ``seconds`` is how long they take to start."""
+    """Settings of all workers.
+
+    Args:
+        folder: has the workers' folders.
+        secrets: a folder in memory, if the machine has one.
+        serve: serves the worker API.
+        seconds: how long workers take to start.
+        no_start, no_restart: names of pipelines, see `JobContext`.
+    """
 
     folder: Path
     secrets: Path
@@ -33,7 +41,7 @@ class PodSettings:
 
 
 class Task:
-    """A datum set on its way. ``problem`` is set, once it is done, if it could not be processed."""
+    """A submitted datum set. When it is done, ``problem`` says why it could not be processed, if so."""
 
     def __init__(self, context: JobContext, datums: list[Datum]) -> None:
         self.context = context
@@ -43,9 +51,9 @@ class Task:
 
 
 class Pods:
-    """The workers of one version of a pipeline: they take datum sets in order, of all its jobs.
+    """The workers of one version of a pipeline. They process the datum sets of all its jobs, in order.
 
-    ``problem`` is why they cannot start; it is looked at again with every ``try_start``.
+    ``problem`` says why they cannot start. Every ``try_start`` updates it.
     """
 
     def __init__(self, pipeline: Pipeline, pps: Pps, settings: PodSettings, wake: Callable[[], None]) -> None:
@@ -85,7 +93,7 @@ class Pods:
         return missing is None or missing != self.problem
 
     def try_start(self) -> None:
-        """Starts the workers if it is time and all their secrets are there."""
+        """Start the workers if it is time and all their secrets exist."""
         if self.ready or time.monotonic() < self._due:
             return
         try:
@@ -119,7 +127,7 @@ class Pods:
         return task
 
     def close(self) -> None:
-        """Lets the workers end after what is in the queue."""
+        """Let the workers end once the queue is empty."""
         for _ in self.names:
             self._queue.put(None)
 
@@ -143,7 +151,7 @@ class Pods:
                 shutil.rmtree(self._secrets_folder, ignore_errors=True)
 
     def _read_secrets(self, spec: PipelineSpec) -> PodSecrets:
-        """Raises PachError where one is missing."""
+        """Read the secrets. Raises PachError if one is missing."""
         environment = {use.env_var: self._value(use) for use in spec.secrets if use.env_var}
         folders = {use.mount_path: self._write(use) for use in spec.secrets if use.mount_path}
         if not folders:
@@ -156,7 +164,7 @@ class Pods:
         return self._pps.secrets.values(use.name)[use.key].decode()
 
     def _write(self, use: SecretUse) -> Path:
-        """A folder with a file per key, which only the owner reads, at its place below the workers' own root."""
+        """Write a secret to a folder with a file per key, at its mount path below the workers' root. Only the owner can read it."""
         folder = self._secrets_folder
         for part in ("", *use.mount_path.strip("/").split("/")):
             folder = folder / part
@@ -169,7 +177,7 @@ class Pods:
 
 
 def wait_for(tasks: list[Task]) -> None:
-    """Returns when all are done.
+    """Wait until all tasks are done.
 
     Raises:
         SetError: one of them could not be processed.

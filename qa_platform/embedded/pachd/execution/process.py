@@ -1,4 +1,4 @@
-"""A user's process: in a process group of its own, its output read line by line as it prints."""
+"""A process of user code, in its own process group. Its output is read line by line as it is printed."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ _LAST_LINES_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Command:
-    """``stdin`` are lines; they are joined and end with a newline, as Pachyderm sends them."""
+    """A command. The lines of ``stdin`` are joined, and end with a newline, as in Pachyderm."""
 
     argv: Sequence[str]
     stdin: Sequence[str]
@@ -26,7 +26,7 @@ class Command:
 
 
 class UserProcess:
-    """Starts at once. ``on_change`` is called, from another thread, when it has ended.
+    """A process, started immediately. ``on_change`` is called from another thread when it has ended.
 
     Raises:
         OSError: the command cannot be started.
@@ -58,7 +58,7 @@ class UserProcess:
         return self._process.pid
 
     def kill(self) -> None:
-        """Kills the process and all that it has started; nothing once it has ended, when its number may be somebody else's."""
+        """Kill the process and everything that it has started. Once it has ended, do nothing: its pid may belong to another process."""
         if self._process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -71,11 +71,11 @@ class UserProcess:
                 self._on_line(line.decode(errors="replace").rstrip("\r\n"))
 
     def _wait(self) -> None:
-        # Not reaped yet while the group is killed, so that the number cannot belong to anybody else.
+        # The process is not reaped before its group is killed, so that its pid cannot be reused.
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self.kill()
         status = self._process.wait()
-        # A process that left the group may hold the pipe open for ever; what was printed until now has been read by then.
+        # A process that left the group may hold the pipe open forever. By the timeout, everything printed so far has been read.
         self._reader.join(_LAST_LINES_SECONDS)
         self.exit_status = status
         self._on_change()

@@ -26,14 +26,14 @@ from qa_platform.embedded.pachd.storage.chunks import ChunkBatch, CorruptError
 from qa_platform.embedded.pachd.storage.logs import LogLine
 from qa_platform.embedded.pachd.storage.store import Store
 
-# Stands in for a program that does not start.
+# Simulates a program that does not start.
 _NO_START = ("sh", "-c", "exit 1")
 _TASK = "process datum set task"
 _NO_STATS = Stats()
 
 
 class SetError(Exception):
-    """A datum set could not be processed; nothing of it counts, and its job begins again."""
+    """A datum set could not be processed. Nothing of it is recorded, and its job restarts."""
 
 
 class Endpoint(Protocol):
@@ -44,7 +44,7 @@ class Endpoint(Protocol):
     def stop(self) -> None: ...
 
 
-# Serves NextDatum: called with the error of the last datum and whether the caller is still there; returns the environment.
+# Serves NextDatum. Takes the error of the last datum, and a function that says whether the caller still waits; returns the environment.
 NextDatum = Callable[[str, Callable[[], bool]], list[str]]
 ServeWorker = Callable[[NextDatum], Endpoint]
 
@@ -55,14 +55,14 @@ _Run = Callable[[Datum, Mapping[str, str]], None]
 
 @dataclass
 class _Attempt:
-    """What is known of an attempt so far."""
+    """The results of an attempt so far."""
 
     stats: Stats = _NO_STATS
     output: str | None = None
 
 
 class Worker:
-    """Runs in the thread of whoever calls ``work``."""
+    """A worker. It runs in the thread that calls ``work``."""
 
     def __init__(self, name: str, folder: Path, store: Store, pps: Pps, serve: ServeWorker) -> None:
         self.name = name
@@ -75,7 +75,7 @@ class Worker:
         self._process: BatchProcess | None = None
         shutil.rmtree(folder, ignore_errors=True)
         self._pfs.mkdir(parents=True)
-        # Where user code finds its files.
+        # The path at which user code finds its files.
         self._visible_pfs = PFS if can_isolate() else self._pfs
 
     def close(self) -> None:
@@ -84,10 +84,10 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def work(self, context: JobContext, datums: Sequence[Datum]) -> None:
-        """Does a datum set and records its datums, all at once. Returns early when the job is cancelled.
+        """Process a datum set, and record all its datums at once. Returns early if the job is cancelled.
 
         Raises:
-            SetError: the set could not be processed; nothing is recorded.
+            SetError: the set could not be processed. Nothing is recorded.
         """
         with contextlib.suppress(Cancelled), self._store.gate.writing():
             self._log(context, None, f"started {_TASK}")
@@ -108,7 +108,7 @@ class Worker:
         self._pps.datums.end_set(context.job, context.spec.image, outcomes, batch)
 
     def _outcome(self, context: JobContext, datum: Datum, base: Mapping[str, str], batch: ChunkBatch, run: _Run) -> Outcome:
-        """Tries a datum as often as the pipeline allows."""
+        """Process a datum, with as many attempts as the pipeline allows."""
         environment = {**base, **self._datum_environment(context, datum)}
         text = "".join(f"{key}={value}\n" for key, value in environment.items())
         outcome = Outcome(datum, DatumState.SUCCESS, "", None, Stats(), text, context.roots)
@@ -138,7 +138,7 @@ class Worker:
     def _try(
         self, context: JobContext, datum: Datum, environment: Mapping[str, str], text: str, batch: ChunkBatch, run: _Run, attempt: _Attempt
     ) -> None:
-        """One attempt; ``attempt`` is kept up to date."""
+        """Make one attempt, and keep ``attempt`` up to date."""
         began = time.monotonic()
         downloaded = self._prepare(context, datum, text)
         prepared = time.monotonic()
@@ -152,7 +152,7 @@ class Worker:
         attempt.stats = replace(attempt.stats, upload_seconds=time.monotonic() - ran, uploaded=uploaded)
 
     def _left(self, datum: Datum, batch: ChunkBatch) -> str | None:
-        """What a failed datum left in ``out``, which only the meta repo shows."""
+        """The tree of what a failed datum left in ``out``. Only the meta repo shows it."""
         with contextlib.suppress(UploadError):
             return upload(self._store, batch, self._pfs, self._visible_pfs, datum.id)[0]
         return None
@@ -194,7 +194,7 @@ class Worker:
             raise DatumError(exit_text(process.exit_status))
 
     def _run_err_cmd(self, context: JobContext, datum: Datum, environment: Mapping[str, str]) -> bool:
-        """Whether there is a command for failed attempts and it has succeeded."""
+        """Run the pipeline's error handling command. Returns whether there is one and it succeeded."""
         if not context.spec.err_cmd:
             return False
         try:
@@ -252,7 +252,7 @@ class Worker:
         on_line: Callable[[str], None],
         on_change: Callable[[], None],
     ) -> UserProcess:
-        """Raises DatumError where there is no such program."""
+        """Start a process. Raises DatumError if the program does not exist."""
         if not argv:
             raise DatumError("invalid pipeline transform, no command specified")
         if "/" not in argv[0] and shutil.which(argv[0], path=env["PATH"]) is None:
@@ -269,9 +269,9 @@ class Worker:
             raise DatumError(f"fork/exec {argv[0]}: {(error.strerror or str(error)).lower()}") from error
 
     def _environment(self, context: JobContext) -> dict[str, str]:
-        """What user code finds in its environment, but for what belongs to a datum."""
+        """The environment of user code, without the variables of a datum."""
         spec = context.spec
-        # Pipelines of this project run with the interpreter and the code of this server.
+        # The project's own pipelines run with this server's interpreter and code.
         code = Path(qa_platform.__file__).parent.parent
         python_path = [str(code)] if code.name != "site-packages" else []
         python_path += filter(None, [os.environ.get("PYTHONPATH")])

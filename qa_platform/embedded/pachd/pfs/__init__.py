@@ -1,8 +1,8 @@
 """PFS: the rules of repos, branches, commits and their files.
 
-``model`` has the values, ``names`` the rules of names and paths, ``schema`` the tables. The rules are cut by job: ``repos``, ``branches``
-and ``commits`` read and write their own tables; ``graph`` makes commits and propagates them; ``lifecycle`` starts and finishes them;
-``watching`` waits for them; ``trees`` finds their files and ``writing`` adds to them; ``removal`` deletes. `Pfs` puts them together.
+``model`` has the values, ``names`` the rules of names and paths, ``schema`` the tables. ``repos``, ``branches`` and ``commits`` read and
+write their own tables; ``graph`` creates commits and propagates them; ``lifecycle`` starts and finishes them; ``watching`` waits for them;
+``trees`` finds their files; ``writing`` adds files; ``removal`` deletes. `Pfs` combines them.
 """
 
 from qa_platform.embedded.pachd.pfs.facade import Pfs

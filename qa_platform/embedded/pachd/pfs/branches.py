@@ -1,4 +1,4 @@
-"""Branches: their heads, and which branches are in the provenance of which."""
+"""Branches: their heads and their provenance."""
 
 import time
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from qa_platform.embedded.pachd.storage.database import Database
 
 
 class Branches:
-    """Reads branches, and writes their heads and their provenance. It makes no commits."""
+    """Reads branches, and writes their heads and their provenance. It creates no commits."""
 
     def __init__(self, database: Database, repos: Repos) -> None:
         self._db = database
@@ -40,7 +40,7 @@ class Branches:
         return None if row is None else Branch(row["pk"], key, row["head"], row["head_id"], row["created"], row["updated"])
 
     def of(self, repo: RepoKey, *, reverse: bool = False) -> list[Branch]:
-        """The branches of a repo, the last updated first; with ``reverse`` last.
+        """The branches of a repo, the most recently updated first; with ``reverse`` last.
 
         Raises:
             NotFound: the repo does not exist.
@@ -50,7 +50,7 @@ class Branches:
         return branches[::-1] if reverse else branches
 
     def with_head(self, commit: int) -> list[str]:
-        """The names of the branches whose head a commit is."""
+        """The names of the branches that have this commit as their head."""
         return [row["name"] for row in self._db.rows("SELECT name FROM branch WHERE head = ?", commit)]
 
     def set_head(self, key: BranchKey, commit: int) -> None:
@@ -71,7 +71,7 @@ class Branches:
         return self._keys("SELECT upstream FROM branch_provenance WHERE downstream = ?", branch.pk)
 
     def closure(self, branch: Branch, *, downstream: bool) -> list[BranchKey]:
-        """All branches in the provenance of a branch; with ``downstream`` all that have it in theirs."""
+        """All branches in the provenance of a branch; with ``downstream``, all branches that have it in their provenance."""
         here, there = ("upstream", "downstream") if downstream else ("downstream", "upstream")
         return self._keys(
             f"WITH RECURSIVE found(pk) AS (SELECT {there} FROM branch_provenance WHERE {here} = ? UNION "  # noqa: S608
@@ -80,7 +80,7 @@ class Branches:
         )
 
     def set_provenance(self, key: BranchKey, provenance: Iterable[BranchKey]) -> None:
-        """Replace the direct provenance of a branch, without making a commit.
+        """Replace the direct provenance of a branch, without creating a commit.
 
         Raises:
             NotFound: one of the branches does not exist.
@@ -95,7 +95,7 @@ class Branches:
         """Refuse to delete a branch that is in the direct provenance of others.
 
         Args:
-            context: stands before the message.
+            context: a prefix of the message.
 
         Raises:
             PachError: the branch is in the direct provenance of others.

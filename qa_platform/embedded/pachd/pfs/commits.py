@@ -1,4 +1,4 @@
-"""Commits: which commit a reference means, how commits are related, and listings of them."""
+"""Commits: resolving references, relations between commits, and listings."""
 
 import re
 import sqlite3
@@ -23,7 +23,7 @@ _OF_SET = (
 
 
 class Commits:
-    """Reads commits. It changes nothing."""
+    """Reads commits, and changes nothing."""
 
     def __init__(self, database: Database, repos: Repos, branches: Branches) -> None:
         self._db = database
@@ -31,11 +31,11 @@ class Commits:
         self._branches = branches
 
     def get(self, ref: CommitRef) -> Commit:
-        """The commit that a reference means.
+        """The commit that a reference refers to.
 
         Raises:
             NotFound: the repo, branch or commit does not exist.
-            HandlerPanic: the id is neither a commit's nor a branch's, and the reference has no branch.
+            HandlerPanic: the id is neither a commit's id nor a branch's name, and the reference has no branch.
             PachError: the ancestry is malformed, or goes beyond the first commit.
         """
         if not ref.id and not ref.branch:
@@ -60,7 +60,7 @@ class Commits:
         return _commit(row)
 
     def children(self, pk: int) -> list[Commit]:
-        """The commits whose parent a commit is."""
+        """The child commits of a commit."""
         return self._select("WHERE c.parent = ? ORDER BY c.pk", pk)
 
     def provenance(self, pk: int) -> list[Commit]:
@@ -90,7 +90,7 @@ class Commits:
             number: the most commits; 0 for all.
             reverse: the oldest first.
             kind: only commits of this kind; 0 for all.
-            started: only commits that started before this time, with ``reverse`` after it; 0 for all. Used without ``to`` only.
+            started: only commits that started before this time, with ``reverse`` after it; 0 for all. Ignored with ``to``.
 
         Raises:
             NotFound: the repo or a commit does not exist.
@@ -125,7 +125,7 @@ class Commits:
         return commits[0] if commits else None
 
     def unfinished(self) -> list[Commit]:
-        """The commits that are finishing, the oldest first."""
+        """The finishing commits, the oldest first."""
         return self._select("WHERE c.finishing IS NOT NULL AND c.finished IS NULL ORDER BY c.pk")
 
     def of_set(self, set_id: str) -> list[Commit]:
@@ -153,7 +153,7 @@ class Commits:
         return self._db.row("SELECT 1 FROM commit_ WHERE repo = ? AND id = ?", repo, set_id) is not None
 
     def unfinished_base(self, commit: Commit) -> Commit | None:
-        """The nearest ancestor without an error, if it is not finished."""
+        """The nearest ancestor without an error, if that is unfinished."""
         pk = commit.parent
         while pk is not None:
             base = self.by_pk(pk)
@@ -203,7 +203,7 @@ class Commits:
         return line[-number]
 
     def _line(self, commit: Commit, stop: int | None = None) -> list[Commit]:
-        """The commit and its ancestors, up to but without ``stop``."""
+        """The commit and its ancestors, up to and excluding ``stop``."""
         line: list[Commit] = []
         following: Commit | None = commit
         while following is not None and following.pk != stop:
@@ -212,11 +212,11 @@ class Commits:
         return line
 
     def _started(self, repo: int, time: float, *, reverse: bool) -> list[Commit]:
-        """The commits of a repo that started before a time, with ``reverse`` after it; all if it is 0."""
+        """The commits of a repo that started before a time, with ``reverse`` after it; 0 for all."""
         commits = self._select("WHERE c.repo = ? ORDER BY c.pk DESC", repo)
         if not time:
             return commits
-        # Times travel in microseconds.
+        # The protocol has times in microseconds.
         return [commit for commit in commits if (round(commit.started, 6) > time if reverse else round(commit.started, 6) < time)]
 
 

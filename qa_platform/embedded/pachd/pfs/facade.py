@@ -13,14 +13,14 @@ from qa_platform.embedded.pachd.storage.store import Store
 
 
 class Pfs:
-    """The rules of PFS over one store.
+    """The rules of PFS on one store.
 
-    Each method is one of a part's. All work in short transactions on the metadata and are safe to call from many threads.
+    Each method belongs to one of the parts. All of them use short transactions on the metadata, and are thread-safe.
 
     Args:
-        store: where everything is.
-        finish_seconds: how long a commit stays finishing at least.
-        on_propagated: called inside the transaction with the commits that propagation has made.
+        store: the storage.
+        finish_seconds: the shortest time that a commit is finishing.
+        on_propagated: called inside the transaction with the commits that propagation has created.
         is_pipeline: whether a repo belongs to a pipeline.
     """
 

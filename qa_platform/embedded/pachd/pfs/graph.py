@@ -1,4 +1,4 @@
-"""The graph of commits: it grows by a commit of a client, and by propagation to all branches downstream."""
+"""The graph of commits. It grows by clients' commits, and by their propagation to all downstream branches."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,10 +11,10 @@ from qa_platform.embedded.pachd.pfs.names import check_name, is_commit_id, new_i
 from qa_platform.embedded.pachd.pfs.repos import Repos
 from qa_platform.embedded.pachd.storage.database import Database
 
-# Called inside the transaction with the commits that propagation has made.
+# Called inside the transaction with the commits that propagation has created.
 OnPropagated = Callable[[list[Commit]], None]
 
-# The given branches and all downstream of them, ordered by the longest way: each comes after its whole provenance.
+# The given branches and all branches downstream of them, ordered by the longest path: each comes after its whole provenance.
 _DOWNSTREAM_IN_ORDER = """
 WITH RECURSIVE way(pk, depth) AS (
     SELECT pk, 0 FROM branch WHERE pk IN ({roots})
@@ -26,10 +26,10 @@ JOIN branch b ON b.pk = way.pk JOIN repo r ON r.pk = b.repo GROUP BY b.pk ORDER 
 
 
 class Graph:
-    """Makes commits and branches, and propagates commits downstream.
+    """Creates commits and branches, and propagates commits downstream.
 
     Args:
-        on_propagated: called inside the transaction with the commits that propagation has made.
+        on_propagated: called inside the transaction with the commits that propagation has created.
     """
 
     def __init__(self, database: Database, repos: Repos, branches: Branches, commits: Commits, *, on_propagated: OnPropagated) -> None:
@@ -40,13 +40,13 @@ class Graph:
         self._on_propagated = on_propagated
 
     def create_branch(self, key: BranchKey, head: CommitRef | None, provenance: Iterable[BranchKey], *, set_id: str = "") -> None:
-        """Create or change a branch. Upstream branches that do not exist are created too.
+        """Create or change a branch. Missing upstream branches are created too.
 
         Args:
             head: the commit that the branch moves to. Without it, the branch keeps its own head, or begins with an empty commit. That
                 commit is finished, unless the branch has upstream branches: then it stays open until a client finishes it.
             provenance: the direct provenance of the branch.
-            set_id: the set of the commits that are made; empty for a new one.
+            set_id: the set of the new commits; empty for a new set.
 
         Raises:
             PachError: a name is invalid.
@@ -95,11 +95,11 @@ class Graph:
     def add_head(
         self, branch: BranchKey, set_id: str, parent: int | None, kind: Kind, *, description: str = "", finished: bool = False
     ) -> int:
-        """Make a commit and move its branch to it, without propagation.
+        """Create a commit and move its branch to it, without propagation.
 
         Args:
-            parent: the primary key of the parent; None for none.
-            finished: the commit is finished and empty; otherwise it is open.
+            parent: the primary key of the parent; None for no parent.
+            finished: create a finished, empty commit instead of an open one.
 
         Returns:
             The primary key of the commit.
@@ -118,10 +118,10 @@ class Graph:
         return pk
 
     def propagate(self, set_id: str, branches: Iterable[BranchKey], *, include: bool = True) -> None:
-        """Make the open commits of a set in all branches downstream of the given ones.
+        """Create open commits of a set in all branches downstream of the given ones.
 
         Args:
-            include: in the given ones too.
+            include: create them in the given branches too.
 
         Raises:
             NotFound: a branch does not exist.

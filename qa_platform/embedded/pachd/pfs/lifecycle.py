@@ -1,4 +1,4 @@
-"""The life of a commit: a client starts it and finishes it, and a moment later its files are complete."""
+"""The lifecycle of a commit: a client starts and finishes it, and a moment later its files are complete."""
 
 import time
 from collections.abc import Callable
@@ -25,8 +25,8 @@ class Lifecycle:
     """Starts and finishes commits.
 
     Args:
-        finish_seconds: how long a commit stays finishing at least.
-        is_pipeline: whether a repo belongs to a pipeline, whose commits clients cannot finish.
+        finish_seconds: the shortest time that a commit is finishing.
+        is_pipeline: whether a repo belongs to a pipeline. Clients cannot finish a pipeline's commits.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Lifecycle:
             return self._commits.by_pk(pk)
 
     def add_finished(self, branch: BranchKey, set_id: str) -> Commit:
-        """Make an empty finished commit of a set, without propagation: a pipeline's new version.
+        """Create an empty finished commit of a set, without propagation: a pipeline's new version.
 
         Raises:
             NotFound: the repo does not exist.
@@ -86,9 +86,9 @@ class Lifecycle:
         """Mark a commit as finishing. `finish_next` completes it.
 
         Args:
-            description: replaces the description of the commit, unless it is empty.
+            description: the new description of the commit; empty keeps the old one.
             error: why the commit failed; empty if it did not.
-            force: finish the commits of pipelines too.
+            force: permit a pipeline's commit.
 
         Raises:
             NotFound: the commit does not exist.
@@ -106,9 +106,9 @@ class Lifecycle:
             )  # fmt: skip
 
     def finish_next(self, *, alive: Callable[[], bool]) -> bool:
-        """Wait for a finishing commit and finish it; False once ``alive`` is false.
+        """Wait for a finishing commit, and finish it. Returns False once ``alive`` is false.
 
-        A commit is not finished before its parent.
+        A commit is never finished before its nearest ancestor without an error.
         """
         commit = self._db.wait_until(self._next_to_finish, alive=alive)
         if commit is None:
@@ -135,7 +135,7 @@ class Lifecycle:
 
         Args:
             pk: the primary key of the commit.
-            root: its tree; None for no files.
+            root: its tree; None if it has no files.
             error: why it failed; empty if it did not.
         """
         now = time.time()

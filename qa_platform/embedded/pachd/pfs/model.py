@@ -12,7 +12,7 @@ class Kind(IntEnum):
 
 
 class Wait(IntEnum):
-    """The state of a commit that a caller waits for. READY: all commits in the direct provenance are finished."""
+    """The state of a commit that a caller waits for. READY: all commits in its direct provenance are finished."""
 
     STARTED = 1
     READY = 2
@@ -45,7 +45,7 @@ class BranchKey:
 
 @dataclass(frozen=True)
 class CommitRef:
-    """A commit as callers name it: by an id, a branch, or both. Id and branch may carry an ancestry, such as ``master^2``."""
+    """A reference to a commit: an id, a branch, or both. Id and branch may have an ancestry, such as ``master^2``."""
 
     repo: RepoKey
     id: str = ""
@@ -103,11 +103,11 @@ class Commit:
     """A commit.
 
     Attributes:
-        branch: the name of the branch that it was made on.
-        parent: the primary key of the commit before it; None for the first.
-        parent_id: the id of that commit; empty for the first.
+        branch: the name of the branch that it was created on.
+        parent: the primary key of its parent; None for the first commit.
+        parent_id: the id of its parent; empty for the first commit.
         finishing: when a client finished it; None while it is open.
-        finished: when its files were complete; None before.
+        finished: when its files were complete; None until then.
         error: why it failed; empty if it did not.
         root: the tree of a finished commit; None if it has no files.
         size: the bytes of a finished commit.

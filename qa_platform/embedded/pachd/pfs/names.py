@@ -1,4 +1,4 @@
-"""Names, ids and paths: which are valid, and how they are made."""
+"""Names, ids and paths: validation and creation."""
 
 import re
 import uuid
@@ -12,27 +12,27 @@ _GLOB_CHARACTERS = "*?[]{}!()@+^"
 
 
 def new_id() -> str:
-    """A new id of a commit or a set of commits."""
+    """A new id for a commit or a set of commits."""
     return uuid.uuid4().hex
 
 
 def is_commit_id(text: str) -> bool:
-    """Whether a text has the form of a commit's id."""
+    """Whether a text has the form of a commit id."""
     return _COMMIT_ID.fullmatch(text) is not None
 
 
 def begins_with_commit_id(text: str) -> bool:
-    """Whether a text is a commit's id, with or without an ancestry."""
+    """Whether a text is a commit id, with or without an ancestry."""
     return _COMMIT_ID.match(text) is not None
 
 
 def tag_of(datum: str) -> str:
-    """The tag of the parts of files that a datum writes."""
+    """The tag of the file parts that a datum writes."""
     return datum or DEFAULT_TAG
 
 
 def check_name(name: str) -> None:
-    """Refuse an invalid name of a project, repo, branch or pipeline.
+    """Refuse an invalid name for a project, repo, branch or pipeline.
 
     Raises:
         PachError: the name is invalid.
@@ -42,7 +42,7 @@ def check_name(name: str) -> None:
 
 
 def check_path(path: str) -> str:
-    """The path in its normal form: with a slash before it, and with one after it if it names a folder.
+    """The path in its normal form: with a leading slash, and with a trailing one if it names a folder.
 
     Raises:
         PachError: the path has characters or segments that are not allowed.

@@ -1,6 +1,6 @@
 """Removal: deletes repos and branches, drops and squashes commits.
 
-To drop a commit is to undo it: it must be the newest. To squash it is to forget it as a step: its changes stay in its children.
+Dropping a commit undoes it; it must be the newest. Squashing removes it as a step: its changes stay in its children.
 """
 
 from qa_platform.embedded.pachd.errors import NotFound, PachError
@@ -15,7 +15,7 @@ from qa_platform.embedded.pachd.storage.store import Store
 
 
 class Removal:
-    """Deletes, drops and squashes. The collector frees the content later."""
+    """Deletes, drops and squashes. The garbage collector frees the content later."""
 
     def __init__(self, store: Store, repos: Repos, branches: Branches, commits: Commits, graph: Graph, trees: CommitTrees) -> None:
         self._garbage = store.gate.garbage
@@ -27,7 +27,7 @@ class Removal:
         self._trees = trees
 
     def delete_repo(self, key: RepoKey, *, force: bool = False) -> bool:
-        """Delete a repo with its branches and commits; whether it existed.
+        """Delete a repo with its branches and commits. Returns whether it existed.
 
         Args:
             force: delete it even if branches of other repos have its branches in their provenance.
@@ -66,7 +66,7 @@ class Removal:
             self._db.execute("DELETE FROM branch WHERE pk = ?", branch.pk)
 
     def drop_set(self, set_id: str) -> None:
-        """Drop the commits of a set with their files and jobs. Branches go back to the parents. A set that does not exist is no error.
+        """Drop the commits of a set with their files and jobs. Branches move back to the parents. An unknown set is no error.
 
         Raises:
             PachError: a commit has children or commits of other sets downstream, or updated a pipeline.
@@ -75,7 +75,7 @@ class Removal:
             self._forget(self._whole_set(set_id), drop=True)
 
     def squash_set(self, set_id: str) -> None:
-        """Squash the commits of a set. A set that does not exist is no error.
+        """Squash the commits of a set. An unknown set is no error.
 
         Raises:
             PachError: a commit has no children, an open child or commits of other sets downstream, or updated a pipeline.
@@ -151,8 +151,8 @@ class Removal:
                 raise PachError(f"cannot squash until child commit {child} is finished")
 
     def _remove(self, commit: Commit) -> None:
-        """Remove a commit. Its branches go back to its parent, or to a new empty commit; its children get its parent."""
-        # Read again: the parent may have been removed just before.
+        """Remove a commit. Its branches move to its parent, or to a new empty commit; its children get its parent."""
+        # Read again, because the parent may have just been removed.
         parent = self._commits.by_pk(commit.pk).parent
         for name in self._branches.with_head(commit.pk):
             key = BranchKey(commit.repo, name)

@@ -1,4 +1,4 @@
-"""The files of commits as trees: of finished commits, and of open commits as far as they have been written."""
+"""The files of commits as trees: of finished commits, and what has been written to open ones."""
 
 import threading
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from qa_platform.embedded.pachd.storage.trees import FileEntry
 
 
 class CommitTrees:
-    """Builds and finds the trees of commits. None stands for the tree without files."""
+    """Builds and finds the trees of commits. None is the tree without files."""
 
     def __init__(self, store: Store, commits: Commits, watching: Watching) -> None:
         self._store = store
         self._db = store.metadata
         self._commits = commits
         self._watching = watching
-        # By open commit: the number of layers when its tree was built, and that tree.
+        # By open commit: its tree, and the number of layers that the tree has.
         self._open_roots: dict[int, tuple[int, str | None]] = {}
         self._open_lock = threading.Lock()
 
     def readable_root(self, commit: Commit, *, alive: Callable[[], bool]) -> str | None:
         """The tree that readers of a commit see.
 
-        Of an open commit it is what has been written so far. A finishing commit is waited for, as long as ``alive`` is true. A commit that
+        For an open commit, it has what has been written so far. A finishing commit is waited for while ``alive`` is true. A commit that
         failed without files of its own shows those of the nearest ancestor without an error.
 
         Raises:
@@ -57,7 +57,7 @@ class CommitTrees:
         return root
 
     def check_base(self, commit: Commit) -> None:
-        """Refuse to read an open commit before its parent is finished.
+        """Refuse to read an open commit whose base is not finished.
 
         Raises:
             PachError: the nearest ancestor without an error is not finished.
@@ -67,7 +67,7 @@ class CommitTrees:
             raise PachError(f"base commit {base} for commit {commit} unfinished")
 
     def good_root(self, pk: int | None) -> str | None:
-        """The tree of the nearest finished commit without an error, beginning with the one with this primary key."""
+        """The tree of the nearest finished commit without an error, starting with the commit with this primary key."""
         while pk is not None:
             commit = self._commits.by_pk(pk)
             if commit.finished is not None and not commit.error:
@@ -76,7 +76,7 @@ class CommitTrees:
         return None
 
     def build(self, commit: Commit) -> str | None:
-        """Apply the layers of a commit to the tree of its parent.
+        """Apply the layers of a commit to the tree of the nearest finished ancestor without an error.
 
         Raises:
             TreeError: the layers contradict each other.
@@ -91,18 +91,18 @@ class CommitTrees:
         return written.node if written else None
 
     def forget_open(self, pk: int) -> None:
-        """Forget the tree of an open commit, which is no longer open or was cleared."""
+        """Forget the cached tree of a commit that was cleared or is no longer open."""
         with self._open_lock:
             self._open_roots.pop(pk, None)
 
     def roots(self) -> list[str]:
-        """The trees that are in use: those of all finished commits, and of the open ones that somebody has read."""
+        """The trees in use: those of all finished commits, and of the open ones that have been read."""
         with self._open_lock:
             opened = [root for _, root in self._open_roots.values() if root]
         return opened + [row["root"] for row in self._db.rows("SELECT DISTINCT root FROM commit_ WHERE root IS NOT NULL")]
 
     def fileset_of(self, ref: CommitRef, ttl: float) -> str:
-        """Make a file set with all files of a commit.
+        """Create a file set with all files of a commit.
 
         Args:
             ttl: the seconds after which the file set expires.

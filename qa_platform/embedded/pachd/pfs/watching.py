@@ -1,4 +1,4 @@
-"""Waiting for commits, and following the commits of a repo."""
+"""Waits for commits, and follows the commits of a repo."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,10 +18,10 @@ class Watching:
         self._commits = commits
 
     def wait(self, commit: Commit, state: Wait, *, alive: Callable[[], bool]) -> Commit:
-        """The commit once it is in a state, or as it is when ``alive`` becomes false.
+        """Wait until a commit is in a state, and return it. Once ``alive`` is false, return it as it is.
 
         Raises:
-            NotFound: the commit was dropped meanwhile.
+            NotFound: the commit was dropped in the meantime.
         """
 
         def look() -> Commit | None:

@@ -1,4 +1,4 @@
-"""Writing files: which commit a write goes into, and the layers of open commits."""
+"""Writes files: finds the commit that a write goes to, and adds layers to open commits."""
 
 import re
 
@@ -13,7 +13,7 @@ from qa_platform.embedded.pachd.storage.store import Store
 
 
 class Writing:
-    """Adds file sets to commits, as layers. A commit's files are its parent's with its layers applied in their order."""
+    """Adds file sets to commits, as layers. A commit's files are its parent's files with its layers applied in order."""
 
     def __init__(self, store: Store, branches: Branches, commits: Commits, lifecycle: Lifecycle, trees: CommitTrees) -> None:
         self._store = store
@@ -22,15 +22,15 @@ class Writing:
         self._commits = commits
         self._lifecycle = lifecycle
         self._trees = trees
-        # File sets that an earlier server did not live to add to their commits.
+        # File sets of an earlier server that was killed before adding them to their commits.
         self._db.execute("DELETE FROM fileset WHERE expires IS NULL AND id NOT IN (SELECT fileset FROM layer)")
 
     def target(self, ref: CommitRef) -> tuple[Commit | None, BranchKey | None]:
-        """Where a write to a reference goes: into an open commit, or into a new commit on a branch. One of the two is None.
+        """The target of a write to a reference: an open commit, or a branch that gets a new commit. One of the two is None.
 
         Raises:
             NotFound: the repo or the commit does not exist.
-            HandlerPanic: the id is neither a commit's nor a branch's, and the reference has no branch.
+            HandlerPanic: the id is neither a commit's id nor a branch's name, and the reference has no branch.
             PachError: the commit is not open, or the branch has upstream branches and no open commit.
         """
         name = ref.id or ref.branch
@@ -55,10 +55,10 @@ class Writing:
         return None, key
 
     def add_fileset(self, ref: CommitRef, fileset: str, *, owned: bool = False) -> None:
-        """Add a file set to an open commit. If the reference is a branch without one, make a commit with only the file set.
+        """Add a file set to an open commit. If the reference is a branch without one, create a commit with just the file set.
 
         Args:
-            owned: the commit takes the file set over; otherwise it takes a copy, and the file set can be added again.
+            owned: the commit takes over the file set. Otherwise it gets a copy, and the file set can be added again.
 
         Raises:
             PachError: the file set is unknown; or as `target`.

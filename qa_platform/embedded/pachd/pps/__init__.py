@@ -1,4 +1,4 @@
-"""The rules of pipelines, jobs and datums. Nothing runs here: ``execution`` looks at the jobs and does them."""
+"""The rules of pipelines, jobs and datums. Nothing runs here: ``execution`` runs the jobs."""
 
 from qa_platform.embedded.pachd.pfs import Pfs, RepoKey
 from qa_platform.embedded.pachd.pps.datums import Datums
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class Pps:
-    """Pipelines, jobs and datums over one store."""
+    """Pipelines, jobs and datums on one store."""
 
     def __init__(self, pfs: Pfs, secrets: Secrets) -> None:
         add_missing_columns(pfs.store.metadata)
@@ -60,5 +60,5 @@ class Pps:
         return key if self.pipelines.find(key) is not None else None
 
     def roots(self) -> list[str]:
-        """The trees that jobs' datums have made."""
+        """The trees that datums have written."""
         return self.datums.roots()

@@ -1,4 +1,4 @@
-"""The datums of jobs. They become visible when the datum set that they belong to is done."""
+"""The datums of jobs. They become visible when their datum set is done."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from qa_platform.embedded.pachd.storage.tree_editor import TreeEditor
 from qa_platform.embedded.pachd.storage.trees import TreeError
 
 _PENDING = int(DatumState.STARTING)
-# Datums that an earlier job has done with the same hash take everything over from it.
+# Skips datums that an earlier job has processed with the same hash, and copies its results.
 _SKIP = """
 UPDATE datum SET state = 3, inputs = b.inputs, output = b.output, entries = b.entries, reason = b.reason,
     origin = CASE b.origin WHEN '' THEN ? ELSE b.origin END, seconds = b.seconds, downloaded = b.downloaded, uploaded = b.uploaded,
@@ -34,7 +34,7 @@ FROM datum b WHERE datum.job = ? AND datum.state = 4 AND b.job = ? AND b.id = da
 
 
 class Datums:
-    """Datums over the metadata; what they made lies in the trees."""
+    """The datums in the metadata. Their output is in the trees."""
 
     def __init__(self, jobs: Jobs, store: Store) -> None:
         self._jobs = jobs
@@ -42,14 +42,14 @@ class Datums:
         self._db = store.metadata
 
     def record(self, job: int, datums: Iterable[Datum]) -> None:
-        """The datums of a job, once they are known. Those that are there already keep their state."""
+        """Record the datums of a job, once they are known. Datums that are already recorded keep their state."""
         rows = [(job, one.id, one.hash, one.position, _PENDING, inputs_json(one.inputs)) for one in datums]
         with self._db.transaction():
             self._db.execute_many("INSERT OR IGNORE INTO datum (job, id, hash, position, state, inputs) VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("UPDATE job SET total = ?, enumerated = 1 WHERE pk = ?", len(rows), job)
 
     def own(self, job: int) -> list[Datum]:
-        """All datums of a job, done or not, in the order of the globs."""
+        """All datums of a job, done or not, in glob order."""
         return [datum_of(row) for row in self._db.rows("SELECT * FROM datum WHERE job = ? ORDER BY position", job)]
 
     def ids(self, job: int) -> set[str]:
@@ -61,11 +61,12 @@ class Datums:
         return None if found is None else str(found["id"])
 
     def listed(self, job: Job) -> list[Datum]:
-        """What the meta commit of a job holds, sorted by id: datums whose set is done, and those of the base job as long as
-        the job has not looked at them: while it runs, and after it failed before that.
+        """The datums in a job's meta commit, sorted by id: those whose set is done, and the base job's until the job takes over from it.
+
+        A job that fails before the takeover keeps showing the base job's datums.
 
         Raises:
-            PachError: the base job is not over.
+            PachError: the base job has not ended.
         """
         found = {one.id: one for one in self._done(job.pk)} if job.enumerated or job.terminal else {}
         base = None if job.serial or job.state == JobState.SUCCESS or not job.commit else self._jobs.base(job.commit)
@@ -81,7 +82,7 @@ class Datums:
         return [datum_of(row) for row in self._db.rows("SELECT * FROM datum WHERE job = ? AND state != ?", job, _PENDING)]
 
     def end_set(self, job: Job, image: str, outcomes: Sequence[Outcome], batch: ChunkBatch) -> None:
-        """Records what became of the datums of a set, all at once. ``batch`` holds what they wrote."""
+        """Record the outcomes of a datum set at once. ``batch`` contains what the datums wrote."""
         if not outcomes:
             return
         with self._store.trees.transaction():
@@ -101,18 +102,18 @@ class Datums:
         )  # fmt: skip
 
     def take_over(self, job: int, base: Job, *, skip: bool) -> None:
-        """From here on a job has none of its base's datums but its own. With ``skip`` these are not processed where the base has
-        done them with the same hash."""
+        """Make a job list only its own datums from now on, none of its base's. With ``skip``, those that the base has processed with the
+        same hash are skipped."""
         with self._db.transaction():
             if skip:
                 self._db.execute(_SKIP, base.id, job, base.pk)
             self._db.execute("UPDATE job SET serial = 1 WHERE pk = ?", job)
 
     def output(self, listed: Iterable[Datum]) -> str | None:
-        """The tree of everything that these datums made, failed ones aside.
+        """The merged output of these datums, without the failed ones.
 
         Raises:
-            TreeError: two of them made the same path.
+            TreeError: two of them wrote the same path.
         """
         editor = TreeEditor(self._store.trees, None)
         for datum in listed:
@@ -130,7 +131,7 @@ class Datums:
             return meta.commit_root(self._store.trees, [(one.id, one.entries) for one in listed if one.entries is not None])
 
     def roots(self) -> list[str]:
-        """The trees that datums have made."""
+        """The trees that datums have written."""
         found = [row["output"] for row in self._db.rows("SELECT DISTINCT output FROM datum WHERE output IS NOT NULL")]
         for row in self._db.rows("SELECT entries FROM datum WHERE entries IS NOT NULL"):
             found += [node for _, _, node in json.loads(row["entries"])]

@@ -1,4 +1,4 @@
-"""The rules of jobs: how they are found, waited for and ended."""
+"""The rules of jobs: finding them, waiting for them, ending them."""
 
 import sqlite3
 import time
@@ -22,21 +22,21 @@ _UNFINISHED = f"j.state NOT IN ({TERMINAL_SQL})"
 
 
 class Jobs:
-    """Jobs over the metadata. A job whose output commit was removed is still found for a while, as killed."""
+    """The jobs in the metadata. An unfinished job whose output commit was removed can still be found for a while, as killed."""
 
     def __init__(self, pfs: Pfs) -> None:
         self._pfs = pfs
         self._db = pfs.store.metadata
 
     def job(self, key: PipelineKey, job_id: str) -> Job:
-        """Raises NotFound where there is none."""
+        """A job by its id. Raises NotFound if there is none."""
         rows = self._rows("p.project = ? AND p.name = ? AND j.id = ?", key.project, key.name, job_id)
         if not rows:
             raise NotFound(f"jobs {key}@{job_id} not found")
         return self._job(rows[-1])
 
     def by_pk(self, pk: int) -> Job:
-        """Raises NotFound where there is none."""
+        """A job by its primary key. Raises NotFound if there is none."""
         rows = self._rows("j.pk = ?", pk)
         if not rows:
             raise NotFound("the job was deleted")
@@ -47,7 +47,7 @@ class Jobs:
         return None if row is None else self._job(row)
 
     def jobs(self, *, key: PipelineKey | None = None, history: int = 0, projects: Iterable[str] = ()) -> Iterator[Job]:
-        """Newest first: of the current version, and of as many older ones as ``history`` says (-1: all)."""
+        """Jobs, the newest first: of the pipelines' current versions, and of ``history`` older versions (-1: all)."""
         wanted = set(projects)
         rows = self._rows(
             "(? IS NULL OR (p.project = ? AND p.name = ?)) AND (? < 0 OR j.version >= p.version - ?)",
@@ -64,7 +64,7 @@ class Jobs:
         return [self._job(row) for row in self._rows("j.id = ?", set_id)]
 
     def job_sets(self, projects: Iterable[str] = ()) -> list[list[Job]]:
-        """Newest first."""
+        """The sets of jobs with the same id, the newest first."""
         wanted = set(projects)
         groups: dict[str, list[Job]] = {}
         for row in reversed(self._rows("1")):
@@ -73,12 +73,12 @@ class Jobs:
         return list(groups.values())
 
     def wait(self, job: Job, *, alive: Callable[[], bool]) -> Job:
-        """The job once it is in a terminal state."""
+        """Wait until a job is in a terminal state, and return it."""
         self._db.wait_until(lambda: self.state(job.pk) in TERMINAL, alive=alive)
         return self.by_pk(job.pk)
 
     def subscribe(self, key: PipelineKey, *, alive: Callable[[], bool]) -> Iterator[Job]:
-        """Unfinished jobs, oldest first, then new ones as they are made."""
+        """The unfinished jobs, the oldest first, then new ones as they are created."""
         last = 0
 
         def look() -> sqlite3.Row | None:
@@ -92,7 +92,7 @@ class Jobs:
             yield self._job(row)
 
     def stop(self, key: PipelineKey, job_id: str, reason: str) -> None:
-        """Kills a job that is not over yet."""
+        """Kill a job, unless it has ended."""
         with self._db.transaction():
             job = self.job(key, job_id)
             if not job.terminal:
@@ -109,7 +109,7 @@ class Jobs:
             self.end(pk, JobState.KILLED, reason)
 
     def set_state(self, pk: int, state: JobState) -> None:
-        """Moves a job on, unless it is over."""
+        """Set the state of a job, unless it has ended."""
         started = time.time() if state == JobState.STARTING else None
         self._db.execute(
             f"UPDATE job SET state = ?, started = coalesce(started, ?) WHERE pk = ? AND state NOT IN ({TERMINAL_SQL})",  # noqa: S608
@@ -119,11 +119,11 @@ class Jobs:
         )
 
     def restart(self, pk: int) -> None:
-        """Counts that a job begins again. What its datum sets have done so far is kept, but not shown before they are looked at again."""
+        """Restart a job, and count it. Processed datums are kept, but not shown until the datums are enumerated again."""
         self._db.execute("UPDATE job SET restarts = restarts + 1, total = 0, enumerated = 0 WHERE pk = ?", pk)
 
     def end(self, pk: int, state: JobState, reason: str, *, output: str | None = None, meta: str | None = None) -> None:
-        """Ends a job and finishes its commits with these trees, all or nothing. A job that is over stays as it is."""
+        """End a job and finish its commits with these trees, atomically. A job that has already ended does not change."""
         with self._db.transaction():
             row = self._db.row("SELECT state, commit_ FROM job WHERE pk = ?", pk)
             if row is None:
@@ -149,7 +149,7 @@ class Jobs:
         return None if pk is None else int(pk)
 
     def unfinished(self) -> list[tuple[int, int, int]]:
-        """Of every job that is not over: its key, its pipeline's and the pipeline's version, oldest first."""
+        """The unfinished jobs as (job's primary key, pipeline's primary key, pipeline's version), the oldest first."""
         rows = self._db.rows(f"SELECT pk, pipeline, version FROM job WHERE state NOT IN ({TERMINAL_SQL}) ORDER BY pk")  # noqa: S608
         return [(row["pk"], row["pipeline"], row["version"]) for row in rows]
 
@@ -158,7 +158,7 @@ class Jobs:
         return [row["pk"] for row in rows]
 
     def state(self, pk: int) -> JobState:
-        """Raises NotFound where the job is gone."""
+        """The state of a job. Raises NotFound if the job is gone."""
         state = self._db.value("SELECT state FROM job WHERE pk = ?", pk)
         if state is None:
             state = self._db.value("SELECT state FROM removed_job WHERE pk = ?", pk)
@@ -167,7 +167,7 @@ class Jobs:
         return JobState(state)
 
     def base(self, commit: int) -> Job | None:
-        """The nearest ancestor job that has succeeded or may still succeed."""
+        """The base job of an output commit: the nearest ancestor's job that has succeeded or may still succeed."""
         parent = self._pfs.commit_by_pk(commit).parent
         while parent is not None:
             job = self.by_commit(parent)
@@ -177,20 +177,20 @@ class Jobs:
         return None
 
     def wait_enumerated(self, pk: int, *, alive: Callable[[], bool]) -> None:
-        """Returns when the job's datums are known or the job is over or gone."""
+        """Wait until a job's datums are known, or the job has ended or is gone."""
         self._db.wait_until(
             lambda: not self._is_unfinished(pk) or self._db.value("SELECT enumerated FROM job WHERE pk = ?", pk), alive=alive
         )
 
     def wait_over(self, pk: int, *, alive: Callable[[], bool]) -> None:
-        """Returns when the job is over or gone."""
+        """Wait until a job has ended or is gone."""
         self._db.wait_until(lambda: not self._is_unfinished(pk), alive=alive)
 
     def _is_unfinished(self, pk: int) -> bool:
         return bool(self._unfinished("pk = ?", pk))
 
     def _rows(self, where: str, *values: object) -> list[sqlite3.Row]:
-        """Oldest first."""
+        """The rows of jobs, the oldest first, including recently removed ones."""
         found = self._db.rows(f"{_SELECT_JOB} WHERE {where} ORDER BY j.pk".format(table="job"), *values)
         since = time.time() - REMOVED_JOB_SECONDS
         removed = self._db.rows(f"{_SELECT_JOB} WHERE ({where}) AND j.finished > ?".format(table="removed_job"), *values, since)
@@ -206,7 +206,7 @@ class Jobs:
         )  # fmt: skip
 
     def _totals(self, pk: int) -> tuple[dict[DatumState, int], Stats]:
-        """The datums by state, and what those cost that the job did not skip."""
+        """The number of datums by state, and the total cost of the datums that were not skipped."""
         counts: dict[DatumState, int] = {}
         stats = Stats()
         for row in self._db.rows(_TOTALS, pk):

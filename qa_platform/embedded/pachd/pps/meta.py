@@ -1,6 +1,6 @@
-"""The meta repo: per datum ``/meta/<id>/meta``, which says what became of it, and ``/pfs/<id>/`` with all that its code saw and made.
+"""The meta repo. Each datum has ``/meta/<id>/meta``, its outcome, and ``/pfs/<id>/``, everything that its code saw and wrote.
 
-Files and folders that the storage has already are referred to, not copied.
+Files and folders that are already in the storage are referenced, not copied.
 """
 
 import base64
@@ -14,15 +14,15 @@ from qa_platform.embedded.pachd.storage.chunks import ChunkBatch, Chunker
 from qa_platform.embedded.pachd.storage.trees import DirEntry, Entry, FileEntry, TreeStore, file_entry
 
 _Folder = dict[str, "Entry | _Folder"]
-# The leading state, of which protojson writes nothing.
+# The default state, which protojson omits.
 _PROCESSED = DatumState.SUCCESS
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a datum.
+    """The outcome of a datum.
 
-    ``environment`` is what its code had, a line per variable; ``roots`` are the trees of the input commits by repo and id.
+    ``environment`` is the environment of its code, a line per variable. ``roots`` are the trees of the input commits, by repo and id.
     """
 
     datum: Datum
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class MetaWriter:
-    """Writes the two folders of each datum of a set. What it makes is stored after ``batch`` was flushed."""
+    """Writes the two folders of each datum in a set. They are stored once ``batch`` is flushed."""
 
     def __init__(self, trees: TreeStore, batch: ChunkBatch, job: Job, image: str) -> None:
         self._trees = trees
@@ -67,7 +67,7 @@ class MetaWriter:
         folder = files
         for name in names[:-1]:
             below = folder.setdefault(name + "/", {})
-            # A part of something that is there as a whole.
+            # The whole folder is already there.
             if not isinstance(below, dict):
                 return
             folder = below
@@ -88,7 +88,7 @@ def commit_root(trees: TreeStore, entries: Iterable[tuple[str, MetaEntries]]) ->
 
 
 def image_id(image: str) -> str:
-    """What a datum says of the image that it ran in. There are no images here, hence no digest of one."""
+    """The image id of a datum. The embedded server has no images, so the digest is zero."""
     return f"docker-pullable://{image}@sha256:{'0' * 64}"
 
 

@@ -1,4 +1,4 @@
-"""The rules of pipelines: how they are made, changed, stopped, ticked and deleted."""
+"""The rules of pipelines: creating, updating, stopping, ticking and deleting them."""
 
 import time
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ _SELECT_PIPELINE = (
 
 
 class Pipelines:
-    """Pipelines over the metadata."""
+    """The pipelines in the metadata."""
 
     def __init__(self, pfs: Pfs, secrets: Secrets, jobs: Jobs) -> None:
         self._pfs = pfs
@@ -28,10 +28,10 @@ class Pipelines:
         self._db = pfs.store.metadata
 
     def create(self, spec: EffectiveSpec, user_json: str, *, update: bool = False, reprocess: bool = False) -> None:
-        """Makes a pipeline, or a new version of it, and with it a job.
+        """Create a pipeline or a new version of it, with a job unless the pipeline is stopped.
 
         Raises:
-            PachError: it is there already, or something that it needs is not.
+            PachError: it already exists, or something that it needs does not.
         """
         with self._db.transaction():
             parsed = specs.parse_text(spec.filled_json)
@@ -47,7 +47,7 @@ class Pipelines:
                 self._jobs.kill_all(old.pk, "pipeline has been updated")
             if old is None or not old.stopped:
                 self._connect(parsed, set_id)
-                # The output begins with the first job's commit.
+                # The first commit of the output is the first job's.
                 self._db.execute_many("DELETE FROM commit_ WHERE pk = ?", [(pk,) for pk in first])
 
     def _check(self, spec: PipelineSpec, old: Pipeline | None, *, update: bool) -> None:
@@ -69,7 +69,7 @@ class Pipelines:
                 raise PachError(problem)
 
     def missing_secret(self, use: specs.SecretUse) -> str | None:
-        """What a pipeline lacks of a secret that it uses; None if nothing."""
+        """The message about a missing secret or key; None if it exists."""
         try:
             values = self._secrets.values(use.name)
         except PachError:
@@ -77,7 +77,7 @@ class Pipelines:
         return f"Kubernetes secret {use.name} missing key {use.key}" if use.key and use.key not in values else None
 
     def _make_repos(self, spec: PipelineSpec, set_id: str) -> list[int]:
-        """Makes the pipeline's repos and branches that are missing; the first commits of new output branches."""
+        """Create the missing repos and branches of a pipeline. Returns the first commits of new output branches."""
         for repo_type in ("user", "spec", "meta"):
             repo = RepoKey(spec.project, spec.name, repo_type)
             self._pfs.create_repo(repo, f"Output repo for pipeline {repo.name}." if repo_type == "user" else "", update=True)
@@ -126,7 +126,7 @@ class Pipelines:
             self._pfs.set_provenance(branch, ())
 
     def create_jobs(self, commits: list[Commit]) -> None:
-        """The jobs of these new commits, where they are the output of pipelines."""
+        """Create jobs for those of the new commits that are output commits of pipelines."""
         for commit in commits:
             pipeline = self.find(PipelineKey(commit.repo.project, commit.repo.name)) if commit.repo.type == "user" else None
             if pipeline is not None and commit.branch == pipeline.spec.output_branch:
@@ -136,7 +136,7 @@ class Pipelines:
                 )  # fmt: skip
 
     def find(self, key: PipelineKey, version: int = 0) -> Pipeline | None:
-        """A version of a pipeline, the current one for 0."""
+        """A version of a pipeline; 0 for the current one."""
         row = self._db.row(
             f"{_SELECT_PIPELINE} WHERE p.project = ? AND p.name = ? AND v.version = CASE WHEN ? = 0 THEN p.version ELSE ? END",
             key.project, key.name, version, version,
@@ -144,14 +144,14 @@ class Pipelines:
         return None if row is None else pipeline_of(row)
 
     def get(self, key: PipelineKey, version: int = 0) -> Pipeline:
-        """As ``find``; raises NotFound where there is none."""
+        """As ``find``. Raises NotFound if there is none."""
         found = self.find(key, version)
         if found is None:
             raise NotFound(f'pipeline was not inspected: couldn\'t find up to date spec for pipeline "{key}": pipeline "{key}" not found')
         return found
 
     def pipelines(self, *, key: PipelineKey | None = None, history: int = 0, projects: Iterable[str] = ()) -> list[Pipeline]:
-        """The current versions, and as many older ones as ``history`` says (-1: all), the newest pipelines first."""
+        """The current versions and ``history`` older ones (-1: all), the newest pipelines first."""
         wanted = set(projects)
         rows = self._db.rows(
             f"{_SELECT_PIPELINE} WHERE ? < 0 OR v.version >= p.version - ? ORDER BY p.pk DESC, v.version DESC",
@@ -161,7 +161,7 @@ class Pipelines:
         return [one for one in found if (key is None or one.key == key) and (not wanted or one.key.project in wanted)]
 
     def versions(self) -> list[tuple[int, int, int]]:
-        """Of every pipeline: its key, its current version, and whether it is stopped."""
+        """The pipelines as (primary key, current version, whether it is stopped)."""
         return [(row["pk"], row["version"], row["stopped"]) for row in self._db.rows("SELECT pk, version, stopped FROM pipeline")]
 
     def by_pk(self, pk: int) -> Pipeline | None:
@@ -169,11 +169,11 @@ class Pipelines:
         return None if row is None else pipeline_of(row)
 
     def set_state(self, pk: int, version: int, state: PipelineState, reason: str) -> None:
-        """What the pipeline's workers do; nothing if the version is no longer the current one."""
+        """Set the state of a pipeline, as its workers are, unless the version is no longer the current one."""
         self._db.execute("UPDATE pipeline SET state = ?, reason = ? WHERE pk = ? AND version = ?", int(state), reason, pk, version)
 
     def stop(self, key: PipelineKey) -> None:
-        """A pipeline that is not there is none to stop. Its state follows when its workers are gone."""
+        """Stop a pipeline. An unknown one is no error. The state changes when the workers are gone."""
         with self._db.transaction():
             pipeline = self.find(key)
             if pipeline is None:
@@ -186,13 +186,13 @@ class Pipelines:
         with self._db.transaction():
             pipeline = self.get(key)
             self._db.execute("UPDATE pipeline SET stopped = 0 WHERE pk = ?", pipeline.pk)
-            # No ticks for the time in which the pipeline was stopped.
+            # No ticks for the time that the pipeline was stopped.
             for cron in pipeline.spec.crons:
                 self._db.execute("INSERT OR REPLACE INTO cron_tick VALUES (?, ?, ?)", pipeline.pk, cron.name, time.time())
             self._connect(pipeline.spec, new_id())
 
     def rerun(self, key: PipelineKey, *, reprocess: bool) -> None:
-        """A new version with the same spec, and its job."""
+        """Create a new version with the same spec, as `create` does."""
         old = self.get(key)
         self.create(EffectiveSpec(old.effective_json, old.filled_json), old.user_json, update=True, reprocess=reprocess)
 
@@ -234,7 +234,7 @@ class Pipelines:
         return max(float(last or 0), cron.start)
 
     def run_cron(self, key: PipelineKey) -> None:
-        """A tick now of all the pipeline's cron inputs, beside their schedules."""
+        """Tick all cron inputs of a pipeline now, independently of their schedules."""
         pipeline = self.get(key)
         if not pipeline.spec.crons:
             raise PachError(f"pipeline {key} doesn't have a cron input")
@@ -242,7 +242,7 @@ class Pipelines:
             self.tick(pipeline, cron, None, schedule.file_name(time.time()))
 
     def tick(self, pipeline: Pipeline, cron: CronInput, when: float | None, file_name: str) -> None:
-        """Writes the file of a tick into the cron repo, which starts a job. ``when`` is its place in the schedule, if it has one."""
+        """Write the file of a tick into the cron repo, which starts a job. ``when`` is its scheduled time, if any."""
         writer = self._pfs.store.filesets.writer()
         if cron.overwrite:
             writer.delete("/", "default")

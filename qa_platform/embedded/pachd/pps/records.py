@@ -1,4 +1,4 @@
-"""Pipelines, jobs and datums as they are stored. Times are seconds since the epoch, durations seconds."""
+"""Pipelines, jobs and datums as stored. Times are seconds since the epoch; durations are seconds."""
 
 import json
 import sqlite3
@@ -28,7 +28,7 @@ TERMINAL = (JobState.FAILURE, JobState.SUCCESS, JobState.KILLED, JobState.UNRUNN
 TERMINAL_SQL = ",".join(str(int(state)) for state in TERMINAL)
 
 
-# A job whose commit was removed is still answered for, as killed, for this long.
+# For this long, an unfinished job whose commit was removed is still reported, as killed.
 REMOVED_JOB_SECONDS = 2.0
 _NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 
@@ -66,7 +66,7 @@ CREATE TABLE IF NOT EXISTS cron_tick (
     PRIMARY KEY (pipeline, input)
 );
 """
-# Before its commit goes, and the job with it. Of a job that is over nothing stays.
+# Keeps an unfinished job before its commit is deleted, and the job with it. Ended jobs are not kept.
 _KEEP_REMOVED_JOB = f"""
 DROP TRIGGER IF EXISTS commit_of_job_removed;
 CREATE TRIGGER commit_of_job_removed BEFORE DELETE ON commit_ BEGIN
@@ -77,7 +77,7 @@ END;
 """  # noqa: S608
 SCHEMA = _TABLES + _KEEP_REMOVED_JOB
 
-# Columns that the tables of an earlier server lack.
+# Columns that the tables of an earlier version lack.
 _ADDED = (
     ("pipeline", "state", "INTEGER NOT NULL DEFAULT 1"),
     ("pipeline_version", "filled_json", "TEXT NOT NULL DEFAULT ''"),
@@ -91,7 +91,7 @@ _ADDED = (
 
 
 def add_missing_columns(database: Database) -> None:
-    """Brings the tables of an earlier server up to date."""
+    """Bring the tables of an earlier version up to date."""
     for table, column, kind in _ADDED:
         if column not in {row["name"] for row in database.rows(f"PRAGMA table_info({table})")}:
             database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
@@ -106,7 +106,7 @@ class DatumState(IntEnum):
     RECOVERED = 5
 
 
-# States of datums whose output belongs to the job's output.
+# The states of datums whose output is part of the job's output.
 GOOD = (DatumState.SUCCESS, DatumState.SKIPPED)
 
 
@@ -131,10 +131,10 @@ class PipelineKey:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One version of a pipeline; ``latest`` is that pipeline's current version.
+    """One version of a pipeline. ``latest`` is the pipeline's current version.
 
-    ``user_json`` is what the user sent, ``effective_json`` that merged with the cluster's defaults, ``filled_json`` the protojson of
-    the same with every default of the inputs.
+    ``user_json`` is what the user sent, ``effective_json`` is that merged with the cluster's defaults, and ``filled_json`` is the same as
+    protojson with all defaults of the inputs.
     """
 
     pk: int
@@ -159,9 +159,9 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class DatumInput:
-    """One matched item of one input; ``path`` ends with a slash for a folder, except in the datum id and the environment.
+    """One matched item of one input. The ``path`` of a folder ends with a slash.
 
-    ``tag`` is the file's datum tag, empty for a folder; ``committed`` is when its commit finished.
+    ``tag`` is the file's datum tag, empty for a folder. ``committed`` is when its commit finished.
     """
 
     name: str
@@ -178,7 +178,7 @@ class DatumInput:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a datum cost: seconds and bytes."""
+    """The cost of a datum, in seconds and bytes."""
 
     download_seconds: float = 0.0
     process_seconds: float = 0.0
@@ -197,9 +197,9 @@ class MetaEntries:
 
 @dataclass(frozen=True)
 class Datum:
-    """``position`` is the place in glob order; ``output`` the root of the tree that it made.
+    """A datum of a job. ``position`` is its place in glob order, ``output`` the root of the tree that it wrote.
 
-    ``origin`` is the id of the job that processed it, empty for the job that it is listed with.
+    ``origin`` is the id of the job that processed it; empty if that is the job that it is listed with.
     """
 
     id: str
@@ -216,9 +216,9 @@ class Datum:
 
 @dataclass(frozen=True)
 class Job:
-    """``counts`` are datums by state, ``restarts`` how often it began again because a datum set could not be processed.
+    """A job. ``counts`` are datums by state; ``restarts`` counts restarts after a datum set that could not be processed.
 
-    ``serial`` says that the base job's datums were looked at: those that are not among the job's own are gone.
+    ``serial``: the job has taken over from its base job, and no longer lists the base job's datums.
     """
 
     pk: int

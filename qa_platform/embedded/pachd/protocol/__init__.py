@@ -1,1 +1,1 @@
-"""gRPC in and out: messages of ``pachyderm_sdk`` become calls of ``pfs`` and ``pps``, and their results messages."""
+"""gRPC: translates messages of ``pachyderm_sdk`` to calls of ``pfs`` and ``pps``, and their results to messages."""

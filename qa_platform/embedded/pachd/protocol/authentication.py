@@ -39,7 +39,7 @@ ROLES: dict[str, set[pa.Permission]] = {
 
 
 class Resource(NamedTuple):
-    """The resource that a permission is for. ``name`` is empty for the cluster, and ``project/name`` for a repo."""
+    """The resource of a permission. ``name`` is empty for the cluster, and ``project/name`` for a repo."""
 
     type: str
     name: str = ""
@@ -131,7 +131,7 @@ _RULES: dict[str, _Rule] = {
 }
 # Open to everyone, without a token.
 _OPEN = ("/versionpb_v2.API/GetVersion", "/admin_v2.API/InspectCluster")
-# Lists that show a caller only the repos of projects that it may list, and the repos that it may read.
+# Listings that show a caller only the repos of projects that it may list, and the repos that it may read.
 _LISTS: dict[str, Callable[[Any], Resource]] = {
     "/pfs_v2.API/ListRepo": lambda info: _repo(info.repo),
     "/pps_v2.API/ListPipeline": lambda info: _repo(info.pipeline),
@@ -150,7 +150,7 @@ def _specification(request: pp.CreatePipelineRequest | pp.CreatePipelineV2Reques
     try:
         parsed = protojson.parse(pp.CreatePipelineRequest, request.create_pipeline_request_json)
     except ValueError:
-        # The method itself reports the problem.
+        # The method itself reports the error.
         return pp.CreatePipelineRequest()
     assert isinstance(parsed, pp.CreatePipelineRequest)
     return parsed
@@ -195,7 +195,7 @@ class Authentication:
 
     def _check(self, robot: Robot, name: str, request: Any) -> None:
         if isinstance(request, pp.CreatePipelineRequest | pp.CreatePipelineV2Request):
-            # A dry run looks at nothing but the specification, and is free to everybody.
+            # A dry run only reads the specification, so it needs no permission.
             if not request.dry_run:
                 self._check_pipeline(robot, _specification(request))
         elif rule := _RULES.get(name):
@@ -213,7 +213,7 @@ class Authentication:
 
     def _require(self, robot: Robot, needs: tuple[pa.Permission, ...], resource: Resource) -> None:
         missing = [str(permission.name) for permission in needs if permission not in self._permissions(robot, resource)]
-        # A missing repo is reported by the method itself.
+        # The method itself reports a missing repo.
         if missing and (resource.type != "REPO" or self._exists(resource)):
             where = " ".join(filter(None, resource))
             raise PermissionDenied(
@@ -252,7 +252,7 @@ def _input_repos(node: pp.Input) -> Iterator[Resource]:
 
 
 def read_tokens(path: Path) -> dict[str, Robot]:
-    """Read the robots by their tokens from a JSON file ``{token: {"robot": name, "roles": [...]}}``.
+    """Read the robots, by token, from a JSON file ``{token: {"robot": name, "roles": [...]}}``.
 
     Raises:
         PachError: the file is unreadable or malformed, or has an unknown role. The message contains no token.

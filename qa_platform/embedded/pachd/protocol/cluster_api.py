@@ -13,7 +13,7 @@ _VERSION = pv.Version(major=2, minor=12, micro=2, additional=EMBEDDED_PACHD, pla
 
 
 class ClusterApi:
-    """Tells clients about the version and the cluster. The id of a cluster belongs to its state folder."""
+    """Reports the version and the cluster. The cluster's id belongs to the state folder."""
 
     def __init__(self, pfs: Pfs, cluster_id: str) -> None:
         self._pfs = pfs

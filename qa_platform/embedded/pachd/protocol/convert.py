@@ -1,4 +1,4 @@
-"""Between the messages of ``pachyderm_sdk`` and the dataclasses of ``pfs`` and ``pps``."""
+"""Converts between the messages of ``pachyderm_sdk`` and the dataclasses of ``pfs`` and ``pps``."""
 
 import functools
 from datetime import UTC, datetime, timedelta
@@ -24,12 +24,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_set(message: betterproto.Message) -> bool:
-    """Whether a message field came over the wire, even if with nothing but defaults in it."""
+    """Whether a message field was sent, even if it contains only defaults."""
     return betterproto.serialized_on_wire(message) or bytes(message) != b""
 
 
 def present(message: M) -> M:
-    """Makes sure that a message goes over the wire even with nothing but defaults in it: clients look into it unasked."""
+    """Make sure that a message is sent even if it contains only defaults: clients read its fields without checking for it."""
     message._serialized_on_wire = True
     return message
 
@@ -39,7 +39,7 @@ def when(seconds: float | None) -> datetime | None:
 
 
 def seconds(moment: datetime) -> float:
-    """Zero where the field is unset."""
+    """Seconds since the epoch; zero if the field is unset."""
     return (moment - _EPOCH).total_seconds()
 
 
@@ -47,7 +47,7 @@ def seconds(moment: datetime) -> float:
 
 
 def repo_key(repo: pb.Repo) -> RepoKey:
-    """Also of a repo without a name: there is none, which is what the caller is told."""
+    """The key of a repo. A missing name is accepted: the client gets the error that the repo does not exist."""
     return RepoKey(repo.project.name or "default", repo.name, repo.type or "user")
 
 
@@ -88,7 +88,7 @@ def branch(key: BranchKey) -> pb.Branch:
 
 
 def commit(key: RepoKey, commit_id: str) -> pb.Commit:
-    """Without a branch, as it stands in every reply but a job's output commit."""
+    """A commit without its branch, as in every reply except for a job's output commit."""
     return pb.Commit(repo=repo(key), id=commit_id)
 
 
@@ -227,7 +227,7 @@ def _given(message: M) -> M | None:
 
 
 def _set_commits(node: pp.Input, commit_id: str) -> None:
-    """An input of a job names the commit set that it reads."""
+    """Add the id of the commit set that the job reads to all of its inputs."""
     for leaf in (node.pfs, node.cron):
         if leaf.name:
             leaf.commit = commit_id
@@ -288,7 +288,7 @@ def _pipeline_details(found: Pipeline, request: pp.CreatePipelineRequest) -> pp.
 
 
 def datum_info(of: Job | None, found: Datum, *, image: str = "", inspected: bool = False) -> pp.DatumInfo:
-    """A datum of a job, or of an input alone. ``inspected`` says where its files lie, which lists do not."""
+    """A datum of a job, or of an input without a job. ``inspected`` adds the location of its files, which listings omit."""
     if of is None:
         owner = pp.Job(pipeline=pp.Pipeline(project=pb.Project(name="default")))
         return pp.DatumInfo(datum=pp.Datum(job=owner, id=found.id), data=[_input_info(one) for one in found.inputs])

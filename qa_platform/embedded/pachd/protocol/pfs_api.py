@@ -1,4 +1,4 @@
-"""The service ``pfs_v2.API``: its methods, cut by what they are about."""
+"""The service ``pfs_v2.API``, combined from modules by topic."""
 
 from qa_platform.embedded.pachd.options import Options
 from qa_platform.embedded.pachd.pfs import Pfs

@@ -112,7 +112,7 @@ class CommitMethods:
         return convert.EMPTY
 
     def fsck(self, request: pb.FsckRequest, call: Call) -> Iterator[pb.FsckResponse]:
-        """Reports nothing, like a healthy cluster: the database itself enforces the relations that Pachyderm checks here."""
+        """Report nothing, like a healthy cluster. The database itself enforces the relations that Pachyderm checks here."""
         return iter(())
 
     def find_commits(self, request: pb.FindCommitsRequest, call: Call) -> Iterator[pb.FindCommitsResponse]:

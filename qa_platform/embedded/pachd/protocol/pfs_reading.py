@@ -125,7 +125,7 @@ class ReadMethods:
         yield bytes(2 * tarfile.BLOCKSIZE)
 
     def _matching(self, root: str | None, path: str) -> list[Found]:
-        """The files at a path that may be a glob. A file with exactly that path comes before those that match."""
+        """The files at a path, which may be a glob. A file with exactly this path takes precedence over matches."""
         found = self._trees.find(root, path)
         if found is not None:
             return [found]

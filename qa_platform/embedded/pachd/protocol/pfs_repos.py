@@ -73,7 +73,7 @@ class RepoMethods:
         return pb.DeleteRepoResponse(deleted=self._pfs.delete_repo(key, force=request.force))
 
     def delete_repos(self, request: pb.DeleteReposRequest, call: Call) -> pb.DeleteReposResponse:
-        """Delete all repos of some projects, or of all. The repos of pipelines stay: they are deleted with their pipelines."""
+        """Delete all repos of the given projects, or of all. Repos of pipelines stay: they are deleted with their pipelines."""
         projects = [project.name for project in request.projects]
         keys = [repo.key for repo in self._pfs.repos("user", projects)] if projects or request.all else []
         deleted = [key for key in keys if self._pps.owner(key) is None and self._pfs.delete_repo(key, force=request.force)]

@@ -19,7 +19,7 @@ from qa_platform.embedded.pachd.storage.filesets import FileSetWriter
 from qa_platform.embedded.pachd.storage.trees import FileEntry
 
 _NANOSECONDS = 1_000_000_000
-# Deletes a folder, given the writer, the folder's path and the tag.
+# Deletes a folder. Takes the writer, the folder's path and the tag.
 DeleteFolder = Callable[[FileSetWriter, str, str], None]
 
 
@@ -53,7 +53,7 @@ class WriteMethods:
         commit, _ = self._pfs.writable(ref)
 
         def delete_folder(writer: FileSetWriter, path: str, tag: str) -> None:
-            # Pachyderm lists the folder at this moment, which needs a finished parent.
+            # Pachyderm lists the folder at this point, which needs a finished parent.
             if commit is not None:
                 self._pfs.check_base(commit)
             writer.delete(path, tag)
@@ -142,5 +142,5 @@ class WriteMethods:
 def _file_path(path: str) -> str:
     checked = check_path(path).rstrip("/")
     if not checked:
-        raise PachError(f"path ({path}) invalid: it is that of a folder")
+        raise PachError(f"path ({path}) invalid: it names a folder")
     return checked

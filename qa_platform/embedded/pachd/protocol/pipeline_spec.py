@@ -1,4 +1,4 @@
-"""From the JSON of a CreatePipelineRequest to the forms in which a pipeline's spec is stored and answered with."""
+"""Converts the JSON of a CreatePipelineRequest to the stored and the returned form of a pipeline's spec."""
 
 import json
 import time
@@ -12,13 +12,13 @@ from qa_platform.embedded.pachd.errors import InvalidArgument
 from qa_platform.embedded.pachd.protocol import protojson
 from qa_platform.embedded.pachd.spec import EffectiveSpec
 
-# Keys of a request that say what to do with the spec.
+# Keys of a request that are not part of the spec: they say what to do with it.
 _ORDERS = ("update", "reprocess", "dryRun", "specCommit")
 
 
 @dataclass(frozen=True)
 class SpecRequest:
-    """``reply_json`` is the effective spec as the reply has it: protojson with the project filled in, but no input defaults."""
+    """A parsed request. ``reply_json`` is the effective spec for the reply: protojson with the project, but without input defaults."""
 
     spec: EffectiveSpec
     reply_json: str
@@ -28,11 +28,11 @@ class SpecRequest:
 
 
 def read(text: str, *, update: bool = False, reprocess: bool = False, dry_run: bool = False) -> SpecRequest:
-    """Reads a request; what is said beside it counts as if it were in it.
+    """Parse a request. The keyword arguments are combined with its fields of the same name.
 
     Raises:
-        InvalidArgument: it is no CreatePipelineRequest.
-        PachError: it cannot be a pipeline.
+        InvalidArgument: the text is not a CreatePipelineRequest.
+        PachError: the spec is invalid.
     """
     asked = _parse(text)
     raw = protojson.camel_keys(pp.CreatePipelineRequest, json.loads(text))

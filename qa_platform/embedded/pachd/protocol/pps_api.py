@@ -25,17 +25,17 @@ from qa_platform.embedded.pachd.storage.logs import LogQuery
 
 
 class Workers(Protocol):
-    """What runs the jobs."""
+    """The executor of the jobs."""
 
     def restart_datum(self, job: Job, filters: Sequence[str]) -> None: ...
 
     def pods(self, key: PipelineKey) -> list[str]:
-        """The names of the workers that a pipeline has now."""
+        """The names of a pipeline's current workers."""
         ...
 
 
 class PpsApi:
-    """Every method takes a request and the call."""
+    """The methods of both services. Each takes a request and the call."""
 
     def __init__(self, pps: Pps, workers: Workers, *, loki: bool = True) -> None:
         self._pps = pps
@@ -90,7 +90,7 @@ class PpsApi:
         )
 
     def _create(self, text: str, **orders: bool) -> str:
-        """The effective spec, as it is answered with."""
+        """Create a pipeline, unless it is a dry run. Returns the effective spec for the reply."""
         asked = pipeline_spec.read(text, **orders)
         if not asked.dry_run:
             self._pps.pipelines.create(asked.spec, text, update=asked.update, reprocess=asked.reprocess)
@@ -116,7 +116,7 @@ class PpsApi:
 
     def delete_pipelines(self, request: pp.DeletePipelinesRequest, call: Call) -> pp.DeletePipelinesResponse:
         projects = [project.name for project in request.projects]
-        # The newest first: nothing is made from them yet.
+        # The newest first: no other pipeline depends on them.
         found = self._pps.pipelines.pipelines(projects=projects) if projects or request.all else []
         for pipeline in found:
             self._pps.pipelines.delete(pipeline.key, force=request.force, keep_repo=request.keep_repo, must_exist=False)
@@ -159,7 +159,7 @@ class PpsApi:
         found = [job for job in jobs if not wanted or wanted & {commit.id for commit in self._pps.pfs.provenance(job.commit)}]
         marker = convert.seconds(request.pagination_marker)
         if marker > 0:
-            # Times travel in microseconds.
+            # The protocol has times in microseconds.
             found = [job for job in found if (round(job.created, 6) > marker if request.reverse else round(job.created, 6) < marker)]
         if request.reverse:
             found.reverse()
@@ -289,7 +289,7 @@ class PpsApi:
             raise NotFound(f"could not get pipeline information for {key}: {error}") from error
 
     def _pods(self, key: PipelineKey) -> tuple[str, ...]:
-        """Without Loki the lines are those of the workers that are there now."""
+        """The current workers, whose lines are the only ones available without Loki."""
         pods = self._workers.pods(key)
         if not pods:
             version = self._pps.pipelines.get(key).version
@@ -326,7 +326,7 @@ class PpsApi:
 
 def _no_jq(text: str) -> None:
     if text:
-        raise Unimplemented("jq_filter is something that the embedded server does not do")
+        raise Unimplemented("the embedded server does not support jq_filter")
 
 
 def _user_query(query: pl.UserLogQuery) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Protobuf's JSON, read strictly: an unknown key or a value of the wrong kind is an error that names it."""
+"""A strict reader of protobuf's JSON: an unknown key or a value of the wrong type is an error that names it."""
 
 import base64
 import binascii
@@ -18,10 +18,10 @@ _DURATION = re.compile(r"-?\d+(\.\d{1,9})?s")
 
 
 def parse(cls: type[betterproto.Message], text: str) -> betterproto.Message:
-    """Reads a message; keys in camel or snake case.
+    """Parse a message. Keys are in camel case or snake case.
 
     Raises:
-        ValueError: it is no JSON, or not of this message.
+        ValueError: the text is not JSON, or not of this message type.
     """
     try:
         value = json.loads(text)
@@ -32,13 +32,13 @@ def parse(cls: type[betterproto.Message], text: str) -> betterproto.Message:
 
 
 def to_dict(message: betterproto.Message) -> dict[str, Any]:
-    """The message with camel case keys, without what is unset; 64-bit numbers are text, as protojson has them."""
+    """The message with camel case keys, without unset fields. 64-bit numbers are strings, as in protojson."""
     values: dict[str, Any] = message.to_dict(casing=betterproto.Casing.CAMEL)  # type: ignore[arg-type]
     return {key: _plain(value) for key, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Whole numbers without a fraction."""
+    """Convert floats that are whole numbers to int, at any depth."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def camel_keys(cls: type[betterproto.Message], value: Any) -> Any:
-    """JSON of a message with camel case keys and its values untouched. The keys of maps are values."""
+    """A message's JSON with camel case keys. Its values, including the keys of maps, do not change."""
     if not isinstance(value, dict):
         return value
     message = cls()

@@ -13,9 +13,9 @@ from qa_platform.embedded.pachd.errors import InvalidArgument, PachError
 
 _LOG = logging.getLogger(__name__)
 
-# The SDK sends chunks of 19 MiB and receives up to 20.
+# The SDK sends messages of 19 MiB and accepts up to 20 MiB.
 _MESSAGE_BYTES = 32 * 2**20
-# Every stream that follows and every call that waits occupies a thread.
+# Every waiting call and every stream that follows occupies a thread.
 _THREADS = 512
 OPTIONS = (
     ("grpc.max_receive_message_length", _MESSAGE_BYTES),
@@ -48,7 +48,7 @@ class Method:
 
     Attributes:
         read: parses a request.
-        run: takes the request, or an iterator of requests, and the call. It returns a message or its bytes, or an iterator of them.
+        run: takes the request (or an iterator of requests) and the call. It returns a message or its bytes, or an iterator of them.
         streams_in: the client sends a stream.
         streams_out: the server sends a stream.
     """
@@ -59,7 +59,7 @@ class Method:
     streams_out: bool = False
 
 
-# Methods of a service: each one's name, the type of its requests, and its function.
+# The methods of a service as (name, request type, function).
 Entries = list[tuple[str, type[betterproto.Message], Callable[[Any, Call], Any]]]
 
 
@@ -72,7 +72,7 @@ class Handlers(grpc.GenericRpcHandler):
     """All methods of a server by their full names.
 
     Args:
-        on_cancel: called when a call ends for whatever reason.
+        on_cancel: called when a call ends, for any reason.
     """
 
     def __init__(self, methods: Mapping[str, Method], *, on_cancel: Callable[[], None] = lambda: None) -> None:
@@ -83,7 +83,7 @@ class Handlers(grpc.GenericRpcHandler):
 
 
 def start_server(handlers: Handlers, address: str, *, threads: int = _THREADS) -> tuple[grpc.Server, int]:
-    """Start a server on an address; return it and its port."""
+    """Start a server on an address. Returns it and its port."""
     server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), handlers=[handlers], options=OPTIONS)
     port = server.add_insecure_port(address)
     server.start()

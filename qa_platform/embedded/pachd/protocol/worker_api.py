@@ -1,4 +1,4 @@
-"""The API that a worker serves to the process of its user: NextDatum."""
+"""The API that a worker serves to its process of user code: NextDatum."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from qa_platform.embedded.pachd.errors import PermissionDenied
 from qa_platform.embedded.pachd.protocol.rpc import Call, Handlers, Method, start_server
 from qa_platform.embedded.peers import is_trusted
 
-# To look up the user of a connection, the kernel walks through its whole table, which takes milliseconds: as long as a small datum. So a
-# connection is trusted for a second. Its port goes to nobody else so soon after it was closed in order; if it broke off, another user
-# would have to catch that very port within the rest of the second.
+# Looking up the user of a connection walks through the kernel's whole table. That takes milliseconds, as long as a small datum. So a
+# connection is trusted for a second. The kernel does not reuse the port of an orderly closed connection that soon. After a broken one,
+# another user would have to get the same port within the rest of the second.
 _TRUSTED_SECONDS = 1.0
 
 
@@ -30,19 +30,19 @@ class WorkerEndpoint:
             self._check(call)
             return pw.NextDatumResponse(env=next_datum(request.error, call.alive))
 
-        # When a connection may no longer be trusted without another look.
+        # The time until which a connection is trusted without another lookup.
         self._trusted: dict[str, float] = {}
         methods = {
             "/pachyderm.worker.Worker/NextDatum": Method(pw.NextDatumRequest.FromString, run),
             "/pachyderm.worker.Worker/Status": Method(Empty.FromString, lambda request, call: pp.WorkerStatus()),
         }
         self._server: grpc.Server
-        # Clients resolve "localhost" to IPv4, IPv6 or both, and always try IPv4. One thread serves the process in NextDatum; the others
-        # are for calls of processes that have died.
+        # Clients resolve "localhost" to IPv4, IPv6 or both, and always try IPv4. One thread serves the process's NextDatum; the others may
+        # be blocked by calls of dead processes.
         self._server, self.port = start_server(Handlers(methods), "127.0.0.1:0", threads=8)
 
     def _check(self, call: Call) -> None:
-        """Refuse other users of this machine. Programs of pipelines send no token: in a cluster, a pod's network is its own."""
+        """Refuse other users of this machine. Pipelines' programs send no token, because in a cluster each pod has its own network."""
         peer, now = call.context.peer(), time.monotonic()
         if self._trusted.get(peer, now) > now:
             return

@@ -1,1 +1,1 @@
-"""What lies on disk: content-addressed chunks and trees, metadata, logs. Knows neither gRPC nor jobs."""
+"""Storage on disk: content-addressed chunks and trees, metadata, logs. Independent of gRPC and jobs."""

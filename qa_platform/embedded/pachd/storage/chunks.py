@@ -11,10 +11,10 @@ from pathlib import Path
 from qa_platform.embedded.pachd.storage.database import Database
 
 CHUNK_BYTES = 4 * 2**20
-# Smaller chunks are in the database: a file each would cost more than its content.
+# Smaller chunks are in the database: a file for each would cost more than its content.
 _INLINE_BYTES = 64 * 2**10
 _PENDING_BYTES = 8 * 2**20
-# Per stream: enough to hash and write one chunk while the next arrives.
+# Per stream: enough to hash and store one chunk while the next one arrives.
 _PIECES_ON_THE_WAY = 2
 _THREADS = 4
 
@@ -42,7 +42,7 @@ def digest(data: bytes | bytearray | memoryview) -> str:
 
 
 class ChunkStore:
-    """Serves and deletes chunks. Writers store them through a `ChunkBatch`."""
+    """Reads and deletes chunks. Writers store them through a `ChunkBatch`."""
 
     def __init__(self, folder: Path, database: Database) -> None:
         self._folder = folder
@@ -100,7 +100,7 @@ class ChunkStore:
 
 
 class ChunkBatch:
-    """Stores the chunks of one writer. Small ones reach the disk together, at the latest with ``flush``."""
+    """Stores the chunks of one writer. Small ones are written together, at the latest by ``flush``."""
 
     def __init__(self, folder: Path, database: Database, threads: ThreadPoolExecutor) -> None:
         self._folder = folder
@@ -149,7 +149,7 @@ class ChunkBatch:
 
 
 class Chunker:
-    """Cuts a stream into chunks of a fixed size, so that equal content has equal chunks however it arrived."""
+    """Cuts a stream into chunks of a fixed size, so that equal content has equal chunks, however it arrives."""
 
     def __init__(self, batch: ChunkBatch) -> None:
         self._batch = batch
@@ -178,7 +178,7 @@ class Chunker:
         self._on_the_way.append(self._batch.put_soon(data))
 
     def finish(self) -> tuple[Chunk, ...]:
-        """End the stream, and return its chunks. The next data begins a new stream."""
+        """End the stream, and return its chunks. The next data starts a new stream."""
         while self._on_the_way:
             self._chunks.append(self._on_the_way.popleft().result())
         if self._buffer:

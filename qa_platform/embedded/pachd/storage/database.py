@@ -1,4 +1,4 @@
-"""One SQLite file behind one lock: short transactions, and waiting for the changes of others."""
+"""One SQLite file behind one lock, with short transactions, and waiting for changes by other threads."""
 
 import sqlite3
 import threading
@@ -14,7 +14,7 @@ _LIVENESS_SECONDS = 1.0
 
 
 class Database:
-    """A SQLite database in WAL mode. A killed process leaves the last committed transaction, never half of one."""
+    """A SQLite database in WAL mode. A killed process leaves the last committed transaction, never a partial one."""
 
     def __init__(self, path: Path, schema: str) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
@@ -73,7 +73,7 @@ class Database:
         return None if row is None else row[0]
 
     def wait_until(self, look: Callable[[], T], *, alive: Callable[[], bool]) -> T | None:
-        """Call ``look`` after every commit until it returns a true value, and return that; None once ``alive`` is false."""
+        """Call ``look`` after every commit until it returns a true value, and return that value. None once ``alive`` is false."""
         with self._lock:
             assert not self._depth, "a wait inside a transaction would release its lock"
             while alive():
@@ -84,7 +84,7 @@ class Database:
         return None
 
     def wake(self) -> None:
-        """Make all waiters look again, although nothing was written."""
+        """Make all waiters look again, even though nothing was written."""
         with self._lock:
             self._changed.notify_all()
 

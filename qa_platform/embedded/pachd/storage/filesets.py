@@ -1,4 +1,4 @@
-"""File sets: ordered lists of changes (add to a path, delete a path) that are added to a commit together."""
+"""File sets: ordered lists of changes (append to a path, delete a path) that are added to a commit together."""
 
 import json
 import time
@@ -23,7 +23,7 @@ _GROUP = 1000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a path: ``chunks`` are appended to the part with the tag; None deletes the part."""
+    """One change of a path. ``chunks`` are appended to the path's part with the tag; None deletes the part."""
 
     path: str
     tag: str
@@ -61,7 +61,7 @@ class FileSets:
                     editor.add(change.path, change.tag, change.chunks)
 
     def check(self, fileset: str) -> None:
-        """Refuse an unknown file set. An expired one is known until it is collected.
+        """Check that a file set exists. An expired one exists until it is collected.
 
         Raises:
             PachError: the file set is unknown.
@@ -84,7 +84,7 @@ class FileSets:
         return self._database.row("SELECT 1 FROM fileset WHERE id = ?", fileset) is not None
 
     def compose(self, filesets: Iterable[str], ttl: float | None) -> str:
-        """Make a file set with the changes of others, in their order.
+        """Create a file set with the changes of others, in their order.
 
         Args:
             ttl: the seconds after which it expires; None for never.
@@ -112,7 +112,7 @@ class FileSets:
         return {name for _, _, chunks in changes for name, _ in chunks or ()}
 
     def forget_expired(self) -> bool:
-        """Delete the expired file sets; whether there were any."""
+        """Delete the expired file sets. Returns whether there were any."""
         with self._database.transaction():
             expired = self._database.row("SELECT 1 FROM fileset WHERE expires < ?", time.time()) is not None
             self._database.execute("DELETE FROM fileset WHERE expires < ?", time.time())
@@ -148,7 +148,7 @@ class FileSetWriter:
         self._record(path, tag, None)
 
     def delete_written(self, folder: str, tag: str) -> None:
-        """Delete what this writer has written below a folder. The files of the commit that the file set is added to stay."""
+        """Delete what this writer has written below a folder, but not the files of the commit that the file set is added to."""
         self._close_file()
         written = [change for group in self._groups for change in json.loads(group)] + self._changes
         for path in {path for path, _, chunks in written if chunks is not None and path.startswith(folder)}:

@@ -1,9 +1,9 @@
-"""Deletes expired file sets, and the chunks and tree nodes that nothing refers to any more.
+"""Deletes expired file sets, and unreferenced chunks and tree nodes.
 
 Such garbage is left by drops, squashes, clears, expired file sets and killed servers.
 
-The collector works only while nobody writes, and stops at once when somebody begins to. The reason: a writer does not store a chunk that
-exists already, so the chunk must not be deleted before the writer refers to it.
+The collector works only while there is no writer, and stops at once when one starts. The reason: a writer does not store a chunk that
+already exists, so the chunk must not be deleted before the writer refers to it.
 """
 
 import logging
@@ -19,16 +19,16 @@ from qa_platform.embedded.pachd.storage.trees import TreeStore
 _LOG = logging.getLogger(__name__)
 # A job or an upload is often followed by another, which would interrupt the collector.
 QUIET_SECONDS = 5.0
-# As often as in Pachyderm.
+# The same interval as in Pachyderm.
 EXPIRY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _BATCH = 500
 
 
 class WriteGate:
-    """Counts the writers, and notes garbage.
+    """Counts writers, and records that there is garbage.
 
-    A writer stores chunks and makes something refer to them. ``garbage`` is set by everything that drops a reference.
+    A writer stores chunks, then references to them. Whatever drops a reference sets ``garbage``.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class WriteGate:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep the collector away: what is stored inside, and referred to before the end, is kept."""
+        """Keep the collector from running. What the block stores is kept if it is referenced by the end of the block."""
         with self._lock:
             self._writers += 1
             self._turn += 1
@@ -54,19 +54,19 @@ class WriteGate:
                 self._ended = time.monotonic()
 
     def quiet_turn(self, seconds: float) -> int | None:
-        """A mark of this moment, if nobody has written for so many seconds; otherwise None."""
+        """A mark for this moment, if there was no writer for this many seconds; otherwise None."""
         with self._lock:
             return self._turn if not self._writers and time.monotonic() - self._ended >= seconds else None
 
     @contextmanager
     def unless_written_since(self, turn: int) -> Iterator[bool]:
-        """Whether nobody has begun to write since a mark. Nobody can begin to inside the context."""
+        """Whether no writer has started since a mark. None can start within the context."""
         with self._lock:
             yield self._turn == turn
 
 
 class Collector:
-    """Collects when there is garbage and nobody has written for ``quiet`` seconds. ``roots`` returns the trees that are in use.
+    """Collects when there is garbage and there was no writer for ``quiet`` seconds. ``roots`` returns the trees in use.
 
     Expired file sets are deleted every ``expiry`` seconds; until then they can still be used.
     """
@@ -102,7 +102,7 @@ class Collector:
     def _run(self) -> None:
         due = 0.0
         while not self._stopped.is_set():
-            # Nobody reports that a file set has expired.
+            # Nothing signals that a file set has expired.
             if time.monotonic() >= due:
                 due = time.monotonic() + self._expiry
                 if self._filesets.forget_expired():
@@ -118,7 +118,7 @@ class Collector:
                 _LOG.exception("the garbage collection failed; it continues at the next change")
 
     def collect(self) -> int | None:
-        """Delete the garbage, and return the number of chunks and nodes; None if it was interrupted by a writer."""
+        """Delete the garbage, and return the number of chunks and nodes. None if a writer interrupted it."""
         turn = self._gate.quiet_turn(self._quiet)
         if turn is None:
             return None

@@ -14,17 +14,17 @@ _REPEATS = {"@": "", "?": "?", "*": "*", "+": "+"}
 
 
 def is_glob(pattern: str) -> bool:
-    """Whether a text has characters that are special in patterns."""
+    """Whether a text contains characters that are special in patterns."""
     return _SPECIAL.search(pattern) is not None
 
 
 def clean(pattern: str) -> str:
-    """A pattern with one slash before it and none after it; ``/`` for the root."""
+    """A pattern with one leading slash and no trailing one; ``/`` for the root."""
     return "/" + pattern.strip("/")
 
 
 def match(store: TreeStore, node: str | None, pattern: str) -> Iterator[Found]:
-    """The files and folders of a tree that match, in the order of their paths.
+    """The matching files and folders of a tree, ordered by path.
 
     Args:
         node: the root of the tree; None for a tree without files.

@@ -1,4 +1,4 @@
-"""The lines that workers print, in a file of their own: a chatty process must not hold up the metadata."""
+"""The workers' log lines. They have their own database, so that a chatty process does not slow down the metadata."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ _PAGE = 1000
 
 @dataclass(frozen=True)
 class LogLine:
-    """``data`` are (path, hex hash) of the datum's inputs; ``user`` marks what the user's own code printed; times in seconds."""
+    """A log line. ``data`` has (path, hex hash) of the datum's inputs. ``user`` marks output of user code. ``time`` is in seconds."""
 
     project: str
     pipeline: str
@@ -40,7 +40,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class LogQuery:
-    """Empty fields do not filter. ``data`` are paths or hashes, all of which a line must have; ``workers`` those it may come from."""
+    """A filter for lines. Empty fields match everything. A line must have all paths or hashes in ``data``, and any of ``workers``."""
 
     project: str = ""
     pipeline: str = ""
@@ -60,7 +60,7 @@ class LogQuery:
 
 
 class LogStore:
-    """Appends and reads lines. Readers that follow are woken by every line, and see it after ``delay`` seconds."""
+    """Appends and reads lines. Readers see a line after ``delay`` seconds. A new line wakes readers that follow."""
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA)
@@ -83,7 +83,7 @@ class LogStore:
         )
 
     def read(self, query: LogQuery, *, follow: bool, alive: Callable[[], bool]) -> Iterator[LogLine]:
-        """The lines that match, oldest first; with ``follow`` it goes on until ``alive`` is false."""
+        """The matching lines, the oldest first. With ``follow``, new lines are added until ``alive`` is false."""
         after = 0
         last: deque[LogLine] = deque(maxlen=query.tail)
         while (page := self._page(query, after)) is not None:
@@ -108,7 +108,7 @@ class LogStore:
         self._database.close()
 
     def _page(self, query: LogQuery, after: int) -> tuple[list[LogLine], int] | None:
-        """The lines after a place that match, and the place to go on from; None where there is nothing more."""
+        """The next page after a position: the matching lines, and the position to continue from. None if there are no more lines."""
         where = ["seq > ?"]
         values: list[object] = [after]
         for column, wanted in (("project", query.project), ("pipeline", query.pipeline), ("job", query.job), ("datum", query.datum)):

@@ -1,4 +1,4 @@
-"""The storage of one state folder, opened together."""
+"""The whole storage of one state folder."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from qa_platform.embedded.pachd.storage.trees import TreeStore
 class Store:
     """All storage of a state folder.
 
-    ``metadata`` holds repos, commits, pipelines and jobs. Content is stored before the metadata that refers to it.
+    ``metadata`` has repos, commits, pipelines and jobs. Content is stored before the metadata that refers to it.
 
     Args:
         folder: the state folder; it is created if it does not exist.

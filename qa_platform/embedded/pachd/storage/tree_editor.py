@@ -1,4 +1,4 @@
-"""Changes to a stored tree: files are added, deleted and merged in memory, and the folders that changed are written at the end."""
+"""Edits a stored tree: files are added, deleted and merged in memory, and the changed folders are written at the end."""
 
 from collections.abc import Mapping
 
@@ -14,14 +14,14 @@ class _Folder:
 
 
 class TreeEditor:
-    """Changes to a tree; only the folders that change are loaded and written."""
+    """Edits a tree. Only the folders that change are loaded and written."""
 
     def __init__(self, store: TreeStore, node: str | None) -> None:
         self._store = store
         self._root = _Folder(store.children(node) if node else {})
 
     def add(self, path: str, tag: str, chunks: tuple[Chunk, ...]) -> None:
-        """Appends to the (path, tag), or makes it."""
+        """Append to a path's part with a tag, or create it."""
         folder, name = self._descend(path)
         old = folder.children.get(name)
         parts = dict(old.parts) if isinstance(old, FileEntry) else {}
@@ -29,10 +29,10 @@ class TreeEditor:
         folder.children[name] = entry_of_parts(parts)
 
     def put(self, path: str, entry: FileEntry) -> None:
-        """Sets a file that is not there yet.
+        """Add a new file.
 
         Raises:
-            TreeError: the path is taken.
+            TreeError: the path exists.
         """
         folder, name = self._descend(path)
         if name in folder.children:
@@ -40,7 +40,7 @@ class TreeEditor:
         folder.children[name] = entry
 
     def delete(self, path: str, tag: str) -> None:
-        """Deletes the tag's part of a file, or, with a trailing slash, of everything in a folder. A miss is no error."""
+        """Delete the tag's part of a file or, with a trailing slash, of everything in a folder. A missing path is no error."""
         names = [name for name in path.split("/") if name]
         if not names:
             self._delete_in(self._root, tag)
@@ -54,7 +54,7 @@ class TreeEditor:
         self._delete_key(folder, key, tag)
 
     def merge(self, node: str) -> None:
-        """Adds all of another tree.
+        """Add all files of another tree.
 
         Raises:
             TreeError: a path is in both.
@@ -62,7 +62,7 @@ class TreeEditor:
         self._merge(self._root, node, "/")
 
     def write(self) -> DirEntry | None:
-        """Stores what changed and returns the root, None where nothing is left.
+        """Store the changed folders, and return the root. None if nothing is left.
 
         Raises:
             TreeError: a path is both file and folder.

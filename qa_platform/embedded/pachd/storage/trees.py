@@ -1,9 +1,9 @@
-"""File systems as content-addressed trees: what they are made of, and how they are stored and read. `tree_editor` changes them.
+"""File systems as content-addressed trees: their entries, and storing and reading them. `tree_editor` changes them.
 
 A commit is the name of a root node, and equal folders are stored once.
 
-Keys of a folder's children: ``name`` for a file, ``name/`` for a folder, so that sorted keys give sorted full paths.
-A file is a list of parts, one per datum tag, in the order of the tags.
+The keys of a folder's children are ``name`` for a file and ``name/`` for a folder, so that sorted keys give sorted full paths.
+A file is a list of parts, one per datum tag, ordered by tag.
 """
 
 import json
@@ -22,12 +22,12 @@ _CACHED_ENTRIES = 200_000
 
 
 class TreeError(Exception):
-    """Two things cannot be in one tree; the message says which path."""
+    """Two entries conflict, or a node is missing or damaged. The message names the path or the node."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """``digest`` is that of the content alone, in hex."""
+    """A file. ``digest`` is computed from the content alone, in hex."""
 
     size: int
     digest: str
@@ -40,7 +40,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class DirEntry:
-    """``digest`` is made of the children's digests, not of their names, as Pachyderm has it."""
+    """A folder. As in Pachyderm, ``digest`` is computed from the children's digests, not from their names."""
 
     size: int
     digest: str
@@ -74,7 +74,7 @@ class TreeStore:
         self._lock = threading.Lock()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """What is written inside reaches the disk together."""
+        """Write everything in the block to disk together."""
         return self._database.transaction()
 
     def children(self, node: str) -> Children:
@@ -93,7 +93,7 @@ class TreeStore:
         return data
 
     def links(self, node: str) -> tuple[set[str], set[str]]:
-        """The folders directly in a folder, by node, and the chunks of its files, by name; past the cache."""
+        """The nodes of a folder's subfolders, and the names of its files' chunks. It bypasses the cache."""
         folders: set[str] = set()
         chunks: set[str] = set()
         for _, _, _, rest in json.loads(self._data(node)):
@@ -129,7 +129,7 @@ class TreeStore:
         return DirEntry(sum(entry.size for entry in children.values()), total.hexdigest(), node)
 
     def find(self, node: str | None, path: str) -> Found | None:
-        """What lies at a path: a file before a folder; with a trailing slash only a folder."""
+        """The entry at a path. A file takes precedence over a folder; with a trailing slash, only a folder matches."""
         names = [name for name in path.split("/") if name]
         if not node or not names:
             root = self.root(node)
@@ -154,7 +154,7 @@ class TreeStore:
                 yield Found(found.path + key, entry)
 
     def differences(self, old: Found | None, new: Found | None) -> Iterator[tuple[Found | None, Found | None]]:
-        """What differs between two files or folders, as (old, new), in the order of the paths: changed folders, then what is in them."""
+        """The differences between two files or folders, as (old, new), ordered by path: changed folders before their contents."""
         before, after = ({part.path[len(top.path) :]: part for part in self.walk(top)} if top else {} for top in (old, new))
         for path in sorted(before.keys() | after.keys()):
             pair = before.get(path), after.get(path)
@@ -162,7 +162,7 @@ class TreeStore:
                 yield pair
 
     def walk(self, found: Found) -> Iterator[Found]:
-        """The thing itself and everything below it, in order of the paths."""
+        """An entry and everything below it, ordered by path."""
         yield found
         for child in self.list(found):
             yield from self.walk(child)
@@ -177,12 +177,12 @@ class TreeStore:
 
 
 def _identity(found: Found | None) -> str | None:
-    # The digest of a folder does not know its children's names.
+    # The digest of a folder does not depend on its children's names.
     return None if found is None else found.entry.node if isinstance(found.entry, DirEntry) else found.entry.digest
 
 
 def entry_of_parts(parts: Mapping[str, tuple[Chunk, ...]]) -> FileEntry:
-    """A file of these parts, by tag."""
+    """A file with these parts, by tag."""
     ordered = tuple(sorted(parts.items()))
     total = blake2b(digest_size=32)
     size = 0
@@ -194,7 +194,7 @@ def entry_of_parts(parts: Mapping[str, tuple[Chunk, ...]]) -> FileEntry:
 
 
 def file_entry(tag: str, chunks: Iterable[Chunk]) -> FileEntry:
-    """A file of one part."""
+    """A file with one part."""
     return entry_of_parts({tag: tuple(chunks)})
 
 

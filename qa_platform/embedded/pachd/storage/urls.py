@@ -1,4 +1,4 @@
-"""The objects that ModifyFile fetches by URL: ``gs://bucket/object``, and with ``recursive`` everything below a prefix."""
+"""Fetches objects for ModifyFile by URL: ``gs://bucket/object``, or with ``recursive`` everything below a prefix."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ _READ_BYTES = 4 * 2**20
 
 
 def read(url: str, *, recursive: bool) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """The objects of a URL. Each is the rest of its name after the URL (empty for the object itself), and its content.
+    """The objects of a URL, each as (the rest of its name after the URL, empty for the object itself; its content).
 
     Raises:
         PachError: the URL has another scheme, or the object does not exist.
