@@ -134,7 +134,7 @@ def _table(columns: dict[Precision, _Stages], pairs: Sequence[tuple[str, str]], 
     lines.append(f"{'':32}" + "".join(f"{precision:>16}" for precision in columns))
     for stage in _STAGES:
         cells = (
-            f"{1000 * stages.seconds[stage] / len(pairs):9.2f}{stages.seconds[stage] / wholes[name]:7.1%}"
+            f"{1000 * stages.seconds[stage] / len(pairs):9.2f} {stages.seconds[stage] / wholes[name]:6.1%}"
             for name, stages in columns.items()
         )
         lines.append(f"{stage:32}" + "".join(cells))
