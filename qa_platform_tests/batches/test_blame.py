@@ -72,6 +72,8 @@ def test_files_that_all_fail_alike_are_not_to_blame() -> None:
     assert KILLED in verdict.cause
     told = [said(file, f"KeyError: 'x' in '{file}', row {n}") for n, file in enumerate(("file-1", "file-2"))]
     assert judge(told, something_worked=False).guilty == {}
+    lost = [failed(file, f"/pfs/out/{file}/part-00000: no such file") for file in ("history-0123456789abcdef", "towns-fedcba9876543210")]
+    assert judge(lost, something_worked=False).suspects == {}
     assert set(judge(both, something_worked=True).suspects) == {"file-0123456789abcdef", "other-fedcba9876543210"}
 
 

@@ -11,9 +11,10 @@ import pytest
 from google.cloud import storage
 
 from qa_platform.batches import intake as module
-from qa_platform.batches.at_once import FILES_AT_ONCE
+from qa_platform.batches.at_once import FILES_AT_ONCE, threads
 from qa_platform.batches.intake import Intake
 from qa_platform.clients.bucket import upload
+from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
 from qa_platform.contract import FileStatus
 from qa_platform.errors import TransientError
@@ -129,6 +130,37 @@ def test_where_nothing_was_read_all_files_wait_and_the_run_fails(
         batch.read()
     records = ledger.records([file.version for file in batch.files]).values()
     assert {(record.status, "cannot be reached" in record.error) for record in records} == {(FileStatus.PENDING, True)}
+
+
+def test_a_file_that_the_bucket_never_hands_out_is_charged_where_others_are_loaded(
+    services: Services, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, other = Batch(services, ledger, 2), threading.Event()
+    with connect(services.postgres) as connection:
+        connection.execute("UPDATE question_file SET loaded_at = now() WHERE source_file = '00.csv'")
+        connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 hour' WHERE source_file = '01.csv'")
+
+    def fail_beside_the_other(record: FileRecord) -> None:
+        if record.version.name == "00.csv":
+            other.set()
+        else:
+            assert other.wait(_LIMIT_SECONDS)
+            raise TransientError("the bucket cannot be reached")
+
+    before_each(monkeypatch, fail_beside_the_other)
+    batch.read()
+    records = ledger.records([file.version for file in batch.files]).values()
+    assert [record.attempts for record in records] == [0, 1]
+
+
+def test_what_has_not_begun_at_the_end_is_dropped() -> None:
+    ended = threading.Event()
+    with threads() as pool:
+        begun = [pool.submit(ended.wait, _LIMIT_SECONDS) for _ in range(FILES_AT_ONCE)]
+        waiting = pool.submit(pytest.fail, "it was begun")
+        waiting.add_done_callback(lambda _: ended.set())
+    assert waiting.cancelled()
+    assert [future.result() for future in begun] == [True] * FILES_AT_ONCE
 
 
 def test_a_run_that_is_told_to_end_does_not_read_a_large_file_to_its_end(

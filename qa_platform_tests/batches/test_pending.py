@@ -20,6 +20,7 @@ from qa_platform.batches.intake import set_aside, split_file
 from qa_platform.batches.pending import (
     BATCHES_PER_LOOK,
     Look,
+    _is_settling,
     archive_done,
     claim,
     keep_claims,
@@ -131,6 +132,7 @@ def test_an_empty_upload_waits_for_its_content_and_not_for_ever(services: Servic
     assert (planned(found), found.plan.waiting) == ([written], 2)
     late = replace(services, work=services.work.model_copy(update={"empty_seconds": 0.001}))
     assert {version.name for version in planned(look(late))} == {"a.csv", "b.csv"}
+    assert not _is_settling(FileVersion("a.csv", 2**62), datetime.now(UTC), 60), "a generation that is no time"
 
 
 def test_of_many_new_files_the_oldest_are_planned_and_all_are_counted(services: Services) -> None:
@@ -204,6 +206,15 @@ def test_an_archived_file_that_is_under_incoming_is_archived_again(services: Ser
     assert not services.bucket.blob(INCOMING + "a.csv").exists()
 
 
+def test_a_file_that_is_kept_under_incoming_stays_archived(services: Services) -> None:
+    services = replace(services, work=services.work.model_copy(update={"archive": "keep"}))
+    version = put(services, "a.csv")
+    set_status(services, version, FileStatus.LOADED)
+    archive_done(services, logger())
+    assert reconcile(services) == 0
+    assert record(services, version).status is FileStatus.FINISHED
+
+
 def test_a_file_that_cannot_be_archived_does_not_hold_the_others(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = [put(services, f"{number}.csv") for number in range(3)]
     for version in versions:
@@ -252,6 +263,16 @@ def test_an_upload_that_cannot_be_recorded_as_unchanged_does_not_hold_the_others
     monkeypatch.setattr(Ledger, "mark_unchanged", mark)
     assert not record_unchanged(services, Plan(unchanged=tuple(versions)), logger())
     assert recorded == versions[1:]
+
+
+def test_a_look_tidies_no_longer_than_it_may(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qa_platform.batches.pending.TIDY_SECONDS", -1)
+    monkeypatch.setattr(Ledger, "mark_unchanged", lambda ledger, version: True)
+    version = put(services, "a.csv")
+    set_status(services, version, FileStatus.LOADED)
+    assert archive_done(services, logger()) == 1
+    assert record(services, version).status is FileStatus.LOADED
+    assert not record_unchanged(services, Plan(unchanged=(version,)), logger())
 
 
 def test_a_file_that_cannot_be_reported_does_not_hold_the_others(services: Services) -> None:

@@ -29,6 +29,11 @@ def test_new_files_are_batched_oldest_first_within_the_limits() -> None:
     assert [v.generation for v in planned(found)] == sorted(v.generation for v in listing)
 
 
+def test_a_batch_may_be_as_large_as_the_limit() -> None:
+    found = plan([version("a", 1, 400), version("b", 2, 600), version("c", 3, 1)], {}, set(), LIMITS)
+    assert [[v.name for v in batch.versions] for batch in found.batches] == [["a", "b"], ["c"]]
+
+
 def test_a_file_larger_than_a_batch_goes_alone() -> None:
     found = plan([version("a", 1, 900), version("b", 2, 5000), version("c", 3, 50)], {}, set(), LIMITS)
     assert [[v.name for v in batch.versions] for batch in found.batches] == [["a"], ["b"], ["c"]]
@@ -96,6 +101,8 @@ def test_many_charged_files_leave_half_of_the_batches_to_the_others() -> None:
     known = {(v.name, v.generation): Known(FileStatus.PENDING, attempts=1) for v in failed}
     found = plan([*failed, version("new", 100)], known, set(), Limits(files=3, bytes=1000, batches=4))
     assert [[v.name for v in batch.versions] for batch in found.batches] == [["failed1"], ["failed2"], ["new"], ["failed3"]]
+    found = plan([*failed, version("new", 100)], known, set(), Limits(files=3, bytes=1000, batches=1))
+    assert [[v.name for v in batch.versions] for batch in found.batches] == [["failed1"]]
 
 
 def test_a_charged_file_waits_until_it_is_due() -> None:

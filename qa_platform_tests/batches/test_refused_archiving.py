@@ -155,6 +155,19 @@ def test_a_file_that_cannot_be_archived_holds_no_other_and_its_waits_grow(servic
     assert work.retry_most_seconds / 3 < wait_of(services) <= work.retry_most_seconds
 
 
+def test_a_failure_that_cannot_be_recorded_holds_no_other_either(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, free = done(services, "a.csv"), done(services, "b.csv")
+    hold(services, stuck)
+
+    def unavailable(*_: Any, **__: Any) -> None:
+        raise TransientError("PostgreSQL is unavailable")
+
+    monkeypatch.setattr(Ledger, "archive_failed", unavailable)
+    with Ledger(services.postgres) as ledger:
+        archive_files(services, ledger, [record(services, stuck), record(services, free)], log=LOG)
+    assert record(services, free).status is FileStatus.FINISHED
+
+
 def wait_of(services: Services) -> float:
     with connect(services.postgres) as connection:
         row = connection.execute("SELECT max(extract(epoch FROM retry_at - now()))::float FROM question_file").fetchone()
@@ -194,9 +207,10 @@ def test_the_wait_for_an_archiving_does_not_go_on_from_that_for_an_answer(servic
     with Ledger(services.postgres) as ledger, connect(services.postgres) as connection:
         ledger.claim([version], owner="run", lease_seconds=10)
         ledger.defer("run", [version], error="Pachyderm is unavailable", work=services.work)
-        connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 day', retry_at = now()")
+        connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 day', retry_at = now() + interval '1 day'")
         ledger.reject_file(version, NOT_UTF8)
         assert not record(services, version).was_deferred
+        assert [waiting.version.name for waiting in ledger.pending_archive(limit=2)] == ["a.csv"]
         hold(services, version)
         archive_files(services, ledger, [record(services, version)], log=LOG)
     assert 0 < wait_of(services) <= services.work.retry_first_seconds
@@ -253,6 +267,23 @@ def test_an_outage_of_the_bucket_ends_the_archiving_of_a_run(services: Services,
         archive_files(services, ledger, records, log=LOG)
         assert len(tried) <= FILES_AT_ONCE, "each would wait as long"
         assert len(ledger.pending_archive(limit=100)) == len(records) - len(tried), "the others are tried at the next look"
+
+
+def test_a_failure_does_not_undo_what_another_run_has_begun(
+    services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = done(services, "a.csv")
+    stale, place = record(services, version), archived_name(version, rejected=False)
+
+    def unavailable(*_: Any, **__: Any) -> None:
+        raise TransientError("the bucket \x1b[2J cannot be reached")
+
+    monkeypatch.setattr("qa_platform.clients.bucket.archive", unavailable)
+    with Ledger(services.postgres) as ledger:
+        assert ledger.begin_archiving(version, source=stale.place, place=place)
+        archive_files(services, ledger, [stale], log=LOG)
+    assert record(services, version).place == place
+    assert all(message.isprintable() for message in caplog.messages if "could not be archived" in message), "a terminal obeys nothing"
 
 
 def test_files_are_archived_at_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -392,8 +392,12 @@ def test_what_is_compared_by_pages_is_compared_to_its_end(world: World, monkeypa
         world.services.bucket.blob(f"processed/{number}.csv/5.csv").upload_from_string(CONTENT)
     assert len(compare_archive(world.services.bucket, world.ledger, world.services.work.suffixes).missing) == 5
     monkeypatch.setattr("qa_platform.batches.missing.MOST_MISSING", 4)
+    # In the order of their names, before and after the other generation.
+    for name in ("0.csv/10.csv", "3.csv/6.csv"):
+        world.services.bucket.blob(f"processed/{name}").upload_from_string(CONTENT)
     found = compare_archive(world.services.bucket, world.ledger, world.services.work.suffixes)
     assert (len(found.missing), found.is_whole) == (4, False)
+    assert [found.missing[name].version.generation for name in ("0.csv", "3.csv")] == [10, 6]
 
 
 def test_a_pachd_that_is_away_does_not_keep_the_bucket_from_being_restored(world: World, tmp_path: Path) -> None:

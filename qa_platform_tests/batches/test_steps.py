@@ -6,22 +6,27 @@ The pipelines here are shell commands. They answer no files.
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 from pachyderm_sdk.api import pfs
 
 from qa_platform.batches import commits
 from qa_platform.batches import run as running
-from qa_platform.batches.plan import Batch
+from qa_platform.batches.blame import Verdict
+from qa_platform.batches.failure import JobFailure
+from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.run import BatchRun
+from qa_platform.batches.settle import Settlement
 from qa_platform.clients.services import Services
-from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO, FileVersion
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO, FileStatus, FileVersion, file_id
 from qa_platform.errors import TransientError
 from qa_platform.ingest import Write
 from qa_platform.ledger import Ledger
 from qa_platform.settings import IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
-from qa_platform_tests.ledger.helpers import A1, B1, EXPIRED, HELD, known
+from qa_platform_tests.ledger.helpers import A1, B1, EXPIRED, HELD, WORK, charge, claimed_by_run, known, load
 from qa_platform_tests.pachd_helpers import KILLED, SUCCESS, UNRUNNABLE, Pachd, needs_workers
 
 QUESTIONS = pfs.Repo.from_uri(QUESTIONS_REPO)
@@ -106,6 +111,73 @@ def test_what_another_run_has_claimed_is_left_alone(ledger: Ledger, caplog: pyte
     owned = run_over(ledger, A1, B1).claim("token", ())
     assert [record.version for record in owned] == [B1]
     assert "a.csv is skipped: another run has claimed it" in caplog.text
+
+
+# What becomes of the files of a failed job
+
+
+@pytest.fixture
+def empty_ledger(postgres: PostgresSettings) -> Iterator[Ledger]:
+    with Ledger(postgres) as ledger:
+        yield ledger
+
+
+def settle(ledger: Ledger, failure: JobFailure, *versions: FileVersion) -> None:
+    settlement = Settlement(ledger, WORK, "run", logging.getLogger(), alone=len(versions) == 1)
+    assert settlement.settle([known(ledger, version) for version in versions], failure) is failure
+
+
+def test_a_guilty_file_is_charged_a_suspect_goes_alone_and_any_other_goes_on_at_once(empty_ledger: Ledger) -> None:
+    c1 = FileVersion("c.csv", 1)
+    claimed_by_run(empty_ledger, A1, B1, c1)
+    settle(empty_ledger, JobFailure("", Verdict(guilty={file_id("a.csv"): "row 7"}, suspects={file_id("b.csv"): "died"})), A1, B1, c1)
+    guilty, suspect, other = (known(empty_ledger, version) for version in (A1, B1, c1))
+    assert [record.attempts for record in (guilty, suspect, other)] == [1, 0, 0]
+    assert (suspect.batch_id, suspect.was_deferred, suspect.error) == (batch_id([(B1, 1)]), True, "retried alone: died")
+    assert (other.batch_id, other.due, other.was_deferred, other.claim_owner) == ("", True, False, "")
+
+
+def test_a_suspect_is_charged_where_it_was_alone_and_has_failed_before(empty_ledger: Ledger) -> None:
+    failure = JobFailure("", Verdict(suspects={file_id("a.csv"): "died", file_id("b.csv"): "died"}))
+    for versions, charged in (([A1, B1], 0), ([A1, B1], 0), ([A1], 1)):
+        claimed_by_run(empty_ledger, *versions)
+        settle(empty_ledger, failure, *versions)
+        assert known(empty_ledger, A1).attempts == charged
+    claimed_by_run(empty_ledger, c1 := FileVersion("c.csv", 1))
+    charge(empty_ledger, c1, "row 7")
+    claimed_by_run(empty_ledger, c1)
+    settle(empty_ledger, JobFailure("", Verdict(suspects={file_id("c.csv"): "died"})), c1)
+    assert known(empty_ledger, c1).attempts == 2, "a charge ends the deferral, and counts as a failure too"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (JobFailure("failed"), FileStatus.FAILED),
+        (JobFailure("failed", Verdict(blameless=True)), FileStatus.FAILED),
+        (JobFailure("failed", killed=True), FileStatus.PENDING),
+        (JobFailure("failed", not_started=True), FileStatus.PENDING),
+        (JobFailure("failed", missing={"a": frozenset({"part-00000"})}), FileStatus.PENDING),
+    ],
+)
+def test_what_was_stopped_or_lost_is_never_held_against_a_file(
+    empty_ledger: Ledger, connection: psycopg.Connection, tmp_path: Path, failure: JobFailure, status: FileStatus
+) -> None:
+    claimed_by_run(empty_ledger, A1)
+    connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 hour', attempts = %s", [WORK.max_attempts - 1])
+    load(connection, tmp_path, B1)
+    settle(empty_ledger, failure, A1)
+    assert known(empty_ledger, A1).status is status
+
+
+def test_a_retry_is_not_charged_for_the_job_that_failed(empty_ledger: Ledger) -> None:
+    claimed_by_run(empty_ledger, A1)
+    failed = known(empty_ledger, A1)
+    empty_ledger.request_retries(["a.csv"])
+    Settlement(empty_ledger, WORK, "run", logging.getLogger(), alone=True).settle(
+        [failed], JobFailure("", Verdict(guilty={file_id("a.csv"): "row 7"}))
+    )
+    assert (known(empty_ledger, A1).load_id, known(empty_ledger, A1).attempts) == (2, 0)
 
 
 # Which open head is dropped

@@ -600,6 +600,7 @@ def states(draw: st.DrawFn) -> FileState:
         return FileState(FileVersion(name, 1))
     total = draw(st.integers(0, 10**8))
     made = record(name, draw(st.sampled_from(FileStatus)), draw(st.text(max_size=300)), rows=total)
+    made = replace(made, archive_error=draw(st.text()), csv_error=draw(st.text()), place=draw(st.text()), model=draw(st.text()))
     return FileState(made.version, made, draw(st.none() | st.just((total // 2, total))))
 
 

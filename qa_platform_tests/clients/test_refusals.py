@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable
 
 import pytest
-from google.api_core.exceptions import BadRequest, ServiceUnavailable, TooManyRequests
+from google.api_core.exceptions import BadRequest, InternalServerError, ServiceUnavailable, TooManyRequests
 from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption
 
 from qa_platform.clients.bucket import (
     archive,
@@ -94,7 +95,9 @@ def test_an_upload_over_a_held_object_is_refused_for_good(bucket: storage.Bucket
     [
         (BadRequest("no"), InputError),
         (TooManyRequests("later"), TransientError),
+        (InternalServerError("later"), TransientError),
         (ServiceUnavailable("later"), TransientError),
+        (DataCorruption(None, "other bytes than were sent"), TransientError),
         (ConnectionResetError("gone"), ConnectionResetError),
     ],
 )

@@ -18,6 +18,7 @@ PACKED = gzip.compress(CSV, mtime=0)
 def put(bucket: storage.Bucket, name: str, encoding: str | None) -> FileVersion:
     blob = bucket.blob(INCOMING + name)
     blob.content_encoding = encoding
+    blob.metadata = {"sent-by": "somebody"}
     blob.upload_from_string(PACKED, content_type="text/csv")
     version = find_incoming(bucket, name)
     assert version is not None
@@ -39,7 +40,7 @@ def test_the_archive_keeps_a_compressed_object_as_it_was(bucket: storage.Bucket,
     assert place is not None
     assert place.endswith(f"/{version.generation}.csv" + ".gz" * name.endswith(".gz"))
     copy = bucket.get_blob(place)
-    assert (copy.content_encoding, copy.content_type) == ("gzip", "text/csv")
+    assert (copy.content_encoding, copy.content_type, copy.metadata["sent-by"]) == ("gzip", "text/csv", "somebody")
     assert copy.download_as_bytes(raw_download=True) == PACKED
     assert find_archived(bucket, version) == place
     assert [found.version for found in list_archived(bucket, (".csv", ".csv.gz"))] == [version]

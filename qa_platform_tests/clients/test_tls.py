@@ -389,6 +389,11 @@ FAILURES: dict[str, tuple[Callable[[Server, Path], PostgresSettings], type[QaPla
         InputError,
         "PG_SSLROOTCERT is empty",
     ),
+    "certificate missing": (
+        lambda server, folder: server.settings("clerk", **{**_certificates(server, folder), "sslclient_cert": ""}),
+        InputError,
+        "belong together",
+    ),
     "key missing": (
         lambda server, folder: server.settings("clerk", **{**_certificates(server, folder), "ssl_client_key": ""}),
         InputError,

@@ -6,9 +6,10 @@ import zipfile
 
 import pytest
 
-from qa_platform.contract import COLUMN_LIMIT, RAW_LIMIT, ROW_LIMIT, FileReason, Rejection, RowReason
+from qa_platform.contract import COLUMN_LIMIT, HEADER_LIMIT, RAW_LIMIT, ROW_LIMIT, FileReason, Rejection, RowReason
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import FILE_HINTS, ROW_HINTS, FileRejected, Row, TextLimits, iter_rows
+from qa_platform.ingest.dialect import csv_reader
 from qa_platform.settings import IngestSettings
 
 HEADER = b"question,context\n"
@@ -66,6 +67,7 @@ WHOLE_FILES = [
     pytest.param(HEADER + b'q,"a\nb\nc\xff"\n', FileReason.NOT_UTF8, 4, 25, id="not UTF-8 within a quoted cell"),
     pytest.param(HEADER + "q,東".encode()[:-1], FileReason.NOT_UTF8, 2, 19, id="cut in a character"),
     pytest.param("question,context,größe\n".encode("latin-1"), FileReason.NOT_UTF8, 1, 19, id="header in Latin-1"),
+    pytest.param(b'question,"caf\xe9\nq,c\n', FileReason.NOT_UTF8, 1, 13, id="header in Latin-1 with an unbalanced quote"),
     pytest.param("question,context\nq,c\n".encode("utf-16"), FileReason.UTF16, None, 0, id="UTF-16"),
     pytest.param("\ufeffquestion,context\nq,c\n".encode("utf-16-be"), FileReason.UTF16, None, 0, id="UTF-16, big end first"),
     pytest.param("question,context\nq,c\n".encode("utf-16-le"), FileReason.UTF16, None, 0, id="UTF-16, no mark"),
@@ -86,6 +88,7 @@ WHOLE_FILES = [
     pytest.param(HEADER + b'q,"c""', FileReason.UNBALANCED_QUOTE, 2, None, id="unbalanced quote after an escaped one"),
     pytest.param(b'question,"context\nq,c\n', FileReason.UNBALANCED_QUOTE, 1, None, id="unbalanced quote in the header"),
     pytest.param(b'"question"s,context\nq,c\n', FileReason.BAD_HEADER, 1, None, id="text after a quote in the header"),
+    pytest.param(b'"question"s,context\r', FileReason.BAD_HEADER, 1, None, id="the same with a carriage return at the end"),
     pytest.param(b"question,context\rq,c\rq,c\r", FileReason.CR_LINE_ENDS, 1, None, id="CR line ends"),
     pytest.param(b'"question","context"\r"q","c"\r', FileReason.CR_LINE_ENDS, 1, None, id="CR line ends, quoted"),
     pytest.param(b'question,context\rq,"c\nd"\r', FileReason.CR_LINE_ENDS, 1, None, id="CR line ends, LF in a cell"),
@@ -230,9 +233,18 @@ def test_a_row_of_10_to_50_mb_is_rejected_alone_and_its_beginning_kept(data: byt
     assert (good.row, good.line, good.cells) == (2, data.count(10) + 3, ["q", "c"])
 
 
+def test_a_row_may_be_too_large_by_any_of_its_cells() -> None:
+    large, good = read(b"question,context,more\nq,c," + b"x" * ROW_LIMIT + b"\nq,c,\n")
+    assert (rejection_of(large).reason, good.rejection) == (RowReason.ROW_TOO_LARGE, None)
+    large, good = read(HEADER + b"," * ROW_LIMIT + b"\nq,c\n")
+    assert (rejection_of(large).reason, good.rejection) == (RowReason.ROW_TOO_LARGE, None)
+
+
 def test_raw_text_is_escaped_and_cut_between_characters() -> None:
-    rejection = rejection_of(only_row(b"\0\xed\xa0\x80" + "東".encode() * RAW_LIMIT + b"\n"))
-    assert rejection.raw.startswith("\\x00\\xed\\xa0\\x80東")
+    head = b"\0\xed\xa0\x80x"
+    assert (RAW_LIMIT - len(head)) % len("東".encode()), "the limit is within a character"
+    rejection = rejection_of(only_row(head + "東".encode() * RAW_LIMIT + b"\n"))
+    assert rejection.raw.startswith("\\x00\\xed\\xa0\\x80x東")
     assert rejection.raw.endswith("東")
 
 
@@ -251,6 +263,13 @@ HARMLESS = [
     pytest.param(b"question,context\nq,c\n\nr,d\n", ["question", "context"], [["q", "c"], ["r", "d"]], id="a blank line between"),
     pytest.param(b'question,context\n,\nq,c\n,,,\n""\n"",\nr,d\n,', ["question", "context"], [["q", "c"], ["r", "d"]], id="rows of commas"),
     pytest.param(b"\n\r\nquestion,context\nq,c", ["question", "context"], [["q", "c"]], id="leading blank lines, no last line end"),
+    pytest.param(b"\n" * (HEADER_LIMIT + 2) + HEADER + b"q,c", ["question", "context"], [["q", "c"]], id="blank lines beyond the limit"),
+    pytest.param(
+        (HEADER[:-1] + b",").ljust(HEADER_LIMIT - 1, b"x") + b"\nq,c,\n",
+        ["question", "context", "x" * (HEADER_LIMIT - 18)],
+        [["q", "c", ""]],
+        id="the longest header",
+    ),
     pytest.param(b"question,context\nq,c\r", ["question", "context"], [["q", "c"]], id="a carriage return at the end"),
     pytest.param(b"question,context\nq,c\r\r\nr,d\n", ["question", "context"], [["q", "c"], ["r", "d"]], id="CR CR LF"),
     pytest.param(b"Context , ID,QUESTION\nc,1,q\n", ["Context ", " ID", "QUESTION"], [["c", "1", "q"]], id="any order and case"),
@@ -278,6 +297,8 @@ def test_what_looks_odd_but_is_allowed_passes_untouched(data: bytes, columns: li
     rows = list(reader)
     assert [row.rejection for row in rows] == [None] * len(cells)
     assert (list(reader.columns), [row.cells for row in rows]) == (columns, cells)
+    # As a worker reads it out of a shard.
+    assert list(csv_reader(io.StringIO(b"".join(row.raw for row in rows).decode(), newline=""))) == cells
     assert reader.columns[reader.question].strip().lower() == "question"
     assert reader.columns[reader.context].strip().lower() == "context"
 

@@ -13,7 +13,7 @@ from qa_platform.batches.intake import set_aside, split_file
 from qa_platform.clients import bucket
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
-from qa_platform.contract import FileReason, FileStatus, Rejection, RowReason
+from qa_platform.contract import FileReason, FileStatus, FileVersion, Rejection, RowReason
 from qa_platform.errors import InputError
 from qa_platform.ingest import FILE_HINTS, ROW_HINTS, FileRejected, FileRejection, report_on_file, report_on_rows
 from qa_platform.ledger import FileRecord, Ledger
@@ -117,6 +117,12 @@ def test_beside_a_rejected_file_lies_a_report_on_it(bucket_: storage.Bucket, pos
     assert (told["line"], told["reason"], told["what_to_do"]) == ("3", "not_utf8", FILE_HINTS[FileReason.NOT_UTF8])
     with Ledger(postgres) as ledger, connect(postgres) as connection:
         assert parsed(rejected_report(ledger, connection, name)) == [told]
+
+
+@pytest.mark.parametrize("letter", "xü")
+def test_the_place_of_a_report_is_never_too_long_for_an_object(letter: str) -> None:
+    lengths = [len(bucket.report_name(FileVersion(letter * number + ".csv", 10**15)).encode()) for number in range(450, 1020)]
+    assert bucket.OBJECT_NAME_BYTES - len(letter.encode()) < max(lengths) <= bucket.OBJECT_NAME_BYTES
 
 
 @pytest.fixture

@@ -87,6 +87,24 @@ def test_every_shard_says_how_it_is_to_be_answered() -> None:
         assert ShardInfo.from_json(files["part-00000/shard.json"]).align_to_words is aligned
 
 
+@pytest.mark.parametrize(
+    ("again", "marked"), [((), ["", "", ""]), (("part-00000",), ["now", "now", ""]), (("part-00001",), ["", "", "now"])]
+)
+def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(again: tuple[str, ...], marked: list[str]) -> None:
+    folder = Folder()
+    manifest = split(
+        io.BytesIO(HEADER + b"q,c\nr,d\n"),
+        version=FileVersion("a", 1),
+        load_id=1,
+        model=MODEL,
+        settings=SETTINGS.model_copy(update={"shard_rows": 1}),
+        write=folder.write,
+        again=again,
+        launch="now",
+    )
+    assert [manifest.launch, folder.info(0).launch, folder.info(1).launch] == marked
+
+
 def test_documents_without_a_threshold_are_those_of_programs_that_know_none() -> None:
     shard = ShardInfo(1, 1, "00", MODEL)
     assert list(json.loads(shard.to_json())["model"]) == ["id", "revision", "precision"]

@@ -1,5 +1,6 @@
 """Claims on a real PostgreSQL."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -125,14 +126,26 @@ def test_of_many_that_claim_the_same_files_at_once_each_file_has_one_owner(migra
     assert ledger.claimed() == {version.name: str(owner) for owner, versions in enumerate(won) for version in versions}
 
 
-def test_claims_wait_for_each_other(migrated: PostgresSettings, connection: psycopg.Connection) -> None:
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda ledger: ledger.claim([A1], owner="run", lease_seconds=HELD),
+        lambda ledger: ledger.take_over([A1], token="token", owner="run", lease_seconds=HELD),
+        lambda ledger: ledger.renew("run", HELD),
+        lambda ledger: ledger.keep(["run"], HELD),
+        lambda ledger: ledger.release("run"),
+        lambda ledger: ledger.request_retries(["a.csv"]),
+    ],
+    ids=["claim", "take over", "renew", "keep", "release", "retry"],
+)
+def test_claims_wait_for_each_other(migrated: PostgresSettings, connection: psycopg.Connection, step: Callable[[Ledger], object]) -> None:
     name = sql.Identifier(migrated.dbname)
     connection.execute(sql.SQL("ALTER DATABASE {} SET lock_timeout = '100ms'").format(name))
     try:
         with Ledger(migrated) as ledger, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [ledger_connection._CLAIM_LOCK])
             with pytest.raises(TransientError, match="lock timeout"):
-                ledger.claim([A1], owner="run", lease_seconds=HELD)
+                step(ledger)
     finally:
         connection.execute(sql.SQL("ALTER DATABASE {} RESET lock_timeout").format(name))
 

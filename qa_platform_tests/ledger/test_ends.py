@@ -15,7 +15,7 @@ from qa_platform.errors import InputError
 from qa_platform.ledger import Ledger
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.flow import wait_until
-from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, NOT_UTF8, known, load
+from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, NOT_UTF8, WORK, claimed_by_run, known, load
 from qa_platform_tests.loading_helpers import BUNDLED, CRC32C, SIZE
 
 
@@ -83,6 +83,7 @@ def test_an_unchanged_upload_shows_the_figures_of_the_answers_that_stand_for_it(
     ledger.claim([same], owner="run", lease_seconds=HELD)
     connection.execute("UPDATE question_file SET pachyderm_commit = 'commit' WHERE generation = 1")
     assert not ledger.mark_unchanged(same), "nobody knows the MD5 of what is answered"
+    assert not ledger.mark_unchanged(replace(same, md5="")), "nor that of the upload"
     connection.execute("UPDATE question_file SET md5 = 'md5' WHERE generation = 1")
     assert not ledger.mark_unchanged(replace(same, md5="other"))
     assert ledger.mark_unchanged(same)
@@ -111,6 +112,7 @@ def test_an_upload_is_not_recorded_as_unchanged_while_its_file_is_being_loaded(
 ) -> None:
     upload = FileVersion("a.csv", 3, SIZE, CRC32C, "md5")
     load(connection, tmp_path, A1)
+    connection.execute("UPDATE question_file SET md5 = 'md5'")
     with connect(migrated) as other, other.transaction():
         load(other, tmp_path, A2)
         other.execute("UPDATE question_file SET md5 = 'md5'")
@@ -132,6 +134,14 @@ def test_what_is_uploaded_again_after_its_successor_was_forgotten_is_answered_ag
     assert not ledger.mark_unchanged(upload)
 
 
+def test_a_load_ends_the_wait_of_its_file(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:
+    claimed_by_run(ledger, A1)
+    ledger.defer("run", [A1], error="away", work=WORK)
+    load(connection, tmp_path, A1)
+    found = known(ledger, A1)
+    assert (found.status, found.due, found.was_deferred, found.error) == (FileStatus.LOADED, True, False, "")
+
+
 @pytest.mark.parametrize("end", [Ledger.mark_superseded, Ledger.mark_unchanged])
 def test_what_is_loaded_is_not_turned_into_something_else(
     ledger: Ledger, connection: psycopg.Connection, tmp_path: Path, end: Callable[[Ledger, FileVersion], object]
@@ -141,12 +151,24 @@ def test_what_is_loaded_is_not_turned_into_something_else(
     assert known(ledger, A1).status is FileStatus.LOADED
 
 
+def test_a_verdict_on_a_file_whose_source_has_moved_since_is_not_recorded(ledger: Ledger) -> None:
+    ledger.claim([A1], owner="run", lease_seconds=EXPIRED)
+    read = known(ledger, A1)
+    assert ledger.relocate(read, place="processed/a.csv/1.csv")
+    assert not ledger.mark_superseded(A1, read=read)
+    assert not ledger.reject_file(A1, NOT_UTF8, read=read)
+    assert known(ledger, A1).status is FileStatus.PENDING
+
+
 def test_a_superseded_version_is_reopened_only_where_no_newer_one_is_known(ledger: Ledger) -> None:
+    claimed_by_run(ledger, B1)
     for version in (A1, B1):
         ledger.mark_superseded(version)
+    ledger.release("run")
     ledger.claim([A2], owner="run", lease_seconds=EXPIRED)
     assert ledger.reopen([A1, B1], archived=False, seen_after=datetime.now(UTC)) == 1
     assert [known(ledger, version).status for version in (A1, B1)] == [FileStatus.SUPERSEDED, FileStatus.PENDING]
+    assert known(ledger, B1).batch_id == ""
 
 
 def test_what_somebody_works_on_or_is_not_superseded_is_not_reopened(ledger: Ledger) -> None:
@@ -164,8 +186,11 @@ def test_an_archived_version_is_to_be_archived_again_only_where_that_is_asked_fo
     ledger.archived(A1, place="processed/a.csv")
     assert ledger.reopen([A1], archived=False, seen_after=datetime.now(UTC)) == 0
     assert known(ledger, A1).status is FileStatus.FINISHED
+    # As that of an answered CSV that could not be written.
+    connection.execute("UPDATE question_file SET put_off_since = now(), retry_at = now() + interval '1 hour'")
     assert ledger.reopen([A1], archived=True, seen_after=datetime.now(UTC)) == 1
-    assert (known(ledger, A1).status, known(ledger, A1).place) == (FileStatus.LOADED, "incoming/a.csv")
+    found = known(ledger, A1)
+    assert (found.status, found.place, found.due, found.was_deferred) == (FileStatus.LOADED, "incoming/a.csv", True, False)
 
 
 def test_equal_content_that_was_never_loaded_does_not_make_an_upload_unchanged(

@@ -57,10 +57,12 @@ def test_a_retry_asks_for_the_newest_generation_under_a_new_load_id(ledger: Ledg
     ledger.archived(A1, place="processed/a.csv/1.csv")
     ledger.claim([A2], owner="run", lease_seconds=EXPIRED)
     charge(ledger, A2, "bad")
+    connection.execute("UPDATE question_file SET batch_id = 'batch'")
 
     found = ledger.request_retries(["a.csv"])[0]
 
     assert (found.version, found.status, found.load_id, found.attempts, found.error, found.due) == (A2, FileStatus.PENDING, 2, 0, "", True)
+    assert found.batch_id == "", "it is not a part of what an earlier run left behind"
     assert known(ledger, A1).status is FileStatus.FINISHED
     assert list(ledger.waiting_elsewhere()) == []
 

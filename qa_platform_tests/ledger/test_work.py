@@ -114,12 +114,14 @@ def test_a_file_is_parked_after_its_last_attempt_and_waits_before(ledger: Ledger
 
 def test_the_wait_after_a_failure_doubles_up_to_a_bound_less_at_most_a_half(ledger: Ledger, connection: psycopg.Connection) -> None:
     waits: list[float] = []
-    for _ in range(12):
+    # The last is more than a power of two in floating point allows.
+    attempts = [*range(12), 2000]
+    for number in attempts:
         claimed_by_run(ledger, A1)
-        connection.execute("UPDATE question_file SET attempts = %s", [len(waits)])
-        ledger.charge("run", A1, error="again", work=WORK.model_copy(update={"max_attempts": 1000}))
+        connection.execute("UPDATE question_file SET attempts = %s", [number])
+        ledger.charge("run", A1, error="again", work=WORK.model_copy(update={"max_attempts": 10_000}))
         waits.append(wait_of(connection, A1))
-    bounds = [min(100, 8 * 2**attempt) for attempt in range(12)]
+    bounds = [min(100, 8 * 2**number) for number in attempts]
     assert all(bound / 2 - 1 < wait <= bound for wait, bound in zip(waits, bounds, strict=True))
     assert len({round(wait, 2) for wait in waits[4:]}) > 1, "not all at the same time"
 
@@ -194,6 +196,8 @@ def test_a_suspect_that_fails_on_while_others_are_loaded_is_charged(
         # As long ago as an hour, and after the first load.
         connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 hour' WHERE put_off_since IS NOT NULL")
         connection.execute("UPDATE question_file SET loaded_at = now() - interval '2 hours' WHERE loaded_at IS NOT NULL")
+    connection.execute("UPDATE question_file SET retry_at = now()")
+    assert fails(A1, B1) == [0, 0], "nothing was loaded since"
     load(connection, tmp_path, FileVersion("meanwhile.csv", 1))
     assert fails(A1) == [0], "its wait was not over"
     connection.execute("UPDATE question_file SET retry_at = now()")
@@ -227,6 +231,15 @@ def test_what_a_run_leaves_behind_an_outage_is_put_off_with_its_batch(ledger: Le
         False,
         "No file is to blame: away",
     )
+
+
+def test_outages_in_a_row_make_a_run_wait_as_long_as_all_of_them(ledger: Ledger, connection: psycopg.Connection) -> None:
+    ledger.claim([A1], owner="run", lease_seconds=HELD)
+    ledger.defer_run("run", error="away", work=WORK)
+    connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 hour'")
+    for _ in range(2):
+        ledger.defer_run("run", error="away", work=WORK)
+        assert wait_of(connection, A1) > WORK.retry_most_seconds / 2 - 1
 
 
 def test_commits_of_files_that_are_not_done_are_in_use(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import FileRejected, TextLimits, csv_line, iter_rows
 from qa_platform.ledger import FileRecord, Ledger, loads
 from qa_platform.loading import migrate, worker
+from qa_platform.loading.answered import MissingShards
 from qa_platform.loading.load import load_file
 from qa_platform.results.facts import check_file
-from qa_platform.settings import IngestSettings, PostgresSettings
+from qa_platform.settings import DatumSettings, IngestSettings, PostgresSettings
 from qa_platform.tools.bench.loading import load_in_fresh_process, write_repeated
 from qa_platform_tests.conftest import Database
 from qa_platform_tests.loading_helpers import (
@@ -299,6 +300,24 @@ def test_a_row_that_differs_in_what_counts_is_written_again(
     assert table(connection, columns) == [(row.question, row.context, *answer, *by, changed.generation, 2, "run-2")]
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *[("question_answer", change) for change in ("answer_start = 1", "answer_end = 1", "model = 'x'", "generation = 7")],
+        *[("question_answer_reject", change) for change in ("line = 99", "reason = 'bad_quoting'", "column_name = 'x'", "generation = 7")],
+        *[("question_answer_reject", change) for change in ("detail = 'x'", "raw = 'x'")],
+    ],
+)
+def test_what_differs_in_one_column_is_written_again(connection: psycopg.Connection, tmp_path: Path, name: str, change: str) -> None:
+    folder = MIXED.write(tmp_path / "file")
+    load_file(connection, folder)
+    columns = f"row_number, generation, {change.split()[0]}"
+    before = table(connection, columns, name)
+    connection.execute(f"UPDATE {name} SET {change}")  # noqa: S608
+    load_file(connection, folder)
+    assert table(connection, columns, name) == before
+
+
 def test_a_new_generation_replaces_the_rows_and_rejects_of_its_file_only(connection: psycopg.Connection, tmp_path: Path) -> None:
     other = AnsweredUpload([AnsweredRow("Other?", "Another file.")], name="other.csv")
     load_file(connection, other.write(tmp_path / "other"))
@@ -519,6 +538,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "not answered": (lambda folder: _edit_info(folder, answered_by=None, answered_at=""), "has not been answered"),
     "no time": (lambda folder: _edit_info(folder, answered_at="yesterday"), "answered_at"),
     "sums do not add up": (lambda folder: _edit_info(folder, answered=1), "part-00001: 3 rows, but 1 answered"),
+    "other rejections": (
+        lambda folder: _edit_info(folder, rejections=(Rejection(4, 5, RowReason.EMPTY_QUESTION),)),
+        "rows rejected when the file was read: 1 instead of 0",
+    ),
     "file has more rows": (lambda folder: _edit_manifest(folder, rows=8), "the shards have 7 rows, the file 8"),
     "hole between shards": (_move_second_shard, "part-00001 begins with row 40 instead of 4"),
     "cut off": (lambda folder: _edit_answers(folder, lambda text: text[: text.rindex("\n", 0, -1) + 1]), "has 2 answered"),
@@ -551,6 +574,7 @@ def test_a_folder_that_is_not_a_whole_answered_file_is_refused_by_name_and_nothi
         load_file(connection, folder)
 
     assert message in str(caught.value)
+    assert isinstance(caught.value, MissingShards) == (damage in ("no manifest", "shard missing")), "only then it is no file's fault"
     assert "'history.csv'" in str(caught.value) or str(folder) in str(caught.value)
     counts = (
         "SELECT (SELECT count(*) FROM question_answer), (SELECT count(*) FROM question_answer_reject), (SELECT count(*) FROM question_file)"
@@ -809,3 +833,41 @@ def test_the_worker_s_patience_ends_whatever_an_earlier_outage_left_behind(
 
     assert worker.PATIENCE_SECONDS >= refused[0] > refused[1] > 0, "the file is not needed within one process"
     assert worker.PATIENCE_SECONDS >= worker._Outage(postgres).seconds_left() > 0
+
+
+@pytest.mark.faults
+def test_a_worker_whose_connection_is_cut_opens_another(
+    postgres: PostgresSettings, connection: psycopg.Connection, pfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "PATIENCE_SECONDS", 5)
+    folder = MIXED.write(pfs / "question_answer" / file_id(MIXED.name))
+    loader = worker.Loader(pfs, postgres)
+    for _ in range(2):
+        loader.do(DatumSettings(question_answer=str(folder)))
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+def test_an_outage_that_is_over_or_long_ago_takes_no_patience_from_the_next(
+    database: Database, pfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(pfs))
+    folder = MIXED.write(pfs / "question_answer" / file_id(MIXED.name))
+    for name, value in {**database.environment, "QA_PFS_ROOT": str(pfs), "question_answer": str(folder)}.items():
+        monkeypatch.setenv(name, value)
+
+    def seconds_left() -> float:
+        return worker._Outage(database.settings).seconds_left()
+
+    def begun(seconds_ago: float) -> None:
+        seconds_left()
+        (remembered,) = pfs.glob("*-outage-*")
+        os.utime(remembered, (time.time() - seconds_ago,) * 2)
+
+    begun(100)
+    assert seconds_left() < 21, "another program has waited already"
+    assert worker.main() == 0
+    assert seconds_left() > 119
+    begun(601)
+    assert seconds_left() > 119

@@ -105,6 +105,7 @@ def test_what_stands_around_an_answer_is_shown_with_it(files: Files) -> None:
 
 def test_a_good_file_passes_every_check(files: Files) -> None:
     assert files.failed(files.load("a.csv", [0.5] * 8, rejected=1)) == set()
+    assert files.failed(files.load("b.csv", [0.5] * 6 + [0.05] * 2)) == set(), "just as many as may need a look"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,14 @@ def test_scores_unlike_those_of_the_last_files_warn_and_small_differences_do_not
     odd = files.load("odd.csv", [0.3, 0.32, 0.28] * 5)
     assert files.failed(odd) == {checks.DRIFT}
     assert len(files.facts(odd).history) == 7
+
+
+def test_however_regular_the_earlier_files_were_a_small_difference_does_not_matter(files: Files) -> None:
+    for number in range(6):
+        files.load(f"past{number}.csv", [0.75] * 5)
+    assert files.failed(files.load("like.csv", [0.79] * 10)) == set()
+    files.connection.execute("UPDATE question_answer SET score = 0.81 WHERE source_file = 'like.csv'")
+    assert files.failed(files.record("like.csv")) == {checks.DRIFT}
 
 
 def test_a_file_of_few_rows_may_differ_more(files: Files) -> None:
