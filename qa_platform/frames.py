@@ -150,11 +150,11 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
 def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pd.DataFrame, "Counts"]:
     from qa_platform.answering.csvfile import answer_rows, answered_columns, is_parquet
     from qa_platform.answering.rows import Counts
-    from qa_platform.ingest import iter_rows
+    from qa_platform.ingest import RowReader
 
     if not is_parquet(source):
         with source.open("rb") as lines, tempfile.TemporaryFile() as answers, _bar(None, wanted=True) as bar:
-            rows = iter_rows(lines, limits=limits)
+            rows = RowReader(lines, limits=limits)
             # A CSV may repeat a column's name, a frame may not: fail before hours are spent on the answers.
             _refuse_repeated(answered_columns(rows, options), where=str(source))
             counts = answer_rows(answerer, rows, answers, options, lambda row: bar.update())
@@ -238,7 +238,9 @@ def read_answers(
 
 
 def rejected(file: str) -> pd.DataFrame:
-    """The report on a file's newest generation: its rejected rows, or why the whole file was rejected. See `ingest.REPORT_COLUMNS`.
+    """The report on a file: why its newest generation was rejected, or the rejected rows in the tables. See `ingest.REPORT_COLUMNS`.
+
+    While a newer generation is not loaded yet, those are an older generation's rows.
 
     Args:
         file: the file's name below ``incoming/``.

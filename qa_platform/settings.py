@@ -198,7 +198,7 @@ class PipelinesSettings(BaseSettings):
     )
     patch: Path | None = Field(
         default=None,
-        description="JSON file with merge patches (RFC 7386) for the pipelines' specifications: an object keyed by pipeline name.",
+        description="JSON file with merge patches (RFC 7396) for the pipelines' specifications: an object keyed by pipeline name.",
     )
     pg_host: str = Field(
         default="", description="Host at which the workers reach PostgreSQL, for the secret `dbaccess`. If unset, `PG_HOST`."

@@ -15,7 +15,7 @@ from qa_platform.answering.engine import Answerer, AnswerOptions
 from qa_platform.answering.rows import ALTERNATIVES, AskedRow, Counts, alternatives_cell, answer_cells, answered_rows
 from qa_platform.contract import ANSWER_COLUMNS
 from qa_platform.errors import InputError
-from qa_platform.ingest import FileRejected, RowReader, TextLimits, csv_line, iter_rows
+from qa_platform.ingest import FileRejected, RowReader, TextLimits, csv_line
 from qa_platform.ingest.packing import is_packed, packed
 from qa_platform.ingest.rules import TABLE_LIMITS
 
@@ -56,7 +56,7 @@ def answer_stream(
     Raises:
         FileRejected: the file cannot be read as a CSV of questions, possibly only at its end.
     """
-    return answer_rows(answerer, iter_rows(source, limits=limits), target, options, report)
+    return answer_rows(answerer, RowReader(source, limits=limits), target, options, report)
 
 
 def answer_rows(answerer: Answerer, rows: RowReader, target: BinaryIO, options: AnswerOptions, report: Report = lambda row: None) -> Counts:
@@ -97,7 +97,7 @@ def answer_file(
     origin = _origin(answerer, source, options, limits)
     with source.open("rb") as lines, _locked(partial) as out:
         try:
-            rows = iter_rows(lines, limits=limits, size=source.stat().st_size)
+            rows = RowReader(lines, limits=limits, size=source.stat().st_size)
             good = _begin(out, state, origin, _header(rows, options))
             counts = good.counts
             answers = _answer(answerer, rows, options, counts, report, skipped)

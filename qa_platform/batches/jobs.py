@@ -22,12 +22,11 @@ from qa_platform.batches.progress import Meter, Progress
 from qa_platform.batches.starting import CannotStart, Start
 from qa_platform.clients.pachyderm import IN_PROGRESS, is_code, is_unfinished, job_of, session, state_name
 from qa_platform.clients.services import Log
-from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, SHARD_INFO
+from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, PIPELINES, SHARD_INFO
 from qa_platform.settings import PachydermSettings
 from qa_platform.text import escaped_lines
 
 # In the order in which they process a commit.
-PIPELINES = (ANSWER_PIPELINE, LOAD_PIPELINE)
 _POLL_SECONDS = (0.05, 2.0)
 # How long to wait for the previous job's meta commit to close. Datums cannot be listed before that.
 _CLOSING_SECONDS = 120.0

@@ -199,11 +199,11 @@ def reconcile(services: Services) -> int:
         return wrong + sum(settle_missing_source(services.bucket, ledger, record) for record in gone.values())
 
 
-def claim(services: Services, batch: Batch, *, token: str) -> Batch | None:
-    """Claim a batch's files with ``token``. Returns the batch, or None if another process was faster with any of them."""
+def claim(services: Services, batch: Batch, *, token: str) -> bool:
+    """Claim a batch's files with ``token``. Returns whether no other process was faster with any of them."""
     with Ledger(services.postgres) as ledger:
         won = ledger.claim(batch.versions, owner=token, lease_seconds=services.work.lease_seconds)
         if len(won) == len(batch.versions):
-            return batch
+            return True
         ledger.release(token)
-        return None
+        return False

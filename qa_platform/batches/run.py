@@ -19,13 +19,13 @@ from qa_platform.batches.archive import archive_files
 from qa_platform.batches.failure import JobFailed, JobFailure
 from qa_platform.batches.holding import lease
 from qa_platform.batches.intake import Intake
-from qa_platform.batches.jobs import PIPELINES, Watcher, follow_jobs, stop_jobs
+from qa_platform.batches.jobs import Watcher, follow_jobs, stop_jobs
 from qa_platform.batches.plan import Batch
 from qa_platform.batches.settle import Settlement, parked
 from qa_platform.clients import pachyderm
 from qa_platform.clients.pachyderm import job_of
 from qa_platform.clients.services import Log, Services
-from qa_platform.contract import QUESTIONS_REPO, FileStatus, FileVersion, file_id, shard_name
+from qa_platform.contract import PIPELINES, QUESTIONS_REPO, FileStatus, FileVersion, file_id, shard_name
 from qa_platform.errors import QaPlatformError, TransientError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.ledger.states import DONE
@@ -64,7 +64,6 @@ class _Launch:
     """One launch of the batch's jobs: the commit that holds its files, and the failure if not all of them were loaded."""
 
     commit_id: str
-    adopted: bool
     files: int
     failure: JobFailure | None = None
 
@@ -194,7 +193,7 @@ class BatchRun:
         committed = [record.version for record in self._running(versions)]
         self.ledger.record_commit(self.run_id, committed, commit=commit_id, job=commit_id)
         failure = self.follow_jobs(commit_id, adopted=adopted is not None)
-        return _Launch(commit_id, adopted is not None, len(committed), failure)
+        return _Launch(commit_id, len(committed), failure)
 
     # 3. Adopt an earlier run's commit, or read the files into a new one.
 

@@ -7,7 +7,7 @@ from pachyderm_sdk import Client
 from pachyderm_sdk.api import pps
 
 from qa_platform.batches.log_lines import LogLines
-from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING
+from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, pipeline_state
 
 # How often a job may restart because its program does not start, before it is stopped.
 RESTARTS = 5
@@ -25,7 +25,7 @@ def waits_for(client: Client, info: pps.JobInfo) -> str:
     pipeline = client.pps.inspect_pipeline(pipeline=info.job.pipeline)
     if pps.PipelineState(pipeline.state) not in NOT_STARTING:
         return ""
-    state = str(pps.PipelineState(pipeline.state).name).removeprefix("PIPELINE_").lower()
+    state = pipeline_state(pipeline)
     return f"the workers of pipeline {info.job.pipeline.name} do not start ({state}): {pipeline.reason or 'no reason given'}"
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from qa_platform.cli.arguments import NAME
-from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE
+from qa_platform.contract import PIPELINES
 from qa_platform.errors import InputError
 from qa_platform.text import escaped
 
 if TYPE_CHECKING:
     from pachyderm_sdk.api import pps
 
-_PIPELINES = (ANSWER_PIPELINE, LOAD_PIPELINE)
 # The indentation of lines of logs and differences.
 _TAB = "\t"
 _LONG = ("image", "reason")
@@ -66,11 +65,11 @@ def pachyderm_group() -> None:
 @click.option("--registry", default="", type=NAME, help="Registry and owner of the images, such as docker.io/acme.")
 @click.option("--tag", default="", type=NAME, help="Tag of the images.")
 @click.option("--cron/--no-cron", default=None, help="Use the variant that lists the bucket itself, for a cluster without Dagster.")
-@click.option("--workers", type=click.IntRange(min=1), help="Workers of question_answer, instead of QA_PIPELINES_WORKERS.")
+@click.option("--workers", type=click.IntRange(min=1), help="Workers of question_answer, instead of QAPIPELINES_WORKERS.")
 @click.option(
     "--patch",
     type=click.Path(path_type=Path),
-    help="JSON file with a merge patch for each pipeline's specification, instead of QA_PIPELINES_PATCH.",
+    help="JSON file with a merge patch for each pipeline's specification, instead of QAPIPELINES_PATCH.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--now", is_flag=True, help="Do not wait for running jobs. An update kills them; their runs launch them again.")
@@ -86,13 +85,13 @@ def apply_command(
     running jobs have ended, since an update kills them. Jobs that cannot end, because their workers or programs do not start, are named
     and not waited for. Without --registry, --tag or --cron, pipelines keep their registry, tag and variant.
 
-    The secrets' values come from PG_* and GCS_ACCESS, and the database's host from QA_PIPELINES_PG_HOST if that is set. Certificates and
+    The secrets' values come from PG_* and GCS_ACCESS, and the database's host from QAPIPELINES_PG_HOST if that is set. Certificates and
     the service account may be files. All values are checked before anything is sent, and never shown. Without either host, an existing
     secret dbaccess stays as it is. A secret created by another tool, such as kubectl or Helm, is used as it is.
 
-    The --patch file is a JSON object that maps pipeline names to merge patches (RFC 7386): of requests and limits, node selectors,
+    The --patch file is a JSON object that maps pipeline names to merge patches (RFC 7396): of requests and limits, node selectors,
     tolerations and datum sets. It cannot change what the platform relies on. To have `qa-platform doctor` expect the same, set
-    QA_PIPELINES_WORKERS and QA_PIPELINES_PATCH instead of the options.
+    QAPIPELINES_WORKERS and QAPIPELINES_PATCH instead of the options.
     """
     from qa_platform.cli.terminal import console
     from qa_platform.provisioning.pipelines import Options, apply
@@ -135,11 +134,11 @@ def status_command(as_json: bool) -> None:
     states = []
     with session(PachydermSettings(), "asking for the pipelines") as client:
         infos = {info.pipeline.name: info for info in client.pps.list_pipeline(details=True)}
-        if missing := [name for name in _PIPELINES if name not in infos]:
+        if missing := [name for name in PIPELINES if name not in infos]:
             raise InputError(
                 f"pachd has no pipeline {' and no '.join(missing)}", advice="`qa-platform pachyderm apply` creates what is missing"
             )
-        for name in _PIPELINES:
+        for name in PIPELINES:
             info = infos[name]
             states.append(
                 PipelineState(
@@ -155,11 +154,11 @@ def status_command(as_json: bool) -> None:
     if as_json:
         _print_json(states)
     else:
-        _print([asdict(state) for state in states], flexible="pipeline")
+        _print([asdict(state) for state in states])
 
 
 @pachyderm_group.command("jobs")
-@click.option("--pipeline", type=click.Choice(_PIPELINES), help="Only jobs of this pipeline.")
+@click.option("--pipeline", type=click.Choice(PIPELINES), help="Only jobs of this pipeline.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs shown, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def jobs_command(pipeline: str | None, limit: int, as_json: bool) -> None:
@@ -174,13 +173,13 @@ def jobs_command(pipeline: str | None, limit: int, as_json: bool) -> None:
 
     with session(PachydermSettings(), "asking for the jobs") as client:
         infos: list[pps.JobInfo] = []
-        for name in (pipeline,) if pipeline else _PIPELINES:
+        for name in (pipeline,) if pipeline else PIPELINES:
             infos += islice(client.pps.list_job(pipeline=job_of(name, "").pipeline), limit)
     infos.sort(key=lambda info: info.created, reverse=True)
     if as_json:
         _print_json([_job(info) for info in infos[:limit]])
     else:
-        _print([_job_row(info) for info in infos[:limit]], flexible="pipeline")
+        _print([_job_row(info) for info in infos[:limit]])
 
 
 def _job(info: "pps.JobInfo") -> JobState:
@@ -219,7 +218,7 @@ def _job_row(info: "pps.JobInfo") -> dict[str, str]:
 
 @pachyderm_group.command("logs")
 @click.argument("job", type=NAME)
-@click.option("--pipeline", type=click.Choice(_PIPELINES), help="Only lines of this pipeline.")
+@click.option("--pipeline", type=click.Choice(PIPELINES), help="Only lines of this pipeline.")
 def logs_command(job: str, pipeline: str | None) -> None:
     """The lines that the pipelines' programs wrote in JOB.
 
@@ -232,7 +231,7 @@ def logs_command(job: str, pipeline: str | None) -> None:
 
     known = False
     with session(PachydermSettings(), f"asking for the logs of job {job}") as client:
-        for name in (pipeline,) if pipeline else _PIPELINES:
+        for name in (pipeline,) if pipeline else PIPELINES:
             wanted = job_of(name, job)
             try:
                 client.pps.inspect_job(job=wanted)
@@ -256,7 +255,7 @@ def _print_json(values: Sequence[object]) -> None:
         click.echo(json_line(value))
 
 
-def _print(rows: Sequence[Mapping[str, object]], *, flexible: str) -> None:
+def _print(rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows with the same keys as a table. Long values get their own lines."""
     from qa_platform.cli.terminal import console, one_line, table
 
@@ -267,7 +266,7 @@ def _print(rows: Sequence[Mapping[str, object]], *, flexible: str) -> None:
     columns = [key for key in rows[0] if key not in _LONG]
     cells = [[one_line(str(row[key])) for key in columns] for row in rows]
     headers = [column.replace("_", " ") for column in columns]
-    head, *lines = table(headers, cells, width=out.width if out.is_terminal else None, flexible=columns.index(flexible))
+    head, *lines = table(headers, cells, width=out.width if out.is_terminal else None, flexible=columns.index("pipeline"))
     out.print(head, soft_wrap=True)
     for row, line in zip(rows, lines, strict=True):
         out.print(line, soft_wrap=True)

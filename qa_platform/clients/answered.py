@@ -10,7 +10,7 @@ from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from qa_platform.clients.bucket import NAME_KEY
+from qa_platform.clients.bucket import NAME_KEY, OBJECT_NAME_BYTES
 from qa_platform.clients.refusals import bucket_errors
 from qa_platform.contract import file_id
 from qa_platform.errors import InputError, TransientError
@@ -20,7 +20,6 @@ _GENERATION_KEY = "qa-platform-generation"
 _LOAD_KEY = "qa-platform-load-id"
 _COMMIT_KEY = "qa-platform-commit"
 _TIMEOUT_SECONDS = 60
-_OBJECT_NAME_BYTES = 1024
 # Bytes that are held in memory and sent with one request.
 _CHUNK = 8 * 2**20
 
@@ -53,7 +52,7 @@ class Answers:
 def answered_name(prefix: str, name: str) -> str:
     """The name of a file's answered CSV in the bucket. The file id replaces the file's name if the result would be too long."""
     place = prefix + name
-    return place if len(place.encode()) <= _OBJECT_NAME_BYTES else f"{prefix}{file_id(name)}.csv"
+    return place if len(place.encode()) <= OBJECT_NAME_BYTES else f"{prefix}{file_id(name)}.csv"
 
 
 def write_answered(

@@ -17,7 +17,7 @@ from typing import Any
 
 from qa_platform.contract import column_label
 from qa_platform.errors import InputError
-from qa_platform.ingest import ROW_HINTS, FileRejected, iter_rows
+from qa_platform.ingest import ROW_HINTS, FileRejected, RowReader
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -98,7 +98,7 @@ def _start(answer: Mapping[str, Any]) -> int | None:
 
 def _read_csv(path: Path) -> Iterator[GoldQuestion]:
     with path.open("rb") as file:
-        rows = iter_rows(file)
+        rows = RowReader(file)
         names = [name.strip().lower() for name in rows.columns]
         if names.count("answers") != 1:
             raise InputError(

@@ -55,7 +55,7 @@ many times its space.
 from qa_platform.ingest.buffer import ByteSource
 from qa_platform.ingest.damage import FILE_HINTS, ROW_HINTS, FileRejected, FileRejection
 from qa_platform.ingest.dialect import csv_line, with_delimiter
-from qa_platform.ingest.reading import Row, RowReader, iter_rows
+from qa_platform.ingest.reading import Row, RowReader
 from qa_platform.ingest.report import REPORT_COLUMNS, report_on_file, report_on_rows
 from qa_platform.ingest.rules import TextLimits
 from qa_platform.ingest.sharding import ToldForm, Write, split
@@ -75,7 +75,6 @@ __all__ = [
     "Unpacked",
     "Write",
     "csv_line",
-    "iter_rows",
     "report_on_file",
     "report_on_rows",
     "split",

@@ -51,7 +51,7 @@ class RowReader:
         TransientError: the stream ended early.
     """
 
-    def __init__(self, source: ByteSource, *, limits: TextLimits, size: int = 0) -> None:
+    def __init__(self, source: ByteSource, *, limits: TextLimits = TABLE_LIMITS, size: int = 0) -> None:
         self._limits = limits
         # Always begins at the beginning of a record.
         self._buffer = Buffer(Unpacked(source, size=size))
@@ -220,11 +220,6 @@ class RowReader:
                     raise unbalanced_quote(first_line)
                 break
         return self._too_large(head, first_line, size=size, lines=buffer.line - first_line)
-
-
-def iter_rows(source: ByteSource, *, limits: TextLimits = TABLE_LIMITS, size: int = 0) -> RowReader:
-    """The rows of a CSV, good and rejected, in order; see `RowReader`."""
-    return RowReader(source, limits=limits, size=size)
 
 
 def _block_end() -> Iterator[str]:

@@ -20,7 +20,7 @@ from qa_platform.contract import (
 )
 from qa_platform.ingest.buffer import ByteSource
 from qa_platform.ingest.dialect import csv_line
-from qa_platform.ingest.reading import Row, iter_rows
+from qa_platform.ingest.reading import Row, RowReader
 from qa_platform.ingest.rules import TextLimits
 from qa_platform.settings import IngestSettings
 
@@ -71,7 +71,7 @@ def split(
         FileRejected: the file is damaged. That may be found only at its end.
         TransientError: the stream ended before ``version.size`` bytes.
     """
-    reader = iter_rows(source, limits=TextLimits.of(settings), size=version.size)
+    reader = RowReader(source, limits=TextLimits.of(settings), size=version.size)
     header = csv_line(reader.columns)
     entries: list[ShardEntry] = []
     for shard in _shards(reader, settings, least=len(header) // _LEAST_PART_OF_HEADER):

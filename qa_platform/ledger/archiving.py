@@ -4,9 +4,9 @@
 # ruff: noqa: S608
 
 from qa_platform.contract import FileVersion
-from qa_platform.ledger.conditions import AS_READ, IS_WANTED, LEAVES_INCOMING, NOT_ARCHIVED, WANTED, as_read, keys
+from qa_platform.ledger.conditions import AS_READ, IS_WANTED, LEAVES_INCOMING, NOT_ARCHIVED, WANTED, keys
 from qa_platform.ledger.connection import LedgerConnection
-from qa_platform.ledger.records import FileRecord
+from qa_platform.ledger.records import FileRecord, as_read
 from qa_platform.ledger.waits import DEFERRAL, waits
 from qa_platform.settings import WorkSettings
 from qa_platform.text import escaped_lines

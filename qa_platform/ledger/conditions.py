@@ -1,7 +1,7 @@
 """Pieces of SQL that the statements on ``question_file`` share. In all of them the table is ``f``."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import psycopg
 
@@ -34,24 +34,10 @@ IN_THE_TABLE = """
 WANTED = "unnest(%(names)s::text[], %(generations)s::bigint[]) AS w (source_file, generation)"
 IS_WANTED = "f.source_file = w.source_file AND f.generation = w.generation"
 
-# The record has not changed since it was read, and no other owner has claimed it since. Takes the parameters of `as_read`.
+# The record has not changed since it was read, and no other owner has claimed it since. Takes the parameters of `records.as_read`.
 AS_READ = f"(f.load_id = %(read_load_id)s AND f.place = %(read_place)s AND (NOT {LIVE} OR f.claim_owner = %(read_owner)s))"
 
 _T = TypeVar("_T")
-
-
-class _Read(Protocol):
-    @property
-    def load_id(self) -> int: ...
-    @property
-    def place(self) -> str: ...
-    @property
-    def claim_owner(self) -> str: ...
-
-
-def as_read(record: _Read) -> dict[str, str | int]:
-    """The parameters of `AS_READ`, from a `FileRecord`."""
-    return {"read_load_id": record.load_id, "read_place": record.place, "read_owner": record.claim_owner}
 
 
 def keys(versions: Sequence[FileVersion]) -> dict[str, list]:

@@ -11,10 +11,10 @@ import psycopg
 
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
 from qa_platform.ingest import FileRejection
-from qa_platform.ledger.conditions import AS_READ, DUE, IN_THE_TABLE, IS_WANTED, LIVE, OPEN, WANTED, as_read, insert_unknown, keys
+from qa_platform.ledger.conditions import AS_READ, DUE, IN_THE_TABLE, IS_WANTED, LIVE, OPEN, WANTED, insert_unknown, keys
 from qa_platform.ledger.connection import LedgerConnection
 from qa_platform.ledger.loads import try_load_lock
-from qa_platform.ledger.records import FileRecord, select
+from qa_platform.ledger.records import FileRecord, as_read, select
 from qa_platform.ledger.waits import DEFERRAL, waits
 from qa_platform.settings import WorkSettings
 from qa_platform.text import escaped_lines
@@ -149,9 +149,9 @@ class Outcomes(LedgerConnection):
         """
         return self._close(version, FileStatus.REJECTED, error=str(rejection), rejection=rejection.to_json(), read=read)
 
-    def mark_superseded(self, version: FileVersion, *, error: str = "", read: FileRecord | None = None) -> bool:
+    def mark_superseded(self, version: FileVersion, *, read: FileRecord | None = None) -> bool:
         """Record that a file was overwritten or deleted before it was read. ``read`` and the result are those of `reject_file`."""
-        return self._close(version, FileStatus.SUPERSEDED, error=error or "it was overwritten or deleted before it was read", read=read)
+        return self._close(version, FileStatus.SUPERSEDED, error="it was overwritten or deleted before it was read", read=read)
 
     def mark_unchanged(self, version: FileVersion) -> bool:
         """Record that an upload has the same content as the answered version: the same size, CRC32C and MD5.

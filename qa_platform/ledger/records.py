@@ -108,6 +108,11 @@ class Deferred:
     why: str
 
 
+def as_read(record: FileRecord) -> dict[str, str | int]:
+    """The parameters of `AS_READ`."""
+    return {"read_load_id": record.load_id, "read_place": record.place, "read_owner": record.claim_owner}
+
+
 class Records(LedgerConnection):
     """Reads records. No method writes."""
 

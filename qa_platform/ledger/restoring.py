@@ -31,8 +31,9 @@ class AnsweredVersion:
     place: str
 
 
-# The rows of generation `f` are in the table. A file without any answer has all of its rows in another table.
-_IN_THE_TABLE = """
+# Generation `f` was loaded or is unchanged, and the table has rows of the file, of any generation. A file without any answer has all of its
+# rows in another table.
+_IS_ANSWERED = """
     ((f.loaded_at IS NOT NULL OR f.status = 'unchanged')
     AND (f.answered = 0 OR EXISTS (SELECT FROM question_answer q WHERE q.source_file = f.source_file)))
 """
@@ -57,7 +58,7 @@ class Restoring(LedgerConnection):
                 cursor.execute(
                     f"""
                     SELECT w.source_file, w.generation, CASE
-                        WHEN EXISTS ({_SAME_OR_NEWER} AND ({_IN_THE_TABLE} OR {_HAS_A_VERDICT} OR {_FORGOTTEN})) THEN 'present'
+                        WHEN EXISTS ({_SAME_OR_NEWER} AND ({_IS_ANSWERED} OR {_HAS_A_VERDICT} OR {_FORGOTTEN})) THEN 'present'
                         WHEN EXISTS ({_SAME_OR_NEWER} AND {_ON_ITS_WAY}) THEN 'coming'
                         ELSE 'missing' END
                     FROM {_ANSWERED}
@@ -84,7 +85,7 @@ class Restoring(LedgerConnection):
                     UPDATE question_file f SET {ASKED_AGAIN}, place = w.place,
                         -- A load that counts as done would not be done again.
                         load_id = f.load_id + CASE WHEN f.loaded_at IS NULL THEN 0 ELSE 1 END
-                    FROM {_ANSWERED} WHERE {IS_WANTED} AND NOT ({_IN_THE_TABLE} OR {_ON_ITS_WAY} OR {_FORGOTTEN})
+                    FROM {_ANSWERED} WHERE {IS_WANTED} AND NOT ({_IS_ANSWERED} OR {_ON_ITS_WAY} OR {_FORGOTTEN})
                     RETURNING f.source_file, f.generation
                     """,
                     _values(chunk),

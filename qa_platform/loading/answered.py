@@ -184,15 +184,9 @@ def read_rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple[int, l
 def write_csv(file: AnsweredFile, path: Path) -> None:
     """Write the whole answered file: one header, then all shards in order, byte for byte."""
     with path.open("wb") as target:
-        csv_header = ""
-        for shard in file.shards:
+        for number, shard in enumerate(file.shards):
             with (shard.folder / SHARD_ANSWERS).open("rb") as source:
-                start = _after_header(source)
-                if not csv_header:
-                    source.seek(0)
-                    csv_header = source.read(start).decode()
-                    target.write(csv_header.encode())
-                source.seek(start)
+                source.seek(_after_header(source) if number else 0)
                 shutil.copyfileobj(source, target, 2**20)
 
 

@@ -1,4 +1,4 @@
-"""Migrating a database's tables, up or down."""
+"""Migrating a database's tables."""
 
 import logging
 import time
@@ -50,7 +50,7 @@ def upgrade(settings: PostgresSettings, *, accept_newer: bool = False) -> None:
     # Programs that accept newer tables have their own retries.
     for tries_left in reversed(range(1 if accept_newer else _TRIES)):
         try:
-            _migrate(settings, "upgrade", "head")
+            _migrate(settings)
         except _BusyTables as error:
             if not tries_left:
                 raise
@@ -58,16 +58,6 @@ def upgrade(settings: PostgresSettings, *, accept_newer: bool = False) -> None:
             time.sleep(_PAUSE_SECONDS)
         else:
             return
-
-
-def downgrade(settings: PostgresSettings, revision: str) -> None:
-    """Migrate the tables back to a revision. ``base`` leaves only ``question_answer`` with its first five columns and its rows.
-
-    Raises:
-        InputError: there is no such revision, or the user may not alter the tables.
-        TransientError: PostgreSQL is unavailable, or other sessions keep a table busy.
-    """
-    _migrate(settings, "downgrade", revision)
 
 
 def current(connection: psycopg.Connection) -> str:
@@ -79,7 +69,7 @@ def current(connection: psycopg.Connection) -> str:
         return version[0] if version else ""
 
 
-def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
+def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
     # Imported here: they take 0.5 s to import, and almost every start has nothing to migrate.
     import sqlalchemy
     from alembic import command, util
@@ -102,11 +92,9 @@ def _migrate(settings: PostgresSettings, direction: str, revision: str) -> None:
             # The role's or the database's limit would end every migration of large tables.
             connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
             config.attributes["connection"] = connection
-            getattr(command, direction)(config, revision)
+            command.upgrade(config, revision)
     except util.CommandError as error:
-        raise InputError(
-            f"cannot {direction} the tables to {revision}: {error}", advice="check that this program is not older than the database"
-        ) from error
+        raise InputError(f"cannot upgrade the tables: {error}", advice="check that this program is not older than the database") from error
     except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InternalError) as error:
         if isinstance(error.orig, psycopg.errors.LockNotAvailable):
             raise _BusyTables(

@@ -124,7 +124,7 @@ class _PendingFiles:
     def _answer_batch(self, batch: Batch, *, token: str) -> None:
         context, services = self.context, self.services
         self.seen |= {version.name for version in batch.versions}
-        if claim(services, batch, token=token) is None:
+        if not claim(services, batch, token=token):
             return
         context.instance.add_dynamic_partitions(PARTITIONS, [partition_key(v.name) for v in batch.versions])
         log_events(context, [uploaded(services.bucket, version, services.work) for version in batch.versions])

@@ -1,4 +1,4 @@
-"""A deployment's changes to the pipelines' specifications: a JSON merge patch (RFC 7386) for each pipeline.
+"""A deployment's changes to the pipelines' specifications: a JSON merge patch (RFC 7396) for each pipeline.
 
 A patch sizes and places the workers. A patch that would change anything the platform relies on is refused.
 """
@@ -14,6 +14,7 @@ import betterproto
 from pachyderm_sdk.api import pps
 
 from qa_platform.errors import InputError
+from qa_platform.merge_patch import merge_patch
 
 # Names in snake case, as in the specifications' files.
 _PATCHABLE = (
@@ -85,19 +86,6 @@ def patched(spec: dict[str, Any], patch: Mapping[str, Any], *, where: str) -> di
     if problem := next(_problems(pps.CreatePipelineRequest, merged, ""), ""):
         raise InputError(problem, where=where, advice="see Pachyderm's pipeline specification for the fields and their types")
     _check_pod(merged, where)
-    return merged
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386: objects are merged, null removes, everything else replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge_patch(merged.get(key), value)
     return merged
 
 

@@ -4,6 +4,9 @@ Results stay small, however large a file is. A file costs a few index scans of i
 sample of their rows, read once per batch.
 """
 
+# Only constants of this file are put into SQL's text.
+# ruff: noqa: S608
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +18,7 @@ from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.results.passage import Passage
 from qa_platform.settings import CheckSettings
 
-IN_THE_TABLE = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
+LOADED_STATUSES = frozenset({FileStatus.LOADED, FileStatus.FINISHED})
 
 # Equal parts of 0 to 1 in a score distribution.
 BUCKETS = 20
@@ -23,6 +26,11 @@ BUCKETS = 20
 SHOWN_ROWS = 5
 # Characters of a cell, and of the context on either side of an answer, that PostgreSQL sends. Fewer are shown.
 _SENT_CHARACTERS = 200
+# `substr` refuses a negative length.
+_WRONG_SPAN = "substr(context, answer_start + 1, greatest(answer_end - answer_start, 0)) IS DISTINCT FROM answer"
+# The score distribution in SQL. `BUCKET` is null for a score outside 0 to 1.
+BUCKET = f"CASE WHEN score BETWEEN 0 AND 1 THEN least(width_bucket(score, 0, 1, {BUCKETS}), {BUCKETS}) END"
+LOW = "(score < %(low)s OR flag = 'low_score')"
 # The rows of an earlier file from which its mean score is estimated.
 _SAMPLE = 500
 
@@ -47,16 +55,15 @@ class Scores:
     """The distribution of a file's scores.
 
     Args:
-        counts: answers by score, in `BUCKETS` equal parts of 0 to 1.
+        counts: answers by score, in `BUCKETS` equal parts of 0 to 1. Answers without such a score are left out, also of the mean and the
+            variance.
         low: answers with a score below QA_LOW_SCORE, or flagged as such.
-        unscored: answers without a score between 0 and 1. They are not in ``counts``, ``mean`` and ``variance``.
     """
 
     counts: tuple[int, ...]
     mean: float
     variance: float
     low: int
-    unscored: int
 
     @property
     def scored(self) -> int:
@@ -160,11 +167,9 @@ def past_files(connection: psycopg.Connection, records: Sequence[FileRecord]) ->
 def check_file(connection: psycopg.Connection, version: FileVersion) -> FileCheck:
     """Count and compare one generation's rows in the tables, inside PostgreSQL."""
     with transaction(connection) as cursor:
-        # `substr` refuses a negative length.
         cursor.execute(
-            """
-            SELECT count(*), count(*) FILTER (WHERE coalesce(answer, '') = ''),
-                count(*) FILTER (WHERE substr(context, answer_start + 1, greatest(answer_end - answer_start, 0)) IS DISTINCT FROM answer)
+            f"""
+            SELECT count(*), count(*) FILTER (WHERE coalesce(answer, '') = ''), count(*) FILTER (WHERE {_WRONG_SPAN})
             FROM question_answer WHERE source_file = %(name)s AND generation = %(generation)s
             """,
             {"name": version.name, "generation": version.generation},
@@ -194,23 +199,17 @@ def _facts(connection: psycopg.Connection, record: FileRecord, history: tuple[Pa
         )
 
 
-_WRONG_SPAN = "substr(context, answer_start + 1, greatest(answer_end - answer_start, 0)) IS DISTINCT FROM answer"
-
-
 def _scores(cursor: psycopg.Cursor, record: FileRecord, low_score: float) -> tuple[Scores, int, int]:
     cursor.execute(
-        """
-        SELECT generation IS NOT DISTINCT FROM %(generation)s AS ours,
-            CASE WHEN score BETWEEN 0 AND 1 THEN least(width_bucket(score, 0, 1, %(buckets)s), %(buckets)s) END AS bucket,
-            count(*), sum(score), sum(score * score),
-            count(*) FILTER (WHERE score < %(low)s OR flag = 'low_score'),
+        f"""
+        SELECT generation IS NOT DISTINCT FROM %(generation)s AS ours, {BUCKET} AS bucket, count(*), sum(score), sum(score * score),
+            count(*) FILTER (WHERE {LOW}),
             count(*) FILTER (WHERE (model, model_revision) IS DISTINCT FROM (%(model)s, %(revision)s))
         FROM question_answer WHERE source_file = %(name)s GROUP BY 1, 2
         """,
         {
             "name": record.version.name,
             "generation": record.version.generation,
-            "buckets": BUCKETS,
             "low": low_score,
             "model": record.model,
             "revision": record.model_revision,
@@ -218,22 +217,20 @@ def _scores(cursor: psycopg.Cursor, record: FileRecord, low_score: float) -> tup
     )
     counts = [0] * BUCKETS
     total = squares = 0.0
-    low = unscored = other_generation = other_model = 0
+    low = other_generation = other_model = 0
     for ours, bucket, rows, sum_, sum_of_squares, low_rows, other in cursor:
         if not ours:
             other_generation += rows
             continue
         low += low_rows
         other_model += other
-        if bucket is None:
-            unscored += rows
-            continue
-        counts[bucket - 1] = rows
-        total += sum_
-        squares += sum_of_squares
+        if bucket is not None:
+            counts[bucket - 1] = rows
+            total += sum_
+            squares += sum_of_squares
     number = sum(counts) or 1
     mean = total / number
-    scores = Scores(tuple(counts), mean, max(0.0, squares / number - mean * mean), low, unscored)
+    scores = Scores(tuple(counts), mean, max(0.0, squares / number - mean * mean), low)
     return scores, other_generation, other_model
 
 
@@ -259,7 +256,7 @@ def _shown(cursor: psycopg.Cursor, record: FileRecord, *, order: str, where: str
             WHERE source_file = %(name)s AND generation = %(generation)s AND {where} ORDER BY {order} LIMIT %(shown)s
         ) chosen USING (row_number)
         WHERE q.source_file = %(name)s ORDER BY {order}
-    """  # noqa: S608  # both are constants of this file
+    """
     values = {"name": record.version.name, "generation": record.version.generation, "sent": _SENT_CHARACTERS}
     cursor.execute(query, {**values, "shown": SHOWN_ROWS})
     return tuple(

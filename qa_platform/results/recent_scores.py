@@ -7,7 +7,7 @@ import psycopg
 
 from qa_platform.clients.postgres import limit_seconds, transaction
 from qa_platform.ledger import FileRecord
-from qa_platform.results.facts import BUCKETS
+from qa_platform.results.facts import BUCKET, BUCKETS, LOW
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ def recent_scores(
         TransientError: it takes longer than ``seconds``, or PostgreSQL is unavailable.
     """
     # The limit in the innermost query forces a nested loop: a plain join could become a scan of every row of every file.
-    query = """
-        SELECT CASE WHEN score BETWEEN 0 AND 1 THEN least(width_bucket(score, 0, 1, %(buckets)s), %(buckets)s) END,
-            count(*), count(*) FILTER (WHERE score < %(low)s OR flag = 'low_score'), sum(score)
+    query = f"""
+        SELECT {BUCKET}, count(*), count(*) FILTER (WHERE {LOW}), sum(score)
         FROM (
             SELECT q.score, q.flag FROM unnest(%(names)s::text[], %(generations)s::bigint[]) AS f (name, generation)
             CROSS JOIN LATERAL (
@@ -55,11 +54,10 @@ def recent_scores(
                 WHERE source_file = f.name AND generation = f.generation LIMIT %(limit)s
             ) q LIMIT %(limit)s
         ) looked_at GROUP BY 1
-    """
+    """  # noqa: S608  # both are constants of `facts`
     values = {
         "names": [record.version.name for record in records],
         "generations": [record.version.generation for record in records],
-        "buckets": BUCKETS,
         "low": low_score,
         "limit": limit,
     }

@@ -13,7 +13,9 @@ from qa_platform.text import escaped
 
 
 def rejected_report(ledger: Ledger, connection: psycopg.Connection, name: str) -> Iterator[bytes]:
-    """The report on the newest generation of a file, line by line: why the file was rejected, or its rejected rows in their order.
+    """The report on a file, line by line: why its newest generation was rejected, or the rejected rows in the tables, in their order.
+
+    While a newer generation is not loaded yet, those are an older generation's rows.
 
     The columns are `ingest.REPORT_COLUMNS`. Rows without an answer are not rejected, so they are not in the report.
 

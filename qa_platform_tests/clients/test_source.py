@@ -9,7 +9,7 @@ from google.cloud import storage
 from qa_platform.clients.archived import find_archived, list_archived
 from qa_platform.clients.bucket import archive, find_incoming, open_version, upload
 from qa_platform.contract import INCOMING, FileVersion
-from qa_platform.ingest import iter_rows
+from qa_platform.ingest import RowReader
 
 CSV = b"question,context\nWhere?,Here.\nWho?,Me.\n"
 PACKED = gzip.compress(CSV, mtime=0)
@@ -30,7 +30,7 @@ def test_the_rows_of_a_compressed_object_are_read(bucket: storage.Bucket, name: 
     version = put(bucket, name, encoding)
     assert version.size == len(PACKED)
     with open_version(bucket, version, INCOMING + name) as source:
-        assert [list(row.cells) for row in iter_rows(source, size=version.size)] == [["Where?", "Here."], ["Who?", "Me."]]
+        assert [list(row.cells) for row in RowReader(source, size=version.size)] == [["Where?", "Here."], ["Who?", "Me."]]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "x" * 1000 + ".csv.gz"], ids=["plain name", "gz", "long"])

@@ -8,7 +8,7 @@ import pytest
 
 from qa_platform.contract import COLUMN_LIMIT, HEADER_LIMIT, RAW_LIMIT, ROW_LIMIT, FileReason, Rejection, RowReason
 from qa_platform.errors import InputError, TransientError
-from qa_platform.ingest import FILE_HINTS, ROW_HINTS, FileRejected, Row, TextLimits, iter_rows
+from qa_platform.ingest import FILE_HINTS, ROW_HINTS, FileRejected, Row, RowReader, TextLimits
 from qa_platform.ingest.dialect import csv_reader
 from qa_platform.settings import IngestSettings
 
@@ -16,7 +16,7 @@ HEADER = b"question,context\n"
 
 
 def read(data: bytes) -> list[Row]:
-    return list(iter_rows(io.BytesIO(data)))
+    return list(RowReader(io.BytesIO(data)))
 
 
 def only_row(data: bytes) -> Row:
@@ -144,8 +144,8 @@ def test_a_cut_download_is_not_called_damage() -> None:
     data = HEADER + b'q,"c"\n'
     for length in range(len(data)):
         with pytest.raises(TransientError, match=f"{length} of {len(data)} bytes"):
-            list(iter_rows(io.BytesIO(data[:length]), size=len(data)))
-    assert len(list(iter_rows(io.BytesIO(data), size=len(data)))) == 1
+            list(RowReader(io.BytesIO(data[:length]), size=len(data)))
+    assert len(list(RowReader(io.BytesIO(data), size=len(data)))) == 1
 
 
 ROWS = [
@@ -211,7 +211,7 @@ def test_limits_count_characters_and_a_full_cell_passes() -> None:
 
 def test_limits_follow_the_settings() -> None:
     limits = TextLimits.of(IngestSettings(question_limit=3, context_limit=4))
-    rows = list(iter_rows(io.BytesIO(HEADER + b"abc,abcd\nabcd,abcd\nabc,abcde\n"), limits=limits))
+    rows = list(RowReader(io.BytesIO(HEADER + b"abc,abcd\nabcd,abcd\nabc,abcde\n"), limits=limits))
     assert [row.rejection and row.rejection.reason for row in rows] == [None, RowReason.QUESTION_TOO_LONG, RowReason.CONTEXT_TOO_LONG]
 
 
@@ -293,7 +293,7 @@ HARMLESS = [
 
 @pytest.mark.parametrize(("data", "columns", "cells"), HARMLESS)
 def test_what_looks_odd_but_is_allowed_passes_untouched(data: bytes, columns: list[str], cells: list[list[str]]) -> None:
-    reader = iter_rows(io.BytesIO(data))
+    reader = RowReader(io.BytesIO(data))
     rows = list(reader)
     assert [row.rejection for row in rows] == [None] * len(cells)
     assert (list(reader.columns), [row.cells for row in rows]) == (columns, cells)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qa_platform.contract import RAW_LIMIT, FileReason, FileVersion, Manifest, ModelChoice, RowReason, ShardInfo
-from qa_platform.ingest import FileRejected, Row, RowReader, TextLimits, csv_line, damage, header, iter_rows, reading, split, with_delimiter
+from qa_platform.ingest import FileRejected, Row, RowReader, TextLimits, csv_line, damage, header, reading, split, with_delimiter
 from qa_platform.ingest.dialect import parse
 from qa_platform.ingest.records import RecordEnd, whole_characters
 from qa_platform.settings import IngestSettings
@@ -46,7 +46,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(data: bytes, sizes: list[int]) -> tuple[RowReader, list[Row]]:
-    reader = iter_rows(Pieces(data, sizes), limits=TextLimits.of(SETTINGS))
+    reader = RowReader(Pieces(data, sizes), limits=TextLimits.of(SETTINGS))
     return reader, list(reader)
 
 

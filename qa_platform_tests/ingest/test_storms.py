@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from qa_platform.contract import HEADER_LIMIT, ROW_LIMIT, FileReason, FileVersion, Manifest, ModelChoice, RowReason
-from qa_platform.ingest import FileRejected, iter_rows, reading, split
+from qa_platform.ingest import FileRejected, RowReader, reading, split
 from qa_platform.settings import IngestSettings
 
 HEADER = b"question,context\n"
@@ -88,7 +88,7 @@ def test_a_storm_in_one_row_is_one_reject(data: bytes, reason: RowReason) -> Non
     manifest = sink.split(HEADER + data + b"q,c\n")
     assert (manifest.rows, manifest.rejected) == (2, 1)
     assert sink.size < 500_000
-    first, _ = iter_rows(io.BytesIO(HEADER + data + b"q,c\n"))
+    first, _ = RowReader(io.BytesIO(HEADER + data + b"q,c\n"))
     assert first.rejection is not None
     assert first.rejection.reason is reason
 
@@ -121,7 +121,7 @@ def test_a_long_header_is_not_repeated_for_every_few_short_rows() -> None:
 
 def test_blank_rows_are_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
     data = HEADER + b",\nq,c\n\n,,\n"
-    rows = iter_rows(io.BytesIO(data))
+    rows = RowReader(io.BytesIO(data))
     assert len(list(rows)) == 1
     assert rows.blank == 3
     with caplog.at_level(logging.INFO):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qa_platform.contract import GZIP_RATIO, FileReason
 from qa_platform.errors import TransientError
-from qa_platform.ingest import FileRejected, Unpacked, iter_rows, unpacking
+from qa_platform.ingest import FileRejected, RowReader, Unpacked, unpacking
 from qa_platform.ingest.buffer import Buffer
 from qa_platform_tests.ingest.test_properties import Pieces
 
@@ -58,7 +58,7 @@ def test_whatever_follows_the_first_two_bytes_is_decompressed_or_rejected(head: 
 
 
 def test_the_rows_and_lines_are_those_of_the_file_without_gzip() -> None:
-    assert list(iter_rows(io.BytesIO(gzip.compress(CSV)))) == list(iter_rows(io.BytesIO(CSV)))
+    assert list(RowReader(io.BytesIO(gzip.compress(CSV)))) == list(RowReader(io.BytesIO(CSV)))
 
 
 def test_a_file_that_is_cut_off_is_damaged_and_a_download_that_is_cut_off_is_read_again() -> None:
@@ -112,5 +112,5 @@ def test_a_long_record_of_tiny_members_is_looked_at_once_a_block() -> None:
         fills += 1
     assert buffer.read == len(gzip.decompress(data))
     assert fills <= buffer.read // 2**20 + 2
-    last = list(iter_rows(io.BytesIO(data)))[-1]
+    last = list(RowReader(io.BytesIO(data)))[-1]
     assert (last.row, last.cells[0], len(last.cells[1])) == (rows + 1, "Who?", 20_000)

@@ -38,7 +38,7 @@ from qa_platform.contract import (
 )
 from qa_platform.datum_batching import fault_of
 from qa_platform.errors import InputError, TransientError
-from qa_platform.ingest import FileRejected, TextLimits, csv_line, iter_rows
+from qa_platform.ingest import FileRejected, RowReader, TextLimits, csv_line
 from qa_platform.ledger import FileRecord, Ledger, loads
 from qa_platform.loading import migrate, worker
 from qa_platform.loading.answered import MissingShards
@@ -200,7 +200,7 @@ def test_every_row_of_any_csv_is_in_one_of_the_tables_once(
     folder = tmp_path / "file"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        rows = list(iter_rows(io.BytesIO(data), limits=TextLimits.of(limits)))
+        rows = list(RowReader(io.BytesIO(data), limits=TextLimits.of(limits)))
     except FileRejected:
         with pytest.raises(FileRejected):
             ingested(data, folder, limits=limits)

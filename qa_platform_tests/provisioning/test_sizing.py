@@ -13,9 +13,9 @@ from qa_platform.cli.main import main
 from qa_platform.clients.pachyderm import session
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE
 from qa_platform.errors import InputError
+from qa_platform.merge_patch import merge_patch
 from qa_platform.provisioning.pipelines import Options, apply, find_pipeline, specifications
 from qa_platform.provisioning.project_files import project_file
-from qa_platform.provisioning.sizing import merge_patch
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
 from qa_platform_tests.kubernetes_types import problems
 
@@ -43,7 +43,7 @@ def wanted(**options: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("target", "patch", "merged"),
-    # From the appendix of RFC 7386.
+    # From the appendix of RFC 7396.
     [
         ({"a": "b"}, {"a": "c"}, {"a": "c"}),
         ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),

@@ -78,7 +78,7 @@ def test_scores_are_counted_by_the_database(files: Files) -> None:
     counts = dict(enumerate(facts.scores.counts))
     assert {bucket: count for bucket, count in counts.items() if count} == {0: 2, 10: 1, BUCKETS - 1: 2}
     assert facts.scores.mean == pytest.approx(2.51 / 5)
-    assert (facts.scores.low, facts.scores.unscored) == (2, 2)
+    assert facts.scores.low == 2
     assert facts.reasons == {"empty_question": 2}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qa_platform.cli.doctor import workers
 from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Part, Result, Wrong, ok, unknown, wrong
-from qa_platform.contract import ANSWER_PIPELINE, EMBEDDED_PACHD, LOAD_PIPELINE, QUESTIONS_REPO
+from qa_platform.contract import ANSWER_PIPELINE, EMBEDDED_PACHD, LOAD_PIPELINE, PIPELINES, QUESTIONS_REPO
 from qa_platform.errors import InputError
 from qa_platform.settings import BucketSettings, PachydermSettings, PipelinesSettings, PostgresSettings
 
@@ -53,7 +53,7 @@ def _cluster(client: "Client", settings: PachydermSettings) -> Iterator[Result]:
     yield _pachd(client, settings)
     roles, lacking = _roles(client)
     yield roles
-    deployed = {name: find_pipeline(client, name) for name in (ANSWER_PIPELINE, LOAD_PIPELINE)}
+    deployed = {name: find_pipeline(client, name) for name in PIPELINES}
     options = deployed_options(deployed.values())
     # The options for the `apply` commands in the fixes. The embedded pachd needs no images.
     is_embedded = client.get_version().additional == EMBEDDED_PACHD

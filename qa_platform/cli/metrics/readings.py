@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from qa_platform.contract import ANSWER_PIPELINE, INCOMING, LOAD_PIPELINE
+from qa_platform.contract import INCOMING, PIPELINES
 from qa_platform.settings import BucketSettings, CheckSettings, PachydermSettings, PostgresSettings, WorkSettings
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _jobs() -> Iterator[Metric]:
         labels=["pipeline"],
     )
     with session(PachydermSettings(), "asking for the jobs") as client:
-        for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE):
+        for pipeline in PIPELINES:
             infos = list(client.pps.list_job(pipeline=job_of(pipeline, "").pipeline, number=_JOBS))
             names = [state_name(info.state) for info in infos]
             for state in states:

@@ -11,8 +11,9 @@ from typing import Any
 from qa_platform.embedded.gcs.disk import Disk
 from qa_platform.embedded.gcs.model import Bucket, Conditions, StorageError, invalid
 from qa_platform.embedded.gcs.policies import check_iam_policy
-from qa_platform.embedded.gcs.settings import changed_settings, locked_settings, merged
+from qa_platform.embedded.gcs.settings import changed_settings, locked_settings
 from qa_platform.embedded.gcs.times import in_seconds, now_text
+from qa_platform.merge_patch import merge_patch
 
 
 class Buckets:
@@ -62,7 +63,7 @@ class Buckets:
         """
         bucket = self.get(name)
         conditions.check_metageneration(bucket.metageneration)
-        wanted = settings if replace else merged(bucket.settings, settings)
+        wanted = settings if replace else merge_patch(bucket.settings, settings)
         return self._change(bucket, settings=changed_settings(bucket.settings, wanted))
 
     def lock_retention_policy(self, name: str, *, conditions: Conditions) -> Bucket:

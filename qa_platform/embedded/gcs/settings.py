@@ -5,6 +5,7 @@ from typing import Any
 
 from qa_platform.embedded.gcs.model import forbidden, invalid
 from qa_platform.embedded.gcs.times import now_text
+from qa_platform.merge_patch import merge_patch
 
 # The parts of a bucket's resource that only the service writes.
 _SERVICES_OWN = frozenset(
@@ -30,20 +31,6 @@ _LEAST_SOFT_DELETE, _MOST_SOFT_DELETE = 7 * 86_400, 90 * 86_400
 _MOST_RETENTION = 3_155_760_000
 
 
-def merged(current: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON document with a merge patch applied (RFC 7396): null removes a key, objects are merged, everything else is replaced."""
-    result = dict(current)
-    for key, value in changes.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, Mapping):
-            before = result.get(key)
-            result[key] = merged(before if isinstance(before, Mapping) else {}, value)
-        else:
-            result[key] = value
-    return result
-
-
 def changed_settings(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The new settings of a bucket, after a client has requested ``wanted``.
 
@@ -51,7 +38,7 @@ def changed_settings(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> di
         StorageError: 400 a setting is malformed; 403 the retention policy is locked.
     """
     # Merging into an empty object removes nulls.
-    settings = merged({}, {key: value for key, value in wanted.items() if key not in _SERVICES_OWN})
+    settings = merge_patch({}, {key: value for key, value in wanted.items() if key not in _SERVICES_OWN})
     for name, complete in _COMPLETE.items():
         value = complete(before.get(name) or {}, settings.get(name) or {})
         if value:

@@ -28,8 +28,8 @@ from qa_platform.embedded.gcs.model import (
 from qa_platform.embedded.gcs.past import PastObjects
 from qa_platform.embedded.gcs.policies import check_acl, check_unprotected, checked_retention, require
 from qa_platform.embedded.gcs.rows import LIVE_COLUMNS, row_of, stored_object
-from qa_platform.embedded.gcs.settings import merged
 from qa_platform.embedded.gcs.times import now_text
+from qa_platform.merge_patch import merge_patch
 
 NAME_LIMIT_BYTES = 1024
 _COMPOSE_LIMIT = 32
@@ -167,12 +167,12 @@ class Storage:
         owner = self.buckets.get(stored.bucket)
         require(owner, _UPDATE)
         before = {key: value for key, value in stored.attributes.items() if not replace or key not in WRITABLE}
-        complete = merged(before, attributes)
+        complete = merge_patch(before, attributes)
         if "acl" in attributes:
             check_acl(owner, attributes["acl"])
         if "retention" in attributes:
             retention = checked_retention(stored.attributes.get("retention", {}), attributes["retention"], override=override)
-            complete = merged(complete, {"retention": None}) | ({"retention": retention} if retention else {})
+            complete = merge_patch(complete, {"retention": None}) | ({"retention": retention} if retention else {})
         if stored.attributes.get("eventBasedHold") and not complete.get("eventBasedHold"):
             complete["holdReleased"] = now_text()
         changed = dataclasses.replace(stored, attributes=complete, metageneration=stored.metageneration + 1, updated=now_text())

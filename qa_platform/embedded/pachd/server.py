@@ -6,7 +6,6 @@ from qa_platform.embedded.pachd import pfs, pps, secrets
 from qa_platform.embedded.pachd.errors import PachError
 from qa_platform.embedded.pachd.execution.cron import CronClock
 from qa_platform.embedded.pachd.execution.jobs import Executor
-from qa_platform.embedded.pachd.options import Options
 from qa_platform.embedded.pachd.pfs import Pfs
 from qa_platform.embedded.pachd.pps import Pps
 from qa_platform.embedded.pachd.protocol import authentication
@@ -20,6 +19,7 @@ from qa_platform.embedded.pachd.secrets import Secrets
 from qa_platform.embedded.pachd.storage.garbage import EXPIRY_SECONDS, Collector
 from qa_platform.embedded.pachd.storage.store import Store
 from qa_platform.embedded.supervise import try_lock
+from qa_platform.settings import EmbeddedPachdSettings
 
 _SCHEMA = "".join(part.SCHEMA for part in (pfs, pps, secrets, authentication)) + "CREATE TABLE IF NOT EXISTS cluster (id TEXT NOT NULL);"
 
@@ -35,7 +35,7 @@ class PachdServer:
         PachError: another server uses the folder, or the file of tokens cannot be used.
     """
 
-    def __init__(self, state: Path, options: Options, *, token: str = "") -> None:
+    def __init__(self, state: Path, options: EmbeddedPachdSettings, *, token: str = "") -> None:
         state.mkdir(parents=True, exist_ok=True)
         self._lock = (state / "lock").open("ab")
         if not try_lock(self._lock):

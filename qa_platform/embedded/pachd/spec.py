@@ -9,6 +9,7 @@ from typing import Any
 
 from qa_platform.embedded.pachd.errors import InvalidArgument, PachError, Unimplemented
 from qa_platform.embedded.pachd.pfs import BranchKey, RepoKey, check_name
+from qa_platform.merge_patch import merge_patch
 
 _NAME_LIMIT = 51
 _RESOURCES = {"cpu": 1, "memory": "256Mi", "disk": "1Gi"}
@@ -156,27 +157,13 @@ def leaves(node: Input) -> Iterator[PfsInput | CronInput]:
         yield node
 
 
-def merge(defaults: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge a spec into defaults: objects are merged, everything else is replaced, and null removes a key."""
-    merged = dict(defaults)
-    for key, value in spec.items():
-        below = merged.get(key)
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, Mapping):
-            merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def with_defaults(spec: dict[str, Any], *, now: float) -> dict[str, Any]:
     """A spec in protojson with the project and all defaults.
 
     Raises:
         PachError: the spec is invalid.
     """
-    spec = merge(CLUSTER_DEFAULTS, spec)
+    spec = merge_patch(CLUSTER_DEFAULTS, spec)
     pipeline = dict(spec.get("pipeline") or {})
     pipeline["project"] = {"name": (pipeline.get("project") or {}).get("name") or "default"}
     spec["pipeline"] = pipeline

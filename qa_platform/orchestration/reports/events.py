@@ -31,7 +31,7 @@ from qa_platform.orchestration.reports.commands import answers_query, rejects_co
 from qa_platform.orchestration.reports.gold import quality_events
 from qa_platform.orchestration.reports.markdown import histogram
 from qa_platform.orchestration.reports.uploads import answered_link, object_link
-from qa_platform.results.facts import IN_THE_TABLE, FileFacts, gather
+from qa_platform.results.facts import LOADED_STATUSES, FileFacts, gather
 from qa_platform.results.gold import is_gold
 from qa_platform.settings import CatalogSettings, CheckSettings
 from qa_platform.text import escaped_lines
@@ -91,8 +91,8 @@ class Reporter:
         Args:
             job_links: ask Pachyderm for the address of its console, to link to the jobs; else their ids are shown.
         """
-        yield from (self._observation(record) for record in records if record.status not in IN_THE_TABLE)
-        loaded = [record for record in records if record.status in IN_THE_TABLE]
+        yield from (self._observation(record) for record in records if record.status not in LOADED_STATUSES)
+        loaded = [record for record in records if record.status in LOADED_STATUSES]
         links = self._job_links({record.pachyderm_job for record in loaded}) if job_links else {}
         with Ledger(self.services.postgres) as ledger, connect(self.services.postgres) as connection:
             for facts in gather(ledger, connection, loaded, self.checks):
@@ -115,7 +115,7 @@ class Reporter:
         """
         evaluations = []
         events: Iterator[Event] = self.file_events(records, assets=assets, job_links=True)
-        if any(is_gold(record.version.name, self.checks.gold_prefix) for record in records if record.status in IN_THE_TABLE):
+        if any(is_gold(record.version.name, self.checks.gold_prefix) for record in records if record.status in LOADED_STATUSES):
             events = chain(events, quality_events(self.services, self.checks))
         while portion := list(islice(events, _EVENTS_AT_ONCE)):
             log_events(context, portion)

@@ -117,11 +117,10 @@ def _requests(context: dg.SensorEvaluationContext, services: Services, batches: 
     return requests, troubled
 
 
-def _request(instance: dg.DagsterInstance, services: Services, planned: Batch, present: Sequence[str]) -> _Request | None:
+def _request(instance: dg.DagsterInstance, services: Services, batch: Batch, present: Sequence[str]) -> _Request | None:
     """Claim a batch and request its run. None if another process was faster."""
-    run_key = new_run_key(instance, planned)
-    batch = claim(services, planned, token=run_key)
-    if batch is None:
+    run_key = new_run_key(instance, batch)
+    if not claim(services, batch, token=run_key):
         return None
     keys = [partition_key(version.name) for version in batch.versions]
     uploads = tuple(uploaded(services.bucket, version, services.work) for version in batch.versions)

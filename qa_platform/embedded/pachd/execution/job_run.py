@@ -35,10 +35,6 @@ class JobRun:
         self._timer: threading.Timer | None = None
         self._thread = threading.Thread(target=self._run, name=f"job-{pk}", daemon=True)
 
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
     def start(self) -> None:
         self._thread.start()
 

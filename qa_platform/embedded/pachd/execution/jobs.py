@@ -14,8 +14,8 @@ from qa_platform.embedded.pachd.execution.job_run import JobRun
 from qa_platform.embedded.pachd.execution.leftovers import Reaper, kill_leftovers
 from qa_platform.embedded.pachd.execution.pods import Pods, PodSettings
 from qa_platform.embedded.pachd.execution.worker import ServeWorker
-from qa_platform.embedded.pachd.options import Options
 from qa_platform.embedded.pachd.pps import Job, Pipeline, PipelineKey, PipelineState, Pps
+from qa_platform.settings import EmbeddedPachdSettings
 
 _LOG = logging.getLogger(__name__)
 _MEMORY = Path("/dev/shm")
@@ -38,7 +38,7 @@ class Executor:
     A pipeline works on as many jobs at a time as it has workers.
     """
 
-    def __init__(self, pps: Pps, folder: Path, serve: ServeWorker, options: Options) -> None:
+    def __init__(self, pps: Pps, folder: Path, serve: ServeWorker, options: EmbeddedPachdSettings) -> None:
         kill_leftovers(folder)
         shutil.rmtree(folder, ignore_errors=True)
         # A folder per server: the reaper of a killed server must not kill this one's workers.

@@ -53,10 +53,6 @@ class UserProcess:
         self._reader.start()
         threading.Thread(target=self._wait, daemon=True).start()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def kill(self) -> None:
         """Kill the process and everything that it has started. Once it has ended, do nothing: its pid may belong to another process."""
         if self._process.returncode is not None:

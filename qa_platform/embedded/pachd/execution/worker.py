@@ -109,7 +109,7 @@ class Worker:
 
     def _outcome(self, context: JobContext, datum: Datum, base: Mapping[str, str], batch: ChunkBatch, run: _Run) -> Outcome:
         """Process a datum, with as many attempts as the pipeline allows."""
-        environment = {**base, **self._datum_environment(context, datum)}
+        environment = {**base, **self._datum_environment(datum)}
         text = "".join(f"{key}={value}\n" for key, value in environment.items())
         outcome = Outcome(datum, DatumState.SUCCESS, "", None, Stats(), text, context.roots)
         state, number = DatumState.FAILED, 1
@@ -297,7 +297,7 @@ class Worker:
             "PACH_OUTPUT_COMMIT_ID": context.job.id,
         }
 
-    def _datum_environment(self, context: JobContext, datum: Datum) -> dict[str, str]:
+    def _datum_environment(self, datum: Datum) -> dict[str, str]:
         env = {"PACH_DATUM_ID": datum.id}
         for one in datum.inputs:
             env[one.name] = str(self._visible_pfs / one.name / one.path.strip("/"))

@@ -20,21 +20,13 @@ class Pfs:
     Args:
         store: the storage.
         finish_seconds: the shortest time that a commit is finishing.
-        on_propagated: called inside the transaction with the commits that propagation has created.
-        is_pipeline: whether a repo belongs to a pipeline.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        finish_seconds: float = 0.0,
-        on_propagated: OnPropagated = lambda commits: None,
-        is_pipeline: IsPipeline = lambda repo: False,
-    ) -> None:
+    def __init__(self, store: Store, *, finish_seconds: float = 0.0) -> None:
         self.store = store
-        self.on_propagated = on_propagated
-        self.is_pipeline = is_pipeline
+        # `Pps` sets both. The first is called inside the transaction with the commits that propagation has created.
+        self.on_propagated: OnPropagated = lambda commits: None
+        self.is_pipeline: IsPipeline = lambda repo: False
         database = store.metadata
         projects = Projects(database)
         repos = Repos(database, projects)

@@ -39,14 +39,13 @@ class Graph:
         self._commits = commits
         self._on_propagated = on_propagated
 
-    def create_branch(self, key: BranchKey, head: CommitRef | None, provenance: Iterable[BranchKey], *, set_id: str = "") -> None:
+    def create_branch(self, key: BranchKey, head: CommitRef | None, provenance: Iterable[BranchKey]) -> None:
         """Create or change a branch. Missing upstream branches are created too.
 
         Args:
             head: the commit that the branch moves to. Without it, the branch keeps its own head, or begins with an empty commit. That
                 commit is finished, unless the branch has upstream branches: then it stays open until a client finishes it.
             provenance: the direct provenance of the branch.
-            set_id: the set of the new commits; empty for a new set.
 
         Raises:
             PachError: a name is invalid.
@@ -56,7 +55,7 @@ class Graph:
         if is_commit_id(key.name):
             raise PachError(f"branch name ({key.name}) invalid: it looks like a commit id")
         with self._db.transaction():
-            set_id = set_id or new_id()
+            set_id = new_id()
             sources = list(provenance)
             for source in sources:
                 check_name(source.name)

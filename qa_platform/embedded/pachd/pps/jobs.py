@@ -199,7 +199,7 @@ class Jobs:
     def _job(self, row: sqlite3.Row) -> Job:
         counts, stats = self._totals(row["pk"]) if row["enumerated"] else ({}, Stats())
         return Job(
-            pk=row["pk"], pipeline=PipelineKey(row["project"], row["name"]), pipeline_pk=row["pipeline"], id=row["id"],
+            pk=row["pk"], pipeline=PipelineKey(row["project"], row["name"]), id=row["id"],
             version=row["version"], commit=row["commit_"], state=JobState(row["state"]), reason=row["reason"],
             created=row["created"], started=row["started"], finished=row["finished"], total=row["total"],
             enumerated=bool(row["enumerated"]), restarts=row["restarts"], serial=bool(row["serial"]), counts=counts, stats=stats,

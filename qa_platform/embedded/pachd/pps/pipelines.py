@@ -13,7 +13,7 @@ from qa_platform.embedded.pachd.secrets import Secrets
 from qa_platform.embedded.pachd.spec import CronInput, EffectiveSpec, PipelineSpec
 
 _SELECT_PIPELINE = (
-    "SELECT p.pk, p.project, p.name, p.stopped, p.state, p.reason, p.created, p.version AS latest, v.version, v.user_json, "
+    "SELECT p.pk, p.project, p.name, p.stopped, p.state, p.reason, p.created, v.version, v.user_json, "
     "v.effective_json, v.filled_json, v.salt, v.spec_commit, v.updated FROM pipeline p JOIN pipeline_version v ON v.pipeline = p.pk"
 )
 

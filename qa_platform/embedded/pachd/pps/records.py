@@ -131,7 +131,7 @@ class PipelineKey:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One version of a pipeline. ``latest`` is the pipeline's current version.
+    """One version of a pipeline.
 
     ``user_json`` is what the user sent, ``effective_json`` is that merged with the cluster's defaults, and ``filled_json`` is the same as
     protojson with all defaults of the inputs.
@@ -140,7 +140,6 @@ class Pipeline:
     pk: int
     key: PipelineKey
     version: int
-    latest: int
     stopped: bool
     state: PipelineState
     reason: str
@@ -223,7 +222,6 @@ class Job:
 
     pk: int
     pipeline: PipelineKey
-    pipeline_pk: int
     id: str
     version: int
     commit: int
@@ -246,7 +244,7 @@ class Job:
 
 def pipeline_of(row: sqlite3.Row) -> Pipeline:
     return Pipeline(
-        pk=row["pk"], key=PipelineKey(row["project"], row["name"]), version=row["version"], latest=row["latest"],
+        pk=row["pk"], key=PipelineKey(row["project"], row["name"]), version=row["version"],
         stopped=bool(row["stopped"]), state=PipelineState(row["state"]), reason=row["reason"], created=row["created"],
         updated=row["updated"], user_json=row["user_json"], effective_json=row["effective_json"],
         filled_json=row["filled_json"] or row["effective_json"], salt=row["salt"], spec_commit=row["spec_commit"],

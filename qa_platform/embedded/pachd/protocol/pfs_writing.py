@@ -8,7 +8,6 @@ from betterproto.lib.google.protobuf import Empty
 from pachyderm_sdk.api import pfs as pb
 
 from qa_platform.embedded.pachd.errors import PachError
-from qa_platform.embedded.pachd.options import Options
 from qa_platform.embedded.pachd.pfs import CommitRef, Pfs, check_path, tag_of
 from qa_platform.embedded.pachd.protocol import convert
 from qa_platform.embedded.pachd.protocol.pfs_reading import find_file
@@ -17,6 +16,7 @@ from qa_platform.embedded.pachd.protocol.wire import RawAdd, modify_request
 from qa_platform.embedded.pachd.storage import urls
 from qa_platform.embedded.pachd.storage.filesets import FileSetWriter
 from qa_platform.embedded.pachd.storage.trees import FileEntry
+from qa_platform.settings import EmbeddedPachdSettings
 
 _NANOSECONDS = 1_000_000_000
 # Deletes a folder. Takes the writer, the folder's path and the tag.
@@ -26,7 +26,7 @@ DeleteFolder = Callable[[FileSetWriter, str, str], None]
 class WriteMethods:
     """Writes files, and makes file sets."""
 
-    def __init__(self, pfs: Pfs, options: Options) -> None:
+    def __init__(self, pfs: Pfs, options: EmbeddedPachdSettings) -> None:
         self._options = options
         self._pfs = pfs
         self._trees = pfs.store.trees

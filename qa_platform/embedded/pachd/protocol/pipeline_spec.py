@@ -11,6 +11,7 @@ from qa_platform.embedded.pachd import spec as specs
 from qa_platform.embedded.pachd.errors import InvalidArgument
 from qa_platform.embedded.pachd.protocol import protojson
 from qa_platform.embedded.pachd.spec import EffectiveSpec
+from qa_platform.merge_patch import merge_patch
 
 # Keys of a request that are not part of the spec: they say what to do with it.
 _ORDERS = ("update", "reprocess", "dryRun", "specCommit")
@@ -36,7 +37,7 @@ def read(text: str, *, update: bool = False, reprocess: bool = False, dry_run: b
     """
     asked = _parse(text)
     raw = protojson.camel_keys(pp.CreatePipelineRequest, json.loads(text))
-    merged = specs.merge(specs.CLUSTER_DEFAULTS, {key: value for key, value in raw.items() if key not in _ORDERS})
+    merged = merge_patch(specs.CLUSTER_DEFAULTS, {key: value for key, value in raw.items() if key not in _ORDERS})
     message = _parse(json.dumps(merged))
     filled = specs.with_defaults(protojson.to_dict(message), now=time.time())
     message.pipeline.project.name = message.pipeline.project.name or "default"

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from qa_platform.embedded.pachd.execution.datums import Source, enumerate_datums
 from qa_platform.embedded.pachd.pfs import BranchKey
 from qa_platform.embedded.pachd.pps import Datum, DatumState, Job, Pipeline, PipelineKey, Pps
 from qa_platform.embedded.pachd.protocol import convert, pipeline_spec, protojson
-from qa_platform.embedded.pachd.protocol.rpc import Call, Method
+from qa_platform.embedded.pachd.protocol.rpc import Call, Entries, Method, named
 from qa_platform.embedded.pachd.secrets import Secret
 from qa_platform.embedded.pachd.storage.logs import LogQuery
 
@@ -43,7 +43,7 @@ class PpsApi:
         self._loki = loki
 
     def methods(self) -> dict[str, Method]:
-        unary: list[tuple[str, type[betterproto.Message], Callable[[Any, Call], Any]]] = [
+        unary: Entries = [
             ("CreatePipeline", pp.CreatePipelineRequest, self.create_pipeline),
             ("CreatePipelineV2", pp.CreatePipelineV2Request, self.create_pipeline_v2),
             ("InspectPipeline", pp.InspectPipelineRequest, self.inspect_pipeline),
@@ -63,7 +63,7 @@ class PpsApi:
             ("DeleteSecret", pp.DeleteSecretRequest, self.delete_secret),
             ("ListSecret", Empty, self.list_secret),
         ]
-        streaming: list[tuple[str, type[betterproto.Message], Callable[[Any, Call], Any]]] = [
+        streaming: Entries = [
             ("ListPipeline", pp.ListPipelineRequest, self.list_pipeline),
             ("ListJob", pp.ListJobRequest, self.list_job),
             ("InspectJobSet", pp.InspectJobSetRequest, self.inspect_job_set),
@@ -72,10 +72,8 @@ class PpsApi:
             ("ListDatum", pp.ListDatumRequest, self.list_datum),
             ("GetLogs", pp.GetLogsRequest, self.get_logs),
         ]
-        methods = {f"/pps_v2.API/{name}": Method(request.FromString, run) for name, request, run in unary}
-        methods |= {f"/pps_v2.API/{name}": Method(request.FromString, run, streams_out=True) for name, request, run in streaming}
-        methods["/logs.API/GetLogs"] = Method(pl.GetLogsRequest.FromString, self.get_logs_2, streams_out=True)
-        return methods
+        logs: Entries = [("GetLogs", pl.GetLogsRequest, self.get_logs_2)]
+        return named("pps_v2.API", unary) | named("pps_v2.API", streaming, streams_out=True) | named("logs.API", logs, streams_out=True)
 
     # Pipelines
 

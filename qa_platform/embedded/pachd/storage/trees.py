@@ -113,20 +113,13 @@ class TreeStore:
         data = json.dumps([[key, *_encode(entry)] for key, entry in sorted(children.items())], separators=(",", ":")).encode()
         node = _hash(data)
         self._database.execute("INSERT OR IGNORE INTO node VALUES (?, ?)", node, data)
-        total = blake2b(digest_size=32)
-        for _, entry in sorted(children.items()):
-            total.update(bytes.fromhex(entry.digest))
-        return DirEntry(sum(entry.size for entry in children.values()), total.hexdigest(), node)
+        return _dir_entry(children, node)
 
     def root(self, node: str | None) -> DirEntry | None:
         """The entry of a root node; None for the empty tree."""
         if not node:
             return None
-        children = self.children(node)
-        total = blake2b(digest_size=32)
-        for _, entry in sorted(children.items()):
-            total.update(bytes.fromhex(entry.digest))
-        return DirEntry(sum(entry.size for entry in children.values()), total.hexdigest(), node)
+        return _dir_entry(self.children(node), node)
 
     def find(self, node: str | None, path: str) -> Found | None:
         """The entry at a path. A file takes precedence over a folder; with a trailing slash, only a folder matches."""
@@ -212,6 +205,13 @@ def _decode(values: list[object]) -> Entry:
         return DirEntry(size, total, rest)
     assert isinstance(rest, list)
     return FileEntry(size, total, tuple((tag, tuple(Chunk(name, length) for name, length in chunks)) for tag, chunks in rest))
+
+
+def _dir_entry(children: Children, node: str) -> DirEntry:
+    total = blake2b(digest_size=32)
+    for _, entry in sorted(children.items()):
+        total.update(bytes.fromhex(entry.digest))
+    return DirEntry(sum(entry.size for entry in children.values()), total.hexdigest(), node)
 
 
 def _hash(data: bytes) -> str:

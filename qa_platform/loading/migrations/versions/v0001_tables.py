@@ -101,30 +101,6 @@ COMMENT ON TABLE question_file IS 'what happened to each generation of each file
 COMMENT ON COLUMN question_file.place IS 'name of the object that holds this generation now';
 """
 
-# The answers stay, without the columns that say where they came from.
-_DOWN = """
-DROP TABLE question_file;
-DROP TABLE question_answer_reject;
-DROP INDEX question_answer_source;
-ALTER TABLE question_answer
-    DROP COLUMN score,
-    DROP COLUMN answer_start,
-    DROP COLUMN answer_end,
-    DROP COLUMN model_revision,
-    DROP COLUMN model_precision,
-    DROP COLUMN source_file,
-    DROP COLUMN generation,
-    DROP COLUMN row_number,
-    DROP COLUMN load_id,
-    DROP COLUMN run_id,
-    DROP COLUMN flag,
-    DROP COLUMN loaded_at;
-"""
-
 
 def upgrade() -> None:
     op.execute(_UP)
-
-
-def downgrade() -> None:
-    op.execute(_DOWN)

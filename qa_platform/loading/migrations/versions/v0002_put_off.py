@@ -13,7 +13,3 @@ def upgrade() -> None:
         ALTER TABLE question_file ADD COLUMN put_off_since timestamptz;
         COMMENT ON COLUMN question_file.put_off_since IS 'since when something that is not the file''s fault keeps it from being answered';
     """)
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE question_file DROP COLUMN put_off_since")

@@ -13,7 +13,3 @@ def upgrade() -> None:
         ALTER TABLE question_file ADD COLUMN rejection jsonb;
         COMMENT ON COLUMN question_file.rejection IS 'why a rejected file cannot be read, as fields; error has the text';
     """)
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE question_file DROP COLUMN rejection")

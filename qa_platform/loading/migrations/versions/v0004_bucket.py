@@ -14,7 +14,3 @@ def upgrade() -> None:
         COMMENT ON COLUMN question_file.md5 IS 'MD5 of the upload; empty for composed objects, and for files from before it was recorded';
         COMMENT ON COLUMN question_file.archive_error IS 'why the source of a file that is done could not be archived; else empty';
     """)
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE question_file DROP COLUMN md5, DROP COLUMN archive_error")

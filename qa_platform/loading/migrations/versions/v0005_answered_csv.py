@@ -15,7 +15,3 @@ def upgrade() -> None:
         COMMENT ON COLUMN question_file.csv_owed IS 'whether the answered CSV is still to be written to the bucket';
         COMMENT ON COLUMN question_file.csv_error IS 'why the answered CSV could not be written to the bucket; else empty';
     """)
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE question_file DROP COLUMN csv_owed, DROP COLUMN csv_error")

@@ -13,7 +13,3 @@ def upgrade() -> None:
         ALTER TABLE question_file ADD COLUMN blank bigint;
         COMMENT ON COLUMN question_file.blank IS 'blank rows that were skipped; NULL where the file was not read since revision 0006';
     """)
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE question_file DROP COLUMN blank")

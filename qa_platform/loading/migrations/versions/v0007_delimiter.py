@@ -13,7 +13,3 @@ def upgrade() -> None:
         ALTER TABLE question_file ADD COLUMN delimiter text;
         COMMENT ON COLUMN question_file.delimiter IS 'of the upload; NULL where the file was not read since revision 0007';
     """)
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE question_file DROP COLUMN delimiter")

@@ -14,7 +14,3 @@ def upgrade() -> None:
         COMMENT ON COLUMN question_file.wanted_no_answer_threshold IS
             'how far "no answer" had to exceed the best answer; NULL where the model was not to say it';
     """)
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE question_file DROP COLUMN wanted_no_answer_threshold")
