@@ -207,7 +207,6 @@ def commit_batch(client: Client, batch_id: str, file_sets: Sequence[str]) -> str
         if "has not been finished" in (error.details() or ""):
             return None
         raise
-    commit.branch = branch
     try:
         with _lost_if_taken(commit):
             _fill(client, commit, file_sets)

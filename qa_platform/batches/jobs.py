@@ -23,6 +23,7 @@ from qa_platform.batches.starting import CannotStart, Start
 from qa_platform.clients.pachyderm import IN_PROGRESS, is_code, is_unfinished, job_of, session, state_name
 from qa_platform.clients.services import Log
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, PIPELINES, SHARD_INFO
+from qa_platform.errors import TransientError
 from qa_platform.settings import PachydermSettings
 from qa_platform.text import escaped_lines
 
@@ -63,6 +64,17 @@ def follow_jobs(settings: PachydermSettings, commit_id: str, *, watcher: Watcher
             watcher.log.warning("%s", error)
         if missing:
             raise JobFailed(_lost_output(commit_id, missing))
+
+
+def refuse_stopped(client: Client) -> None:
+    """Refuse to launch jobs while a pipeline is stopped: a commit would get no job.
+
+    Raises:
+        TransientError: a pipeline is stopped.
+    """
+    for pipeline in PIPELINES:
+        if client.pps.inspect_pipeline(pipeline=job_of(pipeline, "").pipeline).stopped:
+            raise TransientError(f"pipeline {pipeline} is stopped", advice=f"pachctl start pipeline {pipeline}; the files are then retried")
 
 
 def stop_jobs(client: Client, commit_id: str, *, reason: str) -> None:

@@ -19,7 +19,7 @@ from qa_platform.batches.archive import archive_files
 from qa_platform.batches.failure import JobFailed, JobFailure
 from qa_platform.batches.holding import lease
 from qa_platform.batches.intake import Intake
-from qa_platform.batches.jobs import Watcher, follow_jobs, stop_jobs
+from qa_platform.batches.jobs import Watcher, follow_jobs, refuse_stopped, stop_jobs
 from qa_platform.batches.plan import Batch
 from qa_platform.batches.settle import Settlement, parked
 from qa_platform.clients import pachyderm
@@ -186,6 +186,8 @@ class BatchRun:
         files = self.ledger.start(self.run_id, versions, run_id=self.run_id, batch_id=self.batch.id)
         with pachyderm.session(self.services.pachyderm, f"bringing batch {self.batch.id} into a commit") as client:
             adopted = self.adopt(client) if adopt else None
+            if adopted is None:
+                refuse_stopped(client)
             intake = Intake(self.services, self.ledger, self.run_id, self.log, launch_id, again)
             commit_id = adopted or self.commit(client, files, intake)
         if commit_id is None:

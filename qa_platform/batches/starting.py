@@ -1,32 +1,25 @@
 """Detects jobs that cannot start."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pps
 
 from qa_platform.batches.log_lines import LogLines
-from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, pipeline_state
+from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, have_workers, pipeline_state
 
 # How often a job may restart because its program does not start, before it is stopped.
 RESTARTS = 5
 _PIPELINE_SECONDS = 5.0
 # How many jobs of a pipeline are searched for one that blocks the others.
 _JOBS = 50
+# How long a job may wait for its workers before people are told.
+_QUIET_SECONDS = 60.0
 
 
 class CannotStart(Exception):
     """A job could not start for too long. The message is the reason."""
-
-
-def waits_for(client: Client, info: pps.JobInfo) -> str:
-    """Why a job's workers do not run, according to its pipeline; "" if nothing is known to be wrong."""
-    pipeline = client.pps.inspect_pipeline(pipeline=info.job.pipeline)
-    if pps.PipelineState(pipeline.state) not in NOT_STARTING:
-        return ""
-    state = pipeline_state(pipeline)
-    return f"the workers of pipeline {info.job.pipeline.name} do not start ({state}): {pipeline.reason or 'no reason given'}"
 
 
 class Start:
@@ -46,7 +39,7 @@ class Start:
         self._restarts = 0
         self._others: dict[str, int] = {}
         self._reason = ""
-        self._since = self._next = time.monotonic()
+        self._since = self._next = self._idle_since = time.monotonic()
 
     def look(self, info: pps.JobInfo, lines: LogLines) -> None:
         """Check the job, which has not ended.
@@ -64,9 +57,11 @@ class Start:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _PIPELINE_SECONDS
-        if info.state == pps.JobState.JOB_CREATED and (before := self._job_that_cannot_start()):
+        others = self._other_jobs()
+        if info.state == pps.JobState.JOB_CREATED and (before := self._one_that_cannot_start(others)):
             raise CannotStart(f"{self._no_start}: job {before}, which this one waits for, keeps restarting")
-        self._tell(waits_for(self._client, info))
+        jobs = [info, *others]
+        self._tell(self._reason_of_pipeline(jobs) or self._hangs(jobs))
         if self._reason and time.monotonic() - self._since > self._patience:
             raise CannotStart(self._reason)
 
@@ -78,10 +73,36 @@ class Start:
     def _no_start(self) -> str:
         return f"the program of pipeline {self._job.pipeline.name} does not start"
 
-    def _job_that_cannot_start(self) -> str:
-        """The id of another job of the pipeline that keeps restarting and blocks this one; "" if there is none."""
-        for other in self._client.pps.list_job(pipeline=self._job.pipeline, number=_JOBS):
-            if other.job.id != self._job.id and other.state in IN_PROGRESS and not other.data_processed:
+    def _reason_of_pipeline(self, jobs: Sequence[pps.JobInfo]) -> str:
+        """Why the workers do not run, according to the pipeline; "" if nothing is known to be wrong."""
+        pipeline = self._client.pps.inspect_pipeline(pipeline=self._job.pipeline)
+        if pps.PipelineState(pipeline.state) not in NOT_STARTING or have_workers(self._client, jobs):
+            return ""
+        reason = pipeline.reason or "no reason given"
+        return f"the workers of pipeline {self._job.pipeline.name} do not start ({pipeline_state(pipeline)}): {reason}"
+
+    def _hangs(self, jobs: Sequence[pps.JobInfo]) -> str:
+        """Why no job of the pipeline has begun for long; "" if one has.
+
+        Volumes that cannot be mounted and containers that crash in a loop do not change the pipeline's state.
+        """
+        now = time.monotonic()
+        if any(job.state != pps.JobState.JOB_CREATED for job in jobs):
+            self._idle_since = now
+        if now - self._idle_since <= min(_QUIET_SECONDS, self._patience / 2):
+            return ""
+        name = self._job.pipeline.name
+        return f"no job of pipeline {name} has started; `kubectl describe pods -l pipelineName={name}` may say why"
+
+    def _other_jobs(self) -> list[pps.JobInfo]:
+        """The other jobs of the pipeline that have not ended."""
+        jobs = self._client.pps.list_job(pipeline=self._job.pipeline, number=_JOBS)
+        return [other for other in jobs if other.job.id != self._job.id and other.state in IN_PROGRESS]
+
+    def _one_that_cannot_start(self, others: Sequence[pps.JobInfo]) -> str:
+        """The id of a job that keeps restarting and blocks this one; "" if there is none."""
+        for other in others:
+            if not other.data_processed:
                 first = self._others.setdefault(other.job.id, other.restart)
                 if other.restart >= RESTARTS and other.restart > first:
                     return str(other.job.id)

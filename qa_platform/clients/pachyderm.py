@@ -1,6 +1,7 @@
 """The connection to Pachyderm: deadlines, retries, and the translation of its failures into the platform's own errors."""
 
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -163,7 +164,7 @@ def pachd_errors(doing: str, address: str = "") -> Iterator[None]:
             raise TransientError(what, where=doing, advice="check PACHD_ADDRESS, and that pachd is up") from error
         if is_unfinished(error):
             raise TransientError(f"Pachyderm is still finishing an earlier commit ({details})", where=doing) from error
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED):
+        if code in _UNAVAILABLE or (code is grpc.StatusCode.UNKNOWN and _OUTAGE.search(details or "")):
             raise TransientError(f"pachd is unavailable ({code.name}: {details})", where=doing) from error
         if code is grpc.StatusCode.NOT_FOUND:
             raise NotThere(f"not found in Pachyderm ({code.name}: {details})", where=doing) from error
@@ -175,6 +176,14 @@ def pachd_errors(doing: str, address: str = "") -> Iterator[None]:
             ) from error
         advice = "check PACH_TOKEN" if code is grpc.StatusCode.UNAUTHENTICATED else ""
         raise InputError(f"pachd refused ({code.name}: {details})", where=doing, advice=advice) from error
+
+
+_UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED)
+# pachd passes on the errors of its own database, of etcd and of the object storage as UNKNOWN.
+_OUTAGE = re.compile(
+    r"broken pipe|unexpected EOF|connection (refused|reset)|i/o timeout|closed network connection|context (canceled|deadline exceeded)"
+    r"|SQLSTATE (08|53|57P)|etcdserver: "
+)
 
 
 def is_code(error: Exception, code: grpc.StatusCode) -> bool:
@@ -232,6 +241,11 @@ def state_name(state: int) -> str:
 def pipeline_state(info: pps.PipelineInfo) -> str:
     """The state of a pipeline: ``running``, ``crashing`` and so on. The SDK leaves numbers where the protocol has enums."""
     return str(pps.PipelineState(info.state).name).removeprefix("PIPELINE_").lower()
+
+
+def have_workers(client: Client, jobs: Iterable[pps.JobInfo]) -> bool:
+    """Whether a worker is working on any of the jobs now. A pipeline whose pods work is crashing too if one has no room."""
+    return any(client.pps.inspect_job(job=info.job, details=True).details.worker_status for info in jobs)
 
 
 def job_of(pipeline: str, job_id: str) -> pps.Job:

@@ -16,7 +16,7 @@ import grpc
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 
-from qa_platform.clients.pachyderm import IN_PROGRESS, is_code, job_of, session
+from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, have_workers, is_code, job_of, session
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.errors import InputError, TransientError
 from qa_platform.provisioning.comparison import difference
@@ -340,7 +340,8 @@ def _look_at_jobs(client: Client, name: str, outlook: Outlook) -> tuple[set[str]
     for pipeline in _SPEC_FILES:
         if info := find_pipeline(client, pipeline):
             running = running_jobs(client, pipeline)
-            stuck = outlook.stuck(info, running, stuck)
+            has_workers = info.state in NOT_STARTING and have_workers(client, running)
+            stuck = outlook.stuck(info, running, stuck, has_workers=has_workers)
         if pipeline == name:
             break
     return {job.job.id for job in running}, stuck

@@ -26,6 +26,8 @@ _NESTED = ("transform", "transform.env")
 _VARIABLE = "transform.env."
 # Variables that override the secrets, or say where the programs find the secrets and their datums. The platform's settings ignore case.
 _OF_THE_PLATFORM = re.compile(r"(PG|PACH|PPS)_.*|GCS_ACCESS|STORAGE_BUCKET|QA_(SECRETS|PFS)_ROOT", re.IGNORECASE | re.DOTALL)
+# The user in the images' /etc/passwd, where Pachyderm's worker looks it up.
+_USER = "10001"
 # Checked here, since Pachyderm ignores a quantity or a user that it cannot parse.
 _FORMS = {
     "memory": re.compile(r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?"),
@@ -85,6 +87,7 @@ def patched(spec: dict[str, Any], patch: Mapping[str, Any], *, where: str) -> di
     merged = merge_patch(spec, patch)
     if problem := next(_problems(pps.CreatePipelineRequest, merged, ""), ""):
         raise InputError(problem, where=where, advice="see Pachyderm's pipeline specification for the fields and their types")
+    _check_workers(merged, where)
     _check_pod(merged, where)
     return merged
 
@@ -159,6 +162,19 @@ def _problems_of_value(meta: Any, cls: Any, value: Any, place: str) -> Iterator[
             yield f"{place} must be a number that is not negative"
     elif not isinstance(value, (int, str)) or not _NUMBER.fullmatch(str(value)):
         yield f"{place} must be a whole number that is not negative"
+
+
+def _check_workers(spec: Mapping[str, Any], where: str) -> None:
+    """Refuse what pachd accepts, and its workers crash on in a loop, which no state of a pipeline or a job shows."""
+    sets, user = spec.get("datum_set_spec"), spec["transform"].get("user")
+    if sets is not None and not any(int(sets.get(name) or 0) for name in ("number", "size_bytes", "per_worker")):
+        raise InputError(
+            "datum_set_spec has no number, size_bytes or per_worker",
+            where=where,
+            advice="set one of them, or remove datum_set_spec with null",
+        )
+    if user not in (None, _USER):
+        raise InputError(f"transform.user is {user!r}, which the images do not have", where=where, advice=f"leave it at {_USER}, or null")
 
 
 def _check_pod(spec: Mapping[str, Any], where: str) -> None:

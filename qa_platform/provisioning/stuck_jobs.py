@@ -20,15 +20,18 @@ class Outlook:
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], int] = {}
 
-    def stuck(self, info: pps.PipelineInfo, running: Iterable[pps.JobInfo], upstream: Mapping[str, str]) -> dict[str, str]:
+    def stuck(
+        self, info: pps.PipelineInfo, running: Iterable[pps.JobInfo], upstream: Mapping[str, str], *, has_workers: bool = False
+    ) -> dict[str, str]:
         """The ids of the jobs that cannot end, each with its reason.
 
         Args:
             running: the jobs of the pipeline that have not ended.
             upstream: the stuck jobs of the pipeline before it, as this method returned them.
+            has_workers: workers are working on one of its jobs, whatever the state of the pipeline.
         """
         jobs = {job.job.id: job for job in running}
-        if info.state in NOT_STARTING:
+        if info.state in NOT_STARTING and not has_workers:
             return dict.fromkeys(jobs, f"the pipeline is {pipeline_state(info)}{f': {info.reason}' if info.reason else ''}")
         restarting = {id_: restarted(job) for id_, job in jobs.items() if self._restarts_again(job)}
         waiting = {}

@@ -21,6 +21,7 @@ import pytest
 from pachyderm_sdk.api import pfs, pps
 from psycopg.conninfo import conninfo_to_dict
 
+from qa_platform.batches import commits
 from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.run import Outcome, answer_batch
 from qa_platform.cli.doctor.findings import State
@@ -32,7 +33,7 @@ from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO, FileStatus, FileVersion, Manifest
 from qa_platform.embedded.stack import Stack
-from qa_platform.errors import TransientError
+from qa_platform.errors import QaPlatformError, TransientError
 from qa_platform.ingest import split
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
@@ -372,3 +373,32 @@ def test_with_the_roles_of_the_documentation_all_goes_through_and_without_removi
         else:
             assert squashed.removed == 0
             assert "REPO_DELETE_COMMIT" in squashed.lacks
+
+
+def test_pods_that_hang_without_a_reason_end_the_wait_too(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_START_SECONDS", "4")
+    with cluster_of(stack, tmp_path, {"QA_PACHD_POD_SECONDS": "40"}) as cluster:
+        assert cluster.server is not None
+        impatient = PachydermSettings(pachd_address=cluster.server.address)
+        monkeypatch.setattr(cluster, "services", replace(cluster.services, pachyderm=impatient))
+        version = a_file(cluster, "hangs")
+        outcome = cluster.run(version, run="hangs")
+        assert outcome.failure is not None
+        assert outcome.failure.not_started
+        assert [(r.status, r.attempts) for r in outcome.records] == [(FileStatus.PENDING, 0)]
+
+
+@pytest.mark.parametrize("pipeline", [ANSWER_PIPELINE, LOAD_PIPELINE])
+def test_a_stopped_pipeline_is_named_and_nothing_is_committed_in_vain(stack: Stack, tmp_path: Path, pipeline: str) -> None:
+    with cluster_of(stack, tmp_path, {}) as cluster:
+        version = a_file(cluster, f"stopped-{pipeline}")
+        with pachyderm.session(cluster.services.pachyderm, "testing") as client:
+            client.pps.stop_pipeline(pipeline=pps.Pipeline(name=pipeline))
+            head = commits.head(client).commit.id
+            with pytest.raises(QaPlatformError, match=f"{pipeline} is stopped.*pachctl start pipeline {pipeline}"):
+                cluster.run(version, run="stopped")
+            assert "is stopped" in cluster.record(version).error
+            assert commits.head(client).commit.id == head
+            client.pps.start_pipeline(pipeline=pps.Pipeline(name=pipeline))
+        assert cluster.run(version, run="again").failure is None
+        assert statuses(cluster, [version]) == [(FileStatus.FINISHED, 0, 2)]

@@ -210,3 +210,23 @@ def test_a_commit_that_stays_since_the_empty_one_is_taken_away_each_time_is_said
     (reason,) = remove_commits(pachd.client, [commit]).values()
     assert "was abandoned by another run" in reason
     assert reason.endswith(f"; {refused}")
+
+
+def drop_and_start(pachd: Pachd, commit: pfs.Commit) -> None:
+    drop(pachd, commit)
+    pachd.client.pfs.start_commit(branch=pfs.Branch.from_uri(f"{QUESTIONS_REPO}@master"), description="the other run's")
+
+
+@pytest.mark.parametrize("lose", [drop, drop_and_start])
+def test_a_batch_whose_commit_was_dropped_writes_nothing_by_the_name_of_the_branch(
+    pachd: Pachd, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Pachd, Any], None]
+) -> None:
+    committed(pachd, "before")
+    commits.wait_until_finished(pachd.client, commits.head(pachd.client))
+    known = descriptions(pachd)
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets, monkeypatch.context() as patch:
+        file_sets.make("a", fill)
+        lost_before(pachd, patch, "modify_file", lose)
+        with pytest.raises(commits.CommitLost):
+            commits.commit_batch(pachd.client, "lost", file_sets.ids)
+    assert [each for each in descriptions(pachd) if each != "the other run's"] == known

@@ -208,3 +208,30 @@ def test_an_address_of_another_form_is_refused(address: str) -> None:
 def test_a_job_is_linked_to_the_console_of_a_cluster_that_says_where_it_is(cluster: admin.ClusterInfo, url: str | None) -> None:
     with server(lambda *_: cluster) as port:
         assert job_url(PachydermSettings(pachd_address=f"grpc://127.0.0.1:{port}"), "j") == url
+
+
+class Refused(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self.code, self.details = lambda: code, lambda: details
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "failed to connect to `host=pg-bouncer user=pachyderm`: dial error (dial tcp 10.0.0.7:5432: connect: connection refused)",
+        "inspect job: FATAL: terminating connection due to administrator command (SQLSTATE 57P01)",
+        "FATAL: the database system is starting up (SQLSTATE 57P03)",
+        "write tcp 10.0.0.4:38220->10.0.0.7:5432: write: broken pipe",
+        "etcdserver: request timed out",
+        "pick commit tx: context canceled",
+    ],
+)
+def test_an_outage_behind_pachd_is_passing_trouble(details: str) -> None:
+    with pytest.raises(TransientError), pachd.pachd_errors("following the jobs of commit x"):
+        raise Refused(grpc.StatusCode.UNKNOWN, details)
+
+
+@pytest.mark.parametrize("details", ["missing Kubernetes secret dbaccess", "name (a b) invalid: only alphanumeric characters"])
+def test_a_refusal_stays_one(details: str) -> None:
+    with pytest.raises(InputError), pachd.pachd_errors("applying"):
+        raise Refused(grpc.StatusCode.UNKNOWN, details)

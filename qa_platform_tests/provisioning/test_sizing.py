@@ -25,7 +25,7 @@ SIZED = {
     "resource_limits": {"cpu": 4, "memory": "8Gi", "gpu": {"type": "nvidia.com/gpu", "number": 1}},
     "scheduling_spec": {"node_selector": {"pool": "answers"}},
     "tolerations": [{"key": "answers", "operator": "EXISTS", "effect": "NO_SCHEDULE"}],
-    "transform": {"image_pull_secrets": ["registry"], "user": "20001", "env": {"QA_THREADS": "4"}},
+    "transform": {"image_pull_secrets": ["registry"], "user": "10001", "env": {"QA_THREADS": "4"}},
     "datum_set_spec": {"size_bytes": 1048576},
     "datum_timeout": None,
 }
@@ -88,7 +88,7 @@ def test_sizes_are_kept_compared_and_shown(clean_pachyderm: PachydermSettings, t
         assert info
         details = info.details
         assert (details.parallelism_spec.constant, details.resource_limits.memory, details.resource_limits.gpu.number) == (2, "8Gi", 1)
-        assert (details.transform.user, details.transform.image_pull_secrets) == ("20001", ["registry"])
+        assert (details.transform.user, details.transform.image_pull_secrets) == ("10001", ["registry"])
         assert details.tolerations[0].key == "answers"
     assert "specification" not in doctor()
     monkeypatch.setenv("QA_PIPELINES_WORKERS", "5")
@@ -205,3 +205,25 @@ def test_the_workers_user_is_that_of_their_image(folder: str) -> None:
     text = (project_file("pachyderm") / folder / "Dockerfile").read_text()
     assert "useradd --create-home --uid 10001 " in text
     assert "\nUSER 10001\n" in text
+
+
+@pytest.mark.parametrize(
+    ("patch", "problem"),
+    [
+        # "guess uid from transform user by reading /etc/passwd: user 20001 not found": the worker ends before it serves.
+        ({"transform": {"user": "20001"}}, "transform.user is '20001', which the images do not have"),
+        # Pachyderm's worker divides by per_worker.
+        ({"datum_set_spec": {"size_bytes": None}}, "datum_set_spec has no number, size_bytes or per_worker"),
+        ({"datum_set_spec": {"size_bytes": 0}}, "datum_set_spec has no number, size_bytes or per_worker"),
+    ],
+)
+def test_what_crashes_pachyderms_own_worker_is_refused(tmp_path: Path, patch: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        wanted(patch=patch_file(tmp_path, {ANSWER_PIPELINE: patch}))
+
+
+@pytest.mark.parametrize(
+    "patch", [{"datum_set_spec": None}, {"datum_set_spec": {"size_bytes": None, "per_worker": 4}}, {"transform": {"user": None}}]
+)
+def test_what_does_not_is_accepted(tmp_path: Path, patch: dict[str, Any]) -> None:
+    assert wanted(patch=patch_file(tmp_path, {ANSWER_PIPELINE: patch}))

@@ -2,7 +2,7 @@
 
 import re
 
-from qa_platform.embedded.pachd.errors import HandlerPanic, PachError
+from qa_platform.embedded.pachd.errors import HandlerPanic, NotFound, PachError
 from qa_platform.embedded.pachd.pfs.branches import Branches
 from qa_platform.embedded.pachd.pfs.commits import Commits
 from qa_platform.embedded.pachd.pfs.lifecycle import Lifecycle
@@ -35,13 +35,19 @@ class Writing:
         """
         name = ref.id or ref.branch
         if begins_with_commit_id(ref.id) or re.search(r"[~^.]", name):
-            commit = self._commits.get(ref)
+            try:
+                commit = self._commits.get(ref)
+            except NotFound:
+                # As Pachyderm: a commit that is gone, with a branch beside its id, is a write by the branch's name.
+                if not ref.branch:
+                    raise
+                return self._target_on(BranchKey(ref.repo, ref.branch), must_exist=False, one_off=True)
             if commit.finishing is not None:
                 raise PachError(f"commit {commit} has already finished")
             return commit, None
         return self._target_on(BranchKey(ref.repo, name), must_exist=not ref.branch)
 
-    def _target_on(self, key: BranchKey, *, must_exist: bool) -> tuple[Commit | None, BranchKey | None]:
+    def _target_on(self, key: BranchKey, *, must_exist: bool, one_off: bool = False) -> tuple[Commit | None, BranchKey | None]:
         branch = self._branches.find(key)
         if branch is None:
             if must_exist:
@@ -49,6 +55,8 @@ class Writing:
             return None, key
         head = self._commits.by_pk(branch.head)
         if head.finishing is None:
+            if one_off:
+                raise PachError(f"create commit: parent commit {head} has not been finished")
             return head, None
         if self._branches.upstream(branch):
             raise PachError(f"start commit in transaction: cannot start a commit on an output branch: {key}")
