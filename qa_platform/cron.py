@@ -32,7 +32,6 @@ from qa_platform.contract import MANIFEST, FileStatus, FileVersion, file_id, par
 from qa_platform.errors import QaPlatformError
 from qa_platform.ingest import FileRejected
 from qa_platform.ledger import FileRecord, Ledger
-from qa_platform.ledger.states import ARCHIVABLE
 from qa_platform.loading import migrate
 from qa_platform.settings import BucketSettings, DatumSettings, PostgresSettings, WorkerSettings
 from qa_platform.text import escaped_lines
@@ -102,7 +101,7 @@ class Tick:
             return self._hand_over(answered)
 
     def _give_up_old_claims(self) -> None:
-        """Release claims that are over: those on loaded files, and those of an earlier attempt at this datum, which died."""
+        """Release claims that are over: on files that do not wait to be loaded, and of an earlier attempt at this datum, which died."""
         held = self.ledger.claimed()
         recorded = self.ledger.newest_by_partition([partition_key(n) for n, o in held.items() if o in (LOADING, self.job_id)])
         for record in recorded.values():
@@ -110,7 +109,7 @@ class Tick:
             owner = held[name]
             if owner == self.job_id and record.status is FileStatus.RUNNING:
                 self._charge(record, _DIED)
-            elif owner == self.job_id or record.status in ARCHIVABLE:
+            elif owner == self.job_id or record.status is not FileStatus.RUNNING:
                 self.ledger.release(owner, [name])
 
     @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
+import pyarrow.parquet as pq
 from pandas.api.extensions import ExtensionArray
 
 from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, Precision, RowReason, find_columns, pass_through_columns
@@ -162,6 +163,7 @@ def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions"
             kinds = {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
             return _of_csv(io.TextIOWrapper(answers, encoding="utf-8", newline=""), kinds, rows.delimiter), counts
     try:
+        _refuse_repeated(pq.read_schema(source).names, where=str(source))
         # Otherwise columns of integers with missing values would become floats.
         frame = pd.read_parquet(source, engine="pyarrow", dtype_backend="numpy_nullable")
     except (ValueError, OSError) as error:

@@ -1,5 +1,7 @@
 """Text for people: in a terminal, a log, a page of Dagster, a notification or a report."""
 
+import shlex
+
 
 def escaped(text: str, *, keep: str = "") -> str:
     """Escape characters that would control a terminal or a page: control characters, line separators, changes of direction.
@@ -13,6 +15,11 @@ def escaped(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def as_argument(name: str) -> str:
+    """A file's name as an argument of a command that people copy into a shell. Options stand before it."""
+    return ("-- " if name.startswith("-") else "") + shlex.quote(escaped(name))
 
 
 def escaped_lines(text: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from qa_platform import cron
 from qa_platform.answering.shard import answer_shard
+from qa_platform.batches.retry import request_retries
 from qa_platform.clients import bucket
 from qa_platform.clients.pachyderm import job_of, session
 from qa_platform.clients.postgres import connect
@@ -214,3 +215,13 @@ def test_on_a_server_with_cron_files_go_from_the_bucket_to_the_table_and_the_arc
         job = pachd.pps.inspect_job(job=job_of(ANSWER_PIPELINE, next(r.pachyderm_job for r in records if r.answered)))
     assert job.state == pps.JobState.JOB_SUCCESS
     assert {ModelChoice(r.model, r.model_revision, r.model_precision).id for r in records if r.answered} == {"bundled"}
+
+
+def test_a_retry_that_comes_before_the_load_waits_for_the_next_tick_only(here: Here) -> None:
+    version = here.upload("asked-again.csv", csv_of(bridge("Ulm")))
+    assert here.tick("job1") == ["asked-again.csv"]
+    with Ledger(here.services.postgres) as ledger:
+        request_retries(here.services.bucket, ledger, [version.name])
+    here.load("job1")
+    assert here.record(version).status is FileStatus.PENDING
+    assert here.tick("job2") == ["asked-again.csv"]

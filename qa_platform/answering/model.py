@@ -319,6 +319,7 @@ def load_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":
         except Exception as error:
             raise InputError(f"{path} is not a tokenizer ({error})", where=f"model {files.id}", advice="fetch it again") from error
         _apply_bert_options(tokenizer, files)
+        _apply_prefix_space(tokenizer, files)
     else:
         tokenizer = _converted_tokenizer(files)
     tokenizer.no_truncation()
@@ -373,6 +374,18 @@ def _apply_bert_options(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) ->
             setattr(tokenizer.normalizer, attribute, value)
         except TypeError as error:
             raise files.bad_value("tokenizer_config.json", name, value, "true or false") from error
+
+
+def _apply_prefix_space(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) -> None:
+    """Let ``add_prefix_space`` of ``tokenizer_config.json`` override that of a byte-level pre-tokenizer, as transformers does."""
+    import tokenizers
+
+    value = files.tokenizer_config.get("add_prefix_space")
+    if not isinstance(tokenizer.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel) or value is None:
+        return
+    if not isinstance(value, bool):
+        raise files.bad_value("tokenizer_config.json", "add_prefix_space", value, "true or false")
+    tokenizer.pre_tokenizer.add_prefix_space = value
 
 
 def _converted_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":

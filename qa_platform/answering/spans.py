@@ -189,8 +189,11 @@ def _merged(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], op
     for number, (window, best) in enumerate(zip(tokenized.windows, spans, strict=True)):
         places = _places(tokenized.characters, window, best, options.align_to_words)
         for (start, end), score in itertools.islice(zip(places, best.scores.tolist(), strict=True), count):
+            # Looked at first: every window may widen its spans to the same endless word or character.
+            if end - start > ANSWER_LIMIT:
+                continue
             text = context[start:end].lower()
-            if end - start > ANSWER_LIMIT or not text or text.isspace():
+            if not text or text.isspace():
                 continue
             merged = texts.get(text)
             if merged is None:

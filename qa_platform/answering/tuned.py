@@ -60,7 +60,7 @@ def _remember(path: Path, choices: dict[str, object]) -> None:
 
 
 def _path(files: ModelFiles, device: str) -> Path:
-    key = json.dumps([files.id, files.revision, device, _gpu(device), _versions(), _cpu()])
+    key = json.dumps([files.revision, device, _gpu(device), _versions(), _cpu()])
     return TuningSettings().cache_dir.expanduser() / "tuned" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
 
 

@@ -88,10 +88,10 @@ class Intake:
             file_sets.make(folder, fill)
         except (FileRejected, SourceChanged) as error:
             return error
-        except QaPlatformError:
+        except TransientError:
             self._away.set()
             raise
-        except (grpc.RpcError, _Postponed):
+        except (QaPlatformError, grpc.RpcError, _Postponed):
             raise
         except Exception as error:
             # Any other error of one file must not hold up the others.

@@ -53,8 +53,8 @@ def db_upgrade() -> None:
 def completion() -> None:
     """Show how to set up completion in bash, zsh and fish.
 
-    It completes commands and names of files. The names come from the ledger, if it answers within a second. Names that need quotes are
-    left out.
+    It completes commands and names of files. The names come from the records in PostgreSQL, if it answers within a second. Names that
+    need quotes are left out.
     """
     for shell, file, line in _COMPLETION:
         click.echo(f"{shell}: put this line into {file}\n    {line}")

@@ -16,6 +16,7 @@ out of reach of this command:
   backups of PostgreSQL and of the bucket: repeat the command if an earlier one is restored
   what Pachyderm stores of removed commits, until it collects its garbage
   logs of pods, and logs, configurations, tags and ticks of runs in Dagster: they contain the file's name, and what rejections quote
+  results of the check scores_are_as_usual of other files: they contain the file's name and mean score
   notifications that were sent, and copies that other programs made"""
 
 

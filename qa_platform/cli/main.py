@@ -1,7 +1,9 @@
 """The command line, ``qa-platform``. A command imports what it needs when it runs, so that ``--help`` is fast."""
 
 import errno
+import io
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,27 @@ from qa_platform.text import escaped
 
 # The exit status that shells report after Ctrl-C.
 _INTERRUPTED = 130
+# Without any of these, no service is configured.
+_ADDRESSES = frozenset({"PG_HOST", "PACHD_ADDRESS", "STORAGE_BUCKET", "API_ENDPOINT_OVERRIDE"})
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Group(click.Group):
     """Shows the platform's own errors as messages, without a traceback, and exits with the documented statuses."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # Names and messages have characters that a terminal's encoding may lack. Data is written as bytes.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except QaPlatformError as error:
-            raise (_Unavailable if isinstance(error, TransientError) else click.ClickException)(_harmless(str(error))) from error
+            message = _harmless(str(error)) + _hint(error)
+            raise (_Unavailable if isinstance(error, TransientError) else click.ClickException)(message) from error
         except ModuleNotFoundError as error:
             if not (command := how_to_install(error.name or "")):
                 raise
@@ -51,6 +63,13 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+
+
+def _hint(error: QaPlatformError) -> str:
+    """A hint for people who forgot that their stack is an embedded one: a service is unavailable, and nothing says where it is."""
+    if not isinstance(error, TransientError) or not _ADDRESSES.isdisjoint(os.environ):
+        return ""
+    return "; on a laptop: qa-platform local run -- " + escaped(shlex.join(["qa-platform", *sys.argv[1:]]))
 
 
 def _harmless(message: str) -> str:
@@ -117,13 +136,15 @@ def local() -> None:
 def run(state: Path, command: tuple[str, ...]) -> None:
     """Run COMMAND inside an embedded stack, and exit with its status.
 
-    The stack starts and stops with the command, unless a stack already runs on the same state: then that one is used. The
-    command gets addresses and credentials from its environment: STORAGE_BUCKET, API_ENDPOINT_OVERRIDE,
-    GOOGLE_APPLICATION_CREDENTIALS, PACHD_ADDRESS, PACH_TOKEN, PG_HOST, PG_PORT, PG_USER, PG_PASSWORD, PG_DBNAME, PGHOST and the
-    like for psql, QA_DATABASE_URL, DAGSTER_HOME, DAGSTER_PG_URL. Other users of the machine have no access.
+    The stack starts and stops with the command, unless a stack already runs on the same state: then that one is used, and stays until the
+    last command that uses it has ended. The command gets addresses and credentials from its environment: STORAGE_BUCKET,
+    API_ENDPOINT_OVERRIDE, GOOGLE_APPLICATION_CREDENTIALS, PACHD_ADDRESS, PACH_TOKEN, PG_HOST, PG_PORT, PG_USER, PG_PASSWORD, PG_DBNAME,
+    PGHOST and the like for psql, QA_DATABASE_URL, DAGSTER_HOME, DAGSTER_PG_URL. Other users of the machine have no access.
     """
     from qa_platform.embedded.stack import local_run
 
+    if not (state / "stack.lock").exists():
+        click.echo(f"a new stack in {escaped(str(state.resolve()))} (--state names another)", err=True)
     sys.exit(local_run(state, command))
 
 

@@ -23,7 +23,7 @@ def restore(files: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 
     \b
     requested  answered again by the next runs, from the copy under processed/
-    loaded     loaded by this command from Pachyderm's commit, since the bucket has no copy
+    loaded     loaded from Pachyderm's commit, since the bucket has no copy
     coming     already waiting or being answered; nothing was done
     missing    with --dry-run: it would be requested or loaded
     lost       neither the bucket nor Pachyderm has all of it

@@ -88,6 +88,8 @@ def _connect(settings: PostgresSettings) -> psycopg.Connection:
                 keepalives_idle=30,
                 keepalives_interval=10,
                 keepalives_count=3,
+                # Keepalives do not count while something that was sent is unacknowledged. In milliseconds.
+                tcp_user_timeout=60_000,
                 autocommit=True,
                 prepare_threshold=None,
                 **certificates,
@@ -202,6 +204,14 @@ def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[
 def limit_seconds(cursor: psycopg.Cursor, seconds: float) -> None:
     """Limit each statement of this transaction to ``seconds``. `transaction` raises a `TransientError` if one takes longer."""
     cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{max(1, round(seconds * 1000))}ms"])
+
+
+def notice_lost_client(cursor: psycopg.Cursor) -> None:
+    """Let the server end this transaction a minute after this machine has vanished, with the locks that it holds.
+
+    By default a server notices only after its TCP keepalive: on Linux, two hours.
+    """
+    cursor.execute("SET LOCAL tcp_keepalives_idle = 30; SET LOCAL tcp_keepalives_interval = 10; SET LOCAL tcp_keepalives_count = 3")
 
 
 def only_row(cursor: psycopg.Cursor) -> tuple[Any, ...]:

@@ -18,7 +18,10 @@ BUCKET_ERRORS = (GoogleAPIError, GoogleAuthError, RequestException, DataCorrupti
 # The transient statuses below 500.
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 NO_CREDENTIALS = "Google's client finds no credentials"
-NO_CREDENTIALS_ADVICE = "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+NO_CREDENTIALS_ADVICE = (
+    "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file; "
+    "on a laptop: qa-platform local run -- COMMAND"
+)
 _CREDENTIALS = "check GOOGLE_APPLICATION_CREDENTIALS and the grants on the bucket"
 _PAYER = "let the account bill QA_BILLING_PROJECT: roles/serviceusage.serviceUsageConsumer on that project, whose billing must be active"
 # What to do, by the service's own reason for a refusal.
@@ -28,6 +31,7 @@ _ADVICE_BY_REASON: Mapping[str, str] = {
     "userProjectAccessDenied": _PAYER,
     "userProjectAccountProblem": _PAYER,
     "userProjectInvalid": "set QA_BILLING_PROJECT to a project that exists",
+    "resourceIsEncryptedWithCustomerEncryptionKey": "upload it again without an encryption key of your own",
     "objectUnderActiveHold": "release it: gcloud storage objects update URL --no-temporary-hold --no-event-based-hold",
     "retentionPolicyNotMet": "wait until then, or, if the policy is not locked, shorten it: "
     "gcloud storage buckets update gs://BUCKET --retention-period=…",

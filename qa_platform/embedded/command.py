@@ -31,9 +31,9 @@ _POLL_SECONDS = 0.1
 class Signals:
     """Catches this process's SIGINT, SIGTERM and SIGHUP while the context lasts.
 
-    A signal handler never raises: the signal may arrive between the start of a process and the assignment that records it. Before a command
-    runs, ``check`` raises the exception. While it runs, signals are forwarded to it, and this process ends when it ends. Afterwards signals
-    are ignored: the stack is already stopping.
+    A signal handler never raises: the signal may arrive between the start of a process and the assignment that records it. Before a
+    command runs, ``check`` raises the exception. While it runs, signals are forwarded to it, and this process ends when it ends.
+    Afterwards a signal ends only the wait for others that use the stack.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,10 +1,11 @@
 """The embedded stack: PostgreSQL, the GCS emulator and pachd, with one folder for all state.
 
 A folder has one stack at a time. The first process that opens the folder starts the stack. Processes that open it later share the stack
-until the first process closes it.
+until the first process closes it. That one waits for the others, unless a signal tells it to end.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+import click
 
 from qa_platform.embedded import postgres_access
 from qa_platform.embedded.command import Signals, run_command
@@ -103,7 +106,7 @@ class Stack:
 
 @contextlib.contextmanager
 def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
-    """The stack of a folder. If none is running, one is started and prepared, and stopped at the end.
+    """The stack of a folder. If none is running, one is started and prepared, and stopped at the end, after those who share it.
 
     Args:
         state: the folder. It is created if it does not exist. From then on, only its owner can read it.
@@ -119,9 +122,12 @@ def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
     with (state / "stack.lock").open("ab") as lock:
         while not try_lock(lock):
             check()
-            if shared := _described(state, description):
-                yield shared
-                return
+            with (state / "stack.users").open("ab") as users:
+                fcntl.flock(users, fcntl.LOCK_SH)
+                # Looked at while the lock is held: the stack does not stop before it is released.
+                if shared := _described(state, description):
+                    yield shared
+                    return
             if time.monotonic() > deadline:
                 what = f"another process has been starting the stack for {START_SECONDS:.0f} s"
                 raise TransientError(what, where=str(state), advice="end that process")
@@ -134,7 +140,20 @@ def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
             try:
                 yield stack
             finally:
-                description.unlink(missing_ok=True)
+                _close(state, description, check)
+
+
+def _close(state: Path, description: Path, check: Check) -> None:
+    """Let no other process share the stack from now on, once those that do have ended. A signal ends the waiting."""
+    with (state / "stack.users").open("ab") as users:
+        with contextlib.suppress(SystemExit):
+            check()
+            if not try_lock(users):
+                click.echo("the command has ended; its stack stays until the others that use it have ended (Ctrl-C stops it)", err=True)
+            while not try_lock(users):
+                check()
+                time.sleep(_POLL_SECONDS)
+        description.unlink(missing_ok=True)
 
 
 def local_run(state: Path, command: Sequence[str]) -> int:

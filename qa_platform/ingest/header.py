@@ -20,8 +20,8 @@ from qa_platform.ingest.rules import about_quotes
 
 # There are two if a program adds a mark to a text that already has one.
 _BYTE_ORDER_MARKS = re.compile(rb"(?:\xef\xbb\xbf){1,2}")
-# The line that tells Excel the delimiter.
-_SEPARATOR_LINE = re.compile(rb'"?sep=([^\r\n])"?\r*\n', re.IGNORECASE)
+# The line that tells Excel the delimiter. Programs quote it, or pad it to the number of columns.
+_SEPARATOR_LINE = re.compile(rb'"?sep="?([^\r\n"]{1,8}?)[",;\t| ]*+\r*+\n', re.IGNORECASE)
 _BLANK_LINES = re.compile(rb"(?:\r*\n)+")
 
 

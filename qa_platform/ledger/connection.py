@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
 
-from qa_platform.clients.postgres import connect, transaction
+from qa_platform.clients.postgres import connect, notice_lost_client, transaction
 from qa_platform.errors import TransientError
 from qa_platform.settings import PostgresSettings
 
@@ -61,6 +61,7 @@ class LedgerConnection:
     def _exclusive(self) -> Iterator[psycopg.Cursor]:
         """A transaction that excludes all others that take claims or lock the records of several files."""
         with self._transaction() as cursor:
+            notice_lost_client(cursor)
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_CLAIM_LOCK])
             yield cursor
 

@@ -73,7 +73,7 @@ def batch_failure(outcome: Outcome, job_failure: JobFailure) -> dg.Failure:
     if parked := _names(outcome.records, FileStatus.FAILED):
         advice.append(f"see below why {parked} failed for the last time; fix that, then `qa-platform retry FILE`.")
     if waiting := _names(outcome.records, FileStatus.PENDING):
-        advice.append(f"{'Nothing else' if parked else 'nothing yet'}: the sensor answers {waiting} again.")
+        advice.append(f"{'Nothing else' if advice else 'nothing yet'}: the sensor answers {waiting} again.")
     return failure(" ".join(advice) or f"nothing: {_NEXT}.", job_failure.message)
 
 

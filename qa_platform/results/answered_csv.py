@@ -11,8 +11,8 @@ from qa_platform.results.rebuilt_csv import rebuilt_csv
 from qa_platform.settings import PachydermSettings, PostgresSettings
 
 REBUILT = (
-    "Pachyderm does not have them (QA_COMMITS_KEPT_DAYS has passed, or the loading job has not ended, or was stopped), "
-    "so they come from PostgreSQL, without the upload's other columns"
+    "Pachyderm does not have them (QA_COMMITS_KEPT_DAYS has passed, the loading job has not ended or was stopped, or another file of the "
+    "batch was forgotten), so they come from PostgreSQL, without the upload's other columns"
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from qa_platform.contract import FileStatus
 from qa_platform.errors import InputError
 from qa_platform.ledger import FileRecord, Ledger
-from qa_platform.text import escaped
+from qa_platform.text import as_argument
 
 _ENDED: Mapping[FileStatus, str] = {
     FileStatus.REJECTED: "it was rejected",
@@ -27,4 +27,4 @@ def answered_record(ledger: Ledger, name: str) -> FileRecord:
     if newest is None:
         raise InputError("it is not answered", where=name, advice="`qa-platform status` lists the files")
     reason = _ENDED.get(newest.status, f"it is {newest.status}")
-    raise InputError(f"it is not answered: {reason}", where=name, advice=f"see `qa-platform status {escaped(name)}`")
+    raise InputError(f"it is not answered: {reason}", where=name, advice=f"see `qa-platform status {as_argument(name)}`")

@@ -9,7 +9,7 @@ from qa_platform.contract import FileStatus, Rejection, RowReason
 from qa_platform.errors import InputError
 from qa_platform.ingest import report_on_file, report_on_rows
 from qa_platform.ledger import Ledger
-from qa_platform.text import escaped
+from qa_platform.text import as_argument
 
 
 def rejected_report(ledger: Ledger, connection: psycopg.Connection, name: str) -> Iterator[bytes]:
@@ -32,7 +32,7 @@ def rejected_report(ledger: Ledger, connection: psycopg.Connection, name: str) -
         raise InputError(
             f"it is {newest.status}, and its rows are not in the tables{yet}",
             where=name,
-            advice=f"`qa-platform status {escaped(name)}` says more",
+            advice=f"`qa-platform status {as_argument(name)}` says more",
         )
     return report_on_rows(_rejections(connection, name))
 

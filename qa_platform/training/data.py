@@ -105,8 +105,18 @@ class Feature:
 
 
 def features(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[list[Feature]]:
-    """The windows of every question, in order. A window without the answer has its target on token 0, [CLS]."""
+    """The windows of every question, in order. A window without the answer has its target on token 0, [CLS].
+
+    Raises:
+        InputError: a question leaves too little of a window to its context.
+    """
     questions = [example.gold for example in examples]
+    room = MAX_LENGTH - STRIDE - 1
+    for question, ids in zip(questions, tokenizer([q.question.strip() for q in questions]).input_ids, strict=True) if questions else ():
+        if len(ids) >= room:
+            raise InputError(
+                f"its {len(ids)} tokens leave no room for the context; {room - 1} may be asked", where=f"question {question.id}"
+            )
     encoded = tokenizer(
         [q.question.strip() for q in questions],
         [q.context for q in questions],
@@ -132,8 +142,7 @@ def _spans(question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids:
     spans = []
     context_tokens = [i for i, s in enumerate(sequence_ids) if s == 1]
     for answer in question.answers:
-        if answer.start is None:
-            raise InputError("training needs the offset of every answer, as SQuAD JSON has it", where=f"question {question.id}")
+        assert answer.start is not None
         begin, end = answer.start, answer.start + len(answer.text.rstrip())
         covered = [i for i in context_tokens if offsets[i][1] > begin and offsets[i][0] < end]
         if covered and offsets[covered[0]][0] <= begin and offsets[covered[-1]][1] >= end:
@@ -178,6 +187,20 @@ def _sentences(context: str) -> Iterator[tuple[int, int]]:
         yield start, end
         start = end
     yield start, len(context)
+
+
+def check_answers(questions: Sequence[GoldQuestion]) -> None:
+    """Check that every answer stands at its offset.
+
+    Raises:
+        InputError: it does not, or has no offset.
+    """
+    for question in questions:
+        for answer in question.answers:
+            if answer.start is None:
+                raise InputError("training needs the offset of every answer, as SQuAD JSON has it", where=f"question {question.id}")
+            if answer.start < 0 or not question.context.startswith(answer.text, answer.start):
+                raise InputError(f"its answer {answer.text!r} does not stand at {answer.start}", where=f"question {question.id}")
 
 
 def schedule_of(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], recipe: Recipe) -> list[list[Feature]]:

@@ -35,6 +35,7 @@ One paragraph in six (`gold.held_out`) is never trained on. The same command res
 
 import argparse
 import copy
+import hashlib
 import json
 import shutil
 import time
@@ -51,7 +52,7 @@ from qa_platform.answering.calibration import KEY
 from qa_platform.answering.runtimes.torch import torch_device
 from qa_platform.errors import InputError
 from qa_platform.evaluation.gold import held_out, read_gold
-from qa_platform.training.data import WEIGHTS, Example, Recipe, arithmetic, load_tokenizer, masked, schedule_of, tensors
+from qa_platform.training.data import WEIGHTS, Example, Recipe, arithmetic, check_answers, load_tokenizer, masked, schedule_of, tensors
 from qa_platform.training.losses import loss_of
 from qa_platform.training.teacher import taught
 
@@ -101,6 +102,9 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "checkpoint.pt"
+
+    def __str__(self) -> str:
+        return str(self._path)
 
     def save(self, **state: object) -> None:
         partial = self._path.with_suffix(".partial")
@@ -175,10 +179,13 @@ class _Run:
         self.optimizer = _optimizer(self.master, recipe)
         self.schedule = schedule_of(self.tokenizer, examples, recipe)
         self.done = 0
+        self.origin = _origin(start, examples, recipe)
 
     def resume(self) -> None:
         """Go back to the last checkpoint, if there is one."""
         if state := self.checkpoint.load():
+            if state.get("of") != self.origin:
+                raise InputError("its checkpoint belongs to other data, weights or options", where=str(self.checkpoint), advice="remove it")
             self.master.load_state_dict(state["master"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -234,7 +241,18 @@ class _Run:
             optimizer=self.optimizer.state_dict(),
             rng=torch.get_rng_state(),
             step=self.done,
+            of=self.origin,
         )
+
+
+def _origin(start: Path, examples: Sequence[Example], recipe: Recipe) -> str:
+    """A hash of all that a run's weights depend on, apart from the device."""
+    found = hashlib.sha256(repr((recipe, [example.gold for example in examples])).encode(errors="surrogatepass"))
+    for path in sorted(start.glob("*.safetensors")):
+        found.update(path.read_bytes())
+    for example in examples:
+        found.update(example.guess.odds.tobytes() if example.guess else b"-")
+    return found.hexdigest()
 
 
 def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
@@ -280,6 +298,7 @@ def _examples(args: argparse.Namespace) -> list[Example]:
     of_path: dict[Path, list[Example]] = {}
     for path in args.data:
         questions = [question for question in read_gold(path) if not held_out(question)]
+        check_answers(questions)
         untaught = [Example(question) for question in questions]
         of_path[path] = taught(args.teacher, questions, device=args.device) if args.teacher else untaught
     return [example for path in [*args.data, *args.repeat] for example in of_path[path]]
@@ -304,9 +323,12 @@ def main() -> None:
         left_out=args.left_out,
         seed=args.seed,
     )
-    examples = _examples(args)
-    print(recipe, len(examples), "questions, on", args.device, flush=True)
-    train_averaged(args.start, examples, args.out, recipe, members=args.members, rounds=args.rounds, device=args.device)
+    try:
+        examples = _examples(args)
+        print(recipe, len(examples), "questions, on", args.device, flush=True)
+        train_averaged(args.start, examples, args.out, recipe, members=args.members, rounds=args.rounds, device=args.device)
+    except (InputError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -503,3 +504,14 @@ def test_a_rounding_that_openvino_cannot_compile_is_named_so_that_tune_goes_on(
 def test_an_unknown_precision_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(InputError, match="int4; use fp32, bf16, int8 or auto"):
         Answerer(ModelChoice("bundled", precision="int4")).warm_up()
+
+
+def test_the_work_of_a_row_is_linear_also_where_one_character_fills_it(tmp_path: Path) -> None:
+    answerer = Answerer(str(make_bert(tmp_path / "model")), threads=1)
+    taken = []
+    for count in (50_000, 200_000):
+        began = time.process_time()
+        (answer,) = answerer.answer([("Who?", "x " + "\u203c\u200d" * (count // 2))])
+        taken.append(time.process_time() - began)
+        assert answer.error is RowReason.UNUSABLE_ANSWER
+    assert taken[1] < 6 * taken[0] + 0.2, taken

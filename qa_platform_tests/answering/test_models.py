@@ -368,3 +368,16 @@ def test_what_torch_cannot_load_is_refused_by_name(tmp_path: Path, damage: Damag
     with pytest.raises(InputError, match=message) as raised:
         Answerer(str(tmp_path), threads=1).warm_up()
     assert str(raised.value).startswith(f"model {tmp_path}: ")
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+def test_a_model_with_relative_positions_that_transformers_ignores_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = make_bert(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "position_embedding_type": kind}))
+    weights = load_file(folder / "model.safetensors")
+    name = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
+    weights[name] = np.random.default_rng(1).normal(0, 1, (1023, 8)).astype(np.float32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="relative positions"):
+        Answerer(str(folder), threads=1).warm_up()

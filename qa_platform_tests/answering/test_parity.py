@@ -5,6 +5,7 @@ has several mentions, the engine is asked for the pipeline's choice.
 """
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -234,3 +235,18 @@ def test_a_precision_that_a_model_does_not_run_in_is_refused_and_not_tuned(
     gold = GoldQuestion("1", "g", "Who keeps it?", "Marta Olsen keeps it.", (GoldAnswer("Marta Olsen", None),))
     found = tune(ModelChoice(model), [gold], threads=1)
     assert (found.chosen, [trial.precision for trial in found.trials]) == ("fp32", ["fp32"])
+
+
+@needs_oracle
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_prefix_space_is_added_as_the_tokenizers_config_says(tmp_path: Path, wanted: bool) -> None:
+    folder = make_model("roberta", tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = not wanted
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": wanted}))
+    rows = [(f"{q.split()[0]} keeps it?", " ".join(c.split())) for q, c in pairs(30, longest=40)]
+    (run,) = run_reference([ReferenceRequest(str(folder), tuple(rows), threads=1)])
+    answers = Answerer(str(folder), threads=1).answer(rows, best_mention=False)
+    assert len(different := different_rows(rows, answers, run.best)) <= 1, different

@@ -36,3 +36,12 @@ def test_precision_and_threshold_of_a_model_are_stored_side_by_side(tmp_path: Pa
     (stored,) = (tmp_path / "cache").rglob("*.json")
     stored.write_text("[1")
     assert (tuned_precision(files, "cpu"), tuned_threshold(files, "cpu")) == ("fp32", None)
+
+
+def test_what_was_tuned_holds_however_the_folder_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bert(tmp_path / "model")
+    monkeypatch.setenv("QA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    remember_threshold(find_model(ModelChoice("model")), "cpu", 3.25)
+    for spelled in ("model/", "./model", str(tmp_path / "model")):
+        assert tuned_threshold(find_model(ModelChoice(spelled)), "cpu") == 3.25

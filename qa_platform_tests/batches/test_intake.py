@@ -13,6 +13,7 @@ from google.cloud import storage
 from qa_platform.batches import intake as module
 from qa_platform.batches.at_once import FILES_AT_ONCE, threads
 from qa_platform.batches.intake import Intake
+from qa_platform.batches.pending import claim, look
 from qa_platform.clients.bucket import upload
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
@@ -185,3 +186,19 @@ def test_a_run_that_is_told_to_end_does_not_read_a_large_file_to_its_end(
         batch.read()
     assert time.monotonic() - begun < _LIMIT_SECONDS / 2
     assert batch.file_sets.ids == []
+
+
+def test_objects_that_the_bucket_refuses_do_not_hold_up_the_others_of_their_batch(services: Services, ledger: Ledger) -> None:
+    csv = b"question,context\nWhere?,Here.\n"
+    for number in range(20):
+        services.bucket.blob(f"incoming/refused-{number:03}.csv", encryption_key=b"k" * 32).upload_from_string(csv)
+    upload(services.bucket, "good.csv", io.BytesIO(csv))
+    (batch,) = look(services).plan.batches
+    assert claim(services, batch, token="run")
+    files, file_sets = ledger.start("run", batch.versions, run_id="run", batch_id=batch.id), FileSetsInMemory()
+    assert len(files) == 21
+    Intake(services, ledger, "run", _LOG, "launch", {}).read(files, file_sets)  # type: ignore[arg-type]
+    assert len(file_sets.ids) == 1
+    ledger.release("run")
+    refused = ledger.newest(["refused-000.csv"])["refused-000.csv"]
+    assert "upload it again without an encryption key of your own" in refused.error

@@ -471,6 +471,20 @@ def test_a_source_that_cannot_be_archived_is_named_with_the_reason(environment: 
     assert "under active Temporary hold" in found.detail
 
 
+def test_files_that_wait_for_something_else_to_be_fixed_are_named_with_the_reason(environment: dict[str, str]) -> None:
+    version = FileVersion("waits.csv", 1)
+    with Ledger(PostgresSettings()) as ledger, connect(PostgresSettings()) as connection:
+        ledger.claim([version], owner="test", lease_seconds=10)
+        ledger.defer_run("test", error="model '/none': it cannot be loaded", work=WorkSettings())
+        ledger.release("test")
+        try:
+            found = the_wrong_one()
+        finally:
+            connection.execute("DELETE FROM question_file WHERE source_file = 'waits.csv'")
+    assert found.name == "waiting files"
+    assert found.detail == "a file waits: No file is to blame: model '/none': it cannot be loaded"
+
+
 def test_an_answered_csv_that_cannot_be_written_is_named_with_the_reason(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -257,3 +257,37 @@ def test_help_imports_nothing_that_is_slow() -> None:
         "import sys, qa_platform.cli.main; print([m for m in ('dagster', 'torch', 'google.cloud.storage', 'psycopg') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_stack_outlives_its_first_command_while_another_uses_it(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "qa_platform.cli.main", "local", "run", "--state", str(tmp_path / "qa"), "--"]
+    wait = f"while ! test -e {tmp_path}/go; do sleep 0.1; done"
+    first = subprocess.Popen([*run, "sh", "-c", wait], stderr=subprocess.PIPE, text=True)
+    until((tmp_path / "qa/stack.json").exists)
+    # The second command ends the first one.
+    script = f"touch {tmp_path}/go; sleep 3; psql -qAtc 'SELECT 1'"
+    second = subprocess.run([*run, "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (second.returncode, second.stdout) == (0, "1\n"), second.stderr
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 0
+    assert "a new stack in" in said
+    assert "its stack stays until the others" in said
+    assert second.stderr == ""
+
+
+def test_a_signal_ends_the_wait_for_others_that_use_the_stack(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "qa_platform.cli.main", "local", "run", "--state", str(tmp_path / "qa"), "--"]
+    first = subprocess.Popen([*run, "sh", "-c", f"while ! test -e {tmp_path}/go; do sleep 0.1; done"], stderr=subprocess.PIPE, text=True)
+    until((tmp_path / "qa/stack.json").exists)
+    second = subprocess.Popen([*run, "sh", "-c", f"touch {tmp_path}/go; exec sleep 100"])
+    try:
+        assert first.stderr
+        while "its stack stays" not in (line := first.stderr.readline()):
+            assert line, "the first command did not wait"
+        first.terminate()
+        first.communicate(timeout=30)
+        assert second.poll() is None
+        assert not (tmp_path / "qa/stack.json").exists()
+    finally:
+        second.terminate()
+        second.wait(30)

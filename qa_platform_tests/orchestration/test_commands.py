@@ -23,4 +23,5 @@ def test_the_query_of_a_file_is_printable_and_reads_its_rows_alone(connection: p
 
 
 def test_the_command_of_a_file_is_one_argument_for_a_shell() -> None:
-    assert shlex.split(str(rejects_command("my $(rm) 'file'.csv").value)) == ["qa-platform", "answers", "my $(rm) 'file'.csv", "--rejected"]
+    assert shlex.split(str(rejects_command("my $(rm) 'file'.csv").value)) == ["qa-platform", "answers", "--rejected", "my $(rm) 'file'.csv"]
+    assert shlex.split(str(rejects_command("-o.csv").value)) == ["qa-platform", "answers", "--rejected", "--", "-o.csv"]

@@ -295,3 +295,14 @@ def test_housekeeping_deletes_no_partition_while_a_backfill_is_in_progress(
         assert job.execute_in_process(instance=instance, resources=resources, op_selection=["prune_partitions"]).success
         left = list(instance.get_dynamic_partitions(PARTITIONS))
     assert left == (["old.csv", "new.csv"] if status is BulkActionStatus.REQUESTED else ["new.csv"])
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_heart(
+    platform: storage.Bucket, ticking: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticking.tick()
+    beats, now = ticking.beats(), time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 6 * 3600)
+    ticking.tick()
+    monkeypatch.undo()
+    assert ticking.beats() > beats

@@ -272,7 +272,7 @@ def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow)
         # The table has no row that was rejected.
         assert shown["dagster/partition_row_count"] == (2 if asset == QUESTION_ANSWER else 3)
         assert (shown["rows"], shown["answered"], shown["rejected"], shown["blank rows, skipped"]) == (3, 2, 1, 1)
-        assert shown["rejected rows, and why"] == "qa-platform answers shown.csv --rejected"
+        assert shown["rejected rows, and why"] == "qa-platform answers --rejected shown.csv"
         with connect(PostgresSettings()) as connection:
             assert len(connection.execute(shown["its answers"]).fetchall()) == 2
         assert shown["seconds answering"] + shown["seconds loading"] == pytest.approx(shown["seconds"], abs=0.03)

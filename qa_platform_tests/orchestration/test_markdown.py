@@ -116,3 +116,8 @@ def test_a_bar_chart_is_an_inline_picture_whose_upper_bars_stand_on_the_lower_on
     assert len(drawn) == sum(1 for bar in bars for count in bar if count)
     assert all(top < bottom for _, bottom, top in drawn)
     assert [text.text for text in svg.findall(".//{*}text")] == [f"{max(map(sum, bars)) or 1:,}", "16 Nov", "today"]
+
+
+def test_half_a_surrogate_pair_is_left_out() -> None:
+    # A gold set's cell `["Ada \\ud83d"]` is JSON for one.
+    assert table(("right",), [("Ada \ud83d",)]) == "| right |\n|---|\n| Ada |"

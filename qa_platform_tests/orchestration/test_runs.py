@@ -1,10 +1,12 @@
 """Manual runs, re-executed runs and retried steps: none succeeds without its files, and none takes only part of them."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.execution.backfill import PartitionBackfill
 
 from qa_platform.batches import intake
 from qa_platform.batches.pending import Look, look
@@ -15,7 +17,7 @@ from qa_platform.contract import FileStatus, partition_key
 from qa_platform.definitions import defs
 from qa_platform.errors import TransientError
 from qa_platform.ledger import FileRecord
-from qa_platform.orchestration.catalog import QUESTION_ANSWER
+from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWER
 from qa_platform.orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import COMPLETE
 from qa_platform.orchestration.reports.events import Reporter
@@ -155,3 +157,70 @@ def test_the_job_for_ci_remembers_failed_checks_when_its_step_is_tried_again(flo
     assert len(looks) > 2, "the step was tried again"
     assert not result.success
     assert f"ci-tampered.csv ({COMPLETE})" in message_of(result)
+
+
+def test_a_run_of_a_backfill_answers_no_file_that_came_between_its_partitions(flow: Flow) -> None:
+    chosen, others = [f"chosen/{n}.csv" for n in range(2)], [f"other/{n}.csv" for n in range(3)]
+    versions = {name: flow.upload(name, csv_of(bridge(name))) for name in chosen}
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    versions |= {name: flow.upload(name, csv_of(bridge(name))) for name in others}
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    backfill = PartitionBackfill.from_asset_partitions(
+        backfill_id="chosen",
+        asset_graph=defs.resolve_asset_graph(),
+        partition_names=chosen,
+        asset_selection=[ANSWERED_QUESTIONS, QUESTION_ANSWER],
+        backfill_timestamp=time.time(),
+        tags={},
+        dynamic_partitions_store=flow.instance,
+        all_partitions=False,
+        title=None,
+        description=None,
+        run_config=None,
+    )
+    flow.instance.add_backfill(backfill)
+    # Uploaded again while its run waits in the queue: its partition is the last one now.
+    for name in (chosen[1], "brand-new.csv"):
+        flow.upload(name, csv_of(bridge(f"new {name}")))
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    tags = {RANGE_START_TAG: partition_key(chosen[0]), RANGE_END_TAG: partition_key(chosen[1]), "dagster/backfill": "chosen"}
+    job = defs.resolve_job_def("answer_questions")
+    assert job.execute_in_process(tags=tags, instance=flow.instance, raise_on_error=False).success
+    assert [flow.record(versions[name]).load_id for name in others] == [1, 1, 1]
+    assert flow.record(versions[chosen[0]]).load_id == 2
+
+
+def test_a_step_that_is_tried_again_asks_for_no_file_a_second_time(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_STEP_RETRY_SECONDS", "0")
+    names = [f"again/{n}.csv" for n in range(3)]
+    versions = [flow.upload(name, csv_of(bridge(name))) for name in names]
+    assert [r.success for r in flow.tick_and_run()] == [True]
+    report, attempts = Reporter.report, list[int]()
+
+    def report_or_fail(*arguments: Any, **options: Any) -> list[dg.AssetCheckEvaluation]:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise TransientError("PostgreSQL is unavailable")
+        return report(*arguments, **options)
+
+    monkeypatch.setattr(Reporter, "report", report_or_fail)
+    assert run_by_hand(flow, names[0], names[-1]).success
+    assert len(attempts) == 2
+    assert [flow.record(version).load_id for version in versions] == [2, 2, 2]
+    assert [flow.materializations(QUESTION_ANSWER, name) for name in names] == [2, 2, 2]
+
+
+def test_checks_alone_say_what_to_do_instead(flow: Flow) -> None:
+    job = dg.define_asset_job("checks_only", selection=dg.AssetSelection.checks_for_assets(QUESTION_ANSWER))
+    merged = dg.Definitions.merge(defs, dg.Definitions(jobs=[job]))
+    result = merged.resolve_job_def("checks_only").execute_in_process(instance=flow.instance, raise_on_error=False)
+    assert not result.success
+    assert "it is a bug" not in message_of(result)
+    assert "materialise question_answer" in message_of(result)
+
+
+def test_a_run_without_loaded_files_says_nothing_of_the_checks(flow: Flow) -> None:
+    flow.upload("no-header.csv", b"nothing\n")
+    (result,) = flow.tick_and_run()
+    assert result.success
+    assert result.get_asset_check_evaluations() == []

@@ -4,6 +4,7 @@ import base64
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,3 +101,15 @@ def test_no_token_is_on_a_command_line_and_the_code_servers_sockets_are_private(
             sockets.append(Path(words[words.index("--socket") + 1]))
     assert sockets
     assert [socket for socket in sockets if socket.stat().st_mode & 0o077] == []
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "qa_platform.tools.dev", "--host", "127.0.0.1", "--port", str(port)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert (
+        ended.stderr
+        == f"Error: 127.0.0.1:{port}: Address already in use; end what uses it, or choose another port: make dev PORT={port + 1}\n"
+    )

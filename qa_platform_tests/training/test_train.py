@@ -377,3 +377,53 @@ def test_the_command_asks_the_teacher_and_repeats_what_it_is_told_to(
     assert str({"guessed": asked, "of": asked}) in output
     assert 0 < asked < 24
     AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model")
+
+
+def squad(path: Path, *, answer: str = "1987", shift: int = 0, question: str = "museum opened") -> Path:
+    paragraphs = []
+    for entry in gold(24):
+        answers = [{"text": answer, "answer_start": (a.start or 0) + shift} for a in entry.answers]
+        qas = [{"id": entry.id, "question": question, "answers": answers}]
+        paragraphs.append({"context": entry.context.replace("1987", answer), "qas": qas})
+    path.write_text(json.dumps({"data": [{"title": "harbours", "paragraphs": paragraphs}]}))
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, start: Path, data: Path, out: Path, *more: str) -> None:
+    command = ["train", "--start", str(start), "--data", str(data), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*command, "--epochs", "1", "--members", "1", "--device", "cpu", *more])
+    training.main()
+
+
+def test_another_run_into_the_same_folder_is_refused(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, start, squad(tmp_path / "a.json"), tmp_path / "out")
+    first = (tmp_path / "out" / "model.safetensors").read_bytes()
+    run(monkeypatch, start, squad(tmp_path / "a.json"), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == first
+    for path, more in ((squad(tmp_path / "b.json", answer="2023"), ()), (tmp_path / "a.json", ("--seed", "99"))):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, start, path, tmp_path / "out", *more)
+
+
+def test_an_answer_without_its_offset_is_refused(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "gold.csv"
+    csv.write_text("question,context,answers\n" + "".join(f"who came,The keeper {n} Marta Olsen came.,Marta Olsen\n" for n in range(9)))
+    for path, message in ((csv, "offset of every answer"), (squad(tmp_path / "c.json", shift=3), "does not stand at")):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, start, path, tmp_path / f"out-{path.stem}")
+        assert message in capsys.readouterr().err
+
+
+def test_a_question_that_fills_the_window_is_named(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = squad(tmp_path / "d.json", question="river " * 260)
+    document = json.loads(path.read_text())
+    for paragraph in document["data"][0]["paragraphs"]:
+        paragraph["context"] += " kettle" * 500
+    path.write_text(json.dumps(document))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, start, path, tmp_path / "out")
+    assert "leave no room for the context" in capsys.readouterr().err

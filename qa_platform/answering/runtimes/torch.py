@@ -227,6 +227,14 @@ def _model(files: ModelFiles, precision: Precision) -> Any:
     # transformers fills missing weights with random numbers. Extractive answers do not use a pooler.
     if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
         raise InputError(f"its weights lack {', '.join(missing[:3])}, and {len(missing)} in all", where=where)
+    # transformers 5 ignores them, and computes as if positions were absolute.
+    if any("distance_embedding" in name for name in report["unexpected_keys"]):
+        kind = files.config.get("position_embedding_type")
+        raise InputError(
+            f"transformers {transformers.__version__} cannot compute its relative positions ({kind})",
+            where=where,
+            advice="use a model with absolute positions",
+        )
     return model
 
 

@@ -45,7 +45,7 @@ def _explained(error: QaPlatformError, url: str, *, is_listed: bool) -> Wrong:
     if isinstance(origin, NotFound) and not is_listed:
         return Wrong(f"there is no bucket {url}", f"gcloud storage buckets create {shlex.quote(url)}, or set STORAGE_BUCKET")
     if isinstance(origin, DefaultCredentialsError):
-        return Wrong(NO_CREDENTIALS, f"{NO_CREDENTIALS_ADVICE}; {IN_THE_STACK}")
+        return Wrong(NO_CREDENTIALS, NO_CREDENTIALS_ADVICE)
     if isinstance(error, InputError) and isinstance(origin, GoogleAPIError):
         is_role_missing = isinstance(origin, (Forbidden, Unauthorized)) and reason_of(origin) in ("", "forbidden")
         return Wrong(error.cause, _grant(url) if is_role_missing else error.advice)

@@ -28,6 +28,7 @@ def _examine() -> Iterator[Result]:
         _check_revision_is_readable(connection, settings)
         yield _revision(connection)
         yield _privileges(connection, settings)
+    yield _waiting(settings)
     yield _archiving(settings)
     yield _publishing(settings)
 
@@ -92,6 +93,18 @@ def _privileges(connection: "psycopg.Connection", settings: PostgresSettings) ->
     return ok(f"{settings.user} may read and write all {len(_TABLES)} tables")
 
 
+def _waiting(settings: PostgresSettings) -> Result:
+    """Whether files wait, uncharged, because of something other than themselves."""
+    from qa_platform.ledger import Ledger
+
+    with Ledger(settings) as ledger:
+        deferred = ledger.deferred_files()
+    if not deferred:
+        return ok("no file waits for something to be fixed")
+    waiting = "a file waits" if deferred.files == 1 else f"{deferred.files} files wait"
+    return wrong(f"{waiting}: {deferred.why}", "fix that; then they are answered. `qa-platform status` names them")
+
+
 def _archiving(settings: PostgresSettings) -> Result:
     """Whether the sources of all finished files could be archived."""
     from qa_platform.ledger import Ledger
@@ -143,4 +156,8 @@ def _psql(settings: PostgresSettings) -> str:
     return shlex.join(("psql", "-h", settings.host, "-p", str(settings.port), "-U", settings.user, "-d", settings.dbname))
 
 
-PART = Part(("PostgreSQL", "tables", "table privileges", "archiving", "answered CSVs"), _examine, lambda: _where(PostgresSettings()))
+PART = Part(
+    ("PostgreSQL", "tables", "table privileges", "waiting files", "archiving", "answered CSVs"),
+    _examine,
+    lambda: _where(PostgresSettings()),
+)

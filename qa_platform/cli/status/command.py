@@ -24,15 +24,15 @@ def status(file: str | None, watch: bool, limit: int, as_json: bool) -> None:
     \b
     uploaded    in the bucket, not seen by the sensor yet
     pending     waits for a run, the first one or another attempt
-    running     shown as reading, answering or loading once that is known; ROWS is done/all
+    running     shown as reading, answering or loading if known; ROWS is done/all
     waiting     running, but Pachyderm cannot start its job; the reason is shown
     loaded      the answers are in the table; the source is still to be archived
     finished    loaded and archived
     unchanged   same content as the answered generation
-    superseded  a newer version came, or the upload was deleted, before this one was loaded
+    superseded  a newer version came, or it was deleted, before it was loaded
     rejected    cannot be read as a CSV of questions
     failed      given up after several attempts, until `qa-platform retry`
-    forgotten   removed by `qa-platform forget`; upload the file again to have it answered
+    forgotten   removed by `qa-platform forget`; upload the file to have it answered
 
     NONE counts the rows for which the model says that there is no answer. TOOK is the time from the start of the run until the answers
     were in the table. With --watch, a file that is being answered shows ~ and the estimated time left for its batch instead. AGE is the

@@ -1,6 +1,5 @@
 """Renders a snapshot of the files as text: an overview, the details of one file, and lines for a log."""
 
-import shlex
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -10,7 +9,7 @@ from qa_platform.cli.status.observe import FileState, Snapshot
 from qa_platform.cli.terminal import age, compact, cut, table
 from qa_platform.contract import FileStatus
 from qa_platform.ledger.records import FileRecord
-from qa_platform.text import escaped
+from qa_platform.text import as_argument, escaped
 
 _STYLES = {
     FileStatus.RUNNING: "cyan",
@@ -113,7 +112,7 @@ def details(snapshot: Snapshot, *, width: int | None) -> list[Text]:
             "its log": f"qa-platform pachyderm logs {record.pachyderm_job}" if record.pachyderm_job else "",
             "Dagster run": record.dagster_run,
             "blank rows, skipped": str(record.blank or ""),
-            "rejected rows": f"qa-platform answers {shlex.quote(record.version.shown)} --rejected" if record.rejected else "",
+            "rejected rows": f"qa-platform answers --rejected {as_argument(record.version.name)}" if record.rejected else "",
         }
     lines += [Text(f"{name}: {fact}", "red" if name == "note" and newest.unwell else "") for name, fact in facts.items() if fact]
     return [*lines, *(Text(problem, "yellow") for problem in snapshot.problems)]

@@ -1,9 +1,10 @@
 """`answered_questions` and `question_answer`: one step answers a batch of files in Pachyderm and has the answers loaded into PostgreSQL."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import dagster as dg
+from dagster._core.storage.tags import BACKFILL_ID_TAG, RETRY_NUMBER_TAG
 from pydantic import Field
 
 from qa_platform.batches.plan import Batch, batch_id
@@ -60,10 +61,11 @@ class BatchConfig(dg.Config):
         return tuple(FileVersion(f.name, f.generation, f.size, f.crc32c, f.md5) for f in self.files)
 
 
-def batch_of(services: Services, config: BatchConfig, keys: Sequence[str], *, run_id: str) -> Batch:
+def batch_of(services: Services, config: BatchConfig, keys: Sequence[str], *, run_id: str, earlier: Collection[str] = ()) -> Batch:
     """The batch of a run: the one in its configuration, or, for a run started by hand, the newest versions of its partitions.
 
     In a run started by hand, files that are done are requested again, all or none, and claimed with ``run_id`` in the same transaction.
+    Those that an earlier attempt of this run, or one of the runs ``earlier``, has done are not.
 
     Raises:
         InputError: the configuration and the partitions disagree, a partition has no file, a source is gone, or there are no
@@ -77,7 +79,7 @@ def batch_of(services: Services, config: BatchConfig, keys: Sequence[str], *, ru
                 advice="nothing to do: the sensor requests the files again",
             )
         return batch
-    return _batch_by_hand(services, _present(keys), run_id=run_id)
+    return _batch_by_hand(services, _present(keys), run_id=run_id, earlier=earlier)
 
 
 def _present(keys: Sequence[str]) -> Sequence[str]:
@@ -92,7 +94,7 @@ def _present(keys: Sequence[str]) -> Sequence[str]:
     return keys
 
 
-def _batch_by_hand(services: Services, keys: Sequence[str], *, run_id: str) -> Batch:
+def _batch_by_hand(services: Services, keys: Sequence[str], *, run_id: str, earlier: Collection[str]) -> Batch:
     uploads = {partition_key(v.name): v for v in bucket.list_incoming(services.bucket, services.work.suffixes)}
     files: dict[str, tuple[FileVersion, int]] = {}
     done: dict[str, str] = {}
@@ -104,7 +106,7 @@ def _batch_by_hand(services: Services, keys: Sequence[str], *, run_id: str) -> B
                 files[key] = (upload, 1)
             elif record is None:
                 raise InputError("no file under incoming/ has this name, and none was answered before", where=f"partition {key!r}")
-            elif record.status in DONE:
+            elif record.status in DONE and record.dagster_run not in (run_id, *earlier):
                 done[key] = record.version.name
             else:
                 files[key] = (record.version, record.load_id)
@@ -135,7 +137,9 @@ def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: Ex
         with failures_for_people(context, execution):
             outcome = _answer(context, config, platform, evaluations)
         wanted_checks = {key.name for key in context.selected_asset_check_keys}
-        yield from (result for result in batch_results(evaluations) if result.check_name in wanted_checks)
+        # Nothing is said about checks without a file: "passed" would hide what the last run found.
+        if evaluations or outcome.failure:
+            yield from (result for result in batch_results(evaluations) if result.check_name in wanted_checks)
         # After the checks: without results, Dagster shows all of them as failed, even those of correctly loaded files.
         if outcome.failure:
             raise batch_failure(outcome, outcome.failure)
@@ -175,19 +179,35 @@ def _answer(
     services, selected = platform.services(), context.selected_asset_keys
     reporter = platform.reporter(services)
     prepare_storage(context.instance)
+    if not selected:
+        raise InputError(
+            "a run of checks alone has no files", advice="materialise question_answer for the partitions to check: that runs no model"
+        )
+    keys = _selected_keys(context)
     if ANSWERED_QUESTIONS not in selected:
-        records = reload_files(services, _present(context.partition_keys), run_id=context.run.run_id, log=context.log)
+        records = reload_files(services, _present(keys), run_id=context.run.run_id, log=context.log)
         evaluations.extend(reporter.report(context, records, assets=selected))
         return Outcome(())
+    predecessors = [run for run in (context.run.parent_run_id, context.run.root_run_id) if run]
     outcome = answer_batch(
         services,
-        batch_of(services, config, context.partition_keys, run_id=context.run.run_id),
+        batch_of(services, config, keys, run_id=context.run.run_id, earlier=predecessors if RETRY_NUMBER_TAG in context.run.tags else ()),
         token=config.token or context.run.run_id,
         run_id=context.run.run_id,
         log=context.log,
-        predecessors=[run for run in (context.run.parent_run_id, context.run.root_run_id) if run],
+        predecessors=predecessors,
         follow=partial(PachydermPipesClient(services.pachyderm).run, context=context),
         report=lambda records: evaluations.extend(reporter.report(context, records, assets=selected)),
     )
     publish(services, context.log)
     return outcome
+
+
+def _selected_keys(context: dg.AssetExecutionContext) -> Sequence[str]:
+    """The partitions of a run. Of a backfill's run, those that were selected: a range grows if a new upload moves its last partition."""
+    keys, tags = context.partition_keys, context.run.tags
+    backfill = context.instance.get_backfill(tags[BACKFILL_ID_TAG]) if BACKFILL_ID_TAG in tags else None
+    if backfill is None or backfill.asset_backfill_data is None:
+        return keys
+    selected = {each.partition_key for each in backfill.asset_backfill_data.target_subset.iterate_asset_partitions()}
+    return [key for key in keys if key in selected]

@@ -33,14 +33,14 @@ _LEAST_HISTORY = 5
 _LEAST_DRIFT = 0.05
 
 _SPECS = {
-    COMPLETE: "Error. Rows of the file = answered + no_answer + rejected, and as many are in the two tables.",
-    RECORDED: "Error. The tables hold as many answers, rows without an answer and rejected rows as `question_file` records, of the "
-    "recorded generation and model, and no other rows of the file.",
-    ANSWERED: "Error. No row that counts as answered has an empty answer.",
-    SPANS: "Error. Every answer is the text of its context between its offsets.",
-    REVIEW: "Warning. The share of rows without an answer, or with a score below QA_LOW_SCORE, is at most QA_REVIEW_SHARE.",
-    DRIFT: "Warning. The file's mean score is not further from the mean of the last QA_DRIFT_FILES files of the same model than "
-    "QA_DRIFT_DEVIATIONS standard deviations.",
+    COMPLETE: "Severity: error. Rows of the file = answered + no_answer + rejected, and as many are in the two tables.",
+    RECORDED: "Severity: error. The tables hold as many answers, rows without an answer and rejected rows as `question_file` records, of "
+    "the recorded generation and model, and no other rows of the file.",
+    ANSWERED: "Severity: error. No row that counts as answered has an empty answer.",
+    SPANS: "Severity: error. Every answer is the text of its context between its offsets.",
+    REVIEW: "Severity: warning. The share of rows without an answer, or with a score below QA_LOW_SCORE, is at most QA_REVIEW_SHARE.",
+    DRIFT: "Severity: warning. The file's mean score is not further from the mean of the last QA_DRIFT_FILES files of the same model "
+    "than QA_DRIFT_DEVIATIONS standard deviations.",
 }
 CHECK_SPECS = [dg.AssetCheckSpec(name, asset=QUESTION_ANSWER, description=description) for name, description in _SPECS.items()]
 _WARNINGS = frozenset({REVIEW, DRIFT})

@@ -1,10 +1,8 @@
 """What a person types next about a file: the query for its answers, the command for its rejected rows."""
 
-import shlex
-
 import dagster as dg
 
-from qa_platform.text import escaped
+from qa_platform.text import as_argument
 
 
 def answers_query(name: str) -> dg.MetadataValue:
@@ -16,7 +14,7 @@ def answers_query(name: str) -> dg.MetadataValue:
 
 def rejects_command(name: str) -> dg.MetadataValue:
     """The command that says which rows were rejected, why, and what to do about them."""
-    return dg.MetadataValue.text(f"qa-platform answers {shlex.quote(escaped(name))} --rejected")
+    return dg.MetadataValue.text(f"qa-platform answers --rejected {as_argument(name)}")
 
 
 def _literal(text: str) -> str:

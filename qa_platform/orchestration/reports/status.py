@@ -120,7 +120,9 @@ def _worries(found: Figures) -> str:
         worries.append(f"{_count(totals.archive_errors, 'file')} cannot be moved out of incoming/.")
     if totals.deferred:
         waits = "waits" if totals.deferred == 1 else "wait"
-        worries.append(f"{_count(totals.deferred, 'file')} {waits} for a service that is unavailable.")
+        worries.append(
+            f"{_count(totals.deferred, 'file')} {waits} for something outside {'it' if totals.deferred == 1 else 'them'} to be fixed."
+        )
     if totals.oldest_seconds > _LONG_WAIT_SECONDS:
         worries.append(f"One file has waited for {timedelta(seconds=round(totals.oldest_seconds))}.")
     return " ".join(worries)

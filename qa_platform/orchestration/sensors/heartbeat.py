@@ -35,7 +35,8 @@ def incoming_listing(factory: AssetFactory, work: WorkSettings) -> dg.AssetSpec:
 def beat(instance: dg.DagsterInstance, seen: Look, *, every_seconds: float) -> list[dg.AssetMaterialization]:
     """The event of this look, unless the last one is younger than ``every_seconds``."""
     last = instance.get_latest_materialization_event(HEARTBEAT)
-    if last and time.time() - last.timestamp < every_seconds:
+    # A time in the future is that of a clock that has been set back since.
+    if last and 0 <= time.time() - last.timestamp < every_seconds:
         return []
     ignored = {f"ignored: {why}": count for why, count in seen.ignored.items()}
     deferred = seen.deferred.files if seen.deferred else 0

@@ -36,7 +36,7 @@ def _tick(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg
     last = context.instance.get_latest_materialization_event(PLATFORM_STATUS)
     tags = (last.asset_materialization.tags or {}) if last and last.asset_materialization else {}
     age = time.time() - last.timestamp if last else math.inf
-    if age < _EVERY_SECONDS and tags.get(DATA_VERSION_TAG) == found.version:
+    if 0 <= age < _EVERY_SECONDS and tags.get(DATA_VERSION_TAG) == found.version:
         return dg.SkipReason(f"nothing has changed since the last report, {age:.0f} s ago")
     event = status_event(found, settings)
     store(context.instance, [event], context.log)
