@@ -14,7 +14,7 @@ import betterproto
 from pachyderm_sdk.api import pps
 
 from qa_platform.errors import InputError
-from qa_platform.merge_patch import merge_patch
+from qa_platform.provisioning.merge_patch import merge_patch
 
 # Names in snake case, as in the specifications' files.
 _PATCHABLE = (

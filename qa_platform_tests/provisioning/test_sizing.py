@@ -13,7 +13,7 @@ from qa_platform.cli.main import main
 from qa_platform.clients.pachyderm import session
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE
 from qa_platform.errors import InputError
-from qa_platform.merge_patch import merge_patch
+from qa_platform.provisioning.merge_patch import merge_patch
 from qa_platform.provisioning.pipelines import Options, apply, find_pipeline, specifications
 from qa_platform.provisioning.project_files import project_file
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings

@@ -13,7 +13,7 @@ from qa_platform.embedded.gcs.model import Bucket, Conditions, StorageError, inv
 from qa_platform.embedded.gcs.policies import check_iam_policy
 from qa_platform.embedded.gcs.settings import changed_settings, locked_settings
 from qa_platform.embedded.gcs.times import in_seconds, now_text
-from qa_platform.merge_patch import merge_patch
+from qa_platform.provisioning.merge_patch import merge_patch
 
 
 class Buckets:

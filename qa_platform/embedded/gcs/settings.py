@@ -5,7 +5,7 @@ from typing import Any
 
 from qa_platform.embedded.gcs.model import forbidden, invalid
 from qa_platform.embedded.gcs.times import now_text
-from qa_platform.merge_patch import merge_patch
+from qa_platform.provisioning.merge_patch import merge_patch
 
 # The parts of a bucket's resource that only the service writes.
 _SERVICES_OWN = frozenset(

@@ -29,7 +29,7 @@ from qa_platform.embedded.gcs.past import PastObjects
 from qa_platform.embedded.gcs.policies import check_acl, check_unprotected, checked_retention, require
 from qa_platform.embedded.gcs.rows import LIVE_COLUMNS, row_of, stored_object
 from qa_platform.embedded.gcs.times import now_text
-from qa_platform.merge_patch import merge_patch
+from qa_platform.provisioning.merge_patch import merge_patch
 
 NAME_LIMIT_BYTES = 1024
 _COMPOSE_LIMIT = 32

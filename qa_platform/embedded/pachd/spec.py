@@ -9,7 +9,7 @@ from typing import Any
 
 from qa_platform.embedded.pachd.errors import InvalidArgument, PachError, Unimplemented
 from qa_platform.embedded.pachd.pfs import BranchKey, RepoKey, check_name
-from qa_platform.merge_patch import merge_patch
+from qa_platform.provisioning.merge_patch import merge_patch
 
 _NAME_LIMIT = 51
 _RESOURCES = {"cpu": 1, "memory": "256Mi", "disk": "1Gi"}

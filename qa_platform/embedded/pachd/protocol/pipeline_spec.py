@@ -11,7 +11,7 @@ from qa_platform.embedded.pachd import spec as specs
 from qa_platform.embedded.pachd.errors import InvalidArgument
 from qa_platform.embedded.pachd.protocol import protojson
 from qa_platform.embedded.pachd.spec import EffectiveSpec
-from qa_platform.merge_patch import merge_patch
+from qa_platform.provisioning.merge_patch import merge_patch
 
 # Keys of a request that are not part of the spec: they say what to do with it.
 _ORDERS = ("update", "reprocess", "dryRun", "specCommit")
