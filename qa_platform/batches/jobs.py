@@ -19,7 +19,7 @@ from qa_platform.batches.contents import Contents, contents
 from qa_platform.batches.failure import JobFailed, JobFailure
 from qa_platform.batches.log_lines import LogLines
 from qa_platform.batches.progress import Meter, Progress
-from qa_platform.batches.starting import CannotStart, Start
+from qa_platform.batches.starting import CannotStart, Start, WorkerKilled
 from qa_platform.clients.pachyderm import IN_PROGRESS, is_code, is_unfinished, job_of, session, state_name
 from qa_platform.clients.services import Log
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, PIPELINES, SHARD_INFO
@@ -73,7 +73,13 @@ def refuse_stopped(client: Client) -> None:
         TransientError: a pipeline is stopped.
     """
     for pipeline in PIPELINES:
-        if client.pps.inspect_pipeline(pipeline=job_of(pipeline, "").pipeline).stopped:
+        info = client.pps.inspect_pipeline(pipeline=job_of(pipeline, "").pipeline)
+        if info.state == pps.PipelineState.PIPELINE_FAILURE:
+            raise TransientError(
+                f"pipeline {pipeline} has failed: {info.reason or 'no reason given'}",
+                advice="`qa-platform pachyderm apply` starts it again; the files are then retried",
+            )
+        if info.stopped:
             raise TransientError(f"pipeline {pipeline} is stopped", advice=f"pachctl start pipeline {pipeline}; the files are then retried")
 
 
@@ -116,7 +122,7 @@ class _Following:
             try:
                 start.look(info, lines)
             except CannotStart as error:
-                raise JobFailed(self._stopped(job, str(error))) from error
+                raise JobFailed(self._stopped(job, error)) from error
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_SECONDS[1])
         lines.pass_on(last=True)
@@ -128,11 +134,16 @@ class _Following:
         self.watcher.log.info("%s", f"waiting for Pachyderm: {reason}" if reason else "Pachyderm continues")
         self.watcher.waiting(reason)
 
-    def _stopped(self, job: pps.Job, reason: str) -> JobFailure:
+    def _stopped(self, job: pps.Job, error: CannotStart) -> JobFailure:
+        reason = str(error)
         with suppress(grpc.RpcError):
             stop_jobs(self.client, job.id, reason=f"qa-platform: {reason}")
         message = f"Pachyderm job {job.pipeline.name}@{job.id} was stopped: {reason}"
-        return JobFailure(message, Verdict(cause=reason), not_started=True)
+        if not isinstance(error, WorkerKilled):
+            return JobFailure(message, Verdict(cause=reason), not_started=True)
+        # If nothing else worked, the workers have too little memory for any file.
+        suspects = {error.path.strip("/").split("/")[0]: reason} if error.has_worked else {}
+        return JobFailure(message, Verdict(suspects=suspects, cause=reason))
 
     def missing_output(self) -> dict[str, frozenset[str]]:
         """The shards whose answers are not in the output of a job that succeeded, by file id."""

@@ -10,12 +10,12 @@ from itertools import islice
 import grpc
 from google.cloud import storage
 from pachyderm_sdk import Client
-from pachyderm_sdk.api import pfs
+from pachyderm_sdk.api import pfs, pps
 
 from qa_platform.batches.commits import is_finished
 from qa_platform.clients import bucket
 from qa_platform.clients.archived import list_archived
-from qa_platform.clients.pachyderm import is_code, open_tar
+from qa_platform.clients.pachyderm import is_code, job_of, open_tar
 from qa_platform.clients.refusals import bucket_errors
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, FileVersion, Manifest, file_id
 from qa_platform.ledger import Ledger
@@ -131,15 +131,24 @@ def compare_commits(
             # If a generation was answered several times, the last answers count.
             if held.get(manifest.name, (0, 0)) < (manifest.generation, manifest.load_id):
                 held[manifest.name] = (manifest.generation, manifest.load_id)
-                comparison.commits[manifest.name] = commit
+                comparison.commits[manifest.name] = commit.commit.id
     if comparison.missing:
         with bucket_errors("looking for newer uploads"):
             comparison.leave_to_the_sensor(ledger, bucket.list_incoming(opened, suffixes))
     return comparison
 
 
-def _loading_commits(client: Client) -> list[str]:
-    """The ids of the commits in which files were loaded, newest first."""
+def _outputs(client: Client, info: pfs.CommitInfo) -> set[str]:
+    """The paths that the loader wrote in a commit. The output of a failed job has those of an earlier commit too; its datums tell."""
+    if not info.error:
+        return {found.file.path for found in client.pfs.list_file(file=pfs.File.from_uri(f"{LOAD_PIPELINE}@{info.commit.id}:/"))}
+    job = job_of(LOAD_PIPELINE, info.commit.id)
+    datums = [each for each in client.pps.list_datum(job=job) if each.state == pps.DatumState.SUCCESS and each.datum.job.id == job.id]
+    return {f"/{file.file.path.strip('/')}.csv" for datum in datums for file in datum.data}
+
+
+def _loading_commits(client: Client) -> list[pfs.CommitInfo]:
+    """The commits in which files were loaded, newest first."""
     try:
         infos = list(client.pfs.list_commit(repo=pfs.Repo.from_uri(LOAD_PIPELINE)))
     except grpc.RpcError as error:
@@ -147,13 +156,14 @@ def _loading_commits(client: Client) -> list[str]:
         if not is_code(error, grpc.StatusCode.NOT_FOUND):
             raise
         return []
-    return [info.commit.id for info in infos if is_finished(info) and not info.error]
+    return [info for info in infos if is_finished(info)]
 
 
-def _loaded(client: Client, commit: str) -> Iterator[Manifest]:
+def _loaded(client: Client, info: pfs.CommitInfo) -> Iterator[Manifest]:
     """The manifests of the files that were loaded in a commit."""
+    commit = info.commit.id
     try:
-        names = {info.file.path for info in client.pfs.list_file(file=pfs.File.from_uri(f"{LOAD_PIPELINE}@{commit}:/"))}
+        names = _outputs(client, info)
         # A pattern that matches nothing is an error.
         if not names:
             return

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pps
 
 from qa_platform.batches.log_lines import LogLines
 from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, have_workers, pipeline_state
+from qa_platform.text import escaped
 
 # How often a job may restart because its program does not start, before it is stopped.
 RESTARTS = 5
@@ -20,6 +22,20 @@ _QUIET_SECONDS = 60.0
 
 class CannotStart(Exception):
     """A job could not start for too long. The message is the reason."""
+
+
+class WorkerKilled(CannotStart):
+    """A job's workers are killed again and again while they work on the same datum.
+
+    Args:
+        path: the path of the datum.
+        has_worked: other datums of the job were processed.
+    """
+
+    def __init__(self, message: str, *, path: str, has_worked: bool) -> None:
+        super().__init__(message)
+        self.path = path
+        self.has_worked = has_worked
 
 
 class Start:
@@ -36,10 +52,12 @@ class Start:
         self._patience = patience
         self._waiting = waiting
         self._done = -1
-        self._restarts = 0
+        self._restarts = self._seen_restart = 0
         self._others: dict[str, int] = {}
+        # When workers began with each datum since the last progress.
+        self._begun: dict[str, set[datetime]] = {}
         self._reason = ""
-        self._since = self._next = self._idle_since = time.monotonic()
+        self._since = self._next = self._idle_since = self._restarted_since = time.monotonic()
 
     def look(self, info: pps.JobInfo, lines: LogLines) -> None:
         """Check the job, which has not ended.
@@ -51,7 +69,12 @@ class Start:
             # An adopted job may have restarted before and still done its work.
             self._restarts = info.restart if done else 0
             self._done = done
-        if info.restart - self._restarts >= RESTARTS:
+            self._begun.clear()
+        if info.restart == self._restarts:
+            self._restarted_since = time.monotonic()
+        # A program that has worked does start: Kubernetes, the storage or a sidecar is out for a moment.
+        has_worked = self._done > 0 and time.monotonic() - self._restarted_since <= self._patience
+        if info.restart - self._restarts >= RESTARTS and not has_worked:
             last_line = f"; last log line: {lines.last}" if lines.last else ""
             raise CannotStart(f"{self._no_start}: the job restarted {info.restart} times{last_line}")
         if time.monotonic() < self._next:
@@ -60,6 +83,8 @@ class Start:
         others = self._other_jobs()
         if info.state == pps.JobState.JOB_CREATED and (before := self._one_that_cannot_start(others)):
             raise CannotStart(f"{self._no_start}: job {before}, which this one waits for, keeps restarting")
+        if info.state == pps.JobState.JOB_RUNNING:
+            self._look_for_killed_workers(info)
         jobs = [info, *others]
         self._tell(self._reason_of_pipeline(jobs) or self._hangs(jobs))
         if self._reason and time.monotonic() - self._since > self._patience:
@@ -93,6 +118,31 @@ class Start:
             return ""
         name = self._job.pipeline.name
         return f"no job of pipeline {name} has started; `kubectl describe pods -l pipelineName={name}` may say why"
+
+    def _look_for_killed_workers(self, info: pps.JobInfo) -> None:
+        """Count how often the workers have begun with each datum since the last progress.
+
+        Kubernetes kills all of a container that exceeds its memory, and starts it again. Pachyderm counts neither an attempt nor a restart.
+
+        Raises:
+            WorkerKilled: they began with one more often than Pachyderm attempts it.
+        """
+        if info.restart != self._seen_restart:
+            self._seen_restart = info.restart
+            self._begun.clear()
+        details = self._client.pps.inspect_job(job=self._job, details=True).details
+        for worker in details.worker_status:
+            for file in worker.datum_status.data[:1]:
+                begun = self._begun.setdefault(file.path, set())
+                begun.add(worker.datum_status.started)
+                if len(begun) > max(RESTARTS, details.datum_tries):
+                    name = self._job.pipeline.name
+                    raise WorkerKilled(
+                        f"the workers of pipeline {name} began {len(begun)} times with {escaped(file.path)} and did not end; if they lack "
+                        f"memory, raise resource_limits (`kubectl describe pods -l pipelineName={name}`)",
+                        path=file.path,
+                        has_worked=self._done > 0,
+                    )
 
     def _other_jobs(self) -> list[pps.JobInfo]:
         """The other jobs of the pipeline that have not ended."""

@@ -127,13 +127,14 @@ def apply_command(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def status_command(as_json: bool) -> None:
     """The pipelines: state, version, image, and running jobs."""
-    from qa_platform.clients.pachyderm import pipeline_state, session, state_name
+    from qa_platform.clients.pachyderm import job_of, pipeline_state, session, state_name
     from qa_platform.provisioning.pipelines import running_jobs
     from qa_platform.settings import PachydermSettings
 
     states = []
     with session(PachydermSettings(), "asking for the pipelines") as client:
-        infos = {info.pipeline.name: info for info in client.pps.list_pipeline(details=True)}
+        default = job_of("", "").pipeline.project
+        infos = {info.pipeline.name: info for info in client.pps.list_pipeline(details=True, projects=[default])}
         if missing := [name for name in PIPELINES if name not in infos]:
             raise InputError(
                 f"pachd has no pipeline {' and no '.join(missing)}", advice="`qa-platform pachyderm apply` creates what is missing"

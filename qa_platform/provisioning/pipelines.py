@@ -256,6 +256,9 @@ def _apply_pipeline(client: Client, name: str, spec: dict[str, Any], options: Op
         if info is None:
             return Change("pipeline", name, "created", f"image {spec['transform']['image']}")
     changed = difference_from(client, info, spec)
+    if not changed and info.state == pps.PipelineState.PIPELINE_FAILURE:
+        # Pachyderm has removed its workers, and only an update brings it back.
+        changed = f"it had failed: {info.reason or 'no reason given'}"
     if not changed:
         return Change("pipeline", name, "unchanged")
     if not options.dry_run:

@@ -42,7 +42,7 @@ class Outlook:
 
     def _restarts_again(self, job: pps.JobInfo) -> bool:
         first = self._first.setdefault((job.job.pipeline.name, job.job.id), job.restart)
-        return bool(job.restart >= RESTARTS and job.restart > first)
+        return bool(job.restart >= RESTARTS and job.restart > first and not job.data_processed)
 
 
 def restarted(job: pps.JobInfo) -> str:

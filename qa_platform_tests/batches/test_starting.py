@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pachyderm_sdk.api import pps
 
-from qa_platform.batches.starting import CannotStart, Start
+from qa_platform.batches.starting import CannotStart, Start, WorkerKilled
 from qa_platform.clients.pachyderm import job_of
 from qa_platform.contract import ANSWER_PIPELINE
 from qa_platform.provisioning import pipelines
@@ -81,3 +82,52 @@ def test_apply_waits_for_jobs_of_a_pipeline_that_has_some_of_its_workers(
     running, stuck = pipelines._look_at_jobs(client_of(*jobs, worked_on=worked_on), ANSWER_PIPELINE, Outlook())
     assert running == {"a", "b"}
     assert len(stuck) == count
+
+
+WORKS = pps.PipelineInfo(state=pps.PipelineState.PIPELINE_RUNNING)
+
+
+@pytest.mark.parametrize("has_worked", [True, False])
+def test_a_job_whose_worker_is_killed_again_and_again_does_not_run_for_ever(monkeypatch: pytest.MonkeyPatch, has_worked: bool) -> None:
+    # Kubernetes kills the whole container that has no memory left: the job stays as it is, and nobody counts an attempt.
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    info = pps.JobInfo(job=JOB, state=pps.JobState.JOB_RUNNING, data_processed=int(has_worked), data_total=4)
+
+    def inspect_job(**_: Any) -> pps.JobInfo:
+        # A new container every five minutes, which lives for twenty seconds.
+        number, second = divmod(now[0], 300)
+        began = datetime.fromtimestamp(1e9 + number * 300, UTC)
+        status = pps.DatumStatus(started=began, data=[pps.InputFile(path="/f/part-0000")])
+        alive = [pps.WorkerStatus(worker_id="w", job_id="a", datum_status=status)] if second < 20 else []
+        return pps.JobInfo(job=JOB, state=info.state, details=pps.JobInfoDetails(worker_status=alive))
+
+    client: Any = SimpleNamespace(
+        pps=SimpleNamespace(inspect_pipeline=lambda **_: WORKS, inspect_job=inspect_job, list_job=lambda **_: iter([info]))
+    )
+    start = Start(client, JOB, patience=900, waiting=lambda reason: None)
+
+    def look_all_day() -> None:
+        while now[0] < 86_400:
+            start.look(info, SimpleNamespace(last="", answered=set()))  # type: ignore[arg-type]
+            now[0] += 2
+
+    with pytest.raises(WorkerKilled, match="part-0000") as caught:
+        look_all_day()
+    assert now[0] < 1800
+    assert (caught.value.path, caught.value.has_worked) == ("/f/part-0000", has_worked)
+
+
+def test_a_job_that_has_worked_is_not_stopped_for_an_outage_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A worker asks Kubernetes for its image before every set. Without an answer, the job begins again, after 0.5 s, 0.75 s, ...
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    start = Start(client_of(worked_on="a"), JOB, patience=900, waiting=lambda reason: None)
+    lines: Any = SimpleNamespace(last="", answered=set())
+    start.look(pps.JobInfo(job=JOB, state=pps.JobState.JOB_RUNNING, data_processed=40, data_total=50), lines)
+    for restart in range(1, 8):
+        now[0] += 3
+        start.look(pps.JobInfo(job=JOB, state=pps.JobState.JOB_RUNNING, data_total=50, restart=restart), lines)
+    now[0] += 3600
+    with pytest.raises(CannotStart, match="restarted 9 times"):
+        start.look(pps.JobInfo(job=JOB, state=pps.JobState.JOB_RUNNING, data_total=50, restart=9), lines)

@@ -15,6 +15,7 @@ from pachyderm_sdk.api.pfs.extension import ApiStub as PfsStub
 from pachyderm_sdk.api.pps.extension import ApiStub as PpsStub
 from pydantic import SecretStr
 
+from qa_platform.batches.jobs import refuse_stopped
 from qa_platform.cli.main import main
 from qa_platform.clients.pachyderm import job_of, session
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE
@@ -437,3 +438,53 @@ def test_the_commands_show_pipelines_jobs_and_logs(clean: PachydermSettings, mon
     unknown = runner.invoke(main, ["pachyderm", "logs", "0" * 32])
     assert unknown.exit_code == 1
     assert "pachyderm jobs" in unknown.output
+
+
+def failed_until_updated(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    inspect = PpsStub.inspect_pipeline
+
+    def inspected(self: PpsStub, **request: Any) -> pps.PipelineInfo:
+        info = inspect(self, **request)
+        if info.pipeline.name == name and info.version == 1:
+            info.state, info.reason = pps.PipelineState.PIPELINE_FAILURE, "could not update resources after 3 attempts"
+        return info
+
+    monkeypatch.setattr(PpsStub, "inspect_pipeline", inspected)
+
+
+def test_apply_starts_a_failed_pipeline_again(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply(clean, POSTGRES, BucketSettings())
+    failed_until_updated(monkeypatch, ANSWER_PIPELINE)
+    again = actions(apply(clean, POSTGRES, BucketSettings()))
+    assert (again[ANSWER_PIPELINE], again[LOAD_PIPELINE]) == ("updated", "unchanged")
+    assert actions(apply(clean, POSTGRES, BucketSettings()))[ANSWER_PIPELINE] == "unchanged"
+
+
+def test_no_batch_is_launched_while_a_pipeline_has_failed(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply(clean, POSTGRES, BucketSettings())
+    failed_until_updated(monkeypatch, LOAD_PIPELINE)
+    with session(clean, "testing") as client, pytest.raises(TransientError, match=r"could not update resources.*pachyderm apply"):
+        refuse_stopped(client)
+
+
+def test_status_shows_the_pipelines_of_this_project_only(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = pfs.Project(name="staging")
+    repo = pfs.Repo(name="in", type="user", project=staging)
+    spec = {
+        "pipeline": {"name": ANSWER_PIPELINE, "project": {"name": "staging"}},
+        "input": {"pfs": {"repo": "in", "project": "staging", "glob": "/*"}},
+        "transform": {"image": "theirs:9", "cmd": ["true"]},
+    }
+    with session(clean, "testing") as client:
+        client.pfs.create_project(project=staging)
+        client.pfs.create_repo(repo=repo)
+        client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec))
+    apply(clean, POSTGRES, BucketSettings())
+    monkeypatch.setenv("PACHD_ADDRESS", clean.pachd_address)
+    result = CliRunner().invoke(main, ["pachyderm", "status", "--json"])
+    with session(clean, "testing") as client:
+        client.pps.delete_pipeline(pipeline=pps.Pipeline(name=ANSWER_PIPELINE, project=staging))
+        client.pfs.delete_repo(repo=repo)
+        client.pfs.delete_project(project=staging)
+    assert result.exit_code == 0
+    assert "theirs" not in result.output

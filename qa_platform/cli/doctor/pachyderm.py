@@ -193,6 +193,8 @@ def _workers(client: "Client", info: "pps.PipelineInfo", *, fix: str) -> Result:
     text = f"{pipeline_state(info)}, version {info.version}, image {info.details.transform.image}"
     if info.stopped or info.state == pps.PipelineState.PIPELINE_PAUSED:
         return wrong(f"{text}: it is stopped", f"pachctl start pipeline {name}")
+    if info.state == pps.PipelineState.PIPELINE_FAILURE:
+        return wrong(f"{text}: {info.reason or 'no reason given'}", f"fix that, then: {fix} (only an update starts it again)")
     if info.state in NOT_STARTING:
         reason = f": {info.reason}" if info.reason else ""
         return wrong(

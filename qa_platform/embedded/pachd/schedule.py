@@ -43,18 +43,9 @@ def next_tick(spec: str, after: float) -> float | None:
 
 
 def due_tick(spec: str, after: float, now: float) -> float | None:
-    """The latest tick after ``after`` and not after ``now``; None if there is none. Of several missed ticks, only the last counts."""
-    due = None
+    """The first tick after ``after``, if it is not after ``now``. Every missed tick is made up for, as in Pachyderm."""
     tick = next_tick(spec, after)
-    if tick is not None and spec.startswith("@every "):
-        missed = math.floor((now - tick) / _interval(spec))
-        tick += max(0, missed) * _interval(spec)
-    elif tick is not None and tick <= now:
-        latest = float(_croniter()(spec, datetime.fromtimestamp(now + 1, UTC)).get_prev(float))
-        tick = max(tick, latest)
-    if tick is not None and tick <= now:
-        due = tick
-    return due
+    return tick if tick is not None and tick <= now else None
 
 
 def file_name(when: float) -> str:

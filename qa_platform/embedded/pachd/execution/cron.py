@@ -40,6 +40,7 @@ class CronClock:
 
     def _tick(self, pipeline: Pipeline) -> None:
         for cron in pipeline.spec.crons:
-            due = schedule.due_tick(cron.spec, self._pps.pipelines.last_tick(pipeline, cron), time.time())
-            if due is not None:
+            last = self._pps.pipelines.last_tick(pipeline, cron)
+            while (due := schedule.due_tick(cron.spec, last, time.time())) is not None and not self._stopping.is_set():
                 self._pps.pipelines.tick(pipeline, cron, due, schedule.file_name(due))
+                last = due
