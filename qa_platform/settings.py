@@ -356,6 +356,7 @@ class WorkSettings(BaseSettings):
     commits_kept_days: int = Field(
         default=30,
         ge=1,
+        le=36_500,
         description="Days that Pachyderm keeps the commits of finished batches. They hold a copy of every upload and its answers. After "
         "that `qa-platform answers` rebuilds answers from PostgreSQL.",
     )

@@ -32,6 +32,7 @@ from dagster_gcp.gcs.compute_log_manager import GCSComputeLogManager
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig
 from dagster_k8s.launcher import K8sRunLauncher
+from google.cloud import storage
 from packaging.requirements import Requirement
 
 from qa_platform.answering.model import _HUB_FILES
@@ -775,3 +776,32 @@ def test_the_tests_workflow_runs_commands_that_exist() -> None:
     commands = [line for _, step in steps() if "run" in step for line in step["run"].splitlines()]
     assert any(shlex.split(line)[:2] == ["make", "test"] for line in commands if line.startswith("make"))
     assert any("dagster job execute -m qa_platform.definitions -j answer_pending_files" in line for line in commands)
+
+
+def test_a_run_starts_with_the_roles_that_the_page_names(
+    bucket: storage.Bucket, gcs_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = set(re.findall(r"`(roles/storage\.\w+)`", (PROJECT / "docs" / "deploying.md").read_text()))
+    policy = bucket.get_iam_policy()
+    policy.bindings = [{"role": role, "members": {"allUsers"}} for role in roles]
+    bucket.set_iam_policy(policy)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{gcs_address}")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
+    monkeypatch.setenv("STORAGE_BUCKET", bucket.name)
+    logs = VALUES["computeLogManager"]["config"]["gcsComputeLogManager"]
+    config = {"bucket": logs["bucket"], "prefix": logs["prefix"], "upload_interval": logs["uploadInterval"]}
+    manager = {"module": "dagster_gcp.gcs.compute_log_manager", "class": "GCSComputeLogManager", "config": config}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"telemetry": {"enabled": False}, "compute_logs": manager}))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+
+    @dg.op
+    def say() -> None:
+        sys.stdout.write("hello")
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def one() -> None:
+        say()
+
+    with dg.DagsterInstance.get() as instance:
+        assert one.execute_in_process(instance=instance, raise_on_error=False).success
+    assert [blob.name for blob in bucket.list_blobs(prefix="dagster-logs/")]

@@ -65,11 +65,11 @@ def pachyderm_group() -> None:
 @click.option("--registry", default="", type=NAME, help="Registry and owner of the images, such as docker.io/acme.")
 @click.option("--tag", default="", type=NAME, help="Tag of the images.")
 @click.option("--cron/--no-cron", default=None, help="Use the variant that lists the bucket itself, for a cluster without Dagster.")
-@click.option("--workers", type=click.IntRange(min=1), help="Workers of question_answer, instead of QAPIPELINES_WORKERS.")
+@click.option("--workers", type=click.IntRange(min=1), help="Workers of question_answer, instead of QA_PIPELINES_WORKERS.")
 @click.option(
     "--patch",
     type=click.Path(path_type=Path),
-    help="JSON file with a merge patch for each pipeline's specification, instead of QAPIPELINES_PATCH.",
+    help="JSON file with a merge patch for each pipeline's specification, instead of QA_PIPELINES_PATCH.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--now", is_flag=True, help="Do not wait for running jobs. An update kills them; their runs launch them again.")
@@ -85,13 +85,13 @@ def apply_command(
     running jobs have ended, since an update kills them. Jobs that cannot end, because their workers or programs do not start, are named
     and not waited for. Without --registry, --tag or --cron, pipelines keep their registry, tag and variant.
 
-    The secrets' values come from PG_* and GCS_ACCESS, and the database's host from QAPIPELINES_PG_HOST if that is set. Certificates and
+    The secrets' values come from PG_* and GCS_ACCESS, and the database's host from QA_PIPELINES_PG_HOST if that is set. Certificates and
     the service account may be files. All values are checked before anything is sent, and never shown. Without either host, an existing
     secret dbaccess stays as it is. A secret created by another tool, such as kubectl or Helm, is used as it is.
 
     The --patch file is a JSON object that maps pipeline names to merge patches (RFC 7396): of requests and limits, node selectors,
     tolerations and datum sets. It cannot change what the platform relies on. To have `qa-platform doctor` expect the same, set
-    QAPIPELINES_WORKERS and QAPIPELINES_PATCH instead of the options.
+    QA_PIPELINES_WORKERS and QA_PIPELINES_PATCH instead of the options.
     """
     from qa_platform.cli.terminal import console
     from qa_platform.provisioning.pipelines import Options, apply

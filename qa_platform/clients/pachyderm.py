@@ -75,7 +75,8 @@ def connect(settings: PachydermSettings) -> Client:
     """
     scheme, host, port = _address(settings)
     client = Client(
-        host=host,
+        # An IPv6 address, which has lost its brackets.
+        host=f"[{host}]" if ":" in host else host,
         port=port,
         tls=scheme == "grpcs",
         root_certs=_roots(settings),

@@ -192,6 +192,11 @@ def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[
         ) from error
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         raise WrongDatabase(f"the tables are missing or old: {_said(error)}", where=about, advice="run `qa-platform db upgrade`") from error
+    except psycopg.errors.FeatureNotSupported as error:
+        # A property of the table, such as row-level security, which COPY does not support.
+        raise WrongDatabase(
+            f"PostgreSQL refuses: {_said(error)}", where=about, advice="connect as the owner of the tables, whom row-level security spares"
+        ) from error
     except psycopg.errors.NotNullViolation as error:
         raise WrongDatabase(
             f"the tables have a column that the platform does not fill: {_said(error)}", where=about, advice="give that column a default"
@@ -204,6 +209,12 @@ def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[
 def limit_seconds(cursor: psycopg.Cursor, seconds: float) -> None:
     """Limit each statement of this transaction to ``seconds``. `transaction` raises a `TransientError` if one takes longer."""
     cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{max(1, round(seconds * 1000))}ms"])
+
+
+def lift_limits(cursor: psycopg.Cursor) -> None:
+    """Lift the limits on the time of this transaction that the role or the database has: they would end it for every large file."""
+    # `transaction_timeout` exists since PostgreSQL 17.
+    cursor.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')")
 
 
 def notice_lost_client(cursor: psycopg.Cursor) -> None:

@@ -165,7 +165,7 @@ _TOTALS = f"""
         count(*) FILTER (WHERE {OPEN} AND f.put_off_since IS NOT NULL) AS deferred,
         coalesce(sum(f.attempts) FILTER (WHERE {OPEN} OR f.status = 'failed'), 0)::bigint AS charged,
         count(*) FILTER (WHERE {LIVE}) AS held,
-        count(*) FILTER (WHERE f.claim_owner IS NOT NULL AND NOT {LIVE}) AS expired,
+        count(*) FILTER (WHERE {OPEN} AND f.claim_owner IS NOT NULL AND NOT {LIVE}) AS expired,
         count(*) FILTER (WHERE {NOT_ARCHIVED} AND f.archive_error <> '') AS archive_errors,
         max(f.loaded_at) AS last_load
     FROM question_file f

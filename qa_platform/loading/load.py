@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from qa_platform.clients.postgres import notice_lost_client, only_row, transaction
+from qa_platform.clients.postgres import lift_limits, notice_lost_client, only_row, transaction
 from qa_platform.clients.schema import ANSWERS, KEY, REJECTS, Table
 from qa_platform.contract import CONTEXT_LIMIT, RAW_LIMIT, FileStatus, RowReason, column_label
 from qa_platform.errors import InputError
@@ -67,8 +67,7 @@ def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "",
     file = read_answered(folder)
     manifest = file.manifest
     with transaction(connection, about=f"{manifest.name!r} is not loaded") as cursor:
-        # The role's or the database's limit would end every load of a large file.
-        cursor.execute("SET LOCAL statement_timeout = 0")
+        lift_limits(cursor)
         notice_lost_client(cursor)
         loads.wait_for_load_lock(cursor, manifest.name)
         if why := loads.why_too_late(cursor, manifest):

@@ -90,7 +90,8 @@ def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
             # The role's or the database's limit would end every migration of large tables.
-            connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
+            limits = "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')"
+            connection.execute(sqlalchemy.text(limits))
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
     except util.CommandError as error:
@@ -101,5 +102,5 @@ def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
                 f"the tables are busy: {error.orig}", advice="find the sessions in pg_stat_activity, then run this again"
             ) from error
         raise TransientError(f"the tables could not be migrated now: {error.orig}") from error
-    except sqlalchemy.exc.ProgrammingError as error:
+    except sqlalchemy.exc.DatabaseError as error:
         raise InputError(f"the tables cannot be migrated: {error.orig}") from error

@@ -313,6 +313,15 @@ def test_a_storage_that_only_dagster_yaml_knows_is_asked(
     assert SECRET not in str(finding)
 
 
+def test_an_address_with_sqlalchemys_driver_is_asked_as_dagster_asks_it(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = environment["DAGSTER_PG_URL"]
+    assert address.startswith("postgresql://")
+    monkeypatch.setenv("DAGSTER_PG_URL", address.replace("postgresql://", "postgresql+psycopg2://", 1))
+    assert examined()["Dagster storage"].state is State.OK
+
+
 def test_each_database_of_a_storage_in_parts_is_looked_at(postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_PG_PASSWORD", SECRET)

@@ -29,14 +29,16 @@ from qa_platform.cli.main import main
 from qa_platform.cli.metrics.exporter import Exporter
 from qa_platform.cli.metrics.readings import READINGS, SERVICES
 from qa_platform.clients.postgres import connect
-from qa_platform.contract import ANSWER_PIPELINE, HEARTBEAT_ASSET, LOAD_PIPELINE, FileStatus
+from qa_platform.contract import ANSWER_PIPELINE, HEARTBEAT_ASSET, LOAD_PIPELINE, FileStatus, FileVersion
 from qa_platform.ledger import Ledger
+from qa_platform.loading.load import load_file
 from qa_platform.provisioning.project_files import project_file
 from qa_platform.settings import DagsterSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.checkout import PROJECT
 from qa_platform_tests.credentials import certificate, private_key
 from qa_platform_tests.flow import Flow, bridge, csv_of, flow, wait_until
 from qa_platform_tests.ledger.helpers import A1, B1, C1, charge, claimed_by_run
+from qa_platform_tests.loading_helpers import AnsweredUpload, answered_rows
 
 __all__ = ["flow"]
 
@@ -292,3 +294,23 @@ def test_alerts_and_board_ask_for_what_is_served_only(whole: Whole) -> None:
     assert len(expressions()) > 15
     assert [expression for expression in expressions() if unknown(expression, known)] == []
     assert unknown('qa_nothing > 0 and qa_files{state=~"pending|runing"} > 0', known) == {"qa_nothing", "qa_files: runing"}
+
+
+def test_a_claim_that_a_dead_run_left_on_a_file_that_is_done_needs_nobody(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    # Pachyderm loads the files of a run that died. No other run has to continue with them, so the alert must not fire.
+    upload = AnsweredUpload(answered_rows(4))
+    version = FileVersion(upload.name, upload.generation)
+    ledger.claim([version], owner="dead", lease_seconds=60)
+    ledger.start("dead", [version], run_id="dead", batch_id="b")
+    connection.execute("UPDATE question_file SET claim_until = now() - interval '1 day'")
+    assert read("files")["qa_claims"]["expired",] == 1
+    load_file(connection, upload.write(tmp_path / "file"))
+    assert read("files")["qa_claims"]["expired",] == 0
+
+
+def test_a_claim_on_a_file_whose_source_was_deleted_needs_nobody(ledger: Ledger, connection: psycopg.Connection) -> None:
+    ledger.claim([A1], owner="dead", lease_seconds=0)
+    assert ledger.mark_superseded(A1)
+    assert read("files")["qa_claims"]["expired",] == 0

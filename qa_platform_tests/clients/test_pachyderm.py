@@ -235,3 +235,7 @@ def test_an_outage_behind_pachd_is_passing_trouble(details: str) -> None:
 def test_a_refusal_stays_one(details: str) -> None:
     with pytest.raises(InputError), pachd.pachd_errors("applying"):
         raise Refused(grpc.StatusCode.UNKNOWN, details)
+
+
+def test_an_ipv6_address_keeps_its_brackets() -> None:
+    assert pachd.connect(PachydermSettings(pachd_address="grpc://[::1]:30650")).address == "[::1]:30650"

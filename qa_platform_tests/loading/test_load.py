@@ -871,3 +871,20 @@ def test_an_outage_that_is_over_or_long_ago_takes_no_patience_from_the_next(
     assert seconds_left() > 119
     begun(601)
     assert seconds_left() > 119
+
+
+def test_row_level_security_is_not_the_files_fault(database: Database, tmp_path: Path) -> None:
+    migrate.upgrade(database.settings)
+    with connect(database.settings) as connection:
+        connection.execute("CREATE ROLE loader_role")
+        connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO loader_role")
+        connection.execute("ALTER TABLE question_answer ENABLE ROW LEVEL SECURITY")
+        connection.execute("CREATE POLICY everything ON question_answer USING (true) WITH CHECK (true)")
+        connection.execute("SET ROLE loader_role")
+        try:
+            with pytest.raises(WrongDatabase, match="row-level security"):
+                load_file(connection, MIXED.write(tmp_path / "file"))
+        finally:
+            connection.execute("RESET ROLE")
+            connection.execute("DROP OWNED BY loader_role")
+            connection.execute("DROP ROLE loader_role")

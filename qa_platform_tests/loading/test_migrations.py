@@ -229,3 +229,13 @@ def test_tables_that_are_missing_are_named_with_what_to_do(empty: PostgresSettin
     folder = AnsweredUpload(answered_rows(4)).write(tmp_path / "file")
     with connect(empty) as connection, pytest.raises(InputError, match="qa-platform db upgrade"):
         load_file(connection, folder)
+
+
+def test_a_partitioned_table_is_refused_with_a_message(database: Database) -> None:
+    with connect(database.settings) as connection:
+        connection.execute(
+            "CREATE TABLE question_answer (question varchar(10000), answer varchar(10000), context varchar(500000), "
+            "model varchar(1000), qa_timestamp timestamp) PARTITION BY RANGE (qa_timestamp)"
+        )
+    with pytest.raises(InputError, match="cannot be migrated"):
+        migrate.upgrade(database.settings)

@@ -5,6 +5,7 @@ The storage is found through Dagster's instance. Its tables are only read, never
 
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -132,7 +133,8 @@ def _resolved(part: "ConfigurableClassData", settings: DagsterSettings, instance
         # Without Dagster's message, which may quote the values.
         raise Wrong(f"the storage in {instance} cannot be resolved", "set the variables that it names; check with `dagster instance info`")
     fix = "start it, or set DAGSTER_PG_URL to where it is" if source != str(instance) else f"start it, or correct the storage in {instance}"
-    return _Storage(pg_url_from_config(resolved.value), source, fix)
+    # SQLAlchemy's driver, as in `postgresql+psycopg2://`, means nothing to libpq.
+    return _Storage(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", pg_url_from_config(resolved.value)), source, fix)
 
 
 def _connected(storage: _Storage) -> "psycopg.Connection":

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from qa_platform.embedded.gcs.model import Bucket, Conditions, invalid, not_found
-from qa_platform.embedded.gcs.policies import check_acl, granted
+from qa_platform.embedded.gcs.policies import check_acl, granted, require
 from qa_platform.embedded.gcs.requests import Target, conditions, flag, integer, json_body, not_implemented
 from qa_platform.embedded.gcs.resources import bucket_etag, bucket_resource
 from qa_platform.embedded.gcs.storage import Storage
@@ -48,6 +48,7 @@ class BucketRequests:
                 return _shown(self._buckets.soft_deleted(name, integer(request, "generation")))
             case "GET":
                 bucket = self._buckets.get(name)
+                require(bucket, "storage.buckets.get")
                 holds.check_metageneration(bucket.metageneration)
                 return _shown(bucket)
             case "PATCH" | "PUT" as method:

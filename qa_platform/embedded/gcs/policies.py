@@ -18,16 +18,17 @@ _CALLER = "caller@emulator.iam.gserviceaccount.com"
 _READ = frozenset(("storage.objects.get", "storage.objects.list"))
 _CREATE = frozenset(("storage.objects.create",))
 _CHANGE = frozenset(("storage.objects.delete", "storage.objects.update", "storage.objects.restore"))
+_SEE_BUCKET = frozenset(("storage.buckets.get",))
 # The permissions on objects of the service's predefined roles.
 _ROLES: Mapping[str, frozenset[str]] = {
     "roles/storage.objectViewer": _READ,
     "roles/storage.objectCreator": _CREATE,
     "roles/storage.objectUser": _READ | _CREATE | _CHANGE,
     "roles/storage.objectAdmin": _READ | _CREATE | _CHANGE,
-    "roles/storage.admin": _READ | _CREATE | _CHANGE,
+    "roles/storage.admin": _READ | _CREATE | _CHANGE | _SEE_BUCKET,
     "roles/storage.legacyObjectReader": frozenset(("storage.objects.get",)),
-    "roles/storage.legacyBucketReader": frozenset(("storage.objects.list",)),
-    "roles/storage.legacyBucketWriter": frozenset(("storage.objects.list", "storage.objects.create", "storage.objects.delete")),
+    "roles/storage.legacyBucketReader": _SEE_BUCKET | {"storage.objects.list"},
+    "roles/storage.legacyBucketWriter": _SEE_BUCKET | {"storage.objects.list", "storage.objects.create", "storage.objects.delete"},
 }
 _CONDITIONAL_POLICY = 3
 
@@ -38,7 +39,8 @@ def granted(bucket: Bucket, permissions: Collection[str]) -> list[str]:
     if not roles:
         return list(permissions)
     given = frozenset().union(*(_ROLES.get(role, frozenset()) for role in roles))
-    return [permission for permission in permissions if permission in given or not permission.startswith("storage.objects.")]
+    restricted = ("storage.objects.", *_SEE_BUCKET)
+    return [permission for permission in permissions if permission in given or not permission.startswith(restricted)]
 
 
 def require(bucket: Bucket, *permissions: str) -> None:
@@ -49,7 +51,7 @@ def require(bucket: Bucket, *permissions: str) -> None:
     """
     for permission in permissions:
         if not granted(bucket, [permission]):
-            on = "bucket" if permission == "storage.objects.list" else "object"
+            on = "bucket" if permission in ("storage.objects.list", *_SEE_BUCKET) else "object"
             raise forbidden(
                 f"{_CALLER} does not have {permission} access to the Google Cloud Storage {on}. "
                 f"Permission '{permission}' denied on resource (or it may not exist)."
