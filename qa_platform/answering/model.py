@@ -386,6 +386,9 @@ def _apply_prefix_space(tokenizer: "tokenizers.Tokenizer", files: ModelFiles) ->
     if not isinstance(value, bool):
         raise files.bad_value("tokenizer_config.json", "add_prefix_space", value, "true or false")
     tokenizer.pre_tokenizer.add_prefix_space = value
+    # Otherwise the offsets of the first token would be moved by the space that the text does not have.
+    if isinstance(tokenizer.post_processor, tokenizers.processors.RobertaProcessing):
+        tokenizer.post_processor.add_prefix_space = value
 
 
 def _converted_tokenizer(files: ModelFiles) -> "tokenizers.Tokenizer":

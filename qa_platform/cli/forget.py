@@ -41,7 +41,7 @@ def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> N
     A file that a run is working on is refused. The command may be repeated. The exit status is 1 if anything is left.
     """
     from qa_platform.batches.forget import Forgetting, TraceState
-    from qa_platform.cli.json_output import json_line
+    from qa_platform.cli.json_output import echo_json
     from qa_platform.clients.services import Services
     from qa_platform.ledger import Ledger
     from qa_platform.orchestration.forget import dagster_history
@@ -53,7 +53,10 @@ def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> N
         forgetting = Forgetting(services, ledger, history, file, generation)
         for trace in forgetting.find() if dry_run else forgetting.forget():
             left += trace.state is TraceState.LEFT
-            click.echo(json_line(trace) if as_json else _line(trace))
+            if as_json:
+                echo_json(trace)
+            else:
+                click.echo(_line(trace))
     if not as_json:
         click.echo(_OUT_OF_REACH, err=True)
     if left:

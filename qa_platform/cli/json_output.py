@@ -4,6 +4,7 @@ import json
 from functools import cache
 from typing import Any
 
+import click
 from pydantic import TypeAdapter
 
 from qa_platform.text import escaped_json
@@ -17,6 +18,11 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 def json_line(value: object) -> str:
     """A dataclass as a JSON object on one line, without control characters that a terminal would obey."""
     return escaped_json(json.dumps(_plain(value), ensure_ascii=False))
+
+
+def echo_json(value: object) -> None:
+    """Write `json_line` to standard output, in UTF-8 whatever the terminal's encoding."""
+    click.echo(json_line(value).encode())
 
 
 def json_document(value: object) -> str:

@@ -20,8 +20,8 @@ from qa_platform.text import escaped
 
 # The exit status that shells report after Ctrl-C.
 _INTERRUPTED = 130
-# Without any of these, no service is configured.
-_ADDRESSES = frozenset({"PG_HOST", "PACHD_ADDRESS", "STORAGE_BUCKET", "API_ENDPOINT_OVERRIDE"})
+# Commands that need no service, or start their own.
+_WITHOUT_SERVICES = ("answer", "evaluate", "local", "tune")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,7 +39,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except QaPlatformError as error:
-            message = _harmless(str(error)) + _hint(error)
+            message = _harmless(str(error)) + ("" if ctx.invoked_subcommand in _WITHOUT_SERVICES else _hint(error))
             raise (_Unavailable if isinstance(error, TransientError) else click.ClickException)(message) from error
         except ModuleNotFoundError as error:
             if not (command := how_to_install(error.name or "")):
@@ -67,7 +67,9 @@ class _Group(click.Group):
 
 def _hint(error: QaPlatformError) -> str:
     """A hint for people who forgot that their stack is an embedded one: a service is unavailable, and nothing says where it is."""
-    if not isinstance(error, TransientError) or not _ADDRESSES.isdisjoint(os.environ):
+    from qa_platform.settings import PachydermSettings, PostgresSettings
+
+    if not isinstance(error, TransientError) or PachydermSettings().model_fields_set or PostgresSettings().model_fields_set:
         return ""
     return "; on a laptop: qa-platform local run -- " + escaped(shlex.join(["qa-platform", *sys.argv[1:]]))
 

@@ -250,10 +250,10 @@ def logs_command(job: str, pipeline: str | None) -> None:
 
 
 def _print_json(values: Sequence[object]) -> None:
-    from qa_platform.cli.json_output import json_line
+    from qa_platform.cli.json_output import echo_json
 
     for value in values:
-        click.echo(json_line(value))
+        echo_json(value)
 
 
 def _print(rows: Sequence[Mapping[str, object]]) -> None:

@@ -32,7 +32,7 @@ def restore(files: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     tables. So it is 1 if files were requested: follow them with `qa-platform status --watch`, then repeat the command.
     """
     from qa_platform.batches.restore import Restoration, RestoreState
-    from qa_platform.cli.json_output import json_line
+    from qa_platform.cli.json_output import echo_json
     from qa_platform.clients.services import Services
     from qa_platform.ledger import Ledger
 
@@ -41,7 +41,10 @@ def restore(files: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     with Ledger(services.postgres) as ledger:
         for restored in Restoration(services, ledger, tuple(dict.fromkeys(files)), dry_run).restore():
             absent += restored.state is not RestoreState.LOADED
-            click.echo(json_line(restored) if as_json else _line(restored))
+            if as_json:
+                echo_json(restored)
+            else:
+                click.echo(_line(restored))
     if absent:
         click.echo(f"{absent} files are not in the tables; repeat the command when `qa-platform status --watch` has ended", err=True)
         sys.exit(1)

@@ -97,6 +97,10 @@ def write_answered(
                 retry=DEFAULT_RETRY,
             )
         except PreconditionFailed as error:
+            now = bucket.get_blob(place, timeout=_TIMEOUT_SECONDS)
+            if (now.generation if now else 0) == (before.generation if before else 0):
+                # Not the precondition of this request: a constraint of the organisation or of the bucket forbids the write.
+                raise
             raise TransientError("the answered CSV was replaced while it was written", where=place) from error
     return True
 

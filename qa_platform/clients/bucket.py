@@ -32,8 +32,9 @@ NAME_KEY = "qa-platform-name"
 # Names that programs give to a file while they copy it. They are ignored whatever QA_SUFFIXES says.
 TEMPORARY_PREFIXES = (".", "~")
 TEMPORARY_SUFFIXES = (".part", ".partial", ".tmp", ".temp", ".crdownload", "~")
-# Bytes that are held in memory and sent with one request during an upload. The default of Google's client is 100 MiB.
-_WRITE_CHUNK = 16 * 2**20
+# Bytes that are sent with one request during an upload. The timeout limits the time in which all of them are sent, not only a pause: with
+# 2 MiB, 300 kbit/s suffice.
+_WRITE_CHUNK = 2 * 2**20
 
 
 class Ignored(enum.StrEnum):
@@ -155,12 +156,15 @@ def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> So
 
 
 def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
-    """Upload a file to ``incoming/``. Returns the version that is there now."""
+    """Upload a file to ``incoming/``. Returns the version that it is now."""
     blob = bucket.blob(INCOMING + name, chunk_size=_WRITE_CHUNK)
     with bucket_errors(f"uploading {INCOMING}{name}"):
         content_type = "application/gzip" if name.lower().endswith(".gz") else "text/csv"
-        blob.upload_from_file(source, rewind=True, content_type=content_type, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
-        blob.reload(timeout=_TIMEOUT_SECONDS)
+        try:
+            blob.upload_from_file(source, rewind=True, content_type=content_type, timeout=_TIMEOUT_SECONDS, retry=DEFAULT_RETRY)
+        except ValueError as error:
+            # Google's client does not send again what the bucket has not kept of a chunk.
+            raise TransientError("the upload broke off", where=INCOMING + name, advice="try again") from error
     return version_of(blob)
 
 
@@ -259,7 +263,7 @@ def _copied(bucket: storage.Bucket, source: storage.Blob, place: str, version: F
         if there:
             what = f"{source.name} cannot be copied to {place}"
             if copy is None:
-                raise TransientError(f"{what}, although it is there and nothing is in the way") from error
+                raise TransientError(f"{what}, although it is there and nothing is in the way: {error}") from error
             raise InputError(f"{what}, where another object lies", advice=f"move gs://{bucket.name}/{place} away") from error
         return False
 
@@ -272,6 +276,8 @@ def is_copy(blob: storage.Blob, version: FileVersion) -> bool:
 
 def _name_copy(source: storage.Blob, target: storage.Blob, version: FileVersion) -> None:
     """Give a copy the file's name as metadata. Attributes in the request replace all of the source's, so those are sent too."""
+    # Another blob: with loaded attributes, `source.delete` would delete this very generation, which a versioned bucket then does not keep.
+    source = source.bucket.blob(source.name)
     source.reload(if_generation_match=version.generation, timeout=_TIMEOUT_SECONDS)
     target.content_type, target.content_encoding = source.content_type, source.content_encoding
     target.metadata = {**(source.metadata or {}), NAME_KEY: version.name}

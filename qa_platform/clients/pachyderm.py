@@ -183,7 +183,7 @@ _UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, 
 # pachd passes on the errors of its own database, of etcd and of the object storage as UNKNOWN.
 _OUTAGE = re.compile(
     r"broken pipe|unexpected EOF|connection (refused|reset)|i/o timeout|closed network connection|context (canceled|deadline exceeded)"
-    r"|SQLSTATE (08|53|57P)|etcdserver: "
+    r"|no route to host|network is unreachable|no such host|bad connection|TLS handshake timeout|SQLSTATE (08|53|57P)|etcdserver: "
 )
 
 

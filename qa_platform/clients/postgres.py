@@ -88,8 +88,9 @@ def _connect(settings: PostgresSettings) -> psycopg.Connection:
                 keepalives_idle=30,
                 keepalives_interval=10,
                 keepalives_count=3,
-                # Keepalives do not count while something that was sent is unacknowledged. In milliseconds.
-                tcp_user_timeout=60_000,
+                # Keepalives do not count while something that was sent is unacknowledged. In milliseconds; a server that lives, but takes
+                # nothing for as long, is given up too.
+                tcp_user_timeout=600_000,
                 autocommit=True,
                 prepare_threshold=None,
                 **certificates,

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError, TransportError
 from google.cloud.storage.exceptions import DataCorruption
 from requests.exceptions import RequestException
 
@@ -15,8 +15,9 @@ from qa_platform.errors import InputError, QaPlatformError, TransientError
 
 # What Google's client raises when the bucket refuses a request or cannot be reached.
 BUCKET_ERRORS = (GoogleAPIError, GoogleAuthError, RequestException, DataCorruption)
-# The transient statuses below 500.
-_BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+# The transient statuses below 500. 308 and 410 end a resumable upload, which must begin again.
+_BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.PERMANENT_REDIRECT, HTTPStatus.GONE)
+_BUSY_REASONS = ("rateLimitExceeded", "userRateLimitExceeded")
 NO_CREDENTIALS = "Google's client finds no credentials"
 NO_CREDENTIALS_ADVICE = (
     "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file; "
@@ -72,10 +73,10 @@ def platform_error(error: Exception, doing: str, *, trouble: str = "the bucket c
     """
     if isinstance(error, DefaultCredentialsError):
         return InputError(f"{NO_CREDENTIALS} ({error})", where=doing, advice=NO_CREDENTIALS_ADVICE)
-    if isinstance(error, RefreshError):
+    if isinstance(error, RefreshError) and not (error.retryable or isinstance(error.__cause__, TransportError)):
         return InputError(f"Google does not accept the credentials ({error})", where=doing, advice=_CREDENTIALS)
     status = error.code if isinstance(error, GoogleAPICallError) else None
-    if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY:
+    if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY or reason_of(error) in _BUSY_REASONS:
         return TransientError(f"{trouble}: {error}", where=doing)
     advice = _ADVICE_BY_REASON.get(reason_of(error)) or _ADVICE_BY_STATUS.get(status, "check STORAGE_BUCKET and the name of the object")
     message = _first_detail(error).get("message") or getattr(error, "message", "") or error

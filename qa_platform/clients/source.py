@@ -35,7 +35,9 @@ class Source:
         self._wanted = blob.crc32c
         self._checksum = google_crc32c.Checksum()
         options = {"timeout": _TIMEOUT_SECONDS, "if_generation_match": blob.generation, "raw_download": True}
-        self._reader = cast("IO[bytes]", blob.open("rb", chunk_size=_READ_CHUNK, **options))
+        # A new blob: one whose attributes are loaded is read from its `mediaLink`, which may name another host than the client's endpoint.
+        content = blob.bucket.blob(blob.name, generation=blob.generation)
+        self._reader = cast("IO[bytes]", content.open("rb", chunk_size=_READ_CHUNK, **options))
 
     def read(self, size: int) -> bytes:
         """The next bytes; empty at the end.

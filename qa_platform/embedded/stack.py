@@ -145,7 +145,8 @@ def open_stack(state: Path, *, check: Check = no_check) -> Iterator[Stack]:
 
 def _close(state: Path, description: Path, check: Check) -> None:
     """Let no other process share the stack from now on, once those that do have ended. A signal ends the waiting."""
-    with (state / "stack.users").open("ab") as users:
+    # The command may have removed the folder.
+    with contextlib.suppress(FileNotFoundError), (state / "stack.users").open("ab") as users:
         with contextlib.suppress(SystemExit):
             check()
             if not try_lock(users):

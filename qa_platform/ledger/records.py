@@ -241,13 +241,14 @@ class Records(LedgerConnection):
             cursor.execute(f"SELECT count(*) FROM question_file f WHERE {NOT_ARCHIVED} AND NOT {LIVE}")
             return int(only_row(cursor)[0])
 
-    def deferred_files(self) -> Deferred | None:
-        """The files that are deferred right now, or None."""
+    def deferred_files(self, *, also_due: bool = False) -> Deferred | None:
+        """The files that are deferred right now, or None. ``also_due`` adds those whose next attempt is due."""
+        waiting = "" if also_due else "AND f.retry_at > now()"
         with self._transaction() as cursor:
             cursor.execute(
                 f"""
                 SELECT count(*) OVER (), f.retry_at, f.error FROM question_file f
-                WHERE {OPEN} AND f.retry_at > now() AND f.put_off_since IS NOT NULL ORDER BY f.retry_at LIMIT 1
+                WHERE {OPEN} {waiting} AND f.put_off_since IS NOT NULL ORDER BY f.retry_at LIMIT 1
                 """
             )
             row = cursor.fetchone()

@@ -111,12 +111,7 @@ def features(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) ->
         InputError: a question leaves too little of a window to its context.
     """
     questions = [example.gold for example in examples]
-    room = MAX_LENGTH - STRIDE - 1
-    for question, ids in zip(questions, tokenizer([q.question.strip() for q in questions]).input_ids, strict=True) if questions else ():
-        if len(ids) >= room:
-            raise InputError(
-                f"its {len(ids)} tokens leave no room for the context; {room - 1} may be asked", where=f"question {question.id}"
-            )
+    _check_lengths(tokenizer, questions)
     encoded = tokenizer(
         [q.question.strip() for q in questions],
         [q.context for q in questions],
@@ -136,6 +131,21 @@ def features(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) ->
         odds = guess.of_tokens(offsets) if guess else None
         windows[owner].append(Feature(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int8), spans, offsets, odds))
     return windows
+
+
+def _check_lengths(tokenizer: PreTrainedTokenizerFast, questions: Sequence[GoldQuestion]) -> None:
+    """Check that every question leaves room for its context: the tokenizer panics if a window cannot advance by its stride."""
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    room = MAX_LENGTH - special - STRIDE
+    for question in questions:
+        # No token is shorter than a character.
+        if len(question.question) < room:
+            continue
+        asked, context = (
+            len(tokenizer(text, add_special_tokens=False).input_ids) for text in (question.question.strip(), question.context)
+        )
+        if asked >= room and asked + context + special > MAX_LENGTH:
+            raise InputError(f"its {asked} tokens leave no room for the context; {room - 1} may be asked", where=f"question {question.id}")
 
 
 def _spans(question: GoldQuestion, offsets: list[tuple[int, int]], sequence_ids: list[int | None]) -> tuple[tuple[int, int, float], ...]:

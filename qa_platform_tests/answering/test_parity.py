@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
+from transformers import AutoTokenizer
 
 from qa_platform.answering import Answer, Answerer
 from qa_platform.answering.model import BUNDLED_FOLDER, find_model, load_tokenizer
@@ -250,3 +251,12 @@ def test_a_prefix_space_is_added_as_the_tokenizers_config_says(tmp_path: Path, w
     (run,) = run_reference([ReferenceRequest(str(folder), tuple(rows), threads=1)])
     answers = Answerer(str(folder), threads=1).answer(rows, best_mention=False)
     assert len(different := different_rows(rows, answers, run.best)) <= 1, different
+
+
+def test_a_prefix_space_moves_no_offset(tmp_path: Path) -> None:
+    folder = make_model("roberta", tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": True}))
+    ours = load_tokenizer(find_model(ModelChoice(str(folder)))).encode("Who?", "Marta keeps it.")
+    theirs = AutoTokenizer.from_pretrained(folder)("Who?", "Marta keeps it.", return_offsets_mapping=True)
+    assert (ours.ids, ours.offsets) == (theirs.input_ids, theirs.offset_mapping)

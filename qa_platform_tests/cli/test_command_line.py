@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import click
 import pytest
@@ -45,6 +46,7 @@ from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
 from qa_platform.settings import PachydermSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.answering_models import make_bert, make_model
+from qa_platform_tests.checkout import PROJECT
 from qa_platform_tests.conftest import Database, new_database
 from qa_platform_tests.flow import Flow, bridge, csv_of, flow
 from qa_platform_tests.json_schemas import fits
@@ -878,3 +880,37 @@ def test_files_of_the_ledger_are_completed_unless_a_shell_would_obey_their_names
     assert sorted(completed("m")) == ["plain,more/m.csv", "plain,my.csv"]
     monkeypatch.setenv("PG_HOST", "/nowhere")
     assert completed("m") == []
+
+
+def test_variables_that_help_texts_name_exist() -> None:
+    page = (PROJECT / "docs" / "configuration.md").read_text()
+    named = {name for text in help_texts() for name in re.findall(r"\bQA[A-Z_]*_[A-Z_]+\b", text)}
+    assert "QA_PIPELINES_WORKERS" in named
+    # `local run` sets it, for programs that are not the platform's.
+    assert [name for name in sorted(named - {"QA_DATABASE_URL"}) if f"`{name}`" not in page] == []
+
+
+def help_texts(command: click.Command = main, path: tuple[str, ...] = ()) -> Iterator[str]:
+    yield CliRunner().invoke(main, [*path, "--help"]).output
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from help_texts(inner, (*path, name))
+
+
+@pytest.mark.parametrize("words", [["status"], ["answer", "q.csv", "--model", "nobody/none"]])
+def test_a_forgotten_embedded_stack_is_named_by_commands_that_need_services_only(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("PG_", "PACH"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.csv").write_text("question,context\nWho?,Ada.\n")
+
+    def unavailable(*_: object, **__: object) -> NoReturn:
+        raise TransientError("it is unavailable")
+
+    monkeypatch.setattr("qa_platform.clients.postgres.connect", unavailable)
+    monkeypatch.setattr("qa_platform.ledger.connection.connect", unavailable)
+    monkeypatch.setattr("qa_platform.answering.engine.find_model", unavailable)
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == os.EX_TEMPFAIL, result.output
+    assert ("qa-platform local run -- " in result.output) == (words == ["status"])

@@ -224,6 +224,10 @@ class Refused(grpc.RpcError):
         "write tcp 10.0.0.4:38220->10.0.0.7:5432: write: broken pipe",
         "etcdserver: request timed out",
         "pick commit tx: context canceled",
+        "dial tcp 10.0.0.7:5432: connect: no route to host",
+        "dial tcp: lookup pg-bouncer: no such host",
+        "driver: bad connection",
+        "net/http: TLS handshake timeout",
     ],
 )
 def test_an_outage_behind_pachd_is_passing_trouble(details: str) -> None:

@@ -1,13 +1,19 @@
 """Permanent refusals of the bucket, as distinct from transient errors: the message, and that they are not retried."""
 
 import io
+import json
 import re
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.api_core.exceptions import BadRequest, InternalServerError, ServiceUnavailable, TooManyRequests
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
+from google.oauth2.service_account import Credentials
 
 from qa_platform.clients.bucket import (
     archive,
@@ -22,6 +28,7 @@ from qa_platform.clients.refusals import bucket_errors
 from qa_platform.contract import INCOMING, FileVersion
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import BucketSettings
+from qa_platform_tests.credentials import service_account
 
 CONTENT = b"question,context\nWhere?,Here.\n"
 PAYER = "billing-project"
@@ -114,3 +121,25 @@ def test_a_file_that_may_not_be_read_any_more_is_refused_for_good(bucket: storag
     bucket.set_iam_policy(policy)
     with pytest.raises(InputError, match=r"storage\.objects\.get"):
         source.read_to_the_end()
+
+
+def test_an_outage_of_the_service_for_tokens_is_not_a_refusal(gcs_address: str) -> None:
+    class Down(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(503)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Down) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        key = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        account = json.loads(service_account(private_key=key, token_uri=f"http://127.0.0.1:{server.server_port}/"))
+        credentials = Credentials.from_service_account_info(account, scopes=["x"])
+        credentials = credentials.with_always_use_jwt_access(False)
+        client = storage.Client("test", credentials, client_options={"api_endpoint": f"http://{gcs_address}"})
+        with pytest.raises(TransientError):
+            find_incoming(client.bucket("x"), "a.csv")
+        server.shutdown()

@@ -291,3 +291,9 @@ def test_a_signal_ends_the_wait_for_others_that_use_the_stack(tmp_path: Path) ->
     finally:
         second.terminate()
         second.wait(30)
+
+
+def test_a_command_that_removes_the_folder_of_its_stack_ends_with_its_own_status(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "qa_platform.cli.main", "local", "run", "--state", str(tmp_path / "qa"), "--"]
+    ended = subprocess.run([*run, "sh", "-c", f"rm -rf {tmp_path}/qa; exit 7"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 7, ended.stderr

@@ -224,3 +224,12 @@ def test_a_run_without_loaded_files_says_nothing_of_the_checks(flow: Flow) -> No
     (result,) = flow.tick_and_run()
     assert result.success
     assert result.get_asset_check_evaluations() == []
+
+
+@pytest.mark.usefixtures("one_attempt")
+def test_a_failed_run_without_loaded_files_says_nothing_of_the_checks(flow: Flow, unreadable: set[str]) -> None:
+    unreadable.add("unreadable.csv")
+    flow.upload("unreadable.csv", csv_of(bridge("Ulm")))
+    (result,) = flow.tick_and_run()
+    assert not result.success
+    assert result.get_asset_check_evaluations() == []

@@ -88,7 +88,7 @@ def test_files_that_need_a_person_are_counted_and_not_named(services: Services, 
     connection.execute("UPDATE question_file SET created_at = now() - interval '26 hours' WHERE source_file = %s", [C1.name])
     values = shown(services)
     assert values["in short"].startswith(
-        "**1 file failed for good. 1 file waits for a service that is unavailable. One file has waited for 1 day, 2:00:0"
+        "**1 file failed for good. 1 file waits for something outside it to be fixed. One file has waited for 1 day, 2:00:0"
     )
     assert values["which files, and why"] == "qa-platform status"
     assert "a.csv" not in str(values)

@@ -20,6 +20,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfi
 from qa_platform.answering.calibration import Calibration
 from qa_platform.answering.model import find_model
 from qa_platform.contract import ModelChoice
+from qa_platform.errors import InputError
 from qa_platform.evaluation.gold import GoldAnswer, GoldQuestion, held_out
 from qa_platform.training import data
 from qa_platform.training import teacher as asking
@@ -427,3 +428,11 @@ def test_a_question_that_fills_the_window_is_named(
     with pytest.raises(SystemExit):
         run(monkeypatch, start, path, tmp_path / "out")
     assert "leave no room for the context" in capsys.readouterr().err
+
+
+def test_a_question_that_just_fills_the_window_of_roberta_is_named(tmp_path: Path) -> None:
+    tokenizer = data.load_tokenizer(make_model("roberta", tmp_path / "model"))
+    question = GoldQuestion("1", "g", "?" * 252, "the river " * 800, ())
+    with pytest.raises(InputError, match="leave no room"):
+        features(tokenizer, [Example(question)])
+    assert len(features(tokenizer, [Example(replace(question, context="the river"))])) == 1

@@ -98,11 +98,14 @@ def _waiting(settings: PostgresSettings) -> Result:
     from qa_platform.ledger import Ledger
 
     with Ledger(settings) as ledger:
-        deferred = ledger.deferred_files()
+        deferred = ledger.deferred_files(also_due=True)
     if not deferred:
-        return ok("no file waits for something to be fixed")
+        return ok("no file waits because something outside it failed")
     waiting = "a file waits" if deferred.files == 1 else f"{deferred.files} files wait"
-    return wrong(f"{waiting}: {deferred.why}", "fix that; then they are answered. `qa-platform status` names them")
+    return wrong(
+        f"{waiting} for the next attempt, at {deferred.until:%H:%M:%S %Z}: {deferred.why}",
+        "if that is not over, fix it. `qa-platform status` names the files",
+    )
 
 
 def _archiving(settings: PostgresSettings) -> Result:

@@ -52,7 +52,7 @@ def status(file: str | None, watch: bool, limit: int, as_json: bool) -> None:
 
 
 def _show(observer: "Observer", *, as_json: bool) -> None:
-    from qa_platform.cli.json_output import json_line
+    from qa_platform.cli.json_output import echo_json
     from qa_platform.cli.status.line import line_of
     from qa_platform.cli.status.render import details, overview
     from qa_platform.cli.terminal import console
@@ -64,7 +64,7 @@ def _show(observer: "Observer", *, as_json: bool) -> None:
         click.echo(f"only the newest {observer.limit} are shown, and those in progress; --limit shows more", err=True)
     if as_json:
         for state in snapshot.files:
-            click.echo(json_line(line_of(state)))
+            echo_json(line_of(state))
         return
     if not snapshot.files:
         click.echo("no file was uploaded yet", err=True)

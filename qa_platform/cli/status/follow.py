@@ -8,7 +8,7 @@ import click
 from rich.console import Console, Group
 from rich.live import Live
 
-from qa_platform.cli.json_output import json_line
+from qa_platform.cli.json_output import echo_json
 from qa_platform.cli.status.line import line_of
 from qa_platform.cli.status.observe import FileState
 from qa_platform.cli.status.render import change_line, overview
@@ -57,7 +57,10 @@ def _write_changes(watch: Watch, seconds: float, *, as_json: bool) -> None:
     told: tuple[str, ...] = ()
     for changed in _looks(watch, seconds):
         for file in changed:
-            click.echo(json_line(line_of(file)) if as_json else change_line(file, watch.snapshot.at))
+            if as_json:
+                echo_json(line_of(file))
+            else:
+                click.echo(change_line(file, watch.snapshot.at))
         for problem in watch.snapshot.problems:
             if problem not in told:
                 click.echo(one_line(problem), err=True)

@@ -144,16 +144,16 @@ async def _append_chunk(request: Request, path: Path) -> int | None:
     match = _CONTENT_RANGE.fullmatch(header)
     if header and not match:
         raise invalid(f"Invalid Content-Range: {header!r}")
-    first = int(match["first"]) if match and match["first"] else 0
-    size = path.stat().st_size
-    # A chunk after a gap is not written. The response tells the client where to continue.
-    position, gap = first, first > size
-    with path.open("ab") as file:
+    position = int(match["first"]) if match and match["first"] else 0
+    with path.open("ab", buffering=0) as file:
         async for chunk in request.stream():
+            # The size now: a request that the client has given up may still write.
+            size = path.stat().st_size
             new = chunk[max(0, size - position) :]
-            position += len(chunk)
-            if new and not gap:
+            # A chunk after a gap is not written. The response tells the client where to continue.
+            if new and position <= size:
                 file.write(new)
+            position += len(chunk)
     if not match:
         return position
     return None if match["total"] == "*" else int(match["total"])

@@ -185,7 +185,7 @@ _NAMED = 100
 
 
 def batch_results(evaluations: list[dg.AssetCheckEvaluation]) -> Iterator[dg.AssetCheckResult]:
-    """One result per check over all files of a run, naming the files that failed it. A run without loaded files passes.
+    """One result per check over all loaded files of a run, naming the files that failed it.
 
     The results of a step for a range have no partition. The evidence of each file is in its own evaluation.
     """
