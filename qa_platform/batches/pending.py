@@ -13,8 +13,9 @@ from heapq import nsmallest
 from itertools import chain, islice
 
 from qa_platform.batches.archive import archive_files
+from qa_platform.batches.at_once import FILES_AT_ONCE, threads
 from qa_platform.batches.locate import settle_missing_source
-from qa_platform.batches.plan import Batch, Limits, Plan, plan
+from qa_platform.batches.plan import Batch, Limits, Plan, is_same, plan
 from qa_platform.batches.run import Report
 from qa_platform.clients import bucket
 from qa_platform.clients.services import Services
@@ -62,12 +63,16 @@ def look(services: Services) -> Look:
     unfinished: dict[str, FileVersion] = {}
     states: dict[tuple[str, int], Known] = {}
     new: list[FileVersion] = []
+    same: list[FileVersion] = []
+    answered: dict[str, FileVersion] = {}
     objects = beyond = settling = 0
     with Ledger(services.postgres) as ledger:
         now = ledger.now()
         listing = bucket.list_incoming(services.bucket, services.work.suffixes, ignored=ignored)
         for page in _pages(chain(ledger.waiting_elsewhere(), listing)):
             known = ledger.known(page)
+            unknown = [version.name for version in page if (version.name, version.generation) not in known]
+            before = ledger.latest_answered(unknown, model=services.model)
             for version in page:
                 state = known.get((version.name, version.generation))
                 if state and state.status in WITHOUT_ANSWERS:
@@ -77,18 +82,22 @@ def look(services: Services) -> Look:
                 if state is None and _is_settling(version, now, services.work.empty_seconds):
                     settling += 1
                 elif state is None:
-                    new.append(version)
+                    # Uploads that need no answer take no place of those that do.
+                    (same if is_same(version, before.get(version.name)) else new).append(version)
                 elif state.status not in DONE:
                     unfinished[version.name] = version
                     states[version.name, version.generation] = state
             objects += len(page)
             beyond += max(0, len(new) - limits.files * limits.batches)
             new = nsmallest(limits.files * limits.batches, new, key=lambda version: version.generation)
-        answered = ledger.latest_answered([version.name for version in new], model=services.model)
+            # One more than is recorded, so that `record_unchanged` sees that some are left.
+            del same[TIDIED_PER_LOOK + 1 :]
+            chosen = {version.name for version in (*new, *same)}
+            answered = {name: version for name, version in {**answered, **before}.items() if name in chosen}
         claimed = frozenset(ledger.claimed())
         deferred = ledger.deferred_files()
-    found = plan([*unfinished.values(), *new], states, claimed, limits, answered=answered)
-    names = unfinished.keys() | {version.name for version in new}
+    found = plan([*unfinished.values(), *new, *same], states, claimed, limits, answered=answered)
+    names = unfinished.keys() | {version.name for version in (*new, *same)}
     return Look(replace(found, waiting=found.waiting + beyond + settling), claimed & names, objects, ignored, deferred)
 
 
@@ -146,11 +155,13 @@ def archive_done(services: Services, log: logging.Logger, *, report: Report = la
     """
     until = time.monotonic() + TIDY_SECONDS
     with Ledger(services.postgres) as ledger:
-        for record in ledger.pending_archive(limit=TIDIED_PER_LOOK):
-            if time.monotonic() > until:
-                break
-            if record.status is not FileStatus.LOADED or _reported(services, ledger, record, report, log):
-                archive_files(services, ledger, [record], log=log)
+        pending = iter(ledger.pending_archive(limit=TIDIED_PER_LOOK))
+        # A few at a time, side by side: each waits mostly for the bucket.
+        while time.monotonic() <= until and (some := list(islice(pending, FILES_AT_ONCE))):
+            done = [r for r in some if r.status is not FileStatus.LOADED or _reported(services, ledger, r, report, log)]
+            with threads() as pool:
+                # Each on its own, so that one that fails does not hold up the others.
+                list(pool.map(lambda record: archive_files(services, ledger, [record], log=log), done))
         return ledger.count_unarchived()
 
 
@@ -196,7 +207,12 @@ def reconcile(services: Services) -> int:
             for version in page:
                 gone.pop((version.name, version.generation), None)
             wrong += ledger.reopen(page, archived=archives, seen_after=now)
-        return wrong + sum(settle_missing_source(services.bucket, ledger, record) for record in gone.values())
+        until = time.monotonic() + TIDY_SECONDS
+        for record in gone.values():
+            if time.monotonic() > until:
+                break
+            wrong += settle_missing_source(services.bucket, ledger, record)
+        return wrong
 
 
 def claim(services: Services, batch: Batch, *, token: str) -> bool:

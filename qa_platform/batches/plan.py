@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from qa_platform.contract import FileVersion
 from qa_platform.ledger.states import DONE, Known
@@ -76,11 +77,11 @@ def plan(
         if known and known.status in DONE:
             continue
         before = answered.get(version.name) if known is None or known.load_id == 1 else None
-        is_same = _is_same(version, before)
-        if is_same:
+        same = is_same(version, before)
+        if same:
             unchanged.append(version)
             continue
-        if is_same is None:
+        if same is None:
             alike.append(version)
         if known and not known.due:
             later += 1
@@ -90,7 +91,7 @@ def plan(
     return Plan(batches[: limits.batches], tuple(unchanged), len(todo) + later, tuple(alike))
 
 
-def _is_same(version: FileVersion, answered: FileVersion | None) -> bool | None:
+def is_same(version: FileVersion, answered: FileVersion | None) -> bool | None:
     """Whether an upload has the same content as the answered version; None if size and checksum agree but an MD5 is missing."""
     if answered is None or not version.crc32c or answered.generation == version.generation:
         return False
@@ -101,7 +102,7 @@ def _is_same(version: FileVersion, answered: FileVersion | None) -> bool | None:
 
 def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Known], limits: Limits) -> Iterator[Batch]:
     resumed: dict[str, list[FileVersion]] = defaultdict(list)
-    charged, fresh = [], []
+    charged, again, new = list[FileVersion](), list[FileVersion](), list[FileVersion]()
     for version in todo:
         known = finished.get((version.name, version.generation))
         if known and known.batch_id:
@@ -109,13 +110,18 @@ def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Kno
         elif known and known.attempts:
             charged.append(version)
         else:
-            fresh.append(version)
-    for batch, versions in resumed.items():
-        yield Batch(batch, tuple(versions))
+            (again if known else new).append(version)
+    # In turn: files to be answered again are older than every new upload, and may be very many.
+    fresh = [version for pair in zip_longest(again, new) for version in pair if version]
     alone = [[version] for version in charged]
-    first = max(1, limits.batches // 2)
-    for group in [*alone[:first], *_cut(fresh, limits), *alone[first:]]:
-        yield Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group))
+    half = max(1, limits.batches // 2)
+    left = [Batch(batch, tuple(versions)) for batch, versions in resumed.items()]
+    rest = [
+        Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group))
+        for group in [*alone[:half], *_cut(fresh, limits), *alone[half:]]
+    ]
+    others = limits.batches - half
+    yield from [*left[:half], *rest[:others], *left[half:], *rest[others:]]
 
 
 def _cut(versions: Sequence[FileVersion], limits: Limits) -> Iterator[list[FileVersion]]:

@@ -276,7 +276,7 @@ def _suspects(cursor: psycopg.Cursor, versions: Sequence[FileVersion], *, after:
         f"""
         SELECT f.source_file, f.generation FROM question_file f JOIN {WANTED} ON {IS_WANTED}
         WHERE {DUE} AND f.put_off_since <= now() - make_interval(secs => %(after)s)
-        AND EXISTS (SELECT FROM question_file g WHERE g.loaded_at > f.put_off_since)
+        AND f.put_off_since < (SELECT max(g.loaded_at) FROM question_file g)
         """,
         {**keys(versions), "after": after},
     )

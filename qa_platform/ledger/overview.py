@@ -104,11 +104,11 @@ class Overview(Records):
         return files, totals
 
     def loaded_within(self, window: float, *, limit: int, seconds: float) -> list[FileRecord]:
-        """Files that were loaded in the last ``window`` seconds, among the ``limit`` newest ones, newest first."""
+        """Files that were loaded in the last ``window`` seconds, newest first, at most ``limit``."""
         rest = """
-            FROM (SELECT * FROM question_file ORDER BY created_at DESC, generation DESC LIMIT %(limit)s) f
+            FROM question_file f
             WHERE f.status IN ('loaded', 'finished') AND f.loaded_at > now() - make_interval(secs => %(window)s)
-            ORDER BY f.created_at DESC, f.generation DESC
+            ORDER BY f.created_at DESC, f.generation DESC LIMIT %(limit)s
         """
         with self._transaction() as cursor:
             limit_seconds(cursor, seconds)

@@ -22,6 +22,8 @@ from qa_platform.settings import ExecutionSettings
 _NEXT = "the next night's run does the rest, and no file waits for it"
 # Enough for a cluster with a batch a minute; the rest is left to the next night.
 _SQUASHED_AT_ONCE = 2_000
+# Partitions that are deleted with one look at the claims.
+_DELETED_TOGETHER = 50
 
 
 def housekeeping_schedule(execution: ExecutionSettings) -> dg.ScheduleDefinition:
@@ -78,9 +80,13 @@ def _prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource
         with Ledger(services.postgres) as ledger:
             unfinished = ledger.names_with_status((FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
             busy = {partition_key(name) for name in (*unfinished, *ledger.claimed())}
-        old = surplus(keys, busy, services.work.partitions_kept)
-        for key in old:
-            context.instance.delete_dynamic_partition(PARTITIONS, key)
+            old = surplus(keys, busy, services.work.partitions_kept)
+            for first in range(0, len(old), _DELETED_TOGETHER):
+                # Read again: deleting takes long, and a file that was uploaded meanwhile is in a run's range.
+                claimed = set(map(partition_key, ledger.claimed()))
+                for key in old[first : first + _DELETED_TOGETHER]:
+                    if key not in claimed:
+                        context.instance.delete_dynamic_partition(PARTITIONS, key)
     context.log.info("%d partitions, %d deleted", len(keys), len(old))
 
 

@@ -281,3 +281,17 @@ def test_after_any_history_what_stays_is_answered_once_per_request_or_equals_wha
         shown = world.in_table[v.name]
         assert shown == v or shown.crc32c == v.crc32c, "the table holds an older content than the bucket"
     assert not plan(world.live.values(), world.known, set(), LIMITS, answered=world.in_table).batches
+
+
+def test_many_batches_to_be_resumed_leave_half_of_the_batches_to_the_others() -> None:
+    crashed = [version(f"crashed{i}", 100 + i) for i in range(1, 9)]
+    known = {(v.name, v.generation): Known(FileStatus.PENDING, batch_id=f"own-{v.name}") for v in crashed}
+    found = plan([*crashed, version("new", 1)], known, set(), Limits(files=3, bytes=1000, batches=4))
+    assert ["new"] in [[v.name for v in batch.versions] for batch in found.batches]
+
+
+def test_a_new_upload_does_not_wait_for_all_files_that_are_answered_again() -> None:
+    old = [version(f"old{i}", i) for i in range(1, 100)]
+    known = {(v.name, v.generation): Known(FileStatus.PENDING, load_id=2) for v in old}
+    found = plan([*old, version("new", 1000)], known, set(), Limits(files=3, bytes=1000, batches=5))
+    assert version("new", 1000) in planned(found)

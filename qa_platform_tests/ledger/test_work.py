@@ -5,10 +5,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from qa_platform.clients.postgres import only_row
 from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.ledger import Ledger
+from qa_platform.settings import PostgresSettings
 from qa_platform.text import escaped_lines
 from qa_platform_tests.ledger.helpers import A1, B1, C1, EXPIRED, HELD, NOT_UTF8, WORK, charge, claimed_by_run, known, load, wait_of
+from qa_platform_tests.processes import until
 
 
 def test_only_what_the_owner_holds_is_started(ledger: Ledger) -> None:
@@ -250,3 +253,28 @@ def test_commits_of_files_that_are_not_done_are_in_use(ledger: Ledger, connectio
     assert ledger.commits_in_use(["one", "two", "three"]) == {"one", "two"}, "the run may still read both"
     ledger.release("run")
     assert ledger.commits_in_use(["one", "two", "three"]) == {"two"}
+
+
+def test_files_that_never_loaded_are_suspected_in_one_reading_of_the_table(
+    ledger: Ledger, postgres: PostgresSettings, connection: psycopg.Connection
+) -> None:
+    connection.execute(
+        "INSERT INTO question_file (source_file, generation, file_id, partition_key, place, status, loaded_at) "
+        "SELECT 'old-' || n, 1, '', 'old-' || n, '', 'finished', now() - interval '1 day' FROM generate_series(1, 20000) n"
+    )
+    waiting = [FileVersion(f"{n}.csv", 1, 1) for n in range(300)]
+    ledger.claim(waiting, owner="run", lease_seconds=600)
+    connection.execute("UPDATE question_file SET put_off_since = now() - interval '1 hour', retry_at = NULL WHERE status = 'pending'")
+    connection.execute("ANALYZE question_file")
+    before = rows_read(connection)
+    # PostgreSQL counts what a session has read when the session ends, at the latest.
+    with Ledger(postgres) as another:
+        another.defer("run", waiting, error="e", work=WORK, suspect_after=0)
+    until(lambda: rows_read(connection) > before)
+    assert rows_read(connection) - before < 20 * 20_000
+
+
+def rows_read(connection: psycopg.Connection) -> int:
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    query = "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'question_file'"
+    return int(only_row(connection.cursor().execute(query))[0])

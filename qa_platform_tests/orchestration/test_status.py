@@ -115,3 +115,12 @@ def test_what_happens_to_a_file_changes_the_version_and_time_alone_does_not(serv
     after = figures(services, CHECKS)
     assert after.version != before
     assert replace(after, totals=replace(after.totals, oldest_seconds=1e6)).version == after.version
+
+
+def test_files_that_wait_do_not_hide_those_that_were_loaded(services: Services, connection: psycopg.Connection, tmp_path: Path) -> None:
+    load(connection, tmp_path, "loaded.csv", answered_rows(3))
+    with Ledger(services.postgres) as ledger:
+        for batch in range(4):
+            ledger.claim([FileVersion(f"{batch}-{n}.csv", 10**6 + n, 1) for n in range(300)], owner=f"run-{batch}", lease_seconds=600)
+    found = figures(services, CHECKS)
+    assert (found.recent.files, found.scores.rows, sorted(found.stages)) == (1, 3, ["answering", "loading", "waiting"])

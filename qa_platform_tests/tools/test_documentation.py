@@ -66,13 +66,14 @@ FOREIGN = {
     "git",
     "gsutil",
     "helm",
+    "jq",
     "jupyter",
     "kubectl",
     "pachctl",
     "pg_dump",
-    "psql",
     "pg_restore",
     "pip",
+    "psql",
     "sh",
 }
 
