@@ -64,9 +64,9 @@ def plan(
             size, checksum and MD5 is unchanged. One without an MD5, such as a composed object, is answered.
 
     Returns:
-        Batches in order of age, oldest first (generations grow with time). First come those that a vanished run left behind, under their
-        old id; then files that failed before, each alone; then the rest. While there is a rest, failed files get at most half of the
-        batches.
+        Batches. First come those that a vanished run left behind, under their old id; then files that failed before, each alone; then the
+        rest: new uploads, and files to be answered again, in turn. Each kind is in order of age, oldest first (generations grow with time).
+        While there is a rest, it gets a share: those left behind get at most half of the batches, and failed files at most half as well.
     """
     answered = answered or {}
     todo, unchanged, alike, later = [], [], [], 0
@@ -87,7 +87,7 @@ def plan(
             later += 1
         else:
             todo.append(version)
-    batches = tuple(_batches(sorted(todo, key=lambda v: (v.generation, v.name)), finished, limits))
+    batches = tuple(_batches(sorted(todo, key=_age), finished, limits))
     return Plan(batches[: limits.batches], tuple(unchanged), len(todo) + later, tuple(alike))
 
 
@@ -117,11 +117,15 @@ def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Kno
     half = max(1, limits.batches // 2)
     left = [Batch(batch, tuple(versions)) for batch, versions in resumed.items()]
     rest = [
-        Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group))
+        Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(sorted(group, key=_age)))
         for group in [*alone[:half], *_cut(fresh, limits), *alone[half:]]
     ]
     others = limits.batches - half
     yield from [*left[:half], *rest[:others], *left[half:], *rest[others:]]
+
+
+def _age(version: FileVersion) -> tuple[int, str]:
+    return version.generation, version.name
 
 
 def _cut(versions: Sequence[FileVersion], limits: Limits) -> Iterator[list[FileVersion]]:
