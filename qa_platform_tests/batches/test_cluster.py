@@ -386,6 +386,8 @@ def test_pods_that_hang_without_a_reason_end_the_wait_too(stack: Stack, tmp_path
         assert outcome.failure is not None
         assert outcome.failure.not_started
         assert [(r.status, r.attempts) for r in outcome.records] == [(FileStatus.PENDING, 0)]
+    with cluster_of(stack, tmp_path, {}) as cluster:
+        assert cluster.run(version, run="again").failure is None
 
 
 @pytest.mark.parametrize("pipeline", [ANSWER_PIPELINE, LOAD_PIPELINE])
