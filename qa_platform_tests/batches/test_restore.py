@@ -418,16 +418,16 @@ def test_a_file_that_was_loaded_beside_one_that_failed_comes_back_from_pachyderm
         connection.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''refused''; END'")
         connection.execute(
             "CREATE TRIGGER refuse BEFORE INSERT ON question_answer FOR EACH ROW "
-            "WHEN (NEW.source_file = 'bad.csv') EXECUTE FUNCTION refuse()"
+            "WHEN (NEW.source_file = 'refused.csv') EXECUTE FUNCTION refuse()"
         )
-    good = flow.upload("good.csv", csv_of(bridge("Ulm", 1801)))
-    flow.upload("bad.csv", csv_of(bridge("Bonn", 1802)))
+    good = flow.upload("beside-refused.csv", csv_of(bridge("Ulm", 1801)))
+    flow.upload("refused.csv", csv_of(bridge("Bonn", 1802)))
     assert len(flow.tick_and_run()) == 1
-    assert [answer for _, answer in flow.rows("good.csv")] == ["1801"]
+    assert [answer for _, answer in flow.rows("beside-refused.csv")] == ["1801"]
     flow.services.bucket.blob(archived_name(good, rejected=False)).delete()
     restore_database(PostgresSettings(), old)
     try:
-        result = command("good.csv")
+        result = command("beside-refused.csv")
         assert (result.exit_code, result.stdout.split()[0]) == (0, "loaded"), result.output
     finally:
-        flow.services.bucket.blob("incoming/bad.csv").delete()
+        flow.services.bucket.blob("incoming/refused.csv").delete()
