@@ -501,6 +501,20 @@ def test_the_compose_file_names_every_variable_that_it_asks_for() -> None:
     assert all(use and use[1] for name, use in first_uses.items()), first_uses
 
 
+def test_the_workflow_sets_what_the_compose_file_requires() -> None:
+    required = set(re.findall(r"\$\{([A-Z_]+):\?", (PROJECT / "deploy" / "compose.yaml").read_text()))
+    [step] = [step for step in WORKFLOWS["tests.yaml"]["jobs"]["deploying"]["steps"] if "docker compose" in step.get("run", "")]
+    assert required <= set(step["env"])
+    assert required == {"STORAGE_BUCKET", "GOOGLE_APPLICATION_CREDENTIALS", "PACHD_ADDRESS", "PG_PASSWORD", "PG_ADDRESS", "REGISTRY"}
+
+
+def test_no_secret_is_written_where_dagster_shows_it() -> None:
+    secrets = set(re.findall(r"^- `(\w+)` \(\*\*secret\*\*", (PROJECT / "docs" / "configuration.md").read_text(), re.MULTILINE))
+    assert {"QA_SLACK_WEBHOOK", "PG_PASSWORD"} <= secrets
+    [deployment] = VALUES["dagster-user-deployments"]["deployments"]
+    assert [entry["name"] for entry in deployment["env"] if "value" in entry and entry["name"] in secrets] == []
+
+
 def test_the_webserver_finds_the_code_location() -> None:
     [place] = yaml.safe_load(COMPOSE["configs"]["workspace"]["content"])["load_from"]
     server = place["grpc_server"]

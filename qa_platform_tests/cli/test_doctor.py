@@ -278,7 +278,7 @@ def test_a_heartbeat_that_has_ceased_comes_with_the_reason(tmp_path: Path, monke
         assert "has not ended" in heartbeat().detail
         instance.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
         assert "the sensor incoming_files is switched off" in heartbeat().detail
-        assert heartbeat().fix.startswith("dagster sensor start incoming_files")
+        assert heartbeat().fix.startswith("switch it on in Dagster")
 
 
 def storage_config(where: Mapping[str, Any], *, in_parts: bool) -> dict[str, Any]:

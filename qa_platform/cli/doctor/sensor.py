@@ -50,7 +50,7 @@ def _dead_daemon(instance: "DagsterInstance") -> Silence | None:
         return None
     last = "" if age is None else f"; it last reported {age:.0f} s ago"
     return Silence(
-        f"Dagster's daemon is not running{last}", "start Dagster's daemon: dagster-daemon run -w workspace.yaml, or its deployment"
+        f"Dagster's daemon is not running{last}", "start Dagster's daemon: its deployment or container, or on a laptop `make dev`"
     )
 
 
@@ -59,7 +59,7 @@ def _switched_off(states: list["InstigatorState"]) -> Silence | None:
 
     if not states or any(state.status is not InstigatorStatus.STOPPED for state in states):
         return None
-    return Silence(f"the sensor {_SENSOR} is switched off", f"dagster sensor start {_SENSOR} -w workspace.yaml, or switch it on in Dagster")
+    return Silence(f"the sensor {_SENSOR} is switched off", "switch it on in Dagster, under Automation")
 
 
 def _last_tick(instance: "DagsterInstance", states: list["InstigatorState"]) -> "InstigatorTick | None":
@@ -73,7 +73,7 @@ def _of_tick(tick: "InstigatorTick | None", since: float) -> Silence:
     if tick is None or tick.timestamp < since:
         return Silence(
             f"Dagster's daemon runs, and the sensor {_SENSOR} has not ticked since: the code location does not load",
-            "dagster definitions validate -w workspace.yaml says why; fix that, and restart the code location",
+            "in the code location, `dagster definitions validate -m qa_platform.definitions` says why; fix that, and restart it",
         )
     age = f"{time.time() - tick.timestamp:.0f} s ago"
     if tick.status is TickStatus.STARTED:
