@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from heapq import nsmallest
 from itertools import chain, islice
+from random import sample
 
 from qa_platform.batches.archive import archive_files
 from qa_platform.batches.at_once import FILES_AT_ONCE, threads
@@ -20,6 +21,7 @@ from qa_platform.batches.run import Report
 from qa_platform.clients import bucket
 from qa_platform.clients.services import Services
 from qa_platform.contract import FileStatus, FileVersion
+from qa_platform.errors import InputError
 from qa_platform.ledger import Deferred, FileRecord, Ledger
 from qa_platform.ledger.states import DONE, WITHOUT_ANSWERS, Known
 from qa_platform.text import escaped_lines
@@ -31,6 +33,8 @@ TIDIED_PER_LOOK = 500
 TIDY_SECONDS = 20.0
 # A file that still cannot be reported this long after it was loaded is archived without a report.
 UNREPORTED_SECONDS = 3600.0
+# Google does not promise that a later upload has a higher generation. Answers are kept by generation, so such an upload cannot be loaded.
+_OLDER = "older than the loaded version; upload them again"
 # Versions in one query: a few pages of the listing.
 _PAGE = 5_000
 
@@ -65,9 +69,11 @@ def look(services: Services) -> Look:
     new: list[FileVersion] = []
     same: list[FileVersion] = []
     answered: dict[str, FileVersion] = {}
+    reuploaded: set[str] = set()
     objects = beyond = settling = 0
     with Ledger(services.postgres) as ledger:
         now = ledger.now()
+        in_work = ledger.claimed()
         listing = bucket.list_incoming(services.bucket, services.work.suffixes, ignored=ignored)
         for page in _pages(chain(ledger.waiting_elsewhere(), listing)):
             known = ledger.known(page)
@@ -76,13 +82,17 @@ def look(services: Services) -> Look:
             for version in page:
                 state = known.get((version.name, version.generation))
                 if state and state.status in WITHOUT_ANSWERS:
+                    # `reconcile` reopens one that is recorded as superseded, unless a newer one is known.
+                    ignored.update([_OLDER] if state.status is FileStatus.SUPERSEDED else [])
                     continue
                 # Uploads are listed after the files to be answered again. An upload of the same name replaces such a file.
                 unfinished.pop(version.name, None)
                 if state is None and _is_settling(version, now, services.work.empty_seconds):
                     settling += 1
+                elif state is None and version.name in in_work:
+                    reuploaded.add(version.name)
                 elif state is None:
-                    # Uploads that need no answer take no place of those that do.
+                    # Uploads that need no answer, or cannot be planned yet, take no place of those that do.
                     (same if is_same(version, before.get(version.name)) else new).append(version)
                 elif state.status not in DONE:
                     unfinished[version.name] = version
@@ -97,7 +107,7 @@ def look(services: Services) -> Look:
         claimed = frozenset(ledger.claimed())
         deferred = ledger.deferred_files()
     found = plan([*unfinished.values(), *new, *same], states, claimed, limits, answered=answered)
-    names = unfinished.keys() | {version.name for version in (*new, *same)}
+    names = unfinished.keys() | reuploaded | {version.name for version in (*new, *same)}
     return Look(replace(found, waiting=found.waiting + beyond + settling), claimed & names, objects, ignored, deferred)
 
 
@@ -189,14 +199,14 @@ def keep_claims(services: Services, tokens: Sequence[str]) -> None:
             ledger.keep(tokens, services.work.lease_seconds)
 
 
-def reconcile(services: Services) -> int:
+def reconcile(services: Services, log: logging.Logger) -> int:
     """Correct records that contradict the bucket. Returns the number of corrected files.
 
     - An upload that exists but is recorded as superseded becomes pending.
     - A file that is recorded as archived but lies under ``incoming/`` again is archived again.
     - A waiting file whose upload is gone is answered from the archive, or else superseded.
 
-    A record that has changed since it was read, for example by a retry, is left alone.
+    A record that has changed since it was read, for example by a retry, is left alone; one that cannot be looked up waits.
     """
     archives = services.work.archive != "keep"
     with Ledger(services.postgres) as ledger:
@@ -208,10 +218,14 @@ def reconcile(services: Services) -> int:
                 gone.pop((version.name, version.generation), None)
             wrong += ledger.reopen(page, archived=archives, seen_after=now)
         until = time.monotonic() + TIDY_SECONDS
-        for record in gone.values():
+        # In another order each time: those for which there is nothing to correct must not hide the others.
+        for record in sample(list(gone.values()), len(gone)):
             if time.monotonic() > until:
                 break
-            wrong += settle_missing_source(services.bucket, ledger, record)
+            try:
+                wrong += settle_missing_source(services.bucket, ledger, record)
+            except InputError as error:
+                log.warning("%s: %s", record.version.shown, escaped_lines(str(error)))
         return wrong
 
 

@@ -64,9 +64,9 @@ def plan(
             size, checksum and MD5 is unchanged. One without an MD5, such as a composed object, is answered.
 
     Returns:
-        Batches. First come those that a vanished run left behind, under their old id; then files that failed before, each alone; then the
-        rest: new uploads, and files to be answered again, in turn. Each kind is in order of age, oldest first (generations grow with time).
-        While there is a rest, it gets a share: those left behind get at most half of the batches, and failed files at most half as well.
+        Batches of four kinds, in turn, so that no kind waits for all of another: those that a vanished run left behind, under their old id;
+        files that failed before, each alone; new uploads; and files to be answered again. Each kind is in order of age, oldest first
+        (generations grow with time).
     """
     answered = answered or {}
     todo, unchanged, alike, later = [], [], [], 0
@@ -110,18 +110,14 @@ def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Kno
         elif known and known.attempts:
             charged.append(version)
         else:
-            (again if known else new).append(version)
-    # In turn: files to be answered again are older than every new upload, and may be very many.
-    fresh = [version for pair in zip_longest(again, new) for version in pair if version]
-    alone = [[version] for version in charged]
-    half = max(1, limits.batches // 2)
-    left = [Batch(batch, tuple(versions)) for batch, versions in resumed.items()]
-    rest = [
-        Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(sorted(group, key=_age)))
-        for group in [*alone[:half], *_cut(fresh, limits), *alone[half:]]
-    ]
-    others = limits.batches - half
-    yield from [*left[:half], *rest[:others], *left[half:], *rest[others:]]
+            (again if known and known.load_id > 1 else new).append(version)
+    left = (Batch(batch, tuple(versions)) for batch, versions in resumed.items())
+    alone = ([version] for version in charged)
+    fresh = (
+        (Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group)) for group in groups)
+        for groups in (alone, _cut(new, limits), _cut(again, limits))
+    )
+    yield from (batch for turn in zip_longest(left, *fresh) for batch in turn if batch)
 
 
 def _age(version: FileVersion) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from qa_platform.settings import ExecutionSettings
 _NEXT = "the next night's run does the rest, and no file waits for it"
 # Enough for a cluster with a batch a minute; the rest is left to the next night.
 _SQUASHED_AT_ONCE = 2_000
-# Partitions that are deleted with one look at the claims.
+# Partitions that are deleted with one look at what is in progress.
 _DELETED_TOGETHER = 50
 
 
@@ -71,23 +71,25 @@ def surplus(keys: list[str], busy: set[str], keep: int) -> list[str]:
 
 def _prune_partitions(context: dg.OpExecutionContext, platform: PlatformResource, execution: ExecutionSettings) -> None:
     with failures_for_people(context, execution, next_step=_NEXT):
-        services = platform.services()
-        # A backfill whose partition is deleted before it has requested all of its runs fails for good.
-        if backfills := context.instance.get_backfills_count(BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])):
-            context.log.info("No partition is deleted: %d backfills are in progress. %s", backfills, _NEXT)
-            return
-        keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
+        services, deleted = platform.services(), 0
         with Ledger(services.postgres) as ledger:
-            unfinished = ledger.names_with_status((FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
-            busy = {partition_key(name) for name in (*unfinished, *ledger.claimed())}
-            old = surplus(keys, busy, services.work.partitions_kept)
-            for first in range(0, len(old), _DELETED_TOGETHER):
-                # Read again: deleting takes long, and a file that was uploaded meanwhile is in a run's range.
-                claimed = set(map(partition_key, ledger.claimed()))
-                for key in old[first : first + _DELETED_TOGETHER]:
-                    if key not in claimed:
-                        context.instance.delete_dynamic_partition(PARTITIONS, key)
-    context.log.info("%d partitions, %d deleted", len(keys), len(old))
+            # Looked at again and again: deleting takes long, and meanwhile files are uploaded and backfills begin.
+            while old := _deletable(context, services, ledger)[:_DELETED_TOGETHER]:
+                for key in old:
+                    context.instance.delete_dynamic_partition(PARTITIONS, key)
+                deleted += len(old)
+    context.log.info("%d partitions deleted", deleted)
+
+
+def _deletable(context: dg.OpExecutionContext, services: Services, ledger: Ledger) -> list[str]:
+    # A backfill whose partition is deleted before it has requested all of its runs fails for good.
+    if backfills := context.instance.get_backfills_count(BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])):
+        context.log.info("No partition is deleted while backfills are in progress: %d. %s", backfills, _NEXT)
+        return []
+    # Read before the claims: a file's partition moves to the end after it is claimed.
+    keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
+    unfinished = ledger.names_with_status((FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
+    return surplus(keys, {partition_key(name) for name in (*unfinished, *ledger.claimed())}, services.work.partitions_kept)
 
 
 @dataclass(frozen=True)

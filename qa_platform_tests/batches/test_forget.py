@@ -164,7 +164,7 @@ def is_refused(world: World, version: FileVersion) -> bool:
     with pytest.raises(InputError, match="was forgotten; upload it again"):
         request_retries(world.services.bucket, world.ledger, [version.name])
     restored = list(Restoration(world.services, world.ledger, [version.name]).restore())
-    reconcile(world.services)
+    reconcile(world.services, _LOG)
     return (world.load(version), restored, world.planned(), world.rows(version.name)) == (FileStatus.SUPERSEDED, [], [], 0)
 
 

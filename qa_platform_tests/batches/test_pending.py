@@ -1,6 +1,7 @@
 """What the sensors do: ignoring and reporting objects, repairing records, heartbeats, and surviving a misbehaving bucket."""
 
 import io
+import itertools
 import logging
 import random
 import time
@@ -15,8 +16,10 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
+from qa_platform.batches import pending
 from qa_platform.batches.archive import archive_file
 from qa_platform.batches.intake import set_aside, split_file
+from qa_platform.batches.locate import settle_missing_source
 from qa_platform.batches.pending import (
     BATCHES_PER_LOOK,
     Look,
@@ -51,6 +54,7 @@ from qa_platform.settings import ExecutionSettings, IngestSettings, ModelSetting
 from qa_platform_tests.conftest import Database
 from qa_platform_tests.faults.proxies import FaultyBucket
 
+_LOG = logging.getLogger(__name__)
 CONTENT = b"question,context\nWhere?,Here.\n"
 
 
@@ -143,6 +147,31 @@ def test_of_many_new_files_the_oldest_are_planned_and_all_are_counted(services: 
     assert found.plan.waiting == most + 5
 
 
+def test_uploads_of_files_that_are_in_work_take_no_place_of_others(services: Services) -> None:
+    most = services.work.batch_files * BATCHES_PER_LOOK
+    in_work = [put(services, f"{number}.csv") for number in range(most)]
+    with Ledger(services.postgres) as ledger:
+        ledger.claim(in_work, owner="run", lease_seconds=60)
+    for version in in_work:
+        put(services, version.name, CONTENT + b"Who?,He.\n")
+    other = put(services, "other.csv")
+    found = look(services)
+    assert planned(found) == [other]
+    assert len(found.claimed) == most
+
+
+def test_an_upload_with_a_lower_generation_than_the_loaded_one_is_told(services: Services) -> None:
+    version = put(services, "a.csv")
+    newer = replace(version, generation=version.generation + 1)
+    set_status(services, version, FileStatus.SUPERSEDED)
+    set_status(services, newer, FileStatus.FINISHED)
+    with connect(services.postgres) as connection:
+        connection.execute("UPDATE question_file SET status = 'superseded' WHERE generation = %s", [version.generation])
+    found = look(services)
+    assert planned(found) == []
+    assert "1 (older than the loaded version; upload them again)" in summary(found)
+
+
 def test_a_look_where_everything_is_done_lists_once_and_plans_nothing(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         set_status(services, put(services, f"{number}.csv"), FileStatus.FINISHED)
@@ -160,14 +189,46 @@ def test_a_look_where_everything_is_done_lists_once_and_plans_nothing(services: 
     assert requests == [f"/b/{services.bucket.name}/o"]
 
 
+def test_a_file_that_cannot_be_looked_up_does_not_hide_those_behind_it(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, gone = put(services, "refused.csv"), put(services, "gone.csv")
+    for version in (refused, gone):
+        set_status(services, version, FileStatus.PENDING)
+        services.bucket.blob(INCOMING + version.name).delete()
+    settle = settle_missing_source
+
+    def refuse(opened: storage.Bucket, ledger: Ledger, record: FileRecord) -> bool:
+        if record.version == refused:
+            raise InputError("not allowed", where=refused.name)
+        return settle(opened, ledger, record)
+
+    monkeypatch.setattr(pending, "settle_missing_source", refuse)
+    assert reconcile(services, _LOG) == 1
+    assert record(services, gone).status is FileStatus.SUPERSEDED
+
+
+def test_files_without_a_fault_do_not_hide_those_behind_them(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        set_status(services, put(services, f"{number}.txt"), FileStatus.PENDING)
+    gone = put(services, "gone.csv")
+    set_status(services, gone, FileStatus.PENDING)
+    services.bucket.blob(INCOMING + gone.name).delete()
+    # One file a call.
+    monkeypatch.setattr(pending, "TIDY_SECONDS", 0)
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) // 2)
+    for _ in range(200):
+        reconcile(services, _LOG)
+    assert record(services, gone).status is FileStatus.SUPERSEDED
+
+
 def test_an_upload_that_counts_as_superseded_and_is_there_is_answered_after_all(services: Services) -> None:
     version = put(services, "a.csv")
     with Ledger(services.postgres) as ledger:
         ledger.mark_superseded(version)
     assert planned(look(services)) == []
-    assert reconcile(services) == 1
+    assert reconcile(services, _LOG) == 1
     assert planned(look(services)) == [version]
-    assert reconcile(services) == 0
+    assert reconcile(services, _LOG) == 0
 
 
 @pytest.mark.parametrize("overwritten", [True, False])
@@ -179,7 +240,7 @@ def test_a_file_that_failed_and_was_taken_away_does_not_wait_for_ever(services: 
         put(services, "a.csv", CONTENT + b"Who?,She.\n")
     else:
         services.bucket.blob(INCOMING + "a.csv").delete()
-    assert reconcile(services) == 1
+    assert reconcile(services, _LOG) == 1
     assert record(services, version).status is FileStatus.SUPERSEDED
     assert record(services, other).status is FileStatus.PENDING
 
@@ -188,7 +249,7 @@ def test_an_overwritten_generation_stays_superseded(services: Services) -> None:
     old, new = put(services, "a.csv"), put(services, "a.csv", CONTENT + b"Who?,She.\n")
     with Ledger(services.postgres) as ledger:
         ledger.mark_superseded(old)
-    assert reconcile(services) == 0
+    assert reconcile(services, _LOG) == 0
     assert planned(look(services)) == [new]
 
 
@@ -198,7 +259,7 @@ def test_an_archived_file_that_is_under_incoming_is_archived_again(services: Ser
     set_status(services, version, status)
     with Ledger(services.postgres) as ledger:
         ledger.archived(version, place="processed/elsewhere.csv")
-    assert reconcile(services) == 1
+    assert reconcile(services, _LOG) == 1
     tidy(services, Plan(), logger(), report=lambda records: None)
     kept = record(services, version)
     assert kept.status is (FileStatus.FINISHED if status is FileStatus.LOADED else status)
@@ -211,7 +272,7 @@ def test_a_file_that_is_kept_under_incoming_stays_archived(services: Services) -
     version = put(services, "a.csv")
     set_status(services, version, FileStatus.LOADED)
     archive_done(services, logger())
-    assert reconcile(services) == 0
+    assert reconcile(services, _LOG) == 0
     assert record(services, version).status is FileStatus.FINISHED
 
 
@@ -318,7 +379,7 @@ def test_a_superseded_file_that_is_there_is_answered_from_where_it_is(services: 
     with Ledger(services.postgres) as ledger, connect(services.postgres) as connection:
         ledger.mark_superseded(version)
         connection.execute("UPDATE question_file SET place = 'processed/gone.csv'")
-    assert reconcile(services) == 1
+    assert reconcile(services, _LOG) == 1
     assert record(services, version).place == INCOMING + "a.csv"
 
 
@@ -633,10 +694,12 @@ def test_a_run_that_has_begun_keeps_its_claims_until_it_renews_them_itself(insta
         (["a", "b"], ["b", "a"], {"a", "b"}),
         (["a", "x", "b"], ["a", "b"], {"a", "b"}),
         (["a", "x"], ["a", "b"], {"a"}),
+        (["a", *"12345"], ["a"], {"a"}),
+        (["1", "a", *"2345"], ["a"], set()),
     ],
 )
 def test_partitions_move_only_where_they_are_not_a_batchs_range_already(present: list[str], keys: list[str], moved: set[str]) -> None:
-    assert keys_to_move(present, keys) == moved
+    assert keys_to_move(present, keys, kept=10) == moved
 
 
 def logger() -> dg.DagsterLogManager:

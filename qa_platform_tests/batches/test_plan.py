@@ -96,13 +96,32 @@ def test_a_charged_file_goes_alone_and_the_others_are_batched_without_it() -> No
     assert sorted([v.name for v in batch.versions] for batch in found.batches) == [["a", "c"], ["b"]]
 
 
-def test_many_charged_files_leave_half_of_the_batches_to_the_others() -> None:
-    failed = [version(f"failed{i}", i) for i in range(1, 9)]
-    known = {(v.name, v.generation): Known(FileStatus.PENDING, attempts=1) for v in failed}
-    found = plan([*failed, version("new", 100)], known, set(), Limits(files=3, bytes=1000, batches=4))
-    assert [[v.name for v in batch.versions] for batch in found.batches] == [["failed1"], ["failed2"], ["new"], ["failed3"]]
-    found = plan([*failed, version("new", 100)], known, set(), Limits(files=3, bytes=1000, batches=1))
-    assert [[v.name for v in batch.versions] for batch in found.batches] == [["failed1"]]
+def test_no_kind_of_file_waits_for_all_of_another() -> None:
+    kinds = {
+        "left": Known(FileStatus.RUNNING, batch_id="left"),
+        "failed": Known(FileStatus.PENDING, attempts=1),
+        "new": None,
+        "again": Known(FileStatus.PENDING, load_id=2),
+    }
+    files = {kind: [version(f"{kind}{i}", i) for i in range(1, 99)] for kind in kinds}
+    known = {
+        (v.name, v.generation): replace(state, batch_id=state.batch_id and v.name)
+        for kind, state in kinds.items()
+        if state
+        for v in files[kind]
+    }
+    listing = [v for versions in files.values() for v in versions]
+    found = plan(listing, known, set(), Limits(files=2, bytes=1000, batches=5))
+    names = [[v.name for v in batch.versions] for batch in found.batches]
+    assert names == [["left1"], ["failed1"], ["new1", "new2"], ["again1", "again2"], ["left2"]]
+
+
+def test_large_files_that_are_answered_again_do_not_cut_the_batches_of_new_ones() -> None:
+    again = [version(f"again{i}", i, size=900) for i in range(1, 99)]
+    new = [version(f"new{i}", 100 + i) for i in range(3)]
+    known = {(v.name, v.generation): Known(FileStatus.PENDING, load_id=2) for v in again}
+    found = plan([*again, *new], known, set(), LIMITS)
+    assert found.batches[0].versions == tuple(new)
 
 
 def test_a_charged_file_waits_until_it_is_due() -> None:
@@ -281,17 +300,3 @@ def test_after_any_history_what_stays_is_answered_once_per_request_or_equals_wha
         shown = world.in_table[v.name]
         assert shown == v or shown.crc32c == v.crc32c, "the table holds an older content than the bucket"
     assert not plan(world.live.values(), world.known, set(), LIMITS, answered=world.in_table).batches
-
-
-def test_many_batches_to_be_resumed_leave_half_of_the_batches_to_the_others() -> None:
-    crashed = [version(f"crashed{i}", 100 + i) for i in range(1, 9)]
-    known = {(v.name, v.generation): Known(FileStatus.PENDING, batch_id=f"own-{v.name}") for v in crashed}
-    found = plan([*crashed, version("new", 1)], known, set(), Limits(files=3, bytes=1000, batches=4))
-    assert ["new"] in [[v.name for v in batch.versions] for batch in found.batches]
-
-
-def test_a_new_upload_does_not_wait_for_all_files_that_are_answered_again() -> None:
-    old = [version(f"old{i}", i) for i in range(1, 100)]
-    known = {(v.name, v.generation): Known(FileStatus.PENDING, load_id=2) for v in old}
-    found = plan([*old, version("new", 1000)], known, set(), Limits(files=3, bytes=1000, batches=5))
-    assert version("new", 1000) in planned(found)

@@ -221,7 +221,7 @@ def test_a_dump_from_while_a_file_was_waiting_is_made_good(world: World, tmp_pat
     assert world.planned() == [], "no listing shows it"
     assert world.states() == {"a.csv": RestoreState.REQUESTED}
     assert world.planned() == [version]
-    assert reconcile(world.services) == 0
+    assert reconcile(world.services, _LOG) == 0
     world.answer(version)
     assert world.states() == {}
     assert [row for row, _ in world.rows("a.csv")] == [1, 2, 3]
@@ -233,7 +233,7 @@ def test_reconcile_finds_a_waiting_file_in_the_archive_by_itself(world: World, t
     old = dump(world.services.postgres, tmp_path)
     world.answer(version)
     restore_database(world.services.postgres, old)
-    assert reconcile(world.services) == 1
+    assert reconcile(world.services, _LOG) == 1
     assert world.planned() == [version]
 
 
@@ -327,7 +327,7 @@ def test_a_rejected_file_that_waits_in_an_older_dump_is_found_under_rejected(wor
     world.ledger.reject_file(version, NOT_UTF8)
     archive_file(world.services, world.ledger, world.record(version), log=_LOG)
     restore_database(world.services.postgres, old)
-    assert reconcile(world.services) == 1
+    assert reconcile(world.services, _LOG) == 1
     assert world.record(version).place == archived_name(version, rejected=True)
     assert world.planned() == [version]
 

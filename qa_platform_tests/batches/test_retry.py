@@ -72,7 +72,7 @@ class World:
 
     def will_be_answered(self, version: FileVersion, services: Services) -> bool:
         """Whether a retry comes true: it waits, is planned under its new load id, and its source is there."""
-        reconcile(services)
+        reconcile(services, _LOG)
         record = self.record(version)
         planned = [each for batch in look(services).plan.batches for each in batch.versions]
         there = bool(record.place) and bucket_module.is_there(self.opened, version, record.place)
@@ -194,7 +194,7 @@ def test_a_retry_while_the_bucket_is_reconciled_is_not_swallowed(world: World, m
 
     # Reconcile has read that it waits under incoming/, and lists that folder when it has left it.
     run_before(monkeypatch, bucket_module, "list_incoming", answered_and_retried)
-    assert reconcile(services) == 0
+    assert reconcile(services, _LOG) == 0
     assert world.record(version).load_id == 2
     assert world.will_be_answered(version, services)
 
@@ -210,7 +210,7 @@ def test_a_retry_just_before_reconcile_gives_a_file_up_is_not_swallowed(world: W
         world.retry()
 
     run_before(monkeypatch, Ledger, "mark_superseded", uploaded_elsewhere_and_retried)
-    assert reconcile(services) == 0
+    assert reconcile(services, _LOG) == 0
     assert world.will_be_answered(version, services)
 
 
@@ -218,7 +218,7 @@ def test_a_file_that_leaves_while_it_is_listed_does_not_come_back(world: World, 
     version, services = world.put(), world.services("delete")
     loaded = world.load(version)
     run_before(monkeypatch, Ledger, "reopen", lambda: archive_file(services, world.ledger, loaded, log=_LOG))
-    assert reconcile(services) == 0
+    assert reconcile(services, _LOG) == 0
     assert (world.record(version).status, world.record(version).place) == (FileStatus.FINISHED, "")
 
 

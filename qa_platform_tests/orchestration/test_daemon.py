@@ -20,7 +20,7 @@ from qa_platform.contract import FileStatus, FileVersion, partition_key
 from qa_platform.definitions import defs
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
-from qa_platform.orchestration import notifications
+from qa_platform.orchestration import housekeeping, notifications
 from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWER, RAW_QUESTIONS
 from qa_platform.orchestration.housekeeping import housekeeping_job
 from qa_platform.orchestration.partitions import PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
@@ -295,6 +295,27 @@ def test_housekeeping_deletes_no_partition_while_a_backfill_is_in_progress(
         assert job.execute_in_process(instance=instance, resources=resources, op_selection=["prune_partitions"]).success
         left = list(instance.get_dynamic_partitions(PARTITIONS))
     assert left == (["old.csv", "new.csv"] if status is BulkActionStatus.REQUESTED else ["new.csv"])
+
+
+def test_housekeeping_stops_when_a_backfill_begins(platform: storage.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_PARTITIONS_KEPT", "1")
+    monkeypatch.setattr(housekeeping, "_DELETED_TOGETHER", 2)
+    keys = [f"{number}.csv" for number in range(6)]
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(PARTITIONS, keys)
+        delete = dg.DagsterInstance.delete_dynamic_partition
+
+        def begin(self: dg.DagsterInstance, name: str, key: str) -> None:
+            delete(self, name, key)
+            if key == keys[1]:
+                requested = BulkActionStatus.REQUESTED
+                self.add_backfill(PartitionBackfill("b", requested, from_failure=False, tags={}, backfill_timestamp=time.time()))
+
+        monkeypatch.setattr(dg.DagsterInstance, "delete_dynamic_partition", begin)
+        resources = {"platform": platform_resource(BucketSettings())}
+        job = housekeeping_job(ExecutionSettings())
+        assert job.execute_in_process(instance=instance, resources=resources, op_selection=["prune_partitions"]).success
+        assert list(instance.get_dynamic_partitions(PARTITIONS)) == keys[2:]
 
 
 def test_a_clock_that_is_set_back_does_not_stop_the_heart(

@@ -124,22 +124,23 @@ def _request(instance: dg.DagsterInstance, services: Services, batch: Batch, pre
         return None
     keys = [partition_key(version.name) for version in batch.versions]
     uploads = tuple(uploaded(services.bucket, version, services.work) for version in batch.versions)
-    for key in keys_to_move(present, keys):
+    for key in keys_to_move(present, keys, kept=services.work.partitions_kept):
         instance.delete_dynamic_partition(PARTITIONS, key)
     # Now, and not with the tick's result: a backfill in progress fails for good if it looks while one of its keys is missing.
     instance.add_dynamic_partitions(PARTITIONS, keys)
     return _Request(_run_request(batch, run_key, keys), uploads)
 
 
-def keys_to_move(present: Sequence[str], keys: Sequence[str]) -> set[str]:
+def keys_to_move(present: Sequence[str], keys: Sequence[str], *, kept: int) -> set[str]:
     """The existing keys that must move to the end, next to the new ones: a batch is a contiguous range of partitions.
 
     Empty if the keys already are that range: an earlier run of the batch, which Dagster may be starting right now, needs them too.
+    They move all the same if they are so far from the end that housekeeping, which keeps the last ``kept``, might soon delete them.
     """
     existing = set(keys).intersection(present)
     if len(existing) == len(keys):
         first = present.index(keys[0])
-        if list(present[first : first + len(keys)]) == list(keys):
+        if list(present[first : first + len(keys)]) == list(keys) and first >= len(present) - max(1, kept // 2):
             return set()
     return existing
 

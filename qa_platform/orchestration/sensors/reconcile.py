@@ -40,7 +40,7 @@ def _tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SkipRea
     for run in vanished:
         context.instance.report_run_failed(run, _VANISHED)
         context.log.warning("Run %s vanished, and is marked as failed", run.run_id)
-    corrected = reconcile_files(services)
+    corrected = reconcile_files(services, context.log)
     return dg.SkipReason(f"{len(vanished)} runs had vanished, the records of {corrected} files were corrected")
 
 
