@@ -376,9 +376,9 @@ def find_columns(header: Sequence[str]) -> tuple[int, int]:
     return names.index("question"), names.index("context")
 
 
-def pass_through_columns(header: Sequence[str]) -> tuple[str, ...]:
-    """The upload's columns as the answered CSV names them: a name that clashes with one of ours becomes ``input_<name>``."""
-    ours = set(ANSWER_COLUMNS)
+def pass_through_columns(header: Sequence[str], added: Sequence[str] = ANSWER_COLUMNS) -> tuple[str, ...]:
+    """The upload's columns as the answered CSV names them: a name that clashes with an ``added`` one becomes ``input_<name>``."""
+    ours = set(added)
     taken = {name.strip().lower() for name in header} | ours
     result = []
     for name in header:

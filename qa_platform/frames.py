@@ -6,6 +6,8 @@ The environment says how to reach PostgreSQL. Text has the dtype ``string``, num
 """
 
 import io
+import json
+import re
 import sys
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -13,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas.api.extensions import ExtensionArray
 
 from qa_platform.contract import ANSWER_COLUMNS, ModelChoice, Precision, RowReason, find_columns, pass_through_columns
 from qa_platform.errors import InputError
 from qa_platform.ingest.dialect import csv_line, csv_reader
-from qa_platform.ingest.packing import packed
+from qa_platform.ingest.packing import is_parquet, new_file
 from qa_platform.settings import ModelSettings, PostgresSettings
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 # The columns of the answered CSV and of the report on rejected rows that are not text.
 _NUMBERS: dict[str, type] = {"score": float, "answer_start": int, "answer_end": int, "line": int, "row": int}
+# pandas' name for a level of an index that has none.
+_NAMELESS = re.compile(r"__index_level_\d+__")
 _DTYPES: dict[type | str, str] = {
     str: "string",
     "text": "string",
@@ -120,76 +125,88 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
         limits: the limits on questions and contexts of a CSV.
 
     Raises:
-        InputError: the source cannot be read, or lacks a column; the target is the source, or cannot hold the columns.
+        InputError: the source cannot be read, lacks a column, or repeats one; the target is the source.
     """
-    from qa_platform.answering.csvfile import is_parquet, refuse_output
+    from qa_platform.answering.csvfile import refuse_output
 
+    answered = _parquet_answered if is_parquet(source) else _csv_answered
     if target is None:
-        frame, counts = _frame_answered(answerer, source, options, limits)
-        sys.stdout.buffer.writelines(_csv_lines(frame))
+        table, counts = answered(answerer, source, options, limits)
+        sys.stdout.buffer.writelines(_csv_lines(table))
         return counts
-    target = target.resolve()
-    # Not ``.partial``, from which `csvfile.answer_file` resumes.
-    unfinished = target.with_name(target.name + ".unfinished")
-    refuse_output(source, target, (target, unfinished))
-    frame, counts = _frame_answered(answerer, source, options, limits)
-    try:
-        with unfinished.open("wb") as out:
-            if is_parquet(target):
-                frame.to_parquet(out, engine="pyarrow")
-            else:
-                with packed(out, target.name) as stream:
-                    stream.writelines(_csv_lines(frame))
-        unfinished.replace(target)
-    except ValueError as error:
-        raise InputError(f"it cannot be written: {error}", where=str(target)) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    refuse_output(source, target, [target])
+    table, counts = answered(answerer, source, options, limits)
+    with new_file(target) as out:
+        if is_parquet(target):
+            pq.write_table(table, out)
+        else:
+            out.writelines(_csv_lines(table))
     return counts
 
 
-def _frame_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pd.DataFrame, "Counts"]:
-    from qa_platform.answering.csvfile import answer_rows, answered_columns, is_parquet
-    from qa_platform.answering.rows import Counts
+def _csv_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pa.Table, "Counts"]:
+    from qa_platform.answering.csvfile import answer_rows, answered_columns
     from qa_platform.ingest import RowReader
 
-    if not is_parquet(source):
-        with source.open("rb") as lines, tempfile.TemporaryFile() as answers, _bar(None, wanted=True) as bar:
-            rows = RowReader(lines, limits=limits)
-            # A CSV may repeat a column's name, a frame may not: fail before hours are spent on the answers.
-            _refuse_repeated(answered_columns(rows, options), where=str(source))
-            counts = answer_rows(answerer, rows, answers, options, lambda row: bar.update())
-            answers.seek(0)
-            kinds = {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
-            return _of_csv(io.TextIOWrapper(answers, encoding="utf-8", newline=""), kinds, rows.delimiter), counts
+    with source.open("rb") as lines, tempfile.TemporaryFile() as answers, _bar(None, wanted=True) as bar:
+        rows = RowReader(lines, limits=limits)
+        # A CSV may repeat a column's name, Parquet may not: fail before hours are spent on the answers.
+        _refuse_repeated(answered_columns(rows, options), where=str(source))
+        counts = answer_rows(answerer, rows, answers, options, lambda row: bar.update())
+        answers.seek(0)
+        kinds = {name: _NUMBERS.get(name, str) for name in ANSWER_COLUMNS}
+        frame = _of_csv(io.TextIOWrapper(answers, encoding="utf-8", newline=""), kinds, rows.delimiter)
+    return pa.Table.from_pandas(frame), counts
+
+
+def _parquet_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pa.Table, "Counts"]:
+    from qa_platform.answering.rows import Counts
+
     try:
-        _refuse_repeated(pq.read_schema(source).names, where=str(source))
-        # Otherwise columns of integers with missing values would become floats.
-        frame = pd.read_parquet(source, engine="pyarrow", dtype_backend="numpy_nullable")
-    except (ValueError, OSError) as error:
+        # Not a frame: pandas has no exact equivalent of many types, such as lists of integers with missing values.
+        table = pq.ParquetFile(source).read()
+    except (pa.ArrowException, OSError) as error:
         # Not pyarrow's text, which names no file.
         raise InputError("it is not Parquet, or is damaged", where=str(source), advice="only Parquet may be called .parquet") from error
-    # To the file, an index with a name is a column like any other.
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
-    elif not frame.index.is_unique:
-        frame = frame.reset_index(drop=True)
+    _refuse_repeated(table.column_names, where=str(source))
     try:
-        question, context = find_columns([str(name) for name in frame.columns])
+        places = find_columns(table.column_names)
     except ValueError as error:
         raise InputError(f"it is not Parquet with questions and contexts: {error}", where=str(source)) from error
-    # As in a CSV: a column that clashes with an added one is renamed.
-    frame.columns = pd.Index(pass_through_columns([*frame.columns]))
+    asked = pd.DataFrame({place: pd.Series(table.column(place).to_pylist(), dtype=object) for place in places})
     counts = Counts()
-    return _answered(frame, frame.columns[question], frame.columns[context], answerer, options, counts, progress=True), counts
+    answered = _answered(asked, *places, answerer, options, counts, progress=True)
+    added = pa.Table.from_pandas(answered.drop(columns=[*places]), preserve_index=False)
+    return _side_by_side(table, added), counts
 
 
-def _csv_lines(frame: pd.DataFrame) -> Iterator[bytes]:
-    """A frame as the lines of an answered CSV."""
-    frame = frame.assign(score=frame["score"].map("{:.6f}".format, na_action="ignore"))
-    yield csv_line([str(name) for name in frame.columns])
-    for row in frame.itertuples(index=False):
-        yield csv_line(["" if _is_missing(cell) else str(cell) for cell in row])
+def _side_by_side(table: pa.Table, added: pa.Table) -> pa.Table:
+    """Columns added to a table. A column that clashes with an added one is renamed, in pandas' notes on the columns too."""
+    names = pass_through_columns(table.column_names, added.column_names)
+    renamed = dict(zip(table.column_names, names, strict=True))
+    notes, before = added.schema.pandas_metadata, table.schema.pandas_metadata or {}
+    own = (note for note in before.get("columns", ()) if note.get("field_name") in renamed)
+    notes["columns"] = [*(_renamed(note, renamed[note["field_name"]]) for note in own), *notes["columns"]]
+    notes["index_columns"] = [renamed.get(index, index) if isinstance(index, str) else index for index in before.get("index_columns", ())]
+    metadata = {**(table.schema.metadata or {}), b"pandas": json.dumps(notes).encode()}
+    columns = [*table.columns, *added.columns]
+    return pa.Table.from_arrays(columns, names=[*names, *added.column_names]).replace_schema_metadata(metadata)
+
+
+def _renamed(note: dict[str, Any], name: str) -> dict[str, Any]:
+    return note if note["field_name"] == name else {**note, "name": name, "field_name": name}
+
+
+def _csv_lines(table: pa.Table) -> Iterator[bytes]:
+    """A table as the lines of an answered CSV, without an index that has no name."""
+    indexes = [index for index in table.schema.pandas_metadata["index_columns"] if isinstance(index, str)]
+    table = table.drop_columns([index for index in indexes if _NAMELESS.fullmatch(index)])
+    yield csv_line(table.column_names)
+    score = table.column_names.index("score")
+    for batch in table.to_batches():
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            cells = ["" if _is_missing(cell) else str(cell) for cell in row]
+            yield csv_line([*cells[:score], cells[score] and f"{row[score]:.6f}", *cells[score + 1 :]])
 
 
 def read_answers(

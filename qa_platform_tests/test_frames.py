@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Hashable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,60 @@ def test_an_index_that_parquet_keeps_with_its_rows_is_answered_like_a_column(tmp
     assert answer_command(source, "-o", target).exit_code == 0
     answered = pd.read_csv(target)
     assert answered["answer"].to_list() == ["Ada Blum", "1872"]
-    assert list(answered.columns) == [*(["input_answer"] if index.name else []), "question", "context", *ANSWER_COLUMNS]
+    assert list(answered.columns) == ["question", "context", *(["input_answer"] if index.name else []), *ANSWER_COLUMNS]
+    again = tmp_path / "again.parquet"
+    assert answer_command(source, "-o", again).exit_code == 0
+    kept = pd.read_parquet(again)
+    assert (kept.index.to_list(), kept.index.name) == ([4, 4], index.name and "input_answer")
+    assert kept["answer"].to_list() == ["Ada Blum", "1872"]
+
+
+def test_types_that_pandas_does_not_have_are_kept(tmp_path: Path) -> None:
+    source, target = tmp_path / "my.parquet", tmp_path / "answered.parquet"
+    large = 2**53 + 1
+    types = {
+        "question": pa.large_string(),
+        "context": pa.dictionary(pa.int8(), pa.string()),
+        "ids": pa.list_(pa.int64()),
+        "record": pa.struct({"id": pa.int64()}),
+        "counts": pa.map_(pa.string(), pa.int64()),
+        "price": pa.decimal128(9, 2),
+    }
+    cells: dict[str, list[Any]] = {
+        "question": ["Who built it?", "When?"],
+        "context": [BRIDGE, BRIDGE],
+        "ids": [[large, None], [3]],
+        "record": [{"id": large}, None],
+        "counts": [[("a", large)], None],
+        "price": [Decimal("1.20"), None],
+    }
+    table = pa.table({name: pa.array(cells[name], type=of) for name, of in types.items()})
+    pq.write_table(table, source)
+    assert answer_command(source, "-o", target).exit_code == 0
+    answered = pq.ParquetFile(target).read()
+    assert answered.select(table.column_names).cast(table.schema).equals(table)
+    assert answered.schema.field("ids").type == types["ids"]
+    assert [*parse(answer_command(source).stdout)][1][2:6] == [f"[{large}, None]", f"{{'id': {large}}}", f"[('a', {large})]", "1.20"]
+
+
+def test_alternatives_of_before_are_renamed_like_other_columns(tmp_path: Path) -> None:
+    source, once, twice = tmp_path / "my.csv", tmp_path / "once.csv", tmp_path / "twice.parquet"
+    source.write_text(f"question,context\nWho built it?,{BRIDGE}\n")
+    assert answer_command(source, "-o", once, "--top-k", 2).exit_code == 0
+    header = parse(answer_command(once, "--top-k", 2).stdout)[0]
+    assert header.count("alternatives") == header.count("input_alternatives") == 1
+    assert answer_command(once, "-o", twice, "--top-k", 2).exit_code == 0
+    assert answer_command(twice, "--top-k", 2).stdout.splitlines()[0].count("input_input_alternatives") == 1
+
+
+def test_a_column_that_is_renamed_does_not_lend_its_type_to_the_answers(tmp_path: Path) -> None:
+    source, target = tmp_path / "my.parquet", tmp_path / "answered.parquet"
+    frame = pd.DataFrame({"question": ["Who built it?"], "context": [BRIDGE], "score": pd.array([3], dtype="Int64")})
+    frame.to_parquet(source)
+    assert answer_command(source, "-o", target).exit_code == 0
+    answered = pd.read_parquet(target)
+    assert answered["input_score"].to_list() == [3]
+    assert 0 < answered["score"][0] < 1
 
 
 def test_parquet_and_csv_are_answered_into_each_other(tmp_path: Path) -> None:
@@ -156,7 +210,6 @@ def test_what_cannot_be_answered_as_parquet_is_refused_and_named(tmp_path: Path,
     [
         ("question,context,,", AnswerOptions(), "it has several columns ''"),
         ("question,context,a,a", AnswerOptions(), "it has several columns 'a'"),
-        ("question,context,alternatives,a", AnswerOptions(top_k=2), "it has several columns 'alternatives'"),
     ],
 )
 def test_a_csv_that_no_frame_can_hold_is_refused_before_its_rows_are_read(

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from qa_platform.answering.engine import Answerer, AnswerOptions
 from qa_platform.answering.rows import ALTERNATIVES, AskedRow, Counts, alternatives_cell, answer_cells, answered_rows
-from qa_platform.contract import ANSWER_COLUMNS
+from qa_platform.contract import ANSWER_COLUMNS, pass_through_columns
 from qa_platform.errors import InputError
 from qa_platform.ingest import FileRejected, RowReader, TextLimits, csv_line
 from qa_platform.ingest.packing import is_packed, packed
@@ -114,11 +114,6 @@ def answer_file(
             partial.replace(target)
         state.unlink(missing_ok=True)
     return counts
-
-
-def is_parquet(path: Path) -> bool:
-    """Whether a file is Parquet, by its name."""
-    return path.suffix.lower() in (".parquet", ".pq")
 
 
 def refuse_output(source: Path, target: Path, written: Iterable[Path]) -> None:
@@ -225,7 +220,8 @@ def _asked(rows: RowReader, done: int, skipped: Report) -> Iterator[AskedRow]:
 
 def answered_columns(rows: RowReader, options: AnswerOptions) -> list[str]:
     """The header of the answered CSV."""
-    return [*rows.columns, *ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])]
+    added = [*ANSWER_COLUMNS, *([ALTERNATIVES] if options.top_k > 1 else [])]
+    return [*pass_through_columns(rows.columns, added), *added]
 
 
 def _header(rows: RowReader, options: AnswerOptions) -> bytes:

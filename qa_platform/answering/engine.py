@@ -277,6 +277,10 @@ class LoadedModel:
         runtime = load_runtime(files, precision=precision, threads=threads, device=device)
         tokenizer = load_tokenizer(files)
         layout = Layout.of(tokenizer)
+        if not layout.before:
+            # Such as GPT-2 and XLNet. A window's scores are relative to that token: without it they would be wrong, and silently so.
+            what = "its tokenizer puts no token such as [CLS] before the question"
+            raise InputError(what, where=f"model {files.id}", advice="use a model of a family such as BERT or RoBERTa")
         _check_numbers(files, runtime, tokenizer, layout)
         return cls(runtime.name, runtime.chunk, tokenizer, layout, runtime, files.calibration)
 

@@ -41,10 +41,16 @@ _OWN_FILE = "use the file that was saved with the weights"
 _OWN_TOKENIZER = "use the tokenizer that was saved with the weights"
 # transformers writes 1e30 for a tokenizer without a limit.
 _NO_LIMIT = 10**9
-# Families that distinguish question and context by token types. Their tokenizers give token types unless they say otherwise.
+# Families that distinguish question and context by token types. Their tokenizers gave token types in transformers 4, with which most such
+# models were trained, unless they say otherwise.
 _FAMILIES_WITH_TOKEN_TYPES = (
     *("bert", "albert", "electra", "convbert", "deberta", "deberta-v2", "ernie", "fnet", "layoutlm", "megatron-bert", "mobilebert"),
-    *("nezha", "squeezebert"),
+    *("nezha", "squeezebert", "rembert", "nystromformer", "yoso", "funnel", "roformer", "splinter"),
+)
+# Families that count positions from the padding token's id plus one.
+_ROBERTA_LIKE = (
+    *("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "data2vec-text", "roberta-prelayernorm", "ibert", "luke", "lilt"),
+    "xmod",
 )
 _MAX_SEQ_LEN = 384
 # The weight of the layer that computes the logits, in nearly every family.
@@ -113,8 +119,7 @@ class ModelFiles:
     @property
     def position_offset(self) -> int:
         """The position of the first token. RoBERTa-like models count from the padding token's id plus one, all others from 0."""
-        roberta_like = self.family in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
-        return self.count("pad_token_id", default=1) + 1 if roberta_like else 0
+        return self.count("pad_token_id", default=1) + 1 if self.family in _ROBERTA_LIKE else 0
 
     @property
     def longest_window(self) -> int:

@@ -88,8 +88,8 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
     over.
     """
     from qa_platform.answering import AnswerOptions
-    from qa_platform.answering.csvfile import is_parquet
     from qa_platform.ingest import FileRejected, TextLimits
+    from qa_platform.ingest.packing import is_parquet
     from qa_platform.settings import IngestSettings
 
     options = AnswerOptions(

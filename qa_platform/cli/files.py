@@ -190,8 +190,10 @@ def answers(file: str, rejected: bool, output: Path | None) -> None:
 
     It has the rows in their original order, with answer, score, offsets, model and error.
     """
-    from qa_platform.ingest.packing import packed
+    from qa_platform.ingest.packing import is_parquet, new_file, packed
 
+    if output and is_parquet(output):
+        raise InputError("this is CSV", where=str(output), advice="name it .csv; in Python, frames.read_answers gives a frame")
     if output is None:
         _write_answers(file, sys.stdout.buffer, rejected=rejected)
         sys.stdout.buffer.flush()
@@ -201,14 +203,8 @@ def answers(file: str, rejected: bool, output: Path | None) -> None:
         with output.open("wb") as file_or_pipe, packed(file_or_pipe, output.name) as target:
             _write_answers(file, target, rejected=rejected)
         return
-    output = output.resolve()
-    partial = output.with_name(output.name + ".partial")
-    try:
-        with partial.open("wb") as out, packed(out, output.name) as target:
-            _write_answers(file, target, rejected=rejected)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(output) as target:
+        _write_answers(file, target, rejected=rejected)
 
 
 def _write_answers(file: str, target: IO[bytes], *, rejected: bool) -> None:

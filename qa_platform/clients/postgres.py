@@ -212,10 +212,13 @@ def limit_seconds(cursor: psycopg.Cursor, seconds: float) -> None:
     cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{max(1, round(seconds * 1000))}ms"])
 
 
-def lift_limits(cursor: psycopg.Cursor) -> None:
-    """Lift the limits on the time of this transaction that the role or the database has: they would end it for every large file."""
-    # `transaction_timeout` exists since PostgreSQL 17.
-    cursor.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')")
+@contextmanager
+def long_transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[psycopg.Cursor]:
+    """A `transaction` without the limits on time of the role or the database, which would end it for every large file."""
+    with transaction(connection, about=about) as cursor:
+        # `transaction_timeout` exists since PostgreSQL 17.
+        cursor.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')")
+        yield cursor
 
 
 def notice_lost_client(cursor: psycopg.Cursor) -> None:

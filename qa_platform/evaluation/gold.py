@@ -46,7 +46,8 @@ def read_gold(path: Path) -> list[GoldQuestion]:
     """Read a gold set: SQuAD JSON (v1 or v2) if its name ends in ``.json``, else a CSV with the columns question, context and answers.
 
     A CSV is read like an upload (see `ingest`): with any of their delimiters, and gzip too. Its ``answers`` cell is a JSON list of
-    strings, or one answer as plain text. An empty cell means that there is no answer.
+    strings, or one answer as plain text. An empty cell means that there is no answer. Answers of which the metric leaves no word do not
+    count, as in the SQuAD v2 script.
 
     Raises:
         InputError: the file is neither, has no questions, or has a row whose right answers cannot be read.
@@ -64,26 +65,33 @@ def read_gold(path: Path) -> list[GoldQuestion]:
 
 
 def _read_squad(path: Path) -> Iterator[GoldQuestion]:
+    place = ""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
         articles = document.get("data") if isinstance(document, dict) else None
         if not isinstance(articles, list):
             raise InputError("it is not SQuAD JSON: it has no list 'data'", where=str(path))
         for number, article in enumerate(articles):
+            place = f", article {number + 1}"
             for paragraph in article["paragraphs"]:
                 for qa in paragraph["qas"]:
-                    answers = tuple(GoldAnswer(_text(a, "text"), _start(a)) for a in qa["answers"])
+                    place = f", article {number + 1}, question {qa['id']!r}"
+                    if not isinstance(qa["answers"], list):
+                        raise TypeError("its 'answers' is not a list of objects with 'text' and 'answer_start'")
+                    answers = tuple(GoldAnswer(_text(a, "text"), _start(a)) for a in qa["answers"] if normalize(_text(a, "text")))
                     group = str(article.get("title") or f"{path.stem}-{number}")
                     yield GoldQuestion(str(qa["id"]), group, _text(qa, "question"), _text(paragraph, "context"), answers)
     except UnicodeDecodeError as error:
         raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
     except KeyError as error:
-        raise InputError(f"it is not SQuAD JSON: an object in it has no {error}", where=str(path)) from error
+        raise InputError(f"it is not SQuAD JSON: an object in it has no {error}", where=f"{path}{place}") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=str(path)) from error
+        raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=f"{path}{place}") from error
 
 
-def _text(entry: Mapping[str, Any], name: str) -> str:
+def _text(entry: Any, name: str) -> str:
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"an object with a {name!r} is needed, and this is {entry!r:.40}")
     if isinstance(value := entry[name], str):
         return value
     raise TypeError(f"an object in it has a {name!r} that is not text")
@@ -113,7 +121,7 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
             if (fault := row.rejection) and fault.column not in asked:
                 raise InputError(f"{fault.reason}: {fault.detail}", where=f"{path}, line {row.line}", advice=ROW_HINTS[fault.reason])
             try:
-                answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]))
+                answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]) if normalize(text))
             except TypeError as error:
                 advice = "write its answers as a JSON list of strings, or one answer as plain text"
                 raise InputError(str(error), where=f"{path}, line {row.line}", advice=advice) from error
@@ -124,15 +132,18 @@ def _answers_of_cell(cell: str) -> list[str]:
     """The right answers in a cell. A number in a list is an answer, as it is written.
 
     Raises:
-        TypeError: the list has something other than strings and numbers.
+        TypeError: the list has something other than strings and numbers, or it looks like a list or an object and is no JSON list.
     """
     if not cell.strip():
         return []
     try:
         value = json.loads(cell, parse_int=str, parse_float=str, parse_constant=str)
     except (ValueError, RecursionError):
-        return [cell]
+        value = cell
     if not isinstance(value, list):
+        # Such as what Python writes for a list. Taken for one plain answer, it would make every right one count as wrong.
+        if cell.strip()[0] + cell.strip()[-1] in ("[]", "{}"):
+            raise TypeError("its answers look like a list or an object, and are no JSON list")
         return [cell]
     if not all(isinstance(text, str) for text in value):
         raise TypeError("its list of answers has something other than strings and numbers")

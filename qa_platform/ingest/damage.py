@@ -141,7 +141,8 @@ _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
 # Bytes at the beginning of a file that are searched for NUL, and for the pattern of UTF-16.
 _SAMPLE = 8192
-_UTF16_SAMPLE = 64
+# No more than the header's names: every second byte is 0 in Latin text only.
+_UTF16_SAMPLE = 16
 
 
 def refuse_other_formats(head: bytes) -> None:

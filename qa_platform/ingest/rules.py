@@ -14,8 +14,9 @@ from qa_platform.contract import CONTEXT_LIMIT, QUESTION_LIMIT, RowReason
 from qa_platform.settings import IngestSettings
 
 _SURROGATE = regex.compile("[\ud800-\udfff]")
-# Visible characters: no white space, control or format characters, or marks without a letter. Models have no tokens for those.
-_VISIBLE = regex.compile(r"[^\p{Z}\p{M}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]")
+# Visible characters: no white space, control or format characters, or marks without a letter. Models have no tokens for those. U+2800 is
+# the blank of Braille, a symbol to Unicode.
+_VISIBLE = regex.compile(r"[^\p{Z}\p{M}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
 # Typographic quotes, which do not quote a cell of a CSV.
 _TYPOGRAPHIC = regex.compile("\\s*([“”„‟«»])")
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from qa_platform.clients.postgres import lift_limits, notice_lost_client, only_row, transaction
+from qa_platform.clients.postgres import long_transaction, notice_lost_client, only_row
 from qa_platform.clients.schema import ANSWERS, KEY, REJECTS, Table
 from qa_platform.contract import CONTEXT_LIMIT, RAW_LIMIT, FileStatus, RowReason, column_label
 from qa_platform.errors import InputError
@@ -66,8 +66,7 @@ def load_file(connection: psycopg.Connection, folder: Path, *, job_id: str = "",
     started = time.monotonic()
     file = read_answered(folder)
     manifest = file.manifest
-    with transaction(connection, about=f"{manifest.name!r} is not loaded") as cursor:
-        lift_limits(cursor)
+    with long_transaction(connection, about=f"{manifest.name!r} is not loaded") as cursor:
         notice_lost_client(cursor)
         loads.wait_for_load_lock(cursor, manifest.name)
         if why := loads.why_too_late(cursor, manifest):

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from qa_platform.clients.postgres import transaction
+from qa_platform.clients.postgres import long_transaction
 from qa_platform.clients.schema import ANSWERS, KEY
 from qa_platform.errors import InputError
 
@@ -29,7 +29,7 @@ def answer_rows(connection: psycopg.Connection, columns: Sequence[str], where: M
     query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {}").format(
         _names(columns), sql.Identifier(ANSWERS.name), sql.SQL(" AND ").join(_condition(*item) for item in where.items()), _names(KEY)
     )
-    with transaction(connection, about="reading answers") as cursor:
+    with long_transaction(connection, about="reading answers") as cursor:
         yield from cursor.stream(query, where)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from qa_platform.clients.postgres import only_row, transaction
+from qa_platform.clients.postgres import long_transaction, only_row
 from qa_platform.contract import FileStatus, FileVersion, ModelChoice
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.results.passage import Passage
@@ -159,14 +159,14 @@ def past_files(connection: psycopg.Connection, records: Sequence[FileRecord]) ->
         "rows": [record.rows for record in records],
         "answered": [record.answered for record in records],
     }
-    with transaction(connection) as cursor:
+    with long_transaction(connection) as cursor:
         cursor.execute(query, {**values, "sample": _SAMPLE})
         return tuple(PastFile(name, answered, mean) for name, answered, mean in cursor)
 
 
 def check_file(connection: psycopg.Connection, version: FileVersion) -> FileCheck:
     """Count and compare one generation's rows in the tables, inside PostgreSQL."""
-    with transaction(connection) as cursor:
+    with long_transaction(connection) as cursor:
         cursor.execute(
             f"""
             SELECT count(*), count(*) FILTER (WHERE coalesce(answer, '') = ''), count(*) FILTER (WHERE {_WRONG_SPAN})
@@ -183,7 +183,7 @@ def check_file(connection: psycopg.Connection, version: FileVersion) -> FileChec
 
 def _facts(connection: psycopg.Connection, record: FileRecord, history: tuple[PastFile, ...], *, low_score: float) -> FileFacts:
     counted = check_file(connection, record.version)
-    with transaction(connection) as cursor:
+    with long_transaction(connection) as cursor:
         scores, other_generation, other_model = _scores(cursor, record, low_score)
         return FileFacts(
             record=record,

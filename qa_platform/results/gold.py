@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 
 from qa_platform.clients import bucket
-from qa_platform.clients.postgres import connect, transaction
+from qa_platform.clients.postgres import connect, long_transaction
 from qa_platform.clients.services import Services
 from qa_platform.clients.source import SOURCE_CHANGED_ERRORS
 from qa_platform.errors import InputError
@@ -63,7 +63,7 @@ def measure(services: Services, record: FileRecord) -> Quality:
     """Compare the answers of a loaded gold set with the right ones. A rejected question counts as not answered.
 
     Raises:
-        InputError: the file has no column `answers`, is too large, or its source is gone.
+        InputError: the file has no column `answers`, or is too large; its source is gone; its answers have been replaced meanwhile.
     """
     gold = _read(services, record)
     with connect(services.postgres) as connection:
@@ -132,9 +132,14 @@ def _refuse_large(name: str, size: int) -> None:
 
 
 def _answers(connection: psycopg.Connection, record: FileRecord) -> dict[bytes, str]:
-    with transaction(connection) as cursor:
+    with long_transaction(connection) as cursor:
         cursor.execute(
             "SELECT question, context, answer FROM question_answer WHERE source_file = %s AND generation = %s",
             [record.version.name, record.version.generation],
         )
-        return {key(question, context): answer or "" for question, context, answer in cursor}
+        rows = cursor.fetchall()
+    if len(rows) != record.answered:
+        raise InputError(
+            "its answers were replaced while they were measured", where=record.version.name, advice="the next run measures them"
+        )
+    return {key(question, context): answer or "" for question, context, answer in rows}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from qa_platform.clients.postgres import transaction
+from qa_platform.clients.postgres import long_transaction
 from qa_platform.contract import ANSWER_COLUMNS
 from qa_platform.errors import InputError
 from qa_platform.ingest import csv_line
@@ -38,7 +38,7 @@ def rebuilt_csv(connection: psycopg.Connection, record: FileRecord) -> Iterator[
     rows = 0
     values = {"name": record.version.name, "generation": record.version.generation, "model": record.model}
     # Streamed: a file may have any number of rows.
-    with transaction(connection) as cursor:
+    with long_transaction(connection) as cursor:
         for _, question, context, answer, score, start, end, model, error, raw in cursor.stream(_ROWS, values):
             numbers = ["" if score is None else f"{score:.6f}", *("" if offset is None else str(offset) for offset in (start, end))]
             yield csv_line([question or "", context or "", answer, *numbers, model or "", error, raw])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from qa_platform.clients.postgres import transaction
+from qa_platform.clients.postgres import long_transaction
 from qa_platform.contract import FileStatus, Rejection, RowReason
 from qa_platform.errors import InputError
 from qa_platform.ingest import report_on_file, report_on_rows
@@ -43,6 +43,6 @@ def _rejections(connection: psycopg.Connection, name: str) -> Iterator[Rejection
         WHERE source_file = %s AND reason <> %s ORDER BY row_number
     """
     # Streamed: a file may have any number of rows.
-    with transaction(connection) as cursor:
+    with long_transaction(connection) as cursor:
         for row, line, reason, column, detail in cursor.stream(query, [name, RowReason.NO_ANSWER]):
             yield Rejection(row, line, RowReason(reason), column, detail)

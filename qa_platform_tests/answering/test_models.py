@@ -381,3 +381,24 @@ def test_a_model_with_relative_positions_that_transformers_ignores_is_refused(tm
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="relative positions"):
         Answerer(str(folder), threads=1).warm_up()
+
+
+@pytest.mark.parametrize("family", ["rembert", "nystromformer", "funnel", "roformer"])
+def test_a_family_whose_tokenizer_gives_token_types_unsaid_takes_them(folder: Path, family: str) -> None:
+    configured(model_type=family)(folder)
+    tokenizing(tokenizer_class="PreTrainedTokenizerFast", model_input_names=None)(folder)
+    assert find_model(ModelChoice(str(folder))).takes_token_types
+
+
+@pytest.mark.parametrize("family", ["mpnet", "data2vec-text"])
+def test_positions_that_begin_behind_padding_leave_room_for_fewer_tokens(folder: Path, family: str) -> None:
+    configured(model_type=family, pad_token_id=1, max_position_embeddings=130)(folder)
+    tokenizing(model_max_length=None)(folder)
+    assert find_model(ModelChoice(str(folder))).longest_window == 128
+
+
+def test_a_model_whose_windows_begin_with_the_question_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    with pytest.raises(InputError, match=r"no token such as \[CLS\]"):
+        Answerer(str(folder), threads=1).warm_up()

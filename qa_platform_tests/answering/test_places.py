@@ -271,7 +271,7 @@ def test_where_the_best_spans_are_white_space_the_next_ones_answer(reads_spaces:
 
 # Questions and contexts that show nothing
 
-INVISIBLE = ["\u200b", "\ufeff", "\u200b\u200d\u2060", "\x07\x1b", "\u0301", "\u0e35\u0301", "\u3164", "\u00ad \u180e", "\ufe0f"]
+INVISIBLE = ["\u200b", "\ufeff", "\u200b\u200d\u2060", "\x07\x1b", "\u0301", "\u0e35\u0301", "\u3164", "\u2800", "\u00ad \u180e", "\ufe0f"]
 
 
 @pytest.mark.parametrize("text", INVISIBLE)

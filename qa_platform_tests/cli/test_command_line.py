@@ -539,6 +539,12 @@ def test_what_was_rejected_is_told_with_what_to_do(place: storage.Bucket, tmp_pa
     assert target.read_text().startswith("line,row,column,reason")
     assert run("answers", "other.csv", "--rejected", "-o", str(tmp_path / "none.csv")).exit_code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rejected.csv"]
+    assert "rejected.parquet: this is CSV" in run("answers", "my.csv", "--rejected", "-o", str(tmp_path / "rejected.parquet")).stderr
+    # From such a file `qa-platform answer -o rejected.csv` continues.
+    other = tmp_path / "rejected.csv.partial"
+    other.write_text("answered rows")
+    assert run("answers", "my.csv", "--rejected", "-o", str(target)).exit_code == 0
+    assert other.read_text() == "answered rows"
     refused = run("answers", "my.csv")
     assert "my.csv: it is not answered: it was rejected; see `qa-platform status my.csv`" in refused.stderr
 

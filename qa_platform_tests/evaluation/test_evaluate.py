@@ -71,6 +71,27 @@ def test_json_that_is_no_gold_set_is_named_with_what_it_lacks(tmp_path: Path, te
         read_gold(path)
 
 
+@pytest.mark.parametrize("cell", ["['Ada', 'Blum']", '{"text": ["Ada"]}', "[Ada]"])
+def test_a_list_of_answers_in_another_notation_is_not_taken_for_an_answer(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "gold.csv"
+    path.write_text('question;context;answers\nWho?;Ada;"{}"\n'.format(cell.replace('"', '""')))
+    with pytest.raises(InputError, match="look like a list or an object") as caught:
+        read_gold(path)
+    assert caught.value.where == f"{path}, line 2"
+
+
+def test_a_gold_answer_without_a_word_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "gold.csv"
+    path.write_text('question;context;answers\nWho?;Ada;"[""the"", ""Ada""]"\nWhen?;Ada;"[""""]"\n')
+    assert [[answer.text for answer in question.answers] for question in read_gold(path)] == [["Ada"], []]
+
+
+def test_squad_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "gold.json"
+    path.write_text("\ufeff" + squad())
+    assert len(read_gold(path)) == 1
+
+
 def squad(**values: object) -> str:
     """A gold set of one question, with other ``values`` than usual."""
     entry = {"context": "By Ada.", "question": "Who?", "text": "Ada", "answer_start": 3, **values}
@@ -87,16 +108,17 @@ def squad(**values: object) -> str:
         ("question", 7, "a 'question' that is not text"),
         ("text", None, "a 'text' that is not text"),
         ("answer_start", "3", "an 'answer_start' that is not an integer"),
-        ("answers", None, "TypeError"),
-        ("answers", "Ada", "TypeError"),
-        ("answers", ["Ada"], "TypeError"),
+        ("answers", None, "'answers' is not a list of objects"),
+        ("answers", {"text": ["Ada"], "answer_start": [0]}, "'answers' is not a list of objects"),
+        ("answers", ["Ada"], "an object with a 'text' is needed, and this is 'Ada'"),
     ],
 )
 def test_json_with_a_value_of_a_wrong_type_is_named_with_it(tmp_path: Path, name: str, value: object, why: str) -> None:
     path = tmp_path / "gold.json"
     path.write_text(squad(**{name: value}))
-    with pytest.raises(InputError, match=rf"gold\.json: it is not SQuAD JSON .*{why}"):
+    with pytest.raises(InputError, match=rf"it is not SQuAD JSON .*{why}") as caught:
         read_gold(path)
+    assert caught.value.where.startswith(f"{path}, article 1")
 
 
 def test_half_a_character_in_a_context_has_a_part_too(tmp_path: Path) -> None:

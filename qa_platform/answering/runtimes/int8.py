@@ -1,7 +1,7 @@
 """The precision int8 on OpenVINO: the layers' products in 8-bit integers, everything else as in bf16.
 
-Weights are rounded with one scale per output. The input of a product is rounded with a single scale, fixed in advance, so that a row's
-answer does not depend on its neighbours. If a few channels are far wider than the others, they are divided by a factor before rounding,
+Weights are rounded with one scale per output. The input of a product is rounded with a single scale, fixed in advance, so that it does
+not depend on the other rows of the batch. If a few channels are far wider than the others, they are divided by a factor before rounding,
 and the weights are multiplied by it (SmoothQuant, Xiao et al., 2023). This costs nothing after a norm or an activation. The input of the
 second feed-forward layer is often too uneven even then: rounding it would be noisier than `_NOISE`. Its few widest channels are then
 computed separately, in bf16 (LLM.int8(), Dettmers et al., 2022). A product that is still too noisy runs in bf16.

@@ -48,8 +48,9 @@ def measure_gold_sets(services: Services, settings: CheckSettings) -> Measuremen
         try:
             measured[record.version.name] = measure(services, record)
         except InputError as error:
-            # Without `where`: the table already names the file.
-            unusable[record.version.shown] = "; ".join(filter(None, (error.what, error.advice)))
+            # The table already names the file.
+            line = error.where.removeprefix(record.version.name).removeprefix(", ")
+            unusable[record.version.shown] = "; ".join(filter(None, (f"{line}: {error.what}" if line else error.what, error.advice)))
     metadata: dict[str, Any] = {"gold sets": len(records)}
     if not records:
         metadata["note"] = (
