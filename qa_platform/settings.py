@@ -425,7 +425,7 @@ class CheckSettings(BaseSettings):
     gold_prefix: str = Field(
         default="gold/",
         min_length=1,
-        description="Files below incoming/ whose names begin with this, and that have a column `answers`, are gold sets.",
+        description="Files below incoming/ whose names begin with this are gold sets. They need a column `answers`.",
     )
     gold_exact_match: float = Field(
         default=50.0, ge=0, le=100, description="Exact match on gold sets, in percent, below which the check warns."

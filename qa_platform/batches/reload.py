@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qa_platform.batches.archive import archive_files
 from qa_platform.batches.holding import lease
+from qa_platform.batches.run import Report
 from qa_platform.clients import pachyderm
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Log, Services
@@ -14,49 +15,70 @@ from qa_platform.contract import ANSWER_PIPELINE, FileStatus, FileVersion, file_
 from qa_platform.errors import InputError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading.load import load_file
-from qa_platform.text import escaped
+from qa_platform.text import escaped, escaped_lines
+
+_ANSWER_FIRST = "upload rejected files again, corrected; for the others materialise answered_questions too"
 
 
-def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: Log) -> tuple[FileRecord, ...]:
-    """Load the answers of these partitions' files again.
+def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: Log, report: Report = lambda records: None) -> None:
+    """Load the answers of these partitions' files again. Files without answers, and files that another run holds, are left out.
 
-    Returns:
-        Their records. Files that another run holds are left out.
+    Args:
+        report: called once with the records of the loaded files, and of those that were left out because they are rejected.
 
     Raises:
-        InputError: a file was never answered, its commit is gone, or it is superseded.
+        InputError: none of the files has answers, or some could not be loaded: a commit is gone, or something newer exists. Raised after
+            the others were loaded and reported.
     """
+    problems = list[InputError]()
     with Ledger(services.postgres) as ledger:
-        versions = _answered(ledger, keys)
+        recorded = ledger.newest_by_partition(keys)
+        without = {key: why for key in keys if (why := _why_nothing_to_load(recorded.get(key)))}
+        if len(without) == len(keys):
+            key, why = next(iter(without.items()))
+            others = f" for it, nor for the {len(keys) - 1} others" if len(keys) > 1 else ""
+            raise InputError(f"there are no answers to load{others}: {why.rstrip('.')}", where=f"partition {key!r}", advice=_ANSWER_FIRST)
+        for key, why in without.items():
+            log.warning("%s is skipped: %s", escaped(key), why)
+        versions = [recorded[key].version for key in keys if key not in without]
         seconds = services.work.lease_seconds
         owned = ledger.take_over(versions, token=run_id, owner=run_id, lease_seconds=seconds)
         for name in sorted({version.name for version in versions} - {record.version.name for record in owned}):
             log.warning("%s is skipped: another run has claimed it", escaped(name))
+        loaded = []
         try:
             with lease(ledger, run_id, seconds, log):
                 for record in owned:
-                    _reload(services, record)
-                    log.info("%s: loaded again from commit %s", record.version.shown, record.pachyderm_commit)
-                archive_files(services, ledger, _records(ledger, owned), log=log)
+                    try:
+                        _reload(services, record)
+                    except InputError as error:
+                        log.warning("%s", escaped_lines(str(error)))
+                        problems.append(error)
+                    else:
+                        log.info("%s: loaded again from commit %s", record.version.shown, record.pachyderm_commit)
+                        loaded.append(record)
+                archive_files(services, ledger, _records(ledger, loaded), log=log)
         finally:
             ledger.release(run_id)
-        return tuple(_records(ledger, owned))
+        rejected = [recorded[key] for key in without if key in recorded and recorded[key].status is FileStatus.REJECTED]
+        report([*_records(ledger, loaded), *rejected])
+    if problems:
+        first = problems[0]
+        others = f"; so are {len(problems) - 1} other files, which the log names" if len(problems) > 1 else ""
+        raise InputError(f"{first.what}{others}", where=first.where, advice=first.advice)
 
 
-def _answered(ledger: Ledger, keys: Sequence[str]) -> list[FileVersion]:
-    recorded = ledger.newest_by_partition(keys)
-    for key in keys:
-        if key not in recorded or not recorded[key].pachyderm_commit:
-            raise InputError(
-                f"partition {key!r} was never answered, so there is nothing to load", advice="materialise answered_questions with it"
-            )
-    return [recorded[key].version for key in keys]
+def _why_nothing_to_load(record: FileRecord | None) -> str:
+    """Why a file has no answers that could be loaded; "" if it has."""
+    if record and record.status is FileStatus.REJECTED:
+        return f"it was rejected: {escaped_lines(record.error)}"
+    return "" if record and record.pachyderm_commit else "it was never answered"
 
 
 def _reload(services: Services, record: FileRecord) -> None:
     if load_commit(services, record.version, record.pachyderm_commit, job_id=record.pachyderm_job) is FileStatus.SUPERSEDED:
         raise InputError(
-            "not reloaded: a newer version is loaded, a retry was requested, or the file was forgotten",
+            "not loaded again: a newer version is loaded, a retry was requested, or the file was forgotten",
             where=record.version.name,
             advice="nothing to do: the sensor answers what is still waiting",
         )
@@ -75,7 +97,7 @@ def load_commit(services: Services, version: FileVersion, commit: str, *, job_id
                 pachyderm.fetch_folder(client, f"{ANSWER_PIPELINE}@{commit}:/{file_id(name)}", Path(folder))
         except (pachyderm.NotThere, tarfile.TarError) as error:
             raise InputError(
-                f"Pachyderm no longer has commit {commit} (QA_COMMITS_KEPT_DAYS)",
+                f"not loaded: Pachyderm no longer has commit {commit} (QA_COMMITS_KEPT_DAYS)",
                 where=name,
                 advice="to answer it again, materialise answered_questions",
             ) from error

@@ -17,7 +17,7 @@ from qa_platform.text import escaped
 # The maximum number of files that a message names.
 _NAMED = 10
 
-_NEXT = "the sensor answers the files of this run again"
+SENSOR_NEXT = "the sensor answers the files of this run again"
 
 
 def advised(advice: str, what: object) -> str:
@@ -33,21 +33,21 @@ def failure(advice: str, what: object) -> dg.Failure:
 
 @contextmanager
 def failures_for_people(
-    context: dg.OpExecutionContext | dg.AssetExecutionContext, execution: ExecutionSettings, *, next_step: str = _NEXT
+    context: dg.OpExecutionContext | dg.AssetExecutionContext, execution: ExecutionSettings, *, next_step: str = SENSOR_NEXT
 ) -> Iterator[None]:
     """End the step with a message that says what to do. The step is retried only while a service is unavailable.
 
     Wrong input stays wrong. The files of a failed job are retried by the sensor, in new batches.
 
     Args:
-        next_step: what happens next by itself.
+        next_step: what happens next by itself, or what to do next.
     """
     try:
         yield
     except dg.Failure:
         raise
     except InputError as error:
-        raise failure(f"fix what is described here. Then {next_step}, or start this run again.", error) from error
+        raise failure(f"fix what is described here. Then {next_step}.", error) from error
     except (TransientError, TransportError) as error:
         if context.retry_number < execution.step_retries:
             raise dg.RetryRequested(max_retries=execution.step_retries, seconds_to_wait=execution.step_retry_seconds) from error
@@ -63,7 +63,7 @@ def failures_for_people(
             # Without its cause, which shows values.
             raise failure(f"correct the variables that are named here and restart what uses them. Then {next_step}.", wrong) from None
         raise failure(
-            f"nothing, if it happens once: {next_step}. If it happens again, it is a bug: report it.", f"{type(error).__name__}: {error}"
+            f"it may pass: {next_step}. If it happens again, it is a bug: report it.", f"{type(error).__name__}: {error}"
         ) from error
 
 
@@ -74,7 +74,7 @@ def batch_failure(outcome: Outcome, job_failure: JobFailure) -> dg.Failure:
         advice.append(f"see below why {parked} failed for the last time; fix that, then `qa-platform retry FILE`.")
     if waiting := _names(outcome.records, FileStatus.PENDING):
         advice.append(f"{'Nothing else' if advice else 'nothing yet'}: the sensor answers {waiting} again.")
-    return failure(" ".join(advice) or f"nothing: {_NEXT}.", job_failure.message)
+    return failure(" ".join(advice) or f"nothing: {SENSOR_NEXT}.", job_failure.message)
 
 
 def _names(records: Sequence[FileRecord], status: FileStatus) -> str:

@@ -42,7 +42,8 @@ def answer_questions_job(execution: ExecutionSettings) -> UnresolvedAssetJobDefi
     return dg.define_asset_job(
         "answer_questions",
         selection=dg.AssetSelection.assets(ANSWERED_QUESTIONS, QUESTION_ANSWER),
-        description="Answers the files of a range of partitions, and loads their answers.",
+        description="Answers the files of a range of partitions, and loads their answers. The sensor starts it. By hand, it needs a "
+        "partition or a range; without one, use answer_pending_files.",
         executor_def=executor(execution),
     )
 
@@ -53,7 +54,7 @@ def answer_pending_files_job(execution: ExecutionSettings) -> dg.JobDefinition:
         pool=POOL,
     )
     def answer_everything(context: dg.OpExecutionContext, platform: PlatformResource) -> None:
-        with failures_for_people(context, execution):
+        with failures_for_people(context, execution, next_step="start the job again"):
             services = platform.services()
             prepare_storage(context.instance)
             _PendingFiles(context, services, platform.reporter(services)).answer()

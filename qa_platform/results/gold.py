@@ -139,7 +139,5 @@ def _answers(connection: psycopg.Connection, record: FileRecord) -> dict[bytes, 
         )
         rows = cursor.fetchall()
     if len(rows) != record.answered:
-        raise InputError(
-            "its answers were replaced while they were measured", where=record.version.name, advice="the next run measures them"
-        )
+        raise InputError("its answers were replaced while they were measured", where=record.version.name, advice="wait for the next run")
     return {key(question, context): answer or "" for question, context, answer in rows}

@@ -287,7 +287,9 @@ def test_jobs_that_no_run_launched_change_and_charge_nothing(flow: Flow) -> None
         wait_until(partial(after_new_jobs_of, LOAD_PIPELINE, than=known), "its jobs are over")
         assert everything_of(flow, *versions) == before
         assert flow.tick() == []
-    reloaded = reload_files(flow.services, [partition_key(v.name) for v in versions], run_id="r", log=logging.getLogger())
+    reloaded: list[FileRecord] = []
+    keys = [partition_key(v.name) for v in versions]
+    reload_files(flow.services, keys, run_id="r", log=logging.getLogger(), report=reloaded.extend)
     assert len(reloaded) == 2, "the commits that are recorded hold the answers"
     assert everything_of(flow, *versions) == before
 

@@ -215,10 +215,36 @@ def test_what_another_run_works_on_is_not_loaded_by_hand(flow: Flow) -> None:
     keys = [partition_key(version.name) for version in versions]
     with Ledger(PostgresSettings()) as ledger:
         ledger.take_over(versions[:1], token="", owner="another", lease_seconds=60)
-        records = reload_files(flow.services, keys, run_id="mine", log=_LOG)
+        records: list[FileRecord] = []
+        reload_files(flow.services, keys, run_id="mine", log=_LOG, report=records.extend)
         assert [record.version for record in records] == versions[1:]
         assert ledger.claimed() == {versions[0].name: "another"}
         ledger.release("another")
+
+
+def test_files_without_answers_do_not_keep_others_from_being_loaded_again(flow: Flow) -> None:
+    contents = {"good": csv_of(bridge("Ulm")), "photo": b"\x89PNG\r\n\x1a\n", "gone": csv_of(bridge("Hof"))}
+    versions = {name: flow.upload(f"reload/{name}.csv", content) for name, content in contents.items()}
+    flow.tick_and_run()
+    with connect(PostgresSettings()) as connection:
+        connection.execute(
+            "UPDATE question_file SET pachyderm_commit = %s WHERE source_file = 'reload/gone.csv'", [f"{'0' * 12}4{'0' * 19}"]
+        )
+        connection.execute("DELETE FROM question_answer WHERE source_file = 'reload/good.csv'")
+    keys = [partition_key(f"reload/{name}.csv") for name in ("photo", "gone", "good", "never")]
+    records: list[FileRecord] = []
+    with pytest.raises(InputError, match="no longer has commit") as caught:
+        reload_files(flow.services, keys, run_id="r", log=_LOG, report=records.extend)
+    assert caught.value.where == "reload/gone.csv"
+    assert len(flow.rows("reload/good.csv")) == 1
+    assert {record.version.name: record.status for record in records} == {
+        "reload/good.csv": FileStatus.FINISHED,
+        "reload/photo.csv": FileStatus.REJECTED,
+    }
+    with pytest.raises(InputError, match="it was rejected: not_utf8") as caught:
+        reload_files(flow.services, [keys[0], keys[3]], run_id="r", log=_LOG)
+    assert caught.value.where == f"partition {keys[0]!r}"
+    assert flow.record(versions["gone"]).claim_owner == ""
 
 
 def test_old_commits_of_files_that_are_done_are_removed_and_the_answers_come_from_the_tables(flow: Flow, stack: Stack) -> None:

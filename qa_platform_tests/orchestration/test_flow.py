@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from qa_platform.cli.main import main
 from qa_platform.clients.postgres import connect
@@ -77,6 +78,17 @@ def test_new_files_are_answered_by_one_run_and_rejected_ones_do_not_hold_the_oth
     assert all(checks.values())
     lines = [entry.user_message for entry in flow.instance.all_logs(result.run_id)]
     assert any("question_answer | " in line for line in lines), "the Pachyderm job's log is in the run"
+
+
+def test_a_check_that_one_file_fails_is_shown_as_failed_whatever_file_comes_after_it(flow: Flow) -> None:
+    flow.upload("1-bad.csv", csv_of(("", "a context"), ("", "a context")))
+    flow.upload("2-good.csv", csv_of(bridge("Ulm")))
+    (result,) = flow.tick_and_run()
+    assert result.success
+    key = dg.AssetCheckKey(QUESTION_ANSWER, "few_rows_need_a_look")
+    (shown,) = flow.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
+    assert shown.partition == "1-bad.csv"
+    assert shown.status is AssetCheckExecutionRecordStatus.FAILED
 
 
 def test_the_same_upload_again_launches_no_run_and_is_unchanged(flow: Flow) -> None:

@@ -1,13 +1,16 @@
 """The rows of a file in the tables, counted by PostgreSQL."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from qa_platform.clients.postgres import connect
 from qa_platform.contract import FileVersion
 from qa_platform.loading.load import load_file
 from qa_platform.results.facts import FileCheck, check_file
+from qa_platform.settings import PostgresSettings
 from qa_platform_tests.loading_helpers import AnsweredRow, AnsweredUpload, answered_rows
 
 A1, A2 = FileVersion("a.csv", 1), FileVersion("a.csv", 2)
@@ -39,3 +42,16 @@ def test_the_check_sees_an_answer_that_is_missing_or_not_where_it_should_be(
     connection.execute(f"UPDATE question_answer SET {damage} WHERE row_number = 2")  # noqa: S608
     counted = check_file(connection, A1)
     assert (counted.answered_rows, counted.without_answer, counted.wrong_spans) == (2, without_answer, wrong_spans)
+
+
+def test_a_limit_on_the_time_of_a_statement_does_not_end_what_reads_whole_files(
+    connection: psycopg.Connection, postgres: PostgresSettings, tmp_path: Path
+) -> None:
+    load_file(connection, AnsweredUpload(answered_rows(4), name="a.csv").write(tmp_path / "file"))
+    with connect(postgres) as other, connect(postgres) as reader, ThreadPoolExecutor(1) as pool:
+        reader.execute("SET statement_timeout = '100ms'")
+        with other.transaction(), other.cursor() as cursor:
+            cursor.execute("LOCK TABLE question_answer")
+            check = pool.submit(check_file, reader, A1)
+            cursor.execute("SELECT pg_sleep(0.3)")
+        assert check.result(30).answered_rows == 4

@@ -15,7 +15,7 @@ from qa_platform.clients import bucket
 from qa_platform.clients.services import Services
 from qa_platform.contract import ANSWER_PIPELINE, FileVersion, ModelChoice, partition_key
 from qa_platform.errors import InputError
-from qa_platform.ledger import Ledger
+from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.ledger.states import DONE
 from qa_platform.orchestration.catalog import (
     ANSWERED_QUESTIONS,
@@ -25,7 +25,7 @@ from qa_platform.orchestration.catalog import (
     current_code_version,
     table_metadata,
 )
-from qa_platform.orchestration.failures import batch_failure, failures_for_people
+from qa_platform.orchestration.failures import SENSOR_NEXT, batch_failure, failures_for_people
 from qa_platform.orchestration.partitions import POOL, question_files
 from qa_platform.orchestration.pipes import PachydermPipesClient
 from qa_platform.orchestration.reports.checks import CHECK_SPECS, batch_results
@@ -38,19 +38,19 @@ from qa_platform.settings import ExecutionSettings, WorkSettings
 class FileConfig(dg.Config):
     """One file of a batch: its name below ``incoming/``, and the generation to answer."""
 
-    name: str
-    generation: int
-    size: int = 0
-    crc32c: str = ""
-    md5: str = ""
+    name: str = Field(description="Its name below incoming/.")
+    generation: int = Field(description="The generation to answer.")
+    size: int = Field(default=0, description="Its bytes.")
+    crc32c: str = Field(default="", description="Its checksum, as the bucket gives it.")
+    md5: str = Field(default="", description="Its MD5, as the bucket gives it; empty if the bucket has none.")
 
 
 class BatchConfig(dg.Config):
     """The batch that the sensor planned. It is empty in a run that was started by hand: there the partitions name the files."""
 
-    batch_id: str = ""
-    token: str = ""
-    files: list[FileConfig] = Field(default_factory=list)
+    batch_id: str = Field(default="", description="Set by the sensor. Leave it empty: the partitions name the files.")
+    token: str = Field(default="", description="Set by the sensor: the owner of the files' claims. Leave it empty.")
+    files: list[FileConfig] = Field(default_factory=list, description="Set by the sensor. Leave it empty: the partitions name the files.")
 
     @staticmethod
     def of(batch: Batch, *, token: str) -> "BatchConfig":
@@ -133,14 +133,19 @@ def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: Ex
         pool=POOL,
     )
     def answer_files(context: dg.AssetExecutionContext, config: BatchConfig, platform: PlatformResource) -> Iterator[dg.AssetCheckResult]:
-        outcome, evaluations = Outcome(()), list[dg.AssetCheckEvaluation]()
-        with failures_for_people(context, execution):
-            outcome = _answer(context, config, platform, evaluations)
+        outcome, evaluations, failed = Outcome(()), list[dg.AssetCheckEvaluation](), None
+        try:
+            with failures_for_people(context, execution, next_step=SENSOR_NEXT if config.files else "start this run again"):
+                outcome = _answer(context, config, platform, evaluations)
+        except dg.Failure as error:
+            failed = error
         wanted_checks = {key.name for key in context.selected_asset_check_keys}
         # Without loaded files there is nothing to say: "passed" would be taken for a result.
         if evaluations:
             yield from (result for result in batch_results(evaluations) if result.check_name in wanted_checks)
         # After the checks: without results, Dagster shows all of them as failed, even those of correctly loaded files.
+        if failed:
+            raise failed
         if outcome.failure:
             raise batch_failure(outcome, outcome.failure)
 
@@ -184,9 +189,12 @@ def _answer(
             "a run of checks alone has no files", advice="materialise question_answer for the partitions to check: that runs no model"
         )
     keys = _selected_keys(context)
-    if ANSWERED_QUESTIONS not in selected:
-        records = reload_files(services, _present(keys), run_id=context.run.run_id, log=context.log)
+
+    def report(records: Sequence[FileRecord]) -> None:
         evaluations.extend(reporter.report(context, records, assets=selected))
+
+    if ANSWERED_QUESTIONS not in selected:
+        reload_files(services, _present(keys), run_id=context.run.run_id, log=context.log, report=report)
         return Outcome(())
     predecessors = [run for run in (context.run.parent_run_id, context.run.root_run_id) if run]
     outcome = answer_batch(
@@ -197,7 +205,7 @@ def _answer(
         log=context.log,
         predecessors=predecessors,
         follow=partial(PachydermPipesClient(services.pachyderm).run, context=context),
-        report=lambda records: evaluations.extend(reporter.report(context, records, assets=selected)),
+        report=report,
     )
     publish(services, context.log)
     return outcome

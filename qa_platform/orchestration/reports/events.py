@@ -3,7 +3,6 @@
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any
 
 import dagster as dg
@@ -113,14 +112,14 @@ class Reporter:
 
         Gold sets are measured here and not in `file_events`: measuring downloads all of them, and a sensor's tick has no time for that.
         """
-        evaluations = []
-        events: Iterator[Event] = self.file_events(records, assets=assets, job_links=True)
+        events: list[Event] = [*self.file_events(records, assets=assets, job_links=True)]
         if any(is_gold(record.version.name, self.checks.gold_prefix) for record in records if record.status in LOADED_STATUSES):
-            events = chain(events, quality_events(self.services, self.checks))
-        while portion := list(islice(events, _EVENTS_AT_ONCE)):
-            log_events(context, portion)
-            evaluations += [event for event in portion if isinstance(event, dg.AssetCheckEvaluation)]
-        return evaluations
+            events += quality_events(self.services, self.checks)
+        # Dagster shows the newest evaluation of a check: a failed one must not be hidden by that of the next file.
+        events.sort(key=_place)
+        for first in range(0, len(events), _EVENTS_AT_ONCE):
+            log_events(context, events[first : first + _EVENTS_AT_ONCE])
+        return [event for event in events if isinstance(event, dg.AssetCheckEvaluation)]
 
     def _metadata(self, facts: FileFacts, links: dict[str, str]) -> dict[str, Any]:
         """The metadata on a file's pages, in this order: its figures, where to go next, its answers, how they came about."""
@@ -195,6 +194,11 @@ class Reporter:
         except QaPlatformError:
             return {}
         return links
+
+
+def _place(event: Event) -> tuple[bool, bool]:
+    """What to sort events by: materialisations last, and failed checks behind those that passed."""
+    return isinstance(event, dg.AssetMaterialization), isinstance(event, dg.AssetCheckEvaluation) and not event.passed
 
 
 def answers_version(record: FileRecord) -> str:
