@@ -124,6 +124,13 @@ class Overview(Records):
             """
             return int(only_row(cursor.execute(query))[0])
 
+    def count_rejected(self, window: float, *, seconds: float) -> int:
+        """The number of files that were uploaded in the last ``window`` seconds and rejected."""
+        with self._transaction() as cursor:
+            limit_seconds(cursor, seconds)
+            query = "SELECT count(*) FROM question_file WHERE status = 'rejected' AND created_at > now() - make_interval(secs => %s)"
+            return int(only_row(cursor.execute(query, [window]))[0])
+
     def loads(self, window: float, *, seconds: float) -> Loads:
         """What was loaded in the last ``window`` seconds."""
         with self._transaction() as cursor:

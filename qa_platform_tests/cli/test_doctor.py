@@ -193,6 +193,7 @@ def test_when_all_is_well_it_says_so(environment: dict[str, str]) -> None:
         ({"QA_STEP_RESOURCES": "{bad"}, "variables", "docs/configuration.md"),
         ({"QA_NOTIFY_URLS": f"slack://{SECRET}"}, "variables", "docs/configuration.md"),
         ({"QA_LOW_SCORE": "2"}, "variables", "docs/configuration.md"),
+        ({"QA_BATCH_FILES": "many"}, "variables", "docs/configuration.md"),
         ({"QA_SHARD_ROWS": "0", "QA_EMAIL_TO": "a@example.com"}, "variables", "docs/configuration.md"),
         ({"QA_PRECISION": "auto"}, "variables", "qa-platform tune"),
         ({"PACH_CA_BUNDLE": "/nowhere.pem"}, "pachd", "set it to a PEM file"),

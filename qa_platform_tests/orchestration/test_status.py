@@ -11,7 +11,8 @@ from google.cloud import storage
 from psycopg import sql
 
 from qa_platform.clients.services import Services
-from qa_platform.contract import FileVersion
+from qa_platform.contract import FileReason, FileVersion
+from qa_platform.ingest import FileRejection
 from qa_platform.ledger import Ledger
 from qa_platform.loading.load import load_file
 from qa_platform.orchestration.reports.markdown import INLINE_LIMIT
@@ -46,6 +47,7 @@ def test_a_platform_without_files_is_well_and_shows_no_empty_tables(services: Se
         "in short": "**All is well.** Nothing was answered in the last 24 hours.",
         "files a day": 0,
         "rows a day": 0,
+        "files rejected a day": 0,
         "files in work": 0,
         "files that failed": 0,
         "longest wait, minutes": 0.0,
@@ -59,7 +61,7 @@ def test_what_was_answered_is_shown_by_day_with_its_times_and_scores(
     load(connection, tmp_path, "older.csv", answered_rows(5), days_ago=3)
     load(connection, tmp_path, "oldest.csv", answered_rows(7), days_ago=14)
     values = shown(services)
-    assert values["in short"] == "**All is well.** Answered in the last 24 hours: 1 file with 4 rows. 75.0 % of the rows have an answer."
+    assert values["in short"] == "**All is well.** Answered in the last 24 hours: 1 file with 4 rows. 75.0 % of their rows have an answer."
     assert (values["files a day"], values["rows a day"], values["rows with an answer, percent"]) == (1, 4, 75.0)
     days = [line.split(" | ")[1:] for line in values["by day"].splitlines()[2:]]
     assert days == [["1", "4", "75.0 % |"], ["1", "5", "100.0 % |"]]
@@ -73,6 +75,18 @@ def test_what_was_answered_is_shown_by_day_with_its_times_and_scores(
     assert 0 < values["mean score"] < 1
     assert values["scores below 0.1, percent"] == 0
     assert values["scores, last 24 hours"].startswith("![answers by score, at most 3]")
+
+
+def test_uploads_that_were_rejected_are_said(services: Services, connection: psycopg.Connection) -> None:
+    with Ledger(services.postgres) as ledger:
+        for version in (A1, B1):
+            claimed_by_run(ledger, version)
+            ledger.reject_file(version, FileRejection(FileReason.BINARY, "it is a photo"))
+    connection.execute("UPDATE question_file SET created_at = now() - interval '25 hours' WHERE source_file = %s", [B1.name])
+    values = shown(services)
+    said = "**All is well.** Nothing was answered in the last 24 hours. Uploads that were rejected, for their owners to correct: 1."
+    assert (values["in short"], values["files rejected a day"]) == (said, 1)
+    assert values["which files, and why"] == "qa-platform status"
 
 
 def test_files_that_need_a_person_are_counted_and_not_named(services: Services, connection: psycopg.Connection) -> None:

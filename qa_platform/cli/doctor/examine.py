@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from qa_platform.cli.deadline import begin
 from qa_platform.cli.doctor import archive, bucket, certificates, clocks, dagster, installation, pachyderm, postgres, variables
 from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Finding, Part, Result, Wrong, unknown, wrong
@@ -70,6 +72,8 @@ def _problem(running: _Running, over: float, deadline: float) -> Result | None:
     except TimeoutError:
         where = running.part.where()
         return wrong(f"no answer within {deadline:.0f} s from {where}", f"check that it is up, and the network to it; {IN_THE_STACK}")
+    except ValidationError as error:
+        return unknown("not checked: it needs variables") if error.title in variables.CHECKED else explained(error)
     except Exception as error:
         return explained(error)
     return None

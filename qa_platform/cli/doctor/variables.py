@@ -19,15 +19,10 @@ from qa_platform.settings import (
     settings_errors,
 )
 
-_READ: tuple[Callable[[], object], ...] = (
-    lambda: ModelSettings().pinned,
-    IngestSettings,
-    WorkSettings,
-    CatalogSettings,
-    CheckSettings,
-    NotificationSettings,
-    ExecutionSettings,
-)
+_SETTINGS = (IngestSettings, WorkSettings, CatalogSettings, CheckSettings, NotificationSettings, ExecutionSettings)
+_READ: tuple[Callable[[], object], ...] = (lambda: ModelSettings().pinned, *_SETTINGS)
+# The names of the settings that this part checks: it explains their errors, whichever part comes across them.
+CHECKED = frozenset(settings.__name__ for settings in (ModelSettings, *_SETTINGS))
 
 
 def _examine() -> Iterator[Result]:

@@ -59,6 +59,7 @@ class Figures:
     files: Mapping[FileStatus, int]
     totals: Totals
     failed: int
+    rejected: int
     recent: Loads
     days: Sequence[Day]
     stages: Mapping[str, Sequence[float]]
@@ -86,6 +87,7 @@ def figures(services: Services, settings: CheckSettings) -> Figures:
             files=files,
             totals=totals,
             failed=ledger.count_failed(seconds=_STATEMENT_SECONDS),
+            rejected=ledger.count_rejected(_RECENT_SECONDS, seconds=_STATEMENT_SECONDS),
             recent=ledger.loads(_RECENT_SECONDS, seconds=_STATEMENT_SECONDS),
             days=ledger.days(_DAYS, seconds=_STATEMENT_SECONDS),
             stages={stage: found for stage in _STAGES if (found := [each[stage] for each in times if stage in each])},
@@ -98,10 +100,10 @@ def status_event(found: Figures, settings: CheckSettings) -> dg.AssetMaterializa
     worries = _worries(found)
     return dg.AssetMaterialization(
         PLATFORM_STATUS,
-        description=f"{worries or 'All is well.'} {_done(found.recent)}",
+        description=f"{worries or 'All is well.'} {_done(found.recent, found.rejected)}",
         metadata={
-            "in short": dg.MetadataValue.md(f"**{worries or 'All is well.'}** {_done(found.recent)}"),
-            **({"which files, and why": "qa-platform status"} if worries else {}),
+            "in short": dg.MetadataValue.md(f"**{worries or 'All is well.'}** {_done(found.recent, found.rejected)}"),
+            **({"which files, and why": "qa-platform status"} if worries or found.rejected else {}),
             **_by_day(found.days),
             **_times(found.stages),
             **_scores(found.scores, low=settings.low_score),
@@ -128,11 +130,12 @@ def _worries(found: Figures) -> str:
     return " ".join(worries)
 
 
-def _done(recent: Loads) -> str:
+def _done(recent: Loads, rejected: int) -> str:
+    refused = f" Uploads that were rejected, for their owners to correct: {rejected:,}." if rejected else ""
     if recent.answered_percent is None:
-        return "Nothing was answered in the last 24 hours."
+        return f"Nothing was answered in the last 24 hours.{refused}"
     amount = f"{_count(recent.files, 'file')} with {_count(recent.rows, 'row')}"
-    return f"Answered in the last 24 hours: {amount}. {recent.answered_percent:.1f} % of the rows have an answer."
+    return f"Answered in the last 24 hours: {amount}. {recent.answered_percent:.1f} % of their rows have an answer.{refused}"
 
 
 def _count(number: int, what: str) -> str:
@@ -181,6 +184,7 @@ def _numbers(found: Figures) -> dict[str, float]:
     return {
         "files a day": recent.files,
         "rows a day": recent.rows,
+        "files rejected a day": found.rejected,
         **share,
         **{f"seconds {stage}, nine of ten files": round(quantile(values, 0.9), 2) for stage, values in found.stages.items()},
         "files in work": sum(files[status] for status in (FileStatus.PENDING, FileStatus.RUNNING)),
