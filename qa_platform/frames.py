@@ -129,18 +129,21 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
     """
     from qa_platform.answering.csvfile import refuse_output
 
-    answered = _parquet_answered if is_parquet(source) else _csv_answered
+    if target is not None:
+        refuse_output(source, target, [target])
+    as_csv = target is None or not is_parquet(target)
+    if is_parquet(source):
+        table, counts = _parquet_answered(answerer, source, options, as_csv=as_csv)
+    else:
+        table, counts = _csv_answered(answerer, source, options, limits)
     if target is None:
-        table, counts = answered(answerer, source, options, limits)
         sys.stdout.buffer.writelines(_csv_lines(table))
         return counts
-    refuse_output(source, target, [target])
-    table, counts = answered(answerer, source, options, limits)
     with new_file(target) as out:
-        if is_parquet(target):
-            pq.write_table(table, out)
-        else:
+        if as_csv:
             out.writelines(_csv_lines(table))
+        else:
+            pq.write_table(table, out)
     return counts
 
 
@@ -159,13 +162,16 @@ def _csv_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", 
     return pa.Table.from_pandas(frame), counts
 
 
-def _parquet_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pa.Table, "Counts"]:
+def _parquet_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", *, as_csv: bool) -> tuple[pa.Table, "Counts"]:
     from qa_platform.answering.rows import Counts
 
     try:
         # Not a frame: pandas has no exact equivalent of many types, such as lists of integers with missing values.
         table = pq.ParquetFile(source).read()
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+        # pandas' notes, which are JSON.
+        _ = table.schema.pandas_metadata
+    except (pa.ArrowException, OSError, ValueError) as error:
         # Not pyarrow's text, which names no file.
         raise InputError("it is not Parquet, or is damaged", where=str(source), advice="only Parquet may be called .parquet") from error
     _refuse_repeated(table.column_names, where=str(source))
@@ -173,6 +179,8 @@ def _parquet_answered(answerer: "Answerer", source: Path, options: "AnswerOption
         places = find_columns(table.column_names)
     except ValueError as error:
         raise InputError(f"it is not Parquet with questions and contexts: {error}", where=str(source)) from error
+    if as_csv:
+        _refuse_unprintable(table, source)
     asked = pd.DataFrame({place: pd.Series(table.column(place).to_pylist(), dtype=object) for place in places})
     counts = Counts()
     answered = _answered(asked, *places, answerer, options, counts, progress=True)
@@ -185,9 +193,10 @@ def _side_by_side(table: pa.Table, added: pa.Table) -> pa.Table:
     names = pass_through_columns(table.column_names, added.column_names)
     renamed = dict(zip(table.column_names, names, strict=True))
     notes, before = added.schema.pandas_metadata, table.schema.pandas_metadata or {}
-    own = (note for note in before.get("columns", ()) if note.get("field_name") in renamed)
-    notes["columns"] = [*(_renamed(note, renamed[note["field_name"]]) for note in own), *notes["columns"]]
-    notes["index_columns"] = [renamed.get(index, index) if isinstance(index, str) else index for index in before.get("index_columns", ())]
+    # Old versions of pandas note the name only.
+    own = ({"field_name": note["name"], **note} for note in before.get("columns") or ())
+    notes["columns"] = [*(_renamed(note, renamed[note["field_name"]]) for note in own if note["field_name"] in renamed), *notes["columns"]]
+    notes["index_columns"] = [renamed.get(index, index) if isinstance(index, str) else index for index in before.get("index_columns") or ()]
     metadata = {**(table.schema.metadata or {}), b"pandas": json.dumps(notes).encode()}
     columns = [*table.columns, *added.columns]
     return pa.Table.from_arrays(columns, names=[*names, *added.column_names]).replace_schema_metadata(metadata)
@@ -204,9 +213,25 @@ def _csv_lines(table: pa.Table) -> Iterator[bytes]:
     yield csv_line(table.column_names)
     score = table.column_names.index("score")
     for batch in table.to_batches():
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+        for row in zip(*map(_cells, batch.columns), strict=True):
             cells = ["" if _is_missing(cell) else str(cell) for cell in row]
             yield csv_line([*cells[:score], cells[score] and f"{row[score]:.6f}", *cells[score + 1 :]])
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    # Of an extension's type, such as a period, pyarrow gives the number or record that it is stored as.
+    return list(column.to_pandas() if isinstance(column.type, pa.ExtensionType) else column.to_pylist())
+
+
+def _refuse_unprintable(table: pa.Table, source: Path) -> None:
+    """Refuse values that cannot become text before hours are spent on the answers."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            for chunk in column.chunks:
+                _cells(chunk)
+        except (ValueError, OverflowError, KeyError) as error:
+            what = f"the column {name!r} has values that cannot be written as text: {error}"
+            raise InputError(what, where=str(source), advice="write Parquet, or change or drop the column") from error
 
 
 def read_answers(

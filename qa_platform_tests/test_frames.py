@@ -155,6 +155,44 @@ def test_types_that_pandas_does_not_have_are_kept(tmp_path: Path) -> None:
     assert [*parse(answer_command(source).stdout)][1][2:6] == [f"[{large}, None]", f"{{'id': {large}}}", f"[('a', {large})]", "1.20"]
 
 
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [
+        (pa.array([2**60], pa.timestamp("us")), "the column 'x' has values that cannot be written as text"),
+        (pa.array([0], pa.timestamp("s", "Nowhere/At All")), "the column 'x' has values that cannot be written as text"),
+        (pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")), "it is not Parquet, or is damaged"),
+    ],
+    ids=["year 36812", "no such zone", "not UTF-8"],
+)
+def test_parquet_that_no_csv_can_hold_is_refused_before_it_is_answered(
+    answerer: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: pa.Array, what: str
+) -> None:
+    source = tmp_path / "my.parquet"
+    pq.write_table(pa.table({"question": ["Who?"], "context": [BRIDGE], "x": column}), source)
+    monkeypatch.setattr(frames, "_answered", None)
+    with pytest.raises(InputError, match=f"my.parquet: {what}"):
+        frames.answer_file(answerer, source, tmp_path / "out.csv", AnswerOptions(), limits=TABLE_LIMITS)
+
+
+def test_pandas_own_types_are_written_to_csv_as_pandas_shows_them(tmp_path: Path) -> None:
+    source = tmp_path / "my.parquet"
+    frame = pd.DataFrame({"question": ["Who built it?"], "context": [BRIDGE], "month": pd.period_range("2020-01", periods=1, freq="M")})
+    frame.to_parquet(source)
+    assert parse(answer_command(source).stdout)[1][2] == "2020-01"
+
+
+def test_notes_of_an_old_pandas_are_understood(tmp_path: Path) -> None:
+    source, target = tmp_path / "my.parquet", tmp_path / "out.parquet"
+    pd.DataFrame({"question": ["Who built it?"], "context": [BRIDGE]}, index=pd.Index([7], name="id")).to_parquet(source)
+    table = pq.ParquetFile(source).read()
+    notes = table.schema.pandas_metadata
+    for note in notes["columns"]:
+        del note["field_name"]
+    pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(notes).encode()}), source)
+    assert answer_command(source, "-o", target).exit_code == 0
+    assert pd.read_parquet(target)["answer"].to_dict() == {7: "Ada Blum"}
+
+
 def test_alternatives_of_before_are_renamed_like_other_columns(tmp_path: Path) -> None:
     source, once, twice = tmp_path / "my.csv", tmp_path / "once.csv", tmp_path / "twice.parquet"
     source.write_text(f"question,context\nWho built it?,{BRIDGE}\n")

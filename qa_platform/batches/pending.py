@@ -33,8 +33,8 @@ TIDIED_PER_LOOK = 500
 TIDY_SECONDS = 20.0
 # A file that still cannot be reported this long after it was loaded is archived without a report.
 UNREPORTED_SECONDS = 3600.0
-# Google does not promise that a later upload has a higher generation. Answers are kept by generation, so such an upload cannot be loaded.
-_OLDER = "older than the loaded version; upload them again"
+# An upload that is recorded as superseded: Google does not promise that a later upload has a higher generation, and answers are kept by it.
+_SUPERSEDED = "superseded"
 # Versions in one query: a few pages of the listing.
 _PAGE = 5_000
 
@@ -82,8 +82,7 @@ def look(services: Services) -> Look:
             for version in page:
                 state = known.get((version.name, version.generation))
                 if state and state.status in WITHOUT_ANSWERS:
-                    # `reconcile` reopens one that is recorded as superseded, unless a newer one is known.
-                    ignored.update([_OLDER] if state.status is FileStatus.SUPERSEDED else [])
+                    ignored.update([_SUPERSEDED] if state.status is FileStatus.SUPERSEDED else [])
                     continue
                 # Uploads are listed after the files to be answered again. An upload of the same name replaces such a file.
                 unfinished.pop(version.name, None)
@@ -104,7 +103,8 @@ def look(services: Services) -> Look:
             del same[TIDIED_PER_LOOK + 1 :]
             chosen = {version.name for version in (*new, *same)}
             answered = {name: version for name, version in {**answered, **before}.items() if name in chosen}
-        claimed = frozenset(ledger.claimed())
+        # With those of before the listing: a claim may have ended since, and its file must not seem to be done.
+        claimed = frozenset({*in_work, *ledger.claimed()})
         deferred = ledger.deferred_files()
     found = plan([*unfinished.values(), *new, *same], states, claimed, limits, answered=answered)
     names = unfinished.keys() | reuploaded | {version.name for version in (*new, *same)}

@@ -17,7 +17,7 @@ from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading.load import load_file
 from qa_platform.text import escaped, escaped_lines
 
-_ANSWER_FIRST = "upload rejected files again, corrected; for the others materialise answered_questions too"
+_ANSWER_FIRST = "upload a rejected file again, corrected; to have another file answered, materialise answered_questions too"
 
 
 def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: Log, report: Report = lambda records: None) -> None:
@@ -36,8 +36,8 @@ def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: L
         without = {key: why for key in keys if (why := _why_nothing_to_load(recorded.get(key)))}
         if len(without) == len(keys):
             key, why = next(iter(without.items()))
-            others = f" for it, nor for the {len(keys) - 1} others" if len(keys) > 1 else ""
-            raise InputError(f"there are no answers to load{others}: {why.rstrip('.')}", where=f"partition {key!r}", advice=_ANSWER_FIRST)
+            number = f", as for all {len(keys)} partitions" if len(keys) > 1 else ""
+            raise InputError(f"there are no answers to load{number}: {why.rstrip('.')}", where=f"partition {key!r}", advice=_ANSWER_FIRST)
         for key, why in without.items():
             log.warning("%s is skipped: %s", escaped(key), why)
         versions = [recorded[key].version for key in keys if key not in without]
@@ -64,8 +64,8 @@ def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: L
         report([*_records(ledger, loaded), *rejected])
     if problems:
         first = problems[0]
-        others = f"; so are {len(problems) - 1} other files, which the log names" if len(problems) > 1 else ""
-        raise InputError(f"{first.what}{others}", where=first.where, advice=first.advice)
+        number = f" (the first of {len(problems)} such files; the log names all)" if len(problems) > 1 else ""
+        raise InputError(f"{first.what}{number}", where=first.where, advice=first.advice)
 
 
 def _why_nothing_to_load(record: FileRecord | None) -> str:

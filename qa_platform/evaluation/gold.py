@@ -2,7 +2,7 @@
 
 The metric is that of the SQuAD v1.1 evaluation script (Rajpurkar et al., 2016): both texts are lower-cased, stripped of
 punctuation and of the articles a, an, the, and split at white space; the best value over all gold answers counts. For a question
-without gold answers (SQuAD v2), the only right answer is none.
+without gold answers (SQuAD v2), the only right answer is none. As in version 2's script, gold answers without a word left do not count.
 """
 
 import collections
@@ -46,8 +46,7 @@ def read_gold(path: Path) -> list[GoldQuestion]:
     """Read a gold set: SQuAD JSON (v1 or v2) if its name ends in ``.json``, else a CSV with the columns question, context and answers.
 
     A CSV is read like an upload (see `ingest`): with any of their delimiters, and gzip too. Its ``answers`` cell is a JSON list of
-    strings, or one answer as plain text. An empty cell means that there is no answer. Answers of which the metric leaves no word do not
-    count, as in the SQuAD v2 script.
+    strings, or one answer as plain text. An empty cell means that there is no answer.
 
     Raises:
         InputError: the file is neither, has no questions, or has a row whose right answers cannot be read.
@@ -71,15 +70,16 @@ def _read_squad(path: Path) -> Iterator[GoldQuestion]:
         articles = document.get("data") if isinstance(document, dict) else None
         if not isinstance(articles, list):
             raise InputError("it is not SQuAD JSON: it has no list 'data'", where=str(path))
-        for number, article in enumerate(articles):
-            place = f", article {number + 1}"
-            for paragraph in article["paragraphs"]:
-                for qa in paragraph["qas"]:
-                    place = f", article {number + 1}, question {qa['id']!r}"
+        for number, article in enumerate(articles, 1):
+            place = f", article {number}"
+            for part, paragraph in enumerate(article["paragraphs"], 1):
+                place = f", article {number}, paragraph {part}"
+                for count, qa in enumerate(paragraph["qas"], 1):
+                    place = f", article {number}, paragraph {part}, question {count}"
                     if not isinstance(qa["answers"], list):
                         raise TypeError("its 'answers' is not a list of objects with 'text' and 'answer_start'")
-                    answers = tuple(GoldAnswer(_text(a, "text"), _start(a)) for a in qa["answers"] if normalize(_text(a, "text")))
-                    group = str(article.get("title") or f"{path.stem}-{number}")
+                    answers = tuple(GoldAnswer(_text(a, "text"), _start(a)) for a in qa["answers"] if _text(a, "text").strip())
+                    group = str(article.get("title") or f"{path.stem}-{number - 1}")
                     yield GoldQuestion(str(qa["id"]), group, _text(qa, "question"), _text(paragraph, "context"), answers)
     except UnicodeDecodeError as error:
         raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
@@ -121,7 +121,7 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
             if (fault := row.rejection) and fault.column not in asked:
                 raise InputError(f"{fault.reason}: {fault.detail}", where=f"{path}, line {row.line}", advice=ROW_HINTS[fault.reason])
             try:
-                answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]) if normalize(text))
+                answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]) if text.strip())
             except TypeError as error:
                 advice = "write its answers as a JSON list of strings, or one answer as plain text"
                 raise InputError(str(error), where=f"{path}, line {row.line}", advice=advice) from error
@@ -165,18 +165,20 @@ def normalize(text: str) -> list[str]:
 
 def exact_match(answer: str, golds: Sequence[str]) -> float:
     """1.0 if the normalised answer equals a normalised gold answer, or if there is neither; else 0.0."""
-    words = normalize(answer)
-    return float(any(words == normalize(gold) for gold in golds)) if golds else float(not words)
+    words, right = normalize(answer), _with_words(golds)
+    return float(words in right) if right else float(not words)
 
 
 def f1(answer: str, golds: Sequence[str]) -> float:
     """The best harmonic mean of word precision and recall over the gold answers, in [0, 1]."""
     words = normalize(answer)
-    return max((_f1_of_words(words, normalize(gold)) for gold in golds), default=float(not words))
+    return max((_f1_of_words(words, gold) for gold in _with_words(golds)), default=float(not words))
+
+
+def _with_words(golds: Sequence[str]) -> list[list[str]]:
+    return [words for gold in golds if (words := normalize(gold))]
 
 
 def _f1_of_words(words: list[str], gold: list[str]) -> float:
-    if not words or not gold:
-        return float(words == gold)
     same = sum((collections.Counter(words) & collections.Counter(gold)).values())
     return 2 * same / (len(words) + len(gold))

@@ -24,6 +24,7 @@ from qa_platform.ledger import FileRecord, Ledger
 # The maximum size of a gold set, which is held in memory.
 _BYTES_LIMIT = 64 * 2**20
 _READ_BYTES = 2**20
+_AGAIN = "the next run measures it again; if it says so again, materialise its partition of question_answer alone, which loads the answers"
 SHOWN_MISTAKES = 10
 GOLD_SETS = 20
 
@@ -139,5 +140,5 @@ def _answers(connection: psycopg.Connection, record: FileRecord) -> dict[bytes, 
         )
         rows = cursor.fetchall()
     if len(rows) != record.answered:
-        raise InputError("its answers were replaced while they were measured", where=record.version.name, advice="wait for the next run")
+        raise InputError("the table does not hold its answers as they were loaded", where=record.version.name, advice=_AGAIN)
     return {key(question, context): answer or "" for question, context, answer in rows}

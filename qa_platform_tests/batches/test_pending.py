@@ -33,6 +33,7 @@ from qa_platform.batches.pending import (
     tidy,
 )
 from qa_platform.batches.plan import Plan
+from qa_platform.clients import bucket
 from qa_platform.clients.bucket import archive, archived_name, is_there, list_incoming, open_version, upload, why_ignored
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
@@ -160,6 +161,24 @@ def test_uploads_of_files_that_are_in_work_take_no_place_of_others(services: Ser
     assert len(found.claimed) == most
 
 
+def test_an_upload_of_a_file_whose_run_ends_during_the_look_is_not_taken_for_done(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = put(services, "a.csv")
+    with Ledger(services.postgres) as ledger:
+        ledger.claim([before], owner="run", lease_seconds=60)
+    put(services, "a.csv", CONTENT + b"Who?,He.\n")
+
+    def list_slowly(*args: Any, **options: Any) -> Iterator[FileVersion]:
+        with Ledger(services.postgres) as ledger:
+            ledger.release("run")
+        return list_incoming(*args, **options)
+
+    monkeypatch.setattr(bucket, "list_incoming", list_slowly)
+    assert look(services).claimed == {"a.csv"}
+    assert len(planned(look(services))) == 1
+
+
 def test_an_upload_with_a_lower_generation_than_the_loaded_one_is_told(services: Services) -> None:
     version = put(services, "a.csv")
     newer = replace(version, generation=version.generation + 1)
@@ -169,7 +188,7 @@ def test_an_upload_with_a_lower_generation_than_the_loaded_one_is_told(services:
         connection.execute("UPDATE question_file SET status = 'superseded' WHERE generation = %s", [version.generation])
     found = look(services)
     assert planned(found) == []
-    assert "1 (older than the loaded version; upload them again)" in summary(found)
+    assert "1 (superseded)" in summary(found)
 
 
 def test_a_look_where_everything_is_done_lists_once_and_plans_nothing(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:

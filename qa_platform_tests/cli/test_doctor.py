@@ -268,7 +268,7 @@ def test_a_heartbeat_that_has_ceased_comes_with_the_reason(tmp_path: Path, monke
         assert heartbeat().fix.startswith("start Dagster's daemon")
         sign_of_life(0)
         assert "has not ticked since: the code location does not load" in heartbeat().detail
-        assert "dagster definitions validate" in heartbeat().fix
+        assert "docker compose logs code-location" in heartbeat().fix
         instance.add_instigator_state(state)
         tick(TickStatus.SKIPPED, skip_reason="1 runs were requested\nbut do not exist")
         assert "ended: 1 runs were requested but do not exist" in heartbeat().detail

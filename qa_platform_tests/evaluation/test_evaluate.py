@@ -11,7 +11,7 @@ from qa_platform.answering import Answerer
 from qa_platform.cli.answering import evaluate as evaluate_command
 from qa_platform.errors import InputError
 from qa_platform.evaluation.evaluate import evaluate
-from qa_platform.evaluation.gold import GoldQuestion, held_out, read_gold
+from qa_platform.evaluation.gold import GoldQuestion, exact_match, f1, held_out, read_gold
 from qa_platform_tests.evaluation.gold_sets import CONTEXT, gold
 from qa_platform_tests.json_schemas import fits
 
@@ -82,8 +82,9 @@ def test_a_list_of_answers_in_another_notation_is_not_taken_for_an_answer(tmp_pa
 
 def test_a_gold_answer_without_a_word_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "gold.csv"
-    path.write_text('question;context;answers\nWho?;Ada;"[""the"", ""Ada""]"\nWhen?;Ada;"[""""]"\n')
-    assert [[answer.text for answer in question.answers] for question in read_gold(path)] == [["Ada"], []]
+    path.write_text('question;context;answers\nWhich grade?;Grade A.;A\nWhen?;Ada;"["""", "" ""]"\n')
+    assert [[answer.text for answer in question.answers] for question in read_gold(path)] == [["A"], []]
+    assert (exact_match("A", ["A"]), f1("A", ["A"]), f1("", ["the", "dog"]), exact_match("", ["the", "dog"])) == (1, 1, 0, 0)
 
 
 def test_squad_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def _of_tick(tick: "InstigatorTick | None", since: float) -> Silence:
     if tick is None or tick.timestamp < since:
         return Silence(
             f"Dagster's daemon runs, and the sensor {_SENSOR} has not ticked since: the code location does not load",
-            "in the code location, `dagster definitions validate -m qa_platform.definitions` says why; fix that, and restart it",
+            "its container's log says why (docker compose logs code-location, or kubectl logs); fix that, and restart it",
         )
     age = f"{time.time() - tick.timestamp:.0f} s ago"
     if tick.status is TickStatus.STARTED:

@@ -140,7 +140,7 @@ def keys_to_move(present: Sequence[str], keys: Sequence[str], *, kept: int) -> s
     existing = set(keys).intersection(present)
     if len(existing) == len(keys):
         first = present.index(keys[0])
-        if list(present[first : first + len(keys)]) == list(keys) and first >= len(present) - max(1, kept // 2):
+        if list(present[first : first + len(keys)]) == list(keys) and first >= len(present) - max(len(keys), kept // 2):
             return set()
     return existing
 
