@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -129,17 +130,16 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
     """
     from qa_platform.answering.csvfile import refuse_output
 
-    if target is not None:
-        refuse_output(source, target, [target])
     as_csv = target is None or not is_parquet(target)
-    if is_parquet(source):
-        table, counts = _parquet_answered(answerer, source, options, as_csv=as_csv)
-    else:
-        table, counts = _csv_answered(answerer, source, options, limits)
+    answered = partial(_parquet_answered, as_csv=as_csv) if is_parquet(source) else partial(_csv_answered, limits=limits)
     if target is None:
+        table, counts = answered(answerer, source, options)
         sys.stdout.buffer.writelines(_csv_lines(table))
         return counts
+    refuse_output(source, target, [target])
+    # Opened first: a folder that cannot be written to is noticed before hours are spent on the answers.
     with new_file(target) as out:
+        table, counts = answered(answerer, source, options)
         if as_csv:
             out.writelines(_csv_lines(table))
         else:
@@ -147,7 +147,7 @@ def answer_file(answerer: "Answerer", source: Path, target: Path | None, options
     return counts
 
 
-def _csv_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", limits: "TextLimits") -> tuple[pa.Table, "Counts"]:
+def _csv_answered(answerer: "Answerer", source: Path, options: "AnswerOptions", *, limits: "TextLimits") -> tuple[pa.Table, "Counts"]:
     from qa_platform.answering.csvfile import answer_rows, answered_columns
     from qa_platform.ingest import RowReader
 
