@@ -17,6 +17,7 @@ out of reach of this command:
   what Pachyderm stores of removed commits, until it collects its garbage
   logs of pods, and logs, configurations, tags and ticks of runs in Dagster: they contain the file's name, and what rejections quote
   results of the check scores_are_as_usual of other files: they contain the file's name and mean score
+  answered CSVs in the bucket that were written while QA_ANSWERED_PREFIX had another value than now
   notifications that were sent, and copies that other programs made"""
 
 
@@ -63,7 +64,7 @@ def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> N
         click.echo(f"{left} things are left; the reasons are above", err=True)
         sys.exit(1)
     if not as_json:
-        click.echo("nothing was changed" if dry_run else "no other trace of it is left", err=True)
+        click.echo("nothing was changed" if dry_run else "nothing of it is left where this command looks", err=True)
 
 
 def _line(trace: "Trace") -> str:

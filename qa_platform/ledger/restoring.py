@@ -41,8 +41,11 @@ _IS_ANSWERED = """
 _ON_ITS_WAY = f"({LIVE} OR {OPEN} AND f.place NOT IN ('', '{INCOMING}' || f.source_file))"
 # It was restored or retried without success: its status stands.
 _HAS_A_VERDICT = "(f.generation = w.generation AND f.status IN ('failed', 'rejected') AND f.place = w.place)"
-# It must not come back.
-_FORGOTTEN = "(f.generation = w.generation AND f.status = 'forgotten')"
+# It must not come back: it was forgotten, or its rows were replaced by those of a version that was.
+_FORGOTTEN = """
+    (f.generation = w.generation AND (f.status = 'forgotten' OR f.loaded_at IS NOT NULL AND EXISTS (
+        SELECT FROM question_file n WHERE n.source_file = f.source_file AND n.generation > f.generation AND n.status = 'forgotten')))
+"""
 _ANSWERED = "unnest(%(names)s::text[], %(generations)s::bigint[], %(places)s::text[]) AS w (source_file, generation, place)"
 _SAME_OR_NEWER = "SELECT FROM question_file f WHERE f.source_file = w.source_file AND f.generation >= w.generation"
 

@@ -3,12 +3,16 @@
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from qa_platform.clients.postgres import connect, only_row, transaction
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import PostgresSettings
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +27,19 @@ _LOCK = 0x71615F6D
 _LOCK_TIMEOUT = "30s"
 _TRIES = 5
 _PAUSE_SECONDS = 5.0
+
+
+_ADVICE: tuple[tuple[tuple[type[psycopg.Error], ...], str], ...] = (
+    (
+        (psycopg.errors.DuplicateColumn, psycopg.errors.DuplicateTable),
+        "rename your own column, table or index of that name, then repeat the command",
+    ),
+    ((psycopg.errors.InsufficientPrivilege,), "run it as the owner of the table question_answer"),
+    (
+        (psycopg.errors.WrongObjectType, psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidTableDefinition),
+        "question_answer must be an ordinary table, neither a view nor partitioned; give what you have another name",
+    ),
+)
 
 
 class _BusyTables(TransientError):
@@ -84,6 +101,7 @@ def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
         connection.autocommit = False
         return connection
 
+    where = f"{settings.host}, database {settings.dbname}"
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=connection_in_transactions, poolclass=sqlalchemy.NullPool)
     try:
         with engine.begin() as connection:
@@ -92,6 +110,7 @@ def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
             # The role's or the database's limit would end every migration of large tables.
             limits = "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')"
             connection.execute(sqlalchemy.text(limits))
+            _refuse_two_schemas(connection)
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
     except util.CommandError as error:
@@ -101,6 +120,24 @@ def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
             raise _BusyTables(
                 f"the tables are busy: {error.orig}", advice="find the sessions in pg_stat_activity, then run this again"
             ) from error
-        raise TransientError(f"the tables could not be migrated now: {error.orig}") from error
+        read_only = isinstance(error.orig, psycopg.errors.ReadOnlySqlTransaction)
+        advice = "connect to the primary server, without default_transaction_read_only" if read_only else ""
+        raise TransientError(f"the tables could not be migrated now: {error.orig}", where=where, advice=advice) from error
     except sqlalchemy.exc.DatabaseError as error:
-        raise InputError(f"the tables cannot be migrated: {error.orig}") from error
+        advice = next((advice for kinds, advice in _ADVICE if isinstance(error.orig, kinds)), "")
+        raise InputError(f"the tables cannot be migrated: {error.orig}", where=where, advice=advice) from error
+
+
+def _refuse_two_schemas(connection: "sqlalchemy.Connection") -> None:
+    """Refuse to make an empty `question_answer` in front of the owner's, which would lie in a later schema of the search path."""
+    found = connection.exec_driver_sql(
+        """
+        SELECT c.relnamespace::regnamespace::text, quote_ident(current_schema()) FROM pg_class c
+        WHERE c.oid = to_regclass('question_answer') AND to_regclass(%s) IS NULL
+        """,
+        (VERSION_TABLE,),
+    ).fetchone()
+    if found and found[0] != found[1]:
+        old, new = found
+        what = f"the table question_answer is in the schema {old}, and new tables would be made in {new}"
+        raise InputError(what, advice=f"put {old} first: ALTER ROLE … SET search_path = {old}")

@@ -200,18 +200,32 @@ def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
         with _mail_server(settings) as server:
             if settings.smtp_user:
                 server.login(settings.smtp_user, settings.smtp_password.get_secret_value())
-            server.send_message(message)
-            return
+            refused = server.send_message(message)
+            if not refused:
+                return
+        # The others have the message, so it is not sent again.
+        failure = InputError(f"the mail server {where} refuses {', '.join(refused)}", advice="check QA_EMAIL_TO")
     except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError, ValueError) as error:
-        failure = InputError(
-            f"the mail server {where} refuses the message ({type(error).__name__})",
-            advice="check the QA_SMTP_ and QA_EMAIL_ variables",
-        )
+        if _is_temporary(error):
+            failure = TransientError(f"the mail server {where} does not take the message now ({type(error).__name__})")
+        else:
+            failure = InputError(
+                f"the mail server {where} refuses the message ({type(error).__name__})",
+                advice="check the QA_SMTP_ and QA_EMAIL_ variables",
+            )
     except (OSError, smtplib.SMTPException) as error:
         failure = TransientError(
             f"the mail server {where} is unavailable ({type(error).__name__})", advice="check QA_SMTP_HOST, _PORT and _TLS"
         )
     raise failure
+
+
+def _is_temporary(error: Exception) -> bool:
+    """Whether a mail server asks to try again later, by its codes (RFC 5321, section 4.2.1)."""
+    codes = [error.smtp_code] if isinstance(error, smtplib.SMTPResponseException) else []
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        codes = [code for code, _ in error.recipients.values()]
+    return bool(codes) and all(400 <= code < 500 for code in codes)
 
 
 def _mail_server(settings: NotificationSettings) -> smtplib.SMTP:
@@ -231,7 +245,7 @@ def send_to_service(url: SecretStr, subject: str, text: str) -> None:
         TransientError: the service did not accept the message.
     """
     # Imported here: it takes half a second, and most deployments have no such address.
-    from apprise import Apprise, AppriseAsset, NotifyFormat
+    from apprise import Apprise, AppriseAsset, NotifyFormat, OverflowMode
 
     asset = AppriseAsset(app_id="qa_platform", secure_logging=True, async_mode=False)
     # Without exceptions: their frames would hold the address.
@@ -241,6 +255,9 @@ def send_to_service(url: SecretStr, subject: str, text: str) -> None:
             "apprise does not recognise an address in QA_NOTIFY_URLS",
             advice="see the supported addresses at https://github.com/caronc/apprise",
         )
+    # Some services refuse long messages; the first lines say what to do. The names of files mention nobody.
+    service.overflow_mode = OverflowMode.TRUNCATE
+    subject, text = (part.replace("@", "@\u200b") for part in (subject, text))
     if not service.notify(title=subject, body=text, body_format=NotifyFormat.TEXT):
         raise TransientError(
             f"{service.service_name} did not accept the message",

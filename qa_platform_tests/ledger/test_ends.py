@@ -13,6 +13,7 @@ from qa_platform.clients.postgres import connect
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
 from qa_platform.errors import InputError
 from qa_platform.ledger import Ledger
+from qa_platform.ledger.restoring import AnsweredVersion, Presence
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.flow import wait_until
 from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, NOT_UTF8, WORK, claimed_by_run, known, load
@@ -132,6 +133,10 @@ def test_what_is_uploaded_again_after_its_successor_was_forgotten_is_answered_ag
     assert connection.execute("SELECT count(*) FROM question_answer").fetchone() == (0,)
     assert (ledger.in_the_table("a.csv"), ledger.latest_answered(["a.csv"], model=BUNDLED)) == (None, {})
     assert not ledger.mark_unchanged(upload)
+    # Nor does it count as lost: that would bring its rows back.
+    older = AnsweredVersion(A1, "processed/a.csv/1.csv")
+    assert ledger.presence([older]) == {("a.csv", 1): Presence.PRESENT}
+    assert ledger.restore([older]) == set()
 
 
 def test_a_load_ends_the_wait_of_its_file(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:

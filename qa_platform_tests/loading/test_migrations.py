@@ -239,3 +239,32 @@ def test_a_partitioned_table_is_refused_with_a_message(database: Database) -> No
         )
     with pytest.raises(InputError, match="cannot be migrated"):
         migrate.upgrade(database.settings)
+
+
+@pytest.mark.parametrize(
+    ("before", "advice"),
+    [
+        ("CREATE TABLE question_answer (question text, score text)", "rename your own column"),
+        ("CREATE VIEW question_answer AS SELECT 1 AS question", "must be an ordinary table"),
+        ("CREATE TABLE question_answer (question text) PARTITION BY LIST (question)", "must be an ordinary table"),
+    ],
+)
+def test_a_table_that_cannot_be_migrated_comes_with_what_to_do(database: Database, before: str, advice: str) -> None:
+    with database.connect(autocommit=True) as connection:
+        connection.execute(before)
+    with pytest.raises(InputError, match=advice) as caught:
+        migrate.upgrade(database.settings)
+    assert caught.value.where == f"{database.host}, database {database.dbname}"
+
+
+def test_no_empty_table_is_made_in_front_of_one_in_another_schema(database: Database) -> None:
+    with database.connect(autocommit=True) as connection:
+        columns = "question varchar, answer varchar, context varchar, model varchar, qa_timestamp timestamp"
+        connection.execute(f"CREATE TABLE public.question_answer ({columns})")
+        connection.execute('CREATE SCHEMA "My Own"')
+        connection.execute(f'ALTER DATABASE {database.dbname} SET search_path = "My Own", public')
+    with pytest.raises(InputError, match='in the schema public, and new tables would be made in "My Own"'):
+        migrate.upgrade(database.settings)
+    with database.connect(autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {database.dbname} RESET search_path")
+    migrate.upgrade(database.settings)

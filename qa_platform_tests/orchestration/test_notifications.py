@@ -11,10 +11,18 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from apprise.plugins.custom_json import NotifyJSON
 from pydantic import SecretStr
 
 from qa_platform.errors import QaPlatformError, TransientError
-from qa_platform.orchestration.notifications import failed_checks, failed_run, notification_sensors, notify, notify_of_failed_checks
+from qa_platform.orchestration.notifications import (
+    failed_checks,
+    failed_run,
+    notification_sensors,
+    notify,
+    notify_of_failed_checks,
+    send_email,
+)
 from qa_platform.settings import NotificationSettings
 
 SECRET = "T000-B000-secret"
@@ -57,7 +65,7 @@ def webhook() -> Iterator[Webhook]:
 
 
 class _Mail(socketserver.StreamRequestHandler):
-    """As much of SMTP as one message takes. Receivers at `refused.example` are refused."""
+    """As much of SMTP as one message takes. Receivers at `refused.example` are refused, at `busy.example` for now."""
 
     def handle(self) -> None:
         self._say("220 ready")
@@ -72,7 +80,8 @@ class _Mail(socketserver.StreamRequestHandler):
             elif command.upper() == "QUIT":
                 self._say("221 bye")
                 return
-            self._say("550 no such user" if "refused.example" in command else "250 ok")
+            answer = "451 later" if "busy.example" in command else "250 ok"
+            self._say("550 no such user" if "refused.example" in command else answer)
 
     def _say(self, text: str) -> None:
         self.wfile.write(f"{text}\r\n".encode())
@@ -192,6 +201,26 @@ def test_a_mail_server_that_refuses_or_is_unavailable_is_named() -> None:
         notify(settings(port=port, to=("a@refused.example",)), "x", "y")
     with pytest.raises(QaPlatformError, match="QA_SMTP_HOST"):
         notify(settings(port=9, to=("a@example.org",)), "x", "y")
+
+
+def test_one_receiver_that_is_refused_is_named_and_the_others_get_one_message() -> None:
+    with mail_server() as (port, messages):
+        with pytest.raises(QaPlatformError, match=r"refuses a@refused\.example; check QA_EMAIL_TO"):
+            notify(settings(port=port, to=("b@example.org", "a@refused.example")), "x", "y")
+        assert len(messages) == 1
+
+
+def test_a_mail_server_that_asks_to_come_back_later_is_no_wrong_setting() -> None:
+    with mail_server() as (port, _), pytest.raises(TransientError, match="does not take the message now"):
+        send_email(settings(port=port, to=("a@busy.example",)), "x", "y")
+
+
+def test_names_of_files_mention_nobody_and_long_messages_are_cut(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NotifyJSON, "body_maxlen", 100)
+    notify(to_services(as_service(webhook)), "x", "@everyone.csv failed " + "z" * 1000)
+    (text,) = webhook.texts
+    assert "@everyone" not in text
+    assert len(text) <= 110
 
 
 def test_an_address_that_is_not_encrypted_is_refused() -> None:
