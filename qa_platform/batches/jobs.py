@@ -67,10 +67,10 @@ def follow_jobs(settings: PachydermSettings, commit_id: str, *, watcher: Watcher
 
 
 def refuse_stopped(client: Client) -> None:
-    """Refuse to launch jobs while a pipeline is stopped: a commit would get no job.
+    """Refuse to launch jobs while a pipeline is stopped or has failed: a commit would get no job.
 
     Raises:
-        TransientError: a pipeline is stopped.
+        TransientError: a pipeline is stopped or has failed.
     """
     for pipeline in PIPELINES:
         info = client.pps.inspect_pipeline(pipeline=job_of(pipeline, "").pipeline)

@@ -111,13 +111,17 @@ def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Kno
             charged.append(version)
         else:
             (again if known and known.load_id > 1 else new).append(version)
-    left = (Batch(batch, tuple(versions)) for batch, versions in resumed.items())
-    alone = ([version] for version in charged)
-    fresh = (
-        (Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group)) for group in groups)
-        for groups in (alone, _cut(new, limits), _cut(again, limits))
+
+    def batch_of(group: Sequence[FileVersion]) -> Batch:
+        return Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group))
+
+    kinds = (
+        (Batch(batch, tuple(versions)) for batch, versions in resumed.items()),
+        (batch_of([version]) for version in charged),
+        map(batch_of, _cut(new, limits)),
+        map(batch_of, _cut(again, limits)),
     )
-    yield from (batch for turn in zip_longest(left, *fresh) for batch in turn if batch)
+    yield from (batch for turn in zip_longest(*kinds) for batch in turn if batch)
 
 
 def _age(version: FileVersion) -> tuple[int, str]:

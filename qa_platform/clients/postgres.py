@@ -212,12 +212,15 @@ def limit_seconds(cursor: psycopg.Cursor, seconds: float) -> None:
     cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{max(1, round(seconds * 1000))}ms"])
 
 
+# Lifts the limits on the time of a transaction. `transaction_timeout` exists since PostgreSQL 17.
+LIFT_LIMITS = "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')"
+
+
 @contextmanager
 def long_transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[psycopg.Cursor]:
     """A `transaction` without the limits on time of the role or the database, which would end it for every large file."""
     with transaction(connection, about=about) as cursor:
-        # `transaction_timeout` exists since PostgreSQL 17.
-        cursor.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')")
+        cursor.execute(LIFT_LIMITS)
         yield cursor
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from qa_platform.clients.postgres import connect, only_row, transaction
+from qa_platform.clients.postgres import LIFT_LIMITS, connect, only_row, transaction
 from qa_platform.errors import InputError, TransientError
 from qa_platform.settings import PostgresSettings
 
@@ -108,8 +108,7 @@ def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
             # The role's or the database's limit would end every migration of large tables.
-            limits = "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')"
-            connection.execute(sqlalchemy.text(limits))
+            connection.execute(sqlalchemy.text(LIFT_LIMITS))
             _refuse_two_schemas(connection)
             config.attributes["connection"] = connection
             command.upgrade(config, revision)

@@ -6,11 +6,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from qa_platform.clients.postgres import connect
+from qa_platform.clients.postgres import connect, only_row
 from qa_platform.contract import FileVersion
 from qa_platform.loading.load import load_file
 from qa_platform.results.facts import FileCheck, check_file
 from qa_platform.settings import PostgresSettings
+from qa_platform_tests.flow import wait_until
 from qa_platform_tests.loading_helpers import AnsweredRow, AnsweredUpload, answered_rows
 
 A1, A2 = FileVersion("a.csv", 1), FileVersion("a.csv", 2)
@@ -53,5 +54,6 @@ def test_a_limit_on_the_time_of_a_statement_does_not_end_what_reads_whole_files(
         with other.transaction(), other.cursor() as cursor:
             cursor.execute("LOCK TABLE question_answer")
             check = pool.submit(check_file, reader, A1)
+            wait_until(lambda: only_row(cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted"))[0], "it waits")
             cursor.execute("SELECT pg_sleep(0.3)")
         assert check.result(30).answered_rows == 4

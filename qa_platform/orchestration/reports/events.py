@@ -116,7 +116,7 @@ class Reporter:
         if any(is_gold(record.version.name, self.checks.gold_prefix) for record in records if record.status in LOADED_STATUSES):
             events += quality_events(self.services, self.checks)
         # Dagster shows the newest evaluation of a check: a failed one must not be hidden by that of the next file.
-        events.sort(key=_place)
+        events.sort(key=_order)
         for first in range(0, len(events), _EVENTS_AT_ONCE):
             log_events(context, events[first : first + _EVENTS_AT_ONCE])
         return [event for event in events if isinstance(event, dg.AssetCheckEvaluation)]
@@ -196,8 +196,8 @@ class Reporter:
         return links
 
 
-def _place(event: Event) -> tuple[bool, bool]:
-    """What to sort events by: materialisations last, and failed checks behind those that passed."""
+def _order(event: Event) -> tuple[bool, bool]:
+    """The order in which events are stored: materialisations last, and failed checks behind those that passed."""
     return isinstance(event, dg.AssetMaterialization), isinstance(event, dg.AssetCheckEvaluation) and not event.passed
 
 
