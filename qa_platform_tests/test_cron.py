@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from google.cloud import storage
 from pachyderm_sdk.api import pps
 from pydantic import SecretStr
 
 from qa_platform import cron
 from qa_platform.answering.shard import answer_shard
+from qa_platform.batches.file_commits import FileCommit, find_file_commits
 from qa_platform.batches.retry import request_retries
+from qa_platform.cli.main import main
 from qa_platform.clients import bucket
 from qa_platform.clients.pachyderm import job_of, session
 from qa_platform.clients.postgres import connect
@@ -215,6 +218,38 @@ def test_on_a_server_with_cron_files_go_from_the_bucket_to_the_table_and_the_arc
         job = pachd.pps.inspect_job(job=job_of(ANSWER_PIPELINE, next(r.pachyderm_job for r in records if r.answered)))
     assert job.state == pps.JobState.JOB_SUCCESS
     assert {ModelChoice(r.model, r.model_revision, r.model_precision).id for r in records if r.answered} == {"bundled"}
+
+
+def test_on_a_server_with_cron_a_file_is_forgotten_without_a_dagster(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in cluster.items():
+        monkeypatch.setenv(name, value)
+    # Without a home Dagster's history cannot be opened.
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    opened = storage.Client().bucket(BUCKET)
+    for town in ("Ulm", "Graz"):
+        opened.blob(f"incoming/{town}.csv").upload_from_string(csv_of(bridge(town)))
+    wait_until(lambda: not list(opened.list_blobs(prefix="incoming/")), "everything is archived")
+
+    def commits_of_ulm() -> list[FileCommit]:
+        with session(pachyderm_of(cluster), "looking") as client:
+            return find_file_commits(client, "Ulm.csv")
+
+    assert commits_of_ulm()
+    said = []
+
+    def forget() -> bool:
+        result = CliRunner().invoke(main, ["forget", "Ulm.csv", "--no-dagster"])
+        said.append(result.output)
+        return result.exit_code == 0
+
+    wait_until(forget, "nothing is left")
+    # The newest commit stays until a tick after it is done.
+    assert all("after the pipeline's next tick" in output or "until child commit" in output for output in said[:-1]), said
+    assert commits_of_ulm() == []
+    with Ledger(PostgresSettings()) as ledger:
+        assert not ledger.holdings("Ulm.csv").answers
+        assert ledger.holdings("Graz.csv").answers
+    assert not [blob.name for blob in opened.list_blobs(versions=True) if "Ulm" in blob.name]
 
 
 def test_a_retry_that_comes_before_the_load_waits_for_the_next_tick_only(here: Here) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import grpc
 from pachyderm_sdk import Client
-from pachyderm_sdk.api import pfs
+from pachyderm_sdk.api import pfs, pps
 
 from qa_platform.batches import commits
 from qa_platform.clients.pachyderm import is_code, open_tar
@@ -45,6 +45,8 @@ _REPOS = (
     _Repo(QUESTIONS_REPO, "user", "/{}", f"/{{}}/*/{MANIFEST}"),
     _Repo(ANSWER_PIPELINE, "user", "/{}", f"/{{}}/{MANIFEST}"),
     _Repo(ANSWER_PIPELINE, "meta", f"/pfs/*/{QUESTIONS_REPO}/{{}}", f"/pfs/*/{QUESTIONS_REPO}/{{}}/*/{MANIFEST}"),
+    # In the cron variant, whose input names no file.
+    _Repo(ANSWER_PIPELINE, "meta", "/pfs/*/out/{}", f"/pfs/*/out/{{}}/{MANIFEST}"),
     _Repo(LOAD_PIPELINE, "user", "/{}.csv"),
     _Repo(LOAD_PIPELINE, "meta", f"/pfs/*/{ANSWER_PIPELINE}/{{}}", f"/pfs/*/{ANSWER_PIPELINE}/{{}}/{MANIFEST}"),
 )
@@ -144,6 +146,8 @@ def _any_is_head(client: Client, ids: Collection[str]) -> bool:
 
 def _put_empty_commit(client: Client) -> str:
     """Make an empty batch, whose jobs have no datums, the head of every repo. Returns why this failed, or "" if it succeeded."""
+    if _lists_the_bucket(client):
+        return "it is the newest commit; repeat the command after the pipeline's next tick"
     problem = ""
     for _ in range(_TRIES):
         try:
@@ -152,6 +156,17 @@ def _put_empty_commit(client: Client) -> str:
             # Without the error's advice, which is meant for the run of a batch.
             problem = error.cause
     return problem
+
+
+def _lists_the_bucket(client: Client) -> bool:
+    """Whether the answering pipeline is the cron variant. Its ticks make commits, batches do not."""
+    try:
+        info = client.pps.inspect_pipeline(pipeline=pps.Pipeline(name=ANSWER_PIPELINE), details=True)
+    except grpc.RpcError as error:
+        if is_code(error, grpc.StatusCode.NOT_FOUND):
+            return False
+        raise
+    return bool(info.details.input.cron.name)
 
 
 def _try_empty_commit(client: Client) -> str:

@@ -60,6 +60,17 @@ class History(Protocol):
         ...
 
 
+class NoHistory:
+    """The history of a platform that has never run with Dagster."""
+
+    def find(self, name: str, generation: int | None) -> Sequence[Trace]:
+        """Nothing."""
+        return ()
+
+    def remove(self, name: str, generation: int | None) -> None:
+        """There is nothing to remove."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """Everything found of the generations to forget."""

@@ -40,7 +40,7 @@ class _FileName(_Name):
     """The name of a file. A shell completes names that the ledger knows and that need no quotes."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from qa_platform.cli.deadline import within
+        from qa_platform.clients.deadline import within
 
         # An error message would end up in the middle of the command line.
         with suppress(Exception):

@@ -25,8 +25,9 @@ out of reach of this command:
 @click.argument("file", type=FILE_NAME)
 @click.option("--generation", type=click.IntRange(min=1), help="Forget only this version. Default: all.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+@click.option("--no-dagster", is_flag=True, help="Do not look for a history in Dagster: this platform has never run with it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line: service, what, count, state, detail.")
-def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> None:
+def forget(file: str, generation: int | None, dry_run: bool, no_dagster: bool, as_json: bool) -> None:
     """Remove FILE for good, wherever it is.
 
     It removes the file's rows, its records, its objects in the bucket, the Pachyderm commits that hold it, and its partition and events
@@ -41,7 +42,9 @@ def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> N
     A record of the name and the generation stays, so that nothing brings the file back. FILE may be uploaded again, as a new version.
     A file that a run is working on is refused. The command may be repeated. The exit status is 1 if anything is left.
     """
-    from qa_platform.batches.forget import Forgetting, TraceState
+    from contextlib import nullcontext
+
+    from qa_platform.batches.forget import Forgetting, NoHistory, TraceState
     from qa_platform.cli.json_output import echo_json
     from qa_platform.clients.services import Services
     from qa_platform.ledger import Ledger
@@ -50,7 +53,8 @@ def forget(file: str, generation: int | None, dry_run: bool, as_json: bool) -> N
 
     services = Services.from_environment()
     left = 0
-    with dagster_history(CheckSettings().gold_prefix) as history, Ledger(services.postgres) as ledger:
+    opened = nullcontext(NoHistory()) if no_dagster else dagster_history(CheckSettings().gold_prefix)
+    with opened as history, Ledger(services.postgres) as ledger:
         forgetting = Forgetting(services, ledger, history, file, generation)
         for trace in forgetting.find() if dry_run else forgetting.forget():
             left += trace.state is TraceState.LEFT

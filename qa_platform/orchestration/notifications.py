@@ -16,27 +16,35 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from email.message import EmailMessage
 from functools import partial
+from typing import NamedTuple
 
 import dagster as dg
 from dagster._core.execution.plan.objects import StepFailureData
 from pydantic import SecretStr
 
+from qa_platform.clients.deadline import begin
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.orchestration.reports.checks import run_evaluations
 from qa_platform.settings import NotificationSettings
 from qa_platform.text import escaped
 
-# A sensor's tick may take a minute in total.
-_TIMEOUT_SECONDS = 10
-# An unavailable channel is retried, but not after _NO_TRY_AFTER_SECONDS: each attempt may take the whole time-out.
+# The time for one message, through all channels at the same time. A tick of Dagster's sensors sends up to five and may take a minute:
+# one that takes longer is repeated, and the receivers get their messages again.
+_MESSAGE_SECONDS = 10.0
+# How often an unavailable channel is tried in that time.
 _TRIES = 3
 _PAUSE_SECONDS = 2.0
-_NO_TRY_AFTER_SECONDS = 15
 # The maximum length of a message in characters, and the maximum number of checks that it names.
 _TEXT_LIMIT = 3_000
 _NAMED = 20
 
-Send = Callable[[str, str], None]
+
+class Channel(NamedTuple):
+    """A receiver's name, without secrets, and the function that sends it a subject and a text."""
+
+    name: str
+    send: Callable[[str, str], None]
+
 
 # apprise logs the tokens of an address, and so does urllib3 when it logs apprise's requests.
 logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
@@ -45,7 +53,7 @@ logging.getLogger("urllib3").setLevel(logging.INFO)
 
 def notification_sensors(settings: NotificationSettings) -> list[dg.SensorDefinition]:
     """The sensors that send notifications; none if no receiver is configured."""
-    if not senders(settings):
+    if not channels(settings):
         return []
 
     @dg.run_failure_sensor(
@@ -93,7 +101,7 @@ def failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 def notify_of_failed_checks(settings: NotificationSettings, evaluations: Iterable[dg.AssetCheckEvaluation], log: logging.Logger) -> None:
     """Send a notification of the failed checks among those that a sensor evaluated. A failure is only logged: the sensor must go on."""
     lines = _failed(evaluations)
-    if not lines or not senders(settings):
+    if not lines or not channels(settings):
         return
     text = "\n".join(lines)[:_TEXT_LIMIT]
     try:
@@ -115,41 +123,56 @@ def _failed(evaluations: Iterable[dg.AssetCheckEvaluation]) -> list[str]:
     return lines[:_NAMED] + ([f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else [])
 
 
-def senders(settings: NotificationSettings) -> list[Send]:
-    """The configured channels, as functions of subject and text."""
-    channels: list[Send] = []
+def channels(settings: NotificationSettings) -> list[Channel]:
+    """The configured channels."""
+    configured: list[Channel] = []
     if settings.slack_webhook.get_secret_value():
-        channels.append(lambda subject, text: post_to_slack(settings, subject, text))
+        configured.append(Channel("Slack's webhook", partial(post_to_slack, settings)))
     if settings.email_to:
-        channels.append(lambda subject, text: send_email(settings, subject, text))
-    channels.extend(partial(send_to_service, url) for url in settings.notify_urls)
-    return channels
+        configured.append(Channel(f"the mail server {_mail_address(settings)}", partial(send_email, settings)))
+    configured.extend(
+        Channel(f"address {number} of QA_NOTIFY_URLS", partial(send_to_service, url))
+        for number, url in enumerate(settings.notify_urls, start=1)
+    )
+    return configured
 
 
 def notify(settings: NotificationSettings, subject: str, text: str, *, tries: int = _TRIES) -> None:
-    """Send a message through every configured channel. If one fails, the others still get the message.
+    """Send a message through every configured channel, within seconds. If one fails, the others still get the message.
 
     Args:
         tries: the maximum number of attempts for an unavailable channel.
 
     Raises:
-        TransientError: a channel failed. The message names it and contains no secrets.
+        TransientError: a channel failed, or took too long and may still send it. The message names it and contains no secrets.
     """
     subject, text = (escaped(part, keep="\r\n\t") for part in (subject, text))
-    failures: list[QaPlatformError] = []
-    no_try_after = time.monotonic() + _NO_TRY_AFTER_SECONDS
-    for send in senders(settings):
-        for left in reversed(range(tries)):
-            try:
-                send(subject, text)
-                break
-            except QaPlatformError as error:
-                if not left or not isinstance(error, TransientError) or time.monotonic() + _PAUSE_SECONDS > no_try_after:
-                    failures.append(error)
-                    break
-            time.sleep(_PAUSE_SECONDS)
+    no_try_after = time.monotonic() + _MESSAGE_SECONDS
+    sending = [
+        (channel.name, begin(partial(_send, channel, subject, text, tries, no_try_after), f"notify {channel.name}"))
+        for channel in channels(settings)
+    ]
+    failures: list[str] = []
+    for name, sent in sending:
+        try:
+            sent.result(max(0.0, no_try_after - time.monotonic()))
+        except TimeoutError:
+            failures.append(f"{name} took more than {_MESSAGE_SECONDS:g} s")
+        except QaPlatformError as error:
+            failures.append(str(error))
     if failures:
-        raise TransientError("; ".join(map(str, failures)))
+        raise TransientError("; ".join(failures))
+
+
+def _send(channel: Channel, subject: str, text: str, tries: int, no_try_after: float) -> None:
+    for left in reversed(range(tries)):
+        try:
+            channel.send(subject, text)
+            return
+        except TransientError:
+            if not left or time.monotonic() + _PAUSE_SECONDS > no_try_after:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> None:
@@ -166,7 +189,7 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
     failure: QaPlatformError
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
+        with urllib.request.urlopen(request, timeout=_MESSAGE_SECONDS):
             return
     except urllib.error.HTTPError as error:
         answer = f"Slack's webhook answers {error.code}"
@@ -194,7 +217,7 @@ def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
     message["From"] = settings.email_from
     message["To"] = ", ".join(settings.email_to)
     message.set_content(text)
-    where = f"{settings.smtp_host}:{settings.smtp_port}"
+    where = _mail_address(settings)
     failure: QaPlatformError
     try:
         with _mail_server(settings) as server:
@@ -220,6 +243,10 @@ def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
     raise failure
 
 
+def _mail_address(settings: NotificationSettings) -> str:
+    return f"{settings.smtp_host}:{settings.smtp_port}"
+
+
 def _is_temporary(error: Exception) -> bool:
     """Whether a mail server asks to try again later, by its codes (RFC 5321, section 4.2.1)."""
     codes = [error.smtp_code] if isinstance(error, smtplib.SMTPResponseException) else []
@@ -230,8 +257,8 @@ def _is_temporary(error: Exception) -> bool:
 
 def _mail_server(settings: NotificationSettings) -> smtplib.SMTP:
     if settings.smtp_tls == "ssl":
-        return smtplib.SMTP_SSL(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS, context=ssl.create_default_context())
-    server = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS)
+        return smtplib.SMTP_SSL(settings.smtp_host, settings.smtp_port, timeout=_MESSAGE_SECONDS, context=ssl.create_default_context())
+    server = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_MESSAGE_SECONDS)
     if settings.smtp_tls == "starttls":
         server.starttls(context=ssl.create_default_context())
     return server

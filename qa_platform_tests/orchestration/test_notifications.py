@@ -223,6 +223,25 @@ def test_names_of_files_mention_nobody_and_long_messages_are_cut(webhook: Webhoo
     assert len(text) <= 110
 
 
+def test_a_channel_that_drips_ends_in_time_and_is_named(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each read ends within the time-out, the greeting never does.
+    monkeypatch.setattr("qa_platform.orchestration.notifications._MESSAGE_SECONDS", 1.0)
+    stop = threading.Event()
+
+    class Drips(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while not stop.wait(0.2):
+                self.wfile.write(b"220-wait\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drips) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(TransientError, match=rf"the mail server 127.0.0.1:{server.server_address[1]} took more than 1 s"):
+            notify(settings(webhook, port=server.server_address[1], to=("a@example.org",)), "x", "y")
+        stop.set()
+        server.shutdown()
+    assert len(webhook.texts) == 1
+
+
 def test_an_address_that_is_not_encrypted_is_refused() -> None:
     plain = Webhook()
     plain.address = "http://hooks.example.org/x"

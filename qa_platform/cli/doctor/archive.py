@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from qa_platform.cli.deadline import within
 from qa_platform.cli.doctor.findings import Part, Result, ok, unknown, wrong
+from qa_platform.clients.deadline import within
 from qa_platform.contract import PROCESSED
 from qa_platform.errors import QaPlatformError
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings, WorkSettings

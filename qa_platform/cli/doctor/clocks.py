@@ -6,8 +6,8 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from statistics import median
 
-from qa_platform.cli.deadline import begin
 from qa_platform.cli.doctor.findings import Part, Result, ok, unknown, wrong
+from qa_platform.clients.deadline import begin
 from qa_platform.contract import INCOMING
 from qa_platform.settings import BucketSettings, PostgresSettings
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from qa_platform.cli.deadline import begin
 from qa_platform.cli.doctor import archive, bucket, certificates, clocks, dagster, installation, pachyderm, postgres, variables
 from qa_platform.cli.doctor.findings import DISTRIBUTION, IN_THE_STACK, Finding, Part, Result, Wrong, unknown, wrong
 from qa_platform.cli.extras import how_to_install
+from qa_platform.clients.deadline import begin
 from qa_platform.errors import QaPlatformError
 from qa_platform.settings import SETTINGS_ADVICE, wrong_settings
 

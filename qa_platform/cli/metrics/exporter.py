@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qa_platform.cli.deadline import begin
 from qa_platform.cli.doctor.examine import explained
 from qa_platform.cli.metrics.readings import READINGS, SERVICES, Read
+from qa_platform.clients.deadline import begin
 
 # Less than Prometheus' default scrape timeout of ten seconds.
 DEADLINE_SECONDS = 8.0

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from qa_platform.cli.deadline import within
 from qa_platform.cli.terminal import one_line
+from qa_platform.clients.deadline import within
 from qa_platform.contract import INCOMING, FileStatus, FileVersion, file_id
 from qa_platform.errors import InputError, QaPlatformError
 from qa_platform.ledger import FileRecord, Ledger
