@@ -19,7 +19,7 @@ from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWE
 from qa_platform.orchestration.failures import failure, failures_for_people
 from qa_platform.orchestration.partitions import PARTITIONS, POOL
 from qa_platform.orchestration.pipes import PachydermPipesClient
-from qa_platform.orchestration.reports.checks import run_evaluations
+from qa_platform.orchestration.reports.checks import run_evaluations, run_results, without_evidence
 from qa_platform.orchestration.reports.events import Reporter, log_events, prepare_storage
 from qa_platform.orchestration.reports.runless import is_reported
 from qa_platform.orchestration.reports.uploads import uploaded
@@ -86,6 +86,7 @@ class _PendingFiles:
 
     Args:
         seen: names of all files that this attempt of the step has found so far.
+        evaluations: their checks, without the evidence.
         uncharged: the number of failed batches in a row that charged no file.
     """
 
@@ -93,6 +94,7 @@ class _PendingFiles:
     services: Services
     reporter: Reporter
     seen: set[str] = field(default_factory=set)
+    evaluations: list[dg.AssetCheckEvaluation] = field(default_factory=list)
     uncharged: int = 0
 
     def answer(self) -> None:
@@ -101,8 +103,13 @@ class _PendingFiles:
         Raises:
             dg.Failure: a file could not be answered, the table is wrong, or batches fail without a file's fault.
         """
-        while not self._answer_found():
-            pass
+        try:
+            while not self._answer_found():
+                pass
+        finally:
+            # A failed check of one batch must not be hidden by a later batch.
+            for evaluation in run_results(self.evaluations):
+                self.context.log_event(evaluation)  # type: ignore[arg-type]  # accepted, though not declared
         # Where this job runs alone, no sensor does this later.
         publish(self.services, self.context.log, seconds=_PUBLISHING_SECONDS)
         _fail_unless_all_is_well(self.context, self.services, self.seen)
@@ -150,7 +157,8 @@ class _PendingFiles:
         self._report([record for record in records if not is_reported(self.context.instance, record)])
 
     def _report(self, records: Sequence[FileRecord]) -> None:
-        self.reporter.report(self.context, records)
+        checks = self.reporter.report(self.context, records)
+        self.evaluations += map(without_evidence, checks)
 
 
 def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services, seen: Collection[str]) -> None:
@@ -161,7 +169,7 @@ def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services,
         newest = ledger.newest_by_partition([partition_key(name) for name in sorted(names)])
     unfinished = sorted(record.version.shown for record in newest.values() if record.status in _NOT_ANSWERED)
     errors = (e for e in run_evaluations(context.instance, run_id) if not e.passed and e.severity is dg.AssetCheckSeverity.ERROR)
-    wrong = sorted({f"{e.partition} ({e.check_name})" for e in errors})
+    wrong = sorted({f"{e.partition} ({e.check_name})" for e in errors if e.partition})
     context.log.info("%d files were answered or rejected, %d were not", len(names) - len(unfinished), len(unfinished))
     if unfinished:
         raise failure(

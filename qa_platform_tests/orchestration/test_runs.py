@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from qa_platform.batches import intake
 from qa_platform.batches.pending import Look, look
@@ -19,7 +20,7 @@ from qa_platform.errors import TransientError
 from qa_platform.ledger import FileRecord
 from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWER
 from qa_platform.orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
-from qa_platform.orchestration.reports.checks import COMPLETE
+from qa_platform.orchestration.reports.checks import COMPLETE, REVIEW
 from qa_platform.orchestration.reports.events import Reporter
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.flow import Flow, bridge, csv_of, flow
@@ -157,6 +158,19 @@ def test_the_job_for_ci_remembers_failed_checks_when_its_step_is_tried_again(flo
     assert len(looks) > 2, "the step was tried again"
     assert not result.success
     assert f"ci-tampered.csv ({COMPLETE})" in message_of(result)
+
+
+def test_the_job_for_ci_shows_a_failed_check_also_if_later_batches_pass_it(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_BATCH_FILES", "1")
+    bad = flow.upload("ci-1-bad.csv", csv_of(("", "a context"), ("", "a context")))
+    good = flow.upload("ci-2-good.csv", csv_of(bridge("Rheine")))
+    assert answer_pending_files(flow).success
+    assert flow.record(bad).pachyderm_job != flow.record(good).pachyderm_job
+    key = dg.AssetCheckKey(QUESTION_ANSWER, REVIEW)
+    (shown,) = flow.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
+    assert shown.status is AssetCheckExecutionRecordStatus.FAILED
+    assert shown.event
+    assert "1 of 2 files: ci-1-bad.csv" in str(shown.event.get_dagster_event().asset_check_evaluation_data.description)
 
 
 def test_a_run_of_a_backfill_answers_no_file_that_came_between_its_partitions(flow: Flow) -> None:

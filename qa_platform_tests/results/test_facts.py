@@ -179,7 +179,7 @@ def test_warnings_are_warnings_and_errors_are_errors(files: Files) -> None:
     assert {e.check_name for e in evaluations} == {spec.name for spec in checks.CHECK_SPECS}
     warned = {e.check_name for e in evaluations if e.severity.value == "WARN"}
     assert warned == {checks.REVIEW, checks.DRIFT}
-    assert {r.check_name for r in checks.batch_results(evaluations) if r.severity.value == "WARN"} == warned
+    assert {r.check_name for r in checks.run_results(evaluations) if r.severity.value == "WARN"} == warned
 
 
 def test_a_hostile_name_is_text_in_a_checks_description(files: Files) -> None:
@@ -187,7 +187,7 @@ def test_a_hostile_name_is_text_in_a_checks_description(files: Files) -> None:
     files.connection.execute("DELETE FROM question_answer")
     hostile = replace(record, version=FileVersion("![](https://evil.example/x) .csv", 1))
     evaluations = list(checks.file_evaluations(replace(files.facts(record), record=hostile), SETTINGS))
-    results = {result.check_name: result for result in checks.batch_results(evaluations)}
+    results = {result.check_name: result for result in checks.run_results(evaluations)}
     for description in [*(e.description for e in evaluations), results[checks.COMPLETE].description]:
         assert "evil.example" in str(description)
         assert "![" not in str(description)

@@ -28,7 +28,7 @@ from qa_platform.orchestration.catalog import (
 from qa_platform.orchestration.failures import SENSOR_NEXT, batch_failure, failures_for_people
 from qa_platform.orchestration.partitions import POOL, question_files
 from qa_platform.orchestration.pipes import PachydermPipesClient
-from qa_platform.orchestration.reports.checks import CHECK_SPECS, batch_results
+from qa_platform.orchestration.reports.checks import CHECK_SPECS, as_result, run_results
 from qa_platform.orchestration.reports.events import prepare_storage
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.results.published import publish
@@ -140,9 +140,7 @@ def answer_files_asset(factory: AssetFactory, wanted: ModelChoice, execution: Ex
         except dg.Failure as error:
             failed = error
         wanted_checks = {key.name for key in context.selected_asset_check_keys}
-        # Without loaded files there is nothing to say: "passed" would be taken for a result.
-        if evaluations:
-            yield from (result for result in batch_results(evaluations) if result.check_name in wanted_checks)
+        yield from (as_result(each) for each in run_results(evaluations) if each.check_name in wanted_checks)
         # After the checks: without results, Dagster shows all of them as failed, even those of correctly loaded files.
         if failed:
             raise failed

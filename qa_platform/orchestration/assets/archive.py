@@ -5,6 +5,7 @@ import dagster as dg
 from qa_platform.orchestration.catalog import RAW_QUESTIONS
 from qa_platform.orchestration.failures import failures_for_people
 from qa_platform.orchestration.reports.archive import ARCHIVED, DESCRIPTION, archive_evaluation
+from qa_platform.orchestration.reports.checks import as_result
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.settings import ExecutionSettings
 
@@ -16,7 +17,6 @@ def archive_check(execution: ExecutionSettings) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=RAW_QUESTIONS, name=ARCHIVED, description=DESCRIPTION)
     def the_archive_is_in_the_table(context: dg.AssetCheckExecutionContext, platform: PlatformResource) -> dg.AssetCheckResult:
         with failures_for_people(context.op_execution_context, execution, next_step=_NEXT):
-            found = archive_evaluation(platform.services())
-        return dg.AssetCheckResult(passed=found.passed, severity=found.severity, metadata=found.metadata, description=found.description)
+            return as_result(archive_evaluation(platform.services()))
 
     return the_archive_is_in_the_table

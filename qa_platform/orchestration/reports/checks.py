@@ -184,12 +184,14 @@ def _severity(name: str) -> dg.AssetCheckSeverity:
 _NAMED = 100
 
 
-def batch_results(evaluations: list[dg.AssetCheckEvaluation]) -> Iterator[dg.AssetCheckResult]:
-    """One result per check over all loaded files of a run, naming the files that failed it.
+def run_results(evaluations: Sequence[dg.AssetCheckEvaluation]) -> Iterator[dg.AssetCheckEvaluation]:
+    """One evaluation per check over all loaded files of a run, naming the files that failed it; none if no file was loaded.
 
-    The results of a step for a range have no partition. The evidence of each file is in its own evaluation.
+    They have no partition. The evidence of each file is in its own evaluation. Dagster shows the newest evaluation of a check, so these
+    come last.
     """
-    for name in _SPECS:
+    # Without loaded files there is nothing to say: "passed" would be taken for a result.
+    for name in _SPECS if evaluations else ():
         mine = [e for e in evaluations if e.check_name == name]
         bad = [e for e in mine if not e.passed]
         metadata: dict[str, Any] = {
@@ -199,7 +201,7 @@ def batch_results(evaluations: list[dg.AssetCheckEvaluation]) -> Iterator[dg.Ass
         # With a single file, its evidence is the run's evidence.
         if len(mine) == 1:
             metadata = {**metadata, **mine[0].metadata}
-        yield dg.AssetCheckResult(
+        yield dg.AssetCheckEvaluation(
             asset_key=QUESTION_ANSWER,
             check_name=name,
             passed=not bad,
@@ -207,6 +209,29 @@ def batch_results(evaluations: list[dg.AssetCheckEvaluation]) -> Iterator[dg.Ass
             metadata=metadata,
             description=_summary(mine, bad),
         )
+
+
+def without_evidence(evaluation: dg.AssetCheckEvaluation) -> dg.AssetCheckEvaluation:
+    """An evaluation without its metadata, which may quote many rows: enough for `run_results`."""
+    return dg.AssetCheckEvaluation(
+        asset_key=evaluation.asset_key,
+        check_name=evaluation.check_name,
+        passed=evaluation.passed,
+        severity=evaluation.severity,
+        partition=evaluation.partition,
+    )
+
+
+def as_result(evaluation: dg.AssetCheckEvaluation) -> dg.AssetCheckResult:
+    """An evaluation as a step returns it."""
+    return dg.AssetCheckResult(
+        asset_key=evaluation.asset_key,
+        check_name=evaluation.check_name,
+        passed=evaluation.passed,
+        severity=evaluation.severity,
+        metadata=evaluation.metadata,
+        description=evaluation.description,
+    )
 
 
 def _summary(mine: Sequence[dg.AssetCheckEvaluation], bad: Sequence[dg.AssetCheckEvaluation]) -> str:
