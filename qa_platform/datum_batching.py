@@ -7,12 +7,15 @@ while it waits.
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from qa_platform.contract import DatumFault
-from qa_platform.errors import QaPlatformError
+from qa_platform.errors import InputError, QaPlatformError
 
 _log = logging.getLogger(__name__)
+
+_PFS = PurePosixPath("/pfs")
 
 # The length at which a reported cause is cut. Pachyderm stores it with the datum.
 _CAUSE_LIMIT = 4_000
@@ -31,11 +34,30 @@ def serve(work: Work, port: int) -> NoReturn:
     import grpc
     from pachyderm_sdk.api.worker import WorkerStub
 
-    with grpc.insecure_channel(f"localhost:{port}") as channel:
+    # By address: `localhost` may be ::1 first, where the worker does not listen, and another user of the machine might.
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub, error = WorkerStub(channel), ""
         while True:
             environment = dict(entry.split("=", 1) for entry in stub.next_datum(error=error).env)
             error = _attempt(work, environment)
+
+
+def path_of(datum: str, root: Path, *, within: Path) -> Path:
+    """The path of a datum as this process sees it. In its environment it begins with ``/pfs``.
+
+    Args:
+        root: where the datum's files are. A server without containers puts them below QA_PFS_ROOT.
+        within: the folder that must contain it.
+
+    Raises:
+        InputError: it lies elsewhere.
+    """
+    path = Path(datum)
+    if not path.is_relative_to(root) and path.is_relative_to(_PFS):
+        path = root / path.relative_to(_PFS)
+    if ".." in path.parts or not path.is_relative_to(within):
+        raise InputError(f"it does not lie in {within}", where=f"datum {datum}")
+    return path
 
 
 def _attempt(work: Work, environment: Mapping[str, str]) -> str:

@@ -50,7 +50,12 @@ _Json = (NoDecode, BeforeValidator(_decoded))
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
-class SecretsSettings(BaseSettings):
+class _Settings(BaseSettings):
+    # Of a secret, too, the error would show the value.
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
+
+
+class SecretsSettings(_Settings):
     """Where the pipelines' programs find their secrets. Environment variables take precedence over them."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -87,7 +92,7 @@ class _MountedSecret(PydanticBaseSettingsSource):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class _SecretSettings(BaseSettings):
+class _SecretSettings(_Settings):
     """Settings whose values come from the environment, or from a mounted secret.
 
     ``secret_keys`` maps the names of settings to the secret's keys.
@@ -157,7 +162,7 @@ class BucketSettings(_SecretSettings):
     )
 
 
-class PachydermSettings(BaseSettings):
+class PachydermSettings(_Settings):
     """How to reach Pachyderm, and how long to wait for it."""
 
     pachd_address: str = Field(default="grpc://localhost:30650", description="pachd: grpc:// or grpcs://host:port.")
@@ -188,7 +193,7 @@ class PachydermSettings(BaseSettings):
         return bundle or None
 
 
-class PipelinesSettings(BaseSettings):
+class PipelinesSettings(_Settings):
     """Size and placement of the pipelines' workers, for `qa-platform pachyderm apply` and `qa-platform doctor`."""
 
     model_config = SettingsConfigDict(env_prefix="QA_PIPELINES_")
@@ -209,7 +214,7 @@ class PipelinesSettings(BaseSettings):
         return postgres.model_copy(update={"host": self.pg_host}) if self.pg_host else postgres
 
 
-class ModelSettings(BaseSettings):
+class ModelSettings(_Settings):
     """The model that answers."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -250,7 +255,7 @@ class ModelSettings(BaseSettings):
         return self.choice
 
 
-class TuningSettings(BaseSettings):
+class TuningSettings(_Settings):
     """Where results measured on this machine are stored."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -258,7 +263,7 @@ class TuningSettings(BaseSettings):
     cache_dir: Path = Field(default=Path("~/.cache/qa-platform"), description="Folder in which `qa-platform tune` stores its results.")
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(_Settings):
     """The settings of the pipelines' workers."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -275,7 +280,7 @@ class WorkerSettings(BaseSettings):
     )
 
 
-class DatumSettings(BaseSettings):
+class DatumSettings(_Settings):
     """What Pachyderm tells a pipeline's program about a datum: with each datum, or in the environment if datums are not batched."""
 
     question_answer: str = Field(default="", description="Path of the answered file to load: the datum of `push-answers-to-sql`.")
@@ -283,7 +288,7 @@ class DatumSettings(BaseSettings):
     pach_output_commit_id: str = Field(default="", description="Id of the commit of the program's output.")
 
 
-class IngestSettings(BaseSettings):
+class IngestSettings(_Settings):
     """How input files are read and cut into shards."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -294,7 +299,7 @@ class IngestSettings(BaseSettings):
     context_limit: int = Field(default=CONTEXT_LIMIT, ge=1, le=CONTEXT_LIMIT, description="Maximum characters of a context.")
 
 
-class WorkSettings(BaseSettings):
+class WorkSettings(_Settings):
     """How waiting files become runs, and what happens to them afterwards."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -385,7 +390,7 @@ class WorkSettings(BaseSettings):
         return tuple(suffix.lower() for suffix in suffixes)
 
 
-class CatalogSettings(BaseSettings):
+class CatalogSettings(_Settings):
     """What Dagster shows with the assets."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -409,7 +414,7 @@ class CatalogSettings(BaseSettings):
         return owners
 
 
-class CheckSettings(BaseSettings):
+class CheckSettings(_Settings):
     """The limits at which the checks of a loaded file warn. A check never holds a file back."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -433,7 +438,7 @@ class CheckSettings(BaseSettings):
     gold_f1: float = Field(default=60.0, ge=0, le=100, description="F1 on gold sets, in percent, below which the check warns.")
 
 
-class NotificationSettings(BaseSettings):
+class NotificationSettings(_Settings):
     """Who is notified of failed runs and failed checks. Nobody is, unless a webhook, a recipient or a service is set."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -454,7 +459,7 @@ class NotificationSettings(BaseSettings):
     dagster_url: str = Field(default="", description="Address of Dagster's UI, for links to runs.")
 
 
-class ExecutionSettings(BaseSettings):
+class ExecutionSettings(_Settings):
     """Where the steps of Dagster's runs are executed, and how often they are retried. Dagster's own settings are in ``dagster.yaml``."""
 
     model_config = SettingsConfigDict(env_prefix="QA_")
@@ -477,14 +482,14 @@ class ExecutionSettings(BaseSettings):
     )
 
 
-class DagsterSettings(BaseSettings):
+class DagsterSettings(_Settings):
     """Dagster's own storage. Dagster reads these variables itself; `dagster.yaml` names ``DAGSTER_PG_URL``."""
 
     dagster_home: Path = Field(default=Path(".qa/dagster"), description="Folder with `dagster.yaml`. Dagster itself has no default.")
     dagster_pg_url: SecretStr = Field(default=SecretStr(""), description="PostgreSQL URL of Dagster's own storage.")
 
 
-class EmbeddedPachdSettings(BaseSettings):
+class EmbeddedPachdSettings(_Settings):
     """How the embedded pachd behaves where clusters differ. The defaults are quick; tests make it as slow and strict as a cluster."""
 
     model_config = SettingsConfigDict(env_prefix="QA_PACHD_", frozen=True)

@@ -6,19 +6,16 @@ A datum is a shard. It fails only if something that the worker needs is broken; 
 import logging
 import shutil
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from qa_platform.answering.engine import Answerer
 from qa_platform.answering.shard import answer_shard
 from qa_platform.contract import MANIFEST, QUESTIONS_REPO, SHARD_INFO, ModelChoice, ShardInfo
-from qa_platform.datum_batching import serve
-from qa_platform.errors import InputError, TransientError
+from qa_platform.datum_batching import path_of, serve
+from qa_platform.errors import TransientError
 from qa_platform.settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
-
-# Pachyderm puts a datum's files here; a server without containers puts them below QA_PFS_ROOT.
-_PFS = PurePosixPath("/pfs")
 
 
 class Worker:
@@ -39,8 +36,9 @@ class Worker:
             TransientError: the model cannot be loaded, or not on this device.
             OSError: a file cannot be read or written.
         """
-        source = self._source(datum)
-        target = self._root / "out" / source.relative_to(self._root / QUESTIONS_REPO)
+        questions = self._root / QUESTIONS_REPO
+        source = path_of(datum, self._root, within=questions)
+        target = self._root / "out" / source.relative_to(questions)
         wanted = ShardInfo.from_json((source / SHARD_INFO).read_bytes()).model
         done = answer_shard(self._answerer_for(wanted), source, target)
         if (source / MANIFEST).exists():
@@ -50,14 +48,6 @@ class Worker:
             "%s: %d rows in %.1f s (%.1f rows/s): %d answered, %d without answer, %d rejected",
             *(datum, done.rows, done.seconds, rate, done.answered, done.no_answer, done.rejected),
         )
-
-    def _source(self, datum: str) -> Path:
-        path = Path(datum)
-        if not path.is_relative_to(self._root) and path.is_relative_to(_PFS):
-            path = self._root / path.relative_to(_PFS)
-        if not path.is_relative_to(self._root / QUESTIONS_REPO):
-            raise InputError(f"it does not lie in {self._root / QUESTIONS_REPO}", where=f"datum {datum}")
-        return path
 
     def _answerer_for(self, wanted: ModelChoice) -> Answerer:
         if self._answerer is None or wanted != self._wanted:

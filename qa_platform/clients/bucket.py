@@ -66,10 +66,11 @@ def account_client(settings: BucketSettings) -> storage.Client:
     """A client with the service account of GCS_ACCESS, or with Google's default credentials if that is empty.
 
     Raises:
-        InputError: GCS_ACCESS is not a service account.
+        InputError: GCS_ACCESS is not a service account, or there are no credentials.
     """
     if not settings.gcs_access.get_secret_value().strip():
-        return storage.Client(project=settings.google_cloud_project)
+        with bucket_errors("opening the bucket"):
+            return storage.Client(project=settings.google_cloud_project)
     # From memory: no credential is written to a file.
     account = json.loads(service_account(settings.gcs_access))
     return storage.Client.from_service_account_info(account, project=settings.google_cloud_project)

@@ -157,13 +157,19 @@ def _connection_error(settings: PostgresSettings, text: str) -> QaPlatformError:
     where = _where(settings)
     # If a host has several addresses, the failures of all of them count, not only the last.
     said = " ".join(text.rpartition("All failures were:")[2].split())
-    password = settings.password.get_secret_value()
-    if password:
-        said = said.replace(password, "***")
+    shown = without_password(said, settings.password.get_secret_value())
     for pattern, advice in _NOT_RETRIED:
         if re.search(pattern, said, re.IGNORECASE):
-            return InputError(f"cannot connect to PostgreSQL as {where}: {said}", advice=advice)
-    return TransientError(f"PostgreSQL cannot be reached as {where}: {said}", advice="check that it runs there")
+            return InputError(f"cannot connect to PostgreSQL as {where}: {shown}", advice=advice)
+    return TransientError(f"PostgreSQL cannot be reached as {where}: {shown}", advice="check that it runs there")
+
+
+def without_password(text: str, password: str) -> str:
+    """The text of an error, if it does not contain the password.
+
+    The password is not cut out: what is left would show a weak one.
+    """
+    return "its message is not shown, because it contains the password" if password and password in text else text
 
 
 @contextmanager

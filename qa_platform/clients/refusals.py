@@ -1,6 +1,7 @@
 """Errors of the bucket: which are transient, and what a person must do about the others."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -13,16 +14,20 @@ from requests.exceptions import RequestException
 
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 
+# The id of a resumable upload, in its address: whoever has it can write the object.
+_UPLOAD_SESSION = re.compile(r"upload_id=[^&\s)'\"]+")
 # What Google's client raises when the bucket refuses a request or cannot be reached.
 BUCKET_ERRORS = (GoogleAPIError, GoogleAuthError, RequestException, DataCorruption)
 # The transient statuses below 500. 308 and 410 end a resumable upload, which must begin again.
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.PERMANENT_REDIRECT, HTTPStatus.GONE)
 _BUSY_REASONS = ("rateLimitExceeded", "userRateLimitExceeded")
-NO_CREDENTIALS = "Google's client finds no credentials"
-NO_CREDENTIALS_ADVICE = (
+_NO_CREDENTIALS = "Google's client finds no credentials"
+_NO_CREDENTIALS_ADVICE = (
     "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file; "
     "on a laptop: qa-platform local run -- COMMAND"
 )
+# No message of Google's client that names a file is longer.
+_LONGEST_WITH_A_FILE = 500
 _CREDENTIALS = "check GOOGLE_APPLICATION_CREDENTIALS and the grants on the bucket"
 _PAYER = "let the account bill QA_BILLING_PROJECT: roles/serviceusage.serviceUsageConsumer on that project, whose billing must be active"
 # What to do, by the service's own reason for a refusal.
@@ -61,7 +66,8 @@ def bucket_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except BUCKET_ERRORS as error:
-        raise platform_error(error, doing) from error
+        # Some originals are left out: Dagster would show their text.
+        raise platform_error(error, doing) from None if _may_hold_a_secret(error) else error
 
 
 def platform_error(error: Exception, doing: str, *, trouble: str = "the bucket cannot be reached") -> QaPlatformError:
@@ -72,15 +78,26 @@ def platform_error(error: Exception, doing: str, *, trouble: str = "the bucket c
         trouble: what is wrong, if a retry may help.
     """
     if isinstance(error, DefaultCredentialsError):
-        return InputError(f"{NO_CREDENTIALS} ({error})", where=doing, advice=NO_CREDENTIALS_ADVICE)
+        return InputError(_no_credentials(str(error)), where=doing, advice=_NO_CREDENTIALS_ADVICE)
     if isinstance(error, RefreshError) and not (error.retryable or isinstance(error.__cause__, TransportError)):
         return InputError(f"Google does not accept the credentials ({error})", where=doing, advice=_CREDENTIALS)
     status = error.code if isinstance(error, GoogleAPICallError) else None
     if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY or reason_of(error) in _BUSY_REASONS:
-        return TransientError(f"{trouble}: {error}", where=doing)
+        return TransientError(f"{trouble}: {_UPLOAD_SESSION.sub('upload_id=…', str(error))}", where=doing)
     advice = _ADVICE_BY_REASON.get(reason_of(error)) or _ADVICE_BY_STATUS.get(status, "check STORAGE_BUCKET and the name of the object")
     message = _first_detail(error).get("message") or getattr(error, "message", "") or error
     return InputError(f"{_what(status)} ({message})", where=doing, advice=advice)
+
+
+def _may_hold_a_secret(error: Exception) -> bool:
+    return isinstance(error, DefaultCredentialsError) or bool(_UPLOAD_SESSION.search(str(error)))
+
+
+def _no_credentials(text: str) -> str:
+    """Google's text quotes GOOGLE_APPLICATION_CREDENTIALS, which may hold the key itself instead of its file's name."""
+    if len(text) > _LONGEST_WITH_A_FILE or "{" in text:
+        return f"{_NO_CREDENTIALS}: GOOGLE_APPLICATION_CREDENTIALS holds something other than the name of a file"
+    return f"{_NO_CREDENTIALS} ({text})"
 
 
 def reason_of(error: Exception) -> str:

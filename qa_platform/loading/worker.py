@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import random
+import stat
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ import psycopg
 
 from qa_platform.clients.postgres import connect
 from qa_platform.contract import LOAD_PIPELINE, FileStatus
-from qa_platform.datum_batching import fault_of, serve
+from qa_platform.datum_batching import fault_of, path_of, serve
 from qa_platform.errors import InputError, TransientError
 from qa_platform.loading import migrate
 from qa_platform.loading.answered import read_answered, write_csv
@@ -64,13 +65,12 @@ class Loader:
         logger.info("%s", _line(result))
 
     def _folder(self, datum: DatumSettings) -> Path:
-        """The folder as this process sees it. Paths in the environment begin with ``/pfs``, wherever the root is."""
+        """The folder of the answered file."""
         if not datum.question_answer:
             raise InputError(
                 "the variable question_answer is empty", advice="run this program in a pipeline whose input is question_answer"
             )
-        path = Path(datum.question_answer)
-        return self._root / path.relative_to("/pfs") if path.is_relative_to("/pfs") else path
+        return path_of(datum.question_answer, self._root, within=self._root)
 
     def _load_with_patience(self, folder: Path, datum: DatumSettings) -> LoadResult:
         pause = _FIRST_PAUSE_SECONDS
@@ -126,7 +126,7 @@ class _Outage:
         if not 0 <= now - since <= _FORGOTTEN_AFTER * PATIENCE_SECONDS:
             since = self._since = now
             with suppress(OSError):
-                self._file.touch()
+                self._touch()
         return PATIENCE_SECONDS - (now - since)
 
     def is_over(self) -> None:
@@ -135,13 +135,22 @@ class _Outage:
         with suppress(OSError):
             self._file.unlink(missing_ok=True)
 
+    def _touch(self) -> None:
+        # The folder may be shared with other users: their links are not followed.
+        file = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            os.utime(file)
+        finally:
+            os.close(file)
+
     def _beginning(self) -> float:
         if self._since is not None:
             return self._since
         try:
-            return self._file.stat().st_mtime
+            found = self._file.lstat()
         except OSError:
             return 0.0
+        return found.st_mtime if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() else 0.0
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 
 from qa_platform.batches.failure import JobFailure
 from qa_platform.batches.run import Outcome
+from qa_platform.clients.refusals import platform_error
 from qa_platform.contract import FileStatus
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ledger.records import FileRecord
@@ -55,9 +56,11 @@ def failures_for_people(
             f"check that the service named here is up (`qa-platform doctor` checks all of them). Then {next_step}.", error
         ) from error
     except GoogleAuthError as error:
+        # Without the original, which may quote the key.
         raise failure(
-            f"check that GOOGLE_APPLICATION_CREDENTIALS names a service account that may use the bucket. Then {next_step}.", error
-        ) from error
+            f"check that GOOGLE_APPLICATION_CREDENTIALS names a service account that may use the bucket. Then {next_step}.",
+            platform_error(error, "using the bucket"),
+        ) from None
     except Exception as error:
         if wrong := wrong_settings(error):
             # Without its cause, which shows values.

@@ -8,6 +8,7 @@ and sends their notifications itself.
 import http.client
 import json
 import logging
+import re
 import smtplib
 import ssl
 import time
@@ -37,6 +38,8 @@ _PAUSE_SECONDS = 2.0
 # The maximum length of a message in characters, and the maximum number of checks that it names.
 _TEXT_LIMIT = 3_000
 _NAMED = 20
+# Where chats make a link of plain text or of Markdown. A zero-width space prevents it.
+_LINKS = re.compile(r"(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?<=\])(?=\()", re.IGNORECASE)
 
 
 class Channel(NamedTuple):
@@ -103,7 +106,7 @@ def notify_of_failed_checks(settings: NotificationSettings, evaluations: Iterabl
     lines = _failed(evaluations)
     if not lines or not channels(settings):
         return
-    text = "\n".join(lines)[:_TEXT_LIMIT]
+    text = _plain(lines)
     try:
         notify(settings, f"{len(lines)} checks failed", f"{text}\n\nThe runs of these files were lost after loading them.", tries=1)
     except QaPlatformError as error:
@@ -185,7 +188,8 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
     address = settings.slack_webhook.get_secret_value()
     if not address.startswith(("https://", "http://127.0.0.1:")):
         raise InputError("QA_SLACK_WEBHOOK is not an https:// address", advice="set it to the address that Slack shows for the webhook")
-    body = json.dumps({"text": _slack_text(f"*{subject}*\n{text}")}).encode()
+    # Without mark-up and previews: others chose the names of files.
+    body = json.dumps({"text": _slack_text(f"{subject}\n{text}"), "mrkdwn": False, "unfurl_links": False}).encode()
     failure: QaPlatformError
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
@@ -295,8 +299,12 @@ def send_to_service(url: SecretStr, subject: str, text: str) -> None:
 def _text(run: dg.DagsterRun, lines: list[str], dagster_url: str) -> str:
     base = dagster_url.rstrip("/")
     link = f"{base}/runs/{run.run_id}" if base else f"run {run.run_id}"
-    text = "\n".join(lines)[:_TEXT_LIMIT]
-    return f"{text}\n\n{run.job_name}, {link}"
+    return f"{_plain(lines)}\n\n{run.job_name}, {link}"
+
+
+def _plain(lines: list[str]) -> str:
+    """Lines that may name files: cut, and without anything that a chat would make a link of."""
+    return _LINKS.sub("\u200b", "\n".join(lines)[:_TEXT_LIMIT])
 
 
 def _slack_text(text: str) -> str:

@@ -3,9 +3,10 @@
 import dagster as dg
 from dagster_gcp.gcs import GCSResource
 
+from qa_platform.clients.refusals import bucket_errors
 from qa_platform.clients.services import Services
 from qa_platform.orchestration.reports.events import Reporter
-from qa_platform.settings import BucketSettings, CatalogSettings, CheckSettings
+from qa_platform.settings import BucketSettings, CatalogSettings, CheckSettings, settings_errors
 
 
 class PlatformResource(dg.ConfigurableResource):
@@ -17,12 +18,20 @@ class PlatformResource(dg.ConfigurableResource):
         """The clients and settings of the pipeline.
 
         Raises:
-            InputError: no bucket is configured, or the model's precision is not pinned.
+            InputError: no bucket is configured, there are no credentials, the model's precision is not pinned, or a variable is invalid.
         """
-        return Services.from_environment(self.gcs.get_client())
+        # Dagster shows a sensor's errors as they are.
+        with settings_errors(), bucket_errors("opening the bucket"):
+            return Services.from_environment(self.gcs.get_client())
 
     def reporter(self, services: Services) -> Reporter:
-        return Reporter(services, CheckSettings(), CatalogSettings())
+        """What reports files to Dagster.
+
+        Raises:
+            InputError: a variable is invalid.
+        """
+        with settings_errors():
+            return Reporter(services, CheckSettings(), CatalogSettings())
 
 
 def platform_resource(settings: BucketSettings) -> PlatformResource:

@@ -156,6 +156,13 @@ def test_the_worker_finds_absolute_and_relocated_datums(tmp_path: Path) -> None:
     assert len(read_answers(tmp_path / "out" / "some-file" / "part-00001")) == 7
 
 
+@pytest.mark.parametrize("datum", ["/pfs/questions/../../elsewhere", "/pfs/out/part-00000", "/elsewhere", "elsewhere"])
+def test_the_worker_takes_no_datum_from_elsewhere(tmp_path: Path, datum: str) -> None:
+    write_shard(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="it does not lie in"):
+        Worker(tmp_path / "pfs", threads=1).do(datum)
+
+
 def test_the_worker_passes_on_the_manifest_that_the_first_shard_carries(tmp_path: Path) -> None:
     write_shard(tmp_path / "questions" / "some-file" / "part-00000")
     (tmp_path / "questions" / "some-file" / "part-00000" / MANIFEST).write_text('{"not": "looked at"}')

@@ -314,6 +314,16 @@ def test_a_storage_that_only_dagster_yaml_knows_is_asked(
     assert SECRET not in str(finding)
 
 
+@pytest.mark.parametrize("password", ["hun/ter2", "hunter@secret/2x", "p@hunter2", "123/hunter2", "hunter?2"])
+def test_no_part_of_a_password_that_is_not_encoded_is_shown(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_PG_URL", f"postgresql://qa:{password}@127.0.0.1:1/dagster")
+    finding = examined()["Dagster storage"]
+    assert finding.state is State.WRONG
+    assert not any(part in str(finding) for part in ("ter2", "2x", "unter", "?2"))
+
+
 def test_an_address_with_sqlalchemys_driver_is_asked_as_dagster_asks_it(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,21 +1,24 @@
 """Permanent refusals of the bucket, as distinct from transient errors: the message, and that they are not retried."""
 
+import base64
 import io
 import json
 import re
 import threading
+import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from google.api_core.exceptions import BadRequest, InternalServerError, ServiceUnavailable, TooManyRequests
+from google.api_core.exceptions import BadRequest, InternalServerError, RetryError, ServiceUnavailable, TooManyRequests
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from google.oauth2.service_account import Credentials
 
 from qa_platform.clients.bucket import (
+    account_client,
     archive,
     find_incoming,
     list_incoming,
@@ -111,6 +114,26 @@ def test_an_upload_over_a_held_object_is_refused_for_good(bucket: storage.Bucket
 def test_what_passes_by_itself_is_told_from_what_does_not(error: Exception, kind: type[Exception]) -> None:
     with pytest.raises(kind), bucket_errors("trying"):
         raise error
+
+
+KEY = json.dumps({"type": "service_account", "private_key": "-----BEGIN PRIVATE KEY-----\nMIIE" + "x" * 1600, "client_email": "a@b"})
+
+
+@pytest.mark.parametrize("value", [KEY, base64.b64encode(KEY.encode()).decode()])
+def test_a_key_in_place_of_its_file_s_name_is_never_quoted(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", value)
+    for opened in (open_bucket, account_client):
+        with pytest.raises(InputError, match="holds something other than the name of a file") as caught:
+            opened(BucketSettings())
+        shown = "".join(traceback.format_exception(caught.value))
+        assert value[:40] not in shown
+        assert "MIIE" not in shown
+
+
+def test_the_address_of_an_upload_session_is_never_quoted() -> None:
+    with pytest.raises(TransientError, match="upload_id=…") as caught, bucket_errors("writing"):
+        raise RetryError("Max retries exceeded with url: /upload?uploadType=resumable&upload_id=SESSION (Caused by x)", cause=None)
+    assert "SESSION" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_file_that_may_not_be_read_any_more_is_refused_for_good(bucket: storage.Bucket) -> None:

@@ -835,6 +835,30 @@ def test_the_worker_s_patience_ends_whatever_an_earlier_outage_left_behind(
     assert worker.PATIENCE_SECONDS >= worker._Outage(postgres).seconds_left() > 0
 
 
+def test_the_outage_of_another_user_is_neither_followed_nor_believed(
+    postgres: PostgresSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    worker._Outage(postgres).seconds_left()
+    (remembered,) = tmp_path.iterdir()
+    target = tmp_path / "target"
+    remembered.unlink()
+    remembered.symlink_to(target)
+    assert worker._Outage(postgres).seconds_left() > worker.PATIENCE_SECONDS - 1
+    assert not target.exists()
+    then = time.time() - 100
+    target.touch()
+    os.utime(target, (then, then))
+    assert worker._Outage(postgres).seconds_left() > worker.PATIENCE_SECONDS - 1
+
+
+def test_the_loader_takes_no_file_from_elsewhere(postgres: PostgresSettings, tmp_path: Path) -> None:
+    folder = MIXED.write(tmp_path / "elsewhere")
+    for datum in (str(folder), "/pfs/../elsewhere"):
+        with pytest.raises(InputError, match="it does not lie in"):
+            worker.Loader(tmp_path / "pfs", postgres).do(DatumSettings(question_answer=datum))
+
+
 @pytest.mark.faults
 def test_a_worker_whose_connection_is_cut_opens_another(
     postgres: PostgresSettings, connection: psycopg.Connection, pfs: Path, monkeypatch: pytest.MonkeyPatch

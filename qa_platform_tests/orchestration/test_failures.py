@@ -5,12 +5,14 @@ from typing import Any, cast
 
 import dagster as dg
 import pytest
+from dagster._utils.error import serializable_error_info_from_exc_info
 from google.auth.exceptions import DefaultCredentialsError
 
 from qa_platform.batches.blame import Verdict
 from qa_platform.batches.failure import JobFailure
 from qa_platform.batches.run import Outcome
 from qa_platform.contract import FileStatus, FileVersion
+from qa_platform.definitions import defs
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ledger.records import FileRecord
 from qa_platform.orchestration.failures import batch_failure, failures_for_people
@@ -54,7 +56,7 @@ def fails(context: dg.OpExecutionContext) -> None:
     errors = {
         "input": InputError("no file"),
         "unavailable": TransientError("pachd is unavailable"),
-        "credentials": DefaultCredentialsError("no such file"),
+        "credentials": DefaultCredentialsError('File {"private_key": "not-shown"} was not found.'),
         "bug": KeyError("x"),
     }
     with failures_for_people(context, ExecutionSettings()):
@@ -101,6 +103,28 @@ def test_housekeeping_that_fails_says_what_to_do_and_what_happens_by_itself(monk
         result = housekeeping_job(ExecutionSettings()).execute_in_process(instance=instance, resources=resources, raise_on_error=False)
     failures: list[Any] = [e.step_failure_data for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_FAILURE]
     assert [f.user_failure_data.description.splitlines()[0] for f in failures] == [
-        "What to do: correct the variables that are named here and restart what uses them. "
-        "Then the next night's run does the rest, and no file waits for it."
+        "What to do: fix what is described here. Then the next night's run does the rest, and no file waits for it."
     ] * 3
+    assert all("PG_PORT" in f.user_failure_data.description for f in failures)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PACH_TOKEN": "\ufeffnot-shown", "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"},
+        {"GOOGLE_APPLICATION_CREDENTIALS": '{"private_key": "not-shown"}'},
+    ],
+)
+@pytest.mark.parametrize("name", ["incoming_files", "done_files", "reconcile", "platform_status"])
+def test_a_tick_shows_no_secret_that_is_set_wrongly(name: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    sensor = defs.get_repository_def().get_sensor_def(name)
+    resources = {"platform": platform_resource(BucketSettings())}
+    with (
+        dg.DagsterInstance.ephemeral() as instance,
+        dg.build_sensor_context(instance=instance, definitions=defs, resources=resources, sensor_name=name) as context,
+        pytest.raises(InputError, match=next(iter(variables))) as caught,
+    ):
+        sensor.evaluate_tick(context)
+    assert "not-shown" not in serializable_error_info_from_exc_info((caught.type, caught.value, caught.tb)).to_string()

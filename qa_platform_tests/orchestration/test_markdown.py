@@ -87,6 +87,12 @@ def test_a_link_to_an_object_is_one_link_whatever_the_object_is_called(name: str
     assert address == f"https://console.cloud.google.com/storage/browser/_details/b/{quote(f'incoming/{name}')}"
 
 
+def test_a_name_that_browsers_would_resolve_is_no_link() -> None:
+    bucket = storage.Client("test", AnonymousCredentials()).bucket("b")
+    for name in ("incoming/../../other/a.csv", "incoming/./a.csv"):
+        assert tags(rendered(str(object_link(bucket, name).value))) == {"p"}
+
+
 def test_a_table_of_long_cells_cuts_them_and_counts_the_rows_that_do_not_fit() -> None:
     text = table(("a", "b"), [("x" * 500, "|" * 500)] * 40)
     assert len(text) < INLINE_LIMIT

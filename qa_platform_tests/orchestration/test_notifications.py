@@ -151,7 +151,7 @@ def test_a_failed_run_is_told_with_what_to_do_first(webhook: Webhook, monkeypatc
         sensor = notification_sensors(NotificationSettings())[0]
         sensor(context)
     (told,) = webhook.texts
-    assert told.startswith("*breaks failed*\nWhat to do: fix &lt;it&gt; &amp; run it again.\nThe engine is cold.")
+    assert told.startswith("breaks failed\nWhat to do: fix &lt;it&gt; &amp; run it again.\nThe engine is cold.")
 
 
 def test_failed_checks_are_told_per_file_and_passed_ones_are_not(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_failed_checks_are_told_per_file_and_passed_ones_are_not(webhook: Webhoo
         )
         notification_sensors(NotificationSettings())[1](context)
     (told,) = webhook.texts
-    assert told.startswith("*1 checks failed*\nWarning: cells, usual: a.csv")
+    assert told.startswith("1 checks failed\nWarning: cells, usual: a.csv")
 
 
 def test_mail_is_sent_to_every_receiver() -> None:
@@ -242,6 +242,20 @@ def test_a_channel_that_drips_ends_in_time_and_is_named(webhook: Webhook, monkey
     assert len(webhook.texts) == 1
 
 
+def test_no_name_of_a_file_becomes_a_link(webhook: Webhook) -> None:
+    names = ("[Log in again](https://evil.example/login).csv", "http://evil.example.csv", "WWW.evil.example.csv")
+    evaluations = [
+        dg.AssetCheckEvaluation(dg.AssetKey("cells"), "usual", passed=False, partition=name, severity=dg.AssetCheckSeverity.WARN)
+        for name in names
+    ]
+    both = NotificationSettings(slack_webhook=SecretStr(webhook.address), notify_urls=(SecretStr(as_service(webhook)),))
+    notify_of_failed_checks(both, evaluations, logging.getLogger(__name__))
+    assert len(webhook.texts) == 2
+    for text in webhook.texts:
+        assert text.count("evil.example") == 3
+        assert not any(link in text for link in ("://", "](", "WWW."))
+
+
 def test_an_address_that_is_not_encrypted_is_refused() -> None:
     plain = Webhook()
     plain.address = "http://hooks.example.org/x"
@@ -316,7 +330,7 @@ def test_failed_checks_that_a_sensor_evaluated_are_told_and_an_outage_is_only_lo
     notify_of_failed_checks(settings(webhook), [passed], log)
     notify_of_failed_checks(settings(webhook), [passed, failed], log)
     (told,) = webhook.texts
-    assert told.startswith("*1 checks failed*\nError: cells, bad: a\\u202e.csv\n")
+    assert told.startswith("1 checks failed\nError: cells, bad: a\\u202e.csv\n")
     webhook.status = 503
     notify_of_failed_checks(settings(webhook), [failed], log)
     assert "answers 503" in caplog.text

@@ -42,15 +42,14 @@ def _examine() -> Iterator[Result]:
 
 def _explained(error: QaPlatformError, url: str, *, is_listed: bool) -> Wrong:
     from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Unauthorized
-    from google.auth.exceptions import DefaultCredentialsError
 
-    from qa_platform.clients.refusals import NO_CREDENTIALS, NO_CREDENTIALS_ADVICE, reason_of
+    from qa_platform.clients.refusals import reason_of
 
     origin = error.__cause__
     if isinstance(origin, NotFound) and not is_listed:
         return Wrong(f"there is no bucket {url}", f"gcloud storage buckets create {shlex.quote(url)}, or set STORAGE_BUCKET")
-    if isinstance(origin, DefaultCredentialsError):
-        return Wrong(NO_CREDENTIALS, NO_CREDENTIALS_ADVICE)
+    if isinstance(error, InputError) and origin is None:
+        return Wrong(error.cause, error.advice)
     if isinstance(error, InputError) and isinstance(origin, GoogleAPIError):
         is_role_missing = isinstance(origin, (Forbidden, Unauthorized)) and reason_of(origin) in ("", "forbidden")
         return Wrong(error.cause, _grant(url) if is_role_missing else error.advice)

@@ -5,13 +5,13 @@ The storage is found through Dagster's instance. Its tables are only read, never
 
 import json
 import os
-import re
 import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from qa_platform.cli.doctor.findings import IN_THE_STACK, Part, Result, Wrong, ok, wrong
 from qa_platform.contract import HEARTBEAT_ASSET
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import psycopg
     from dagster._core.instance.ref import InstanceRef
     from dagster._serdes import ConfigurableClassData
+    from sqlalchemy import URL
 
 _EXPORT = "export DAGSTER_PG_URL=postgresql://USER:PASSWORD@HOST/DATABASE"
 _CONNECT_SECONDS = 5
@@ -61,29 +62,13 @@ def last_heartbeat() -> float | None:
 class _Storage:
     """The PostgreSQL of Dagster's storage. ``source``: the setting or file that names it. ``fix``: what to do if it is unavailable."""
 
-    url: str
+    url: "URL"
     source: str
     fix: str
 
     @property
     def where(self) -> str:
-        values = self._values
-        return f"{values.get('user', '')}@{values.get('host', '')}/{values.get('dbname', '')}"
-
-    @property
-    def password(self) -> str:
-        return str(self._values.get("password") or "")
-
-    @property
-    def _values(self) -> dict[str, Any]:
-        import psycopg
-        from psycopg import conninfo
-
-        try:
-            return conninfo.conninfo_to_dict(self.url)
-        except psycopg.Error:
-            # Without its message, which would quote the password.
-            raise Wrong(f"{self.source} has no valid PostgreSQL address", _EXPORT) from None
+        return f"{self.url.username or ''}@{self.url.host or ''}/{self.url.database or ''}"
 
 
 def _home(settings: DagsterSettings, instance: Path) -> Result:
@@ -133,19 +118,39 @@ def _resolved(part: "ConfigurableClassData", settings: DagsterSettings, instance
         # Without Dagster's message, which may quote the values.
         raise Wrong(f"the storage in {instance} cannot be resolved", "set the variables that it names; check with `dagster instance info`")
     fix = "start it, or set DAGSTER_PG_URL to where it is" if source != str(instance) else f"start it, or correct the storage in {instance}"
-    # SQLAlchemy's driver, as in `postgresql+psycopg2://`, means nothing to libpq.
-    return _Storage(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", pg_url_from_config(resolved.value)), source, fix)
+    return _Storage(_parsed(pg_url_from_config(resolved.value), source), source, fix)
+
+
+def _parsed(address: str, source: str) -> "URL":
+    """An address, read as Dagster reads it."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    # Without the original error and without the parts, in which the password may be.
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        raise Wrong(f"{source} has no valid PostgreSQL address", _EXPORT) from None
+    # They belong to a password that contains "@", "/" or "?" as it is.
+    if set("@/?") & set(f"{url.username or ''}{url.host or ''}{url.database or ''}"):
+        raise Wrong(f"{source} has no valid PostgreSQL address", f"{_EXPORT}, with the password percent-encoded")
+    return url
 
 
 def _connected(storage: _Storage) -> "psycopg.Connection":
     import psycopg
 
-    where, password = storage.where, storage.password
+    from qa_platform.clients.postgres import without_password
+
+    # libpq would split an address in another way.
+    parts = storage.url.translate_connect_args(username="user", database="dbname")
+    # The folder of a socket.
+    host = {"host": unquote(storage.url.host)} if storage.url.host else {}
     try:
-        return psycopg.connect(storage.url, connect_timeout=_CONNECT_SECONDS)
+        return psycopg.connect(**{**storage.url.query, **parts, **host}, connect_timeout=_CONNECT_SECONDS)
     except psycopg.Error as error:
-        message = " ".join(str(error).split())
-        raise Wrong(f"{where}: {message.replace(password, '***') if password else message}", storage.fix) from None
+        said = without_password(" ".join(str(error).split()), str(storage.url.password or ""))
+        raise Wrong(f"{storage.where}: {said}", storage.fix) from None
 
 
 def _encoding(connection: "psycopg.Connection", storage: _Storage) -> Result:

@@ -196,7 +196,7 @@ def run_results(evaluations: Sequence[dg.AssetCheckEvaluation]) -> Iterator[dg.A
         bad = [e for e in mine if not e.passed]
         metadata: dict[str, Any] = {
             "files": dg.MetadataValue.int(len(mine)),
-            "failed": dg.MetadataValue.json([e.partition or "" for e in bad[:_NAMED]]),
+            "failed": dg.MetadataValue.json([escaped(e.partition or "") for e in bad[:_NAMED]]),
         }
         # With a single file, its evidence is the run's evidence.
         if len(mine) == 1:

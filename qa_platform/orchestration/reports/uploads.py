@@ -52,9 +52,13 @@ def object_link(bucket: storage.Bucket, name: str) -> dg.MetadataValue:
     """
     if not name:
         return dg.MetadataValue.text("deleted once it is answered")
+    shown = cell(escaped(name), characters=_NAME_CHARACTERS)
+    # Browsers resolve such a part, and would open another page.
+    if {".", ".."} & set(name.split("/")):
+        return dg.MetadataValue.md(shown)
     endpoint = bucket.client.api_endpoint
     address = f"{endpoint}/download/storage/v1/b/{bucket.name}/o/{quote(name, safe='')}?alt=media"
     if endpoint.endswith("googleapis.com"):
         address = f"https://console.cloud.google.com/storage/browser/_details/{bucket.name}/{quote(name)}"
     # Not a bare address: browsers do not wrap it, and it makes Dagster's pages wider than their windows.
-    return dg.MetadataValue.md(f"[{cell(escaped(name), characters=_NAME_CHARACTERS)}](<{address}>)")
+    return dg.MetadataValue.md(f"[{shown}](<{address}>)")
