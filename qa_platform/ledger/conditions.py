@@ -21,13 +21,26 @@ ASKED_AGAIN = """
     status = 'pending', attempts = 0, retry_at = NULL, put_off_since = NULL, batch_id = '', archived_at = NULL, archive_error = '',
     csv_owed = false, csv_error = '', error = '', rejection = NULL
 """
+
+
+def first_row(table: str, where: str = "") -> str:
+    """The first row number of file `f` in a table, NULL if it has no row there; with a condition, of the rows `q` that meet it.
+
+    Unlike EXISTS, it is always read from the index. If there are few files, PostgreSQL expects to meet a row of each at once, and would
+    read the table from its beginning to the first row.
+    """
+    of_file = f"q.source_file = f.source_file {where}"
+    return f"(SELECT q.row_number FROM {table} q WHERE {of_file} ORDER BY q.source_file, q.row_number LIMIT 1)"  # noqa: S608
+
+
+_OF_GENERATION = "AND q.generation = f.generation"
 # The table holds this generation's rows. An older generation's rows were removed when a newer one was loaded, and do not come back when
 # the newer one is forgotten.
-IN_THE_TABLE = """
+IN_THE_TABLE = f"""
     f.loaded_at IS NOT NULL AND (
         f.rows = 0
-        OR EXISTS (SELECT FROM question_answer q WHERE q.source_file = f.source_file AND q.generation = f.generation)
-        OR EXISTS (SELECT FROM question_answer_reject q WHERE q.source_file = f.source_file AND q.generation = f.generation)
+        OR {first_row("question_answer", _OF_GENERATION)} IS NOT NULL
+        OR {first_row("question_answer_reject", _OF_GENERATION)} IS NOT NULL
     )
 """
 # Joins the versions of `keys`.

@@ -3,10 +3,11 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from qa_platform.clients.postgres import LIFT_LIMITS
 from qa_platform.contract import FileVersion, file_id, partition_key
 from qa_platform.errors import InputError
 from qa_platform.ledger.connection import LedgerConnection
-from qa_platform.ledger.loads import try_load_lock
+from qa_platform.ledger.loads import try_load_lock, wait_for_load_lock
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Forgetting(LedgerConnection):
     def holdings(self, name: str) -> Holdings:
         """What the three tables hold of a file."""
         with self._transaction() as cursor:
+            cursor.execute(LIFT_LIMITS)
             answers, rejects, is_forgotten = (
                 dict(cursor.execute(query, [name]).fetchall())
                 for query in (
@@ -67,8 +69,6 @@ class Forgetting(LedgerConnection):
             if not try_load_lock(cursor, name):
                 raise InputError("it is being loaded right now", where=name, advice="repeat the command in a minute")
             for statement in (
-                "DELETE FROM question_answer WHERE source_file = %(name)s AND generation = ANY(%(generations)s)",
-                "DELETE FROM question_answer_reject WHERE source_file = %(name)s AND generation = ANY(%(generations)s)",
                 """
                 DELETE FROM question_file
                 WHERE source_file = %(name)s AND generation = ANY(%(generations)s) AND status <> 'forgotten'
@@ -81,3 +81,9 @@ class Forgetting(LedgerConnection):
                 """,
             ):
                 cursor.execute(statement, values)
+        # In a transaction of its own, without the lock on all claims: a file may have any number of rows.
+        with self._transaction() as cursor:
+            cursor.execute(LIFT_LIMITS)
+            wait_for_load_lock(cursor, name)
+            for table in ("question_answer", "question_answer_reject"):
+                cursor.execute(f"DELETE FROM {table} WHERE source_file = %(name)s AND generation = ANY(%(generations)s)", values)  # noqa: S608

@@ -93,15 +93,12 @@ class Overview(Records):
     """
 
     def totals(self, *, seconds: float) -> tuple[Mapping[FileStatus, int], Totals]:
-        """The number of files per status, and sums over all of them. Reads the whole table twice."""
+        """The number of files per status, and sums over all of them. Reads the whole table, once."""
         with self._transaction() as cursor:
             limit_seconds(cursor, seconds)
-            cursor.execute("SELECT status, count(*) FROM question_file GROUP BY status")
-            files = dict.fromkeys(FileStatus, 0) | {FileStatus(status): count for status, count in cursor}
-            with cursor.connection.cursor(row_factory=class_row(Totals)) as rows:
-                totals = rows.execute(_TOTALS).fetchone()
-        assert totals is not None
-        return files, totals
+            found = {status: (count, Totals(*sums)) for status, count, *sums in cursor.execute(_TOTALS)}
+        _, totals = found.pop(None)
+        return dict.fromkeys(FileStatus, 0) | {FileStatus(status): count for status, (count, _) in found.items()}, totals
 
     def loaded_within(self, window: float, *, limit: int, seconds: float) -> list[FileRecord]:
         """Files that were loaded in the last ``window`` seconds, newest first, at most ``limit``."""
@@ -163,9 +160,10 @@ _DAYS = f"""
     ) f USING (day)
     GROUP BY day ORDER BY day
 """
-# A file that is to be answered again may be old: its wait does not begin before its last load.
+# A row for each status, and one without a status for all, with the fields of `Totals` in their order. A file that is to be answered again
+# may be old: its wait does not begin before its last load.
 _TOTALS = f"""
-    SELECT coalesce(sum(f.answered), 0)::bigint AS answered,
+    SELECT f.status, count(*), coalesce(sum(f.answered), 0)::bigint AS answered,
         coalesce(sum(f.no_answer), 0)::bigint AS no_answer,
         coalesce(sum(f.rejected), 0)::bigint AS rejected,
         coalesce(extract(epoch FROM now() - min(greatest(f.created_at, f.loaded_at)) FILTER (WHERE {OPEN})), 0)::float AS oldest_seconds,
@@ -175,5 +173,5 @@ _TOTALS = f"""
         count(*) FILTER (WHERE {OPEN} AND f.claim_owner IS NOT NULL AND NOT {LIVE}) AS expired,
         count(*) FILTER (WHERE {NOT_ARCHIVED} AND f.archive_error <> '') AS archive_errors,
         max(f.loaded_at) AS last_load
-    FROM question_file f
+    FROM question_file f GROUP BY GROUPING SETS ((f.status), ())
 """

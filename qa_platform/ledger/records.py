@@ -174,10 +174,16 @@ class Records(LedgerConnection):
             result.update((record.version.name, record.version) for record in self._select(rest, values))
         return result
 
-    def names_with_status(self, statuses: Sequence[FileStatus]) -> set[str]:
-        """The names of files with any generation in one of these statuses."""
+    def names_in_work(self) -> set[str]:
+        """The names of files of which any generation waits, runs, or is loaded and not archived yet."""
         with self._transaction() as cursor:
-            cursor.execute("SELECT DISTINCT source_file FROM question_file WHERE status = ANY(%s)", [[str(s) for s in statuses]])
+            # As the indexes of unfinished and of unarchived files have it.
+            cursor.execute(
+                f"""
+                SELECT f.source_file FROM question_file f WHERE {OPEN}
+                UNION SELECT f.source_file FROM question_file f WHERE {NOT_ARCHIVED} AND f.status = 'loaded'
+                """
+            )
             return {name for (name,) in cursor}
 
     def names_of_run(self, run_id: str) -> set[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qa_platform.contract import INCOMING, FileVersion
-from qa_platform.ledger.conditions import ASKED_AGAIN, IS_WANTED, LIVE, OPEN, chunks, insert_unknown, keys
+from qa_platform.ledger.conditions import ASKED_AGAIN, IS_WANTED, LIVE, OPEN, chunks, first_row, insert_unknown, keys
 from qa_platform.ledger.connection import LedgerConnection
 
 
@@ -33,9 +33,8 @@ class AnsweredVersion:
 
 # Generation `f` was loaded or is unchanged, and the table has rows of the file, of any generation. A file without any answer has all of its
 # rows in another table.
-_IS_ANSWERED = """
-    ((f.loaded_at IS NOT NULL OR f.status = 'unchanged')
-    AND (f.answered = 0 OR EXISTS (SELECT FROM question_answer q WHERE q.source_file = f.source_file)))
+_IS_ANSWERED = f"""
+    ((f.loaded_at IS NOT NULL OR f.status = 'unchanged') AND (f.answered = 0 OR {first_row("question_answer")} IS NOT NULL))
 """
 # A run has claimed it, or it waits and its source is where no listing shows it. An upload that waits to be listed may be gone.
 _ON_ITS_WAY = f"({LIVE} OR {OPEN} AND f.place NOT IN ('', '{INCOMING}' || f.source_file))"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HEAD = "0008"
+HEAD = "0009"
 
 # Not alembic's default name: the database may be shared with another program that uses alembic.
 VERSION_TABLE = "question_answer_version"

@@ -10,7 +10,7 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from qa_platform.batches import commits
 from qa_platform.clients import pachyderm as pachd
 from qa_platform.clients.services import Services
-from qa_platform.contract import FileStatus, partition_key
+from qa_platform.contract import partition_key
 from qa_platform.ledger import Ledger
 from qa_platform.orchestration.failures import failures_for_people
 from qa_platform.orchestration.partitions import PARTITIONS
@@ -23,7 +23,7 @@ _NEXT = "the next night's run does the rest, and no file waits for it"
 # Enough for a cluster with a batch a minute; the rest is left to the next night.
 _SQUASHED_AT_ONCE = 2_000
 # Partitions that are deleted with one look at what is in progress.
-_DELETED_TOGETHER = 50
+_DELETED_TOGETHER = 200
 
 
 def housekeeping_schedule(execution: ExecutionSettings) -> dg.ScheduleDefinition:
@@ -88,7 +88,7 @@ def _deletable(context: dg.OpExecutionContext, services: Services, ledger: Ledge
         return []
     # Read before the claims: a file's partition moves to the end after it is claimed.
     keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
-    unfinished = ledger.names_with_status((FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED))
+    unfinished = ledger.names_in_work()
     return surplus(keys, {partition_key(name) for name in (*unfinished, *ledger.claimed())}, services.work.partitions_kept)
 
 

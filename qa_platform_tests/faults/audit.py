@@ -118,7 +118,7 @@ def _is_lost_with_the_bucket(world: World, version: FileVersion, record: FileRec
 def parked(world: World) -> list[str]:
     """The names of the files that the platform has given up on."""
     with world.ledger() as ledger:
-        return sorted(ledger.names_with_status([FileStatus.FAILED]))
+        return sorted({record.version.name for record in ledger.history(limit=1_000_000) if record.status is FileStatus.FAILED})
 
 
 def audit(world: World, uploader: Uploader) -> Account:

@@ -1,6 +1,6 @@
 """The final states of files: rejected, archived, unchanged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -207,3 +207,30 @@ def test_equal_content_that_was_never_loaded_does_not_make_an_upload_unchanged(
     load(connection, tmp_path, A1)
     connection.execute("UPDATE question_file SET md5 = 'md5'")
     assert ledger.mark_unchanged(upload)
+
+
+@pytest.fixture
+def one_second_a_statement(connection: psycopg.Connection, migrated: PostgresSettings) -> Iterator[None]:
+    """A database whose owner limits statements."""
+    connection.execute(f"ALTER DATABASE {migrated.dbname} SET statement_timeout = '1s'")
+    yield
+    connection.execute(f"ALTER DATABASE {migrated.dbname} RESET statement_timeout")
+
+
+@pytest.mark.usefixtures("one_second_a_statement")
+def test_forgetting_many_rows_has_no_time_limit_and_keeps_no_claim_waiting(
+    ledger: Ledger, connection: psycopg.Connection, migrated: PostgresSettings, tmp_path: Path
+) -> None:
+    load(connection, tmp_path, A1)
+    with ThreadPoolExecutor(1) as others, Ledger(migrated) as new, connect(migrated) as busy:
+        with busy.transaction():
+            # As long as this lasts, deleting the rows does.
+            busy.execute("SELECT FROM question_answer WHERE source_file = 'a.csv' FOR UPDATE")
+            forgetting = others.submit(new.forget, "a.csv", [1])
+            wait_until(lambda: ledger.is_forgotten(A1), "its record is replaced")
+            assert ledger.claim([B1], owner="run", lease_seconds=60)
+            with pytest.raises(psycopg.errors.QueryCanceled), connect(migrated) as limited:
+                limited.execute("SELECT pg_sleep(60)")
+            assert not forgetting.done()
+        forgetting.result(timeout=60)
+    assert not ledger.holdings("a.csv").answers

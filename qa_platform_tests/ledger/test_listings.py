@@ -7,6 +7,8 @@ import pytest
 
 from qa_platform.contract import FileVersion
 from qa_platform.ledger import Ledger, listings
+from qa_platform.ledger.conditions import IN_THE_TABLE
+from qa_platform.ledger.restoring import _IS_ANSWERED
 from qa_platform.settings import CheckSettings
 from qa_platform_tests.ledger.helpers import A1, B1, HELD, load
 from qa_platform_tests.loading_helpers import ANSWERED_BY
@@ -65,3 +67,24 @@ def test_claims_on_waiting_files_are_known_by_owner_for_a_while_after_they_have_
     assert ledger.waiting_claims(expired_for=2 * HELD) == {"held": 1, "expired": 1}
     ledger.start("held", [A1], run_id="run", batch_id="batch")
     assert ledger.waiting_claims(expired_for=0) == {}, "its run has begun"
+
+
+@pytest.mark.parametrize("condition", [IN_THE_TABLE, _IS_ANSWERED])
+def test_whether_a_file_is_in_the_table_never_reads_all_of_it(connection: psycopg.Connection, condition: str) -> None:
+    # A few files of many rows each, in their order: a scan of the table meets a row of the first at once, of the last after all others.
+    connection.execute(
+        """
+        INSERT INTO question_answer (question, source_file, generation, row_number)
+        SELECT repeat('?', 100), 'region' || f || '.csv', 1, r FROM generate_series(1, 4) f, generate_series(1, 5000) r
+        """
+    )
+    connection.execute(
+        """
+        INSERT INTO question_file (source_file, generation, file_id, partition_key, status, rows, answered, place, loaded_at)
+        SELECT 'region' || f || '.csv', g, '', '', 'finished', 5000, 5000, '', now() FROM generate_series(1, 4) f, generate_series(1, 20) g
+        """
+    )
+    connection.execute("ANALYZE question_answer, question_file")
+    plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN SELECT FROM question_file f WHERE {condition}"))  # noqa: S608
+    assert "question_answer_source" in plan
+    assert "Seq Scan on question_answer" not in plan, plan

@@ -112,7 +112,7 @@ def test_a_file_is_parked_after_its_last_attempt_and_waits_before(ledger: Ledger
         assert (found.attempts, found.error, found.claim_owner, found.batch_id, found.due) == (attempt, str(attempt), "", "", False)
     claimed_by_run(ledger, A1)
     assert charge(ledger, A1, "last") is FileStatus.FAILED
-    assert ledger.names_with_status([FileStatus.FAILED]) == {"a.csv"}
+    assert known(ledger, A1).status is FileStatus.FAILED
 
 
 def test_the_wait_after_a_failure_doubles_up_to_a_bound_less_at_most_a_half(ledger: Ledger, connection: psycopg.Connection) -> None:
