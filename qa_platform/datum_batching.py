@@ -72,15 +72,20 @@ def _attempt(work: Work, environment: Mapping[str, str]) -> str:
 
 
 def fault_of(error: Exception) -> DatumFault:
-    """The fault to report for an error. Platform errors know whether the file is to blame; for a failing disk or network it never is."""
+    """The fault to report for an error. Platform errors know whether the file is to blame; for a failing disk or network, or too
+    little memory, it never is.
+    """
     if isinstance(error, QaPlatformError):
         default = _UNAVAILABLE if error.blameless else _BAD_FILE
         return DatumFault(error.blameless, error.cause[:_CAUSE_LIMIT], error.advice or default)
     cause = f"{type(error).__name__}: {error}"[:_CAUSE_LIMIT]
     if isinstance(error, OSError):
         return DatumFault(True, cause, _UNAVAILABLE)
+    if isinstance(error, MemoryError) or "can't start new thread" in cause:
+        return DatumFault(True, cause, _TOO_SMALL)
     return DatumFault(False, cause, "report it: the program failed with an unexpected error")
 
 
 _UNAVAILABLE = "the file is retried automatically; `qa-platform doctor` checks every service"
+_TOO_SMALL = "give the workers more memory, or their pods more processes; then the file is retried automatically"
 _BAD_FILE = "see the file's error in `qa-platform status FILE`, then `qa-platform retry FILE`"

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from qa_platform.answering.engine import Answerer, AnswerOptions
 from qa_platform.answering.rows import ALTERNATIVES, AskedRow, Counts, alternatives_cell, answer_cells, answered_rows
 from qa_platform.contract import ANSWER_COLUMNS, pass_through_columns
-from qa_platform.errors import InputError
+from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import FileRejected, RowReader, TextLimits, csv_line
 from qa_platform.ingest.packing import is_packed, packed
 from qa_platform.ingest.rules import TABLE_LIMITS
@@ -87,7 +87,9 @@ def answer_file(
     Raises:
         FileRejected: the file cannot be read as a CSV of questions. Nothing of it is kept.
         InputError: the output would overwrite the input, is not an ordinary file, or is being written by another run.
+        TransientError: the input changed while it was read. Nothing of it is kept.
     """
+    _refuse_special(target)
     target = target.resolve()
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
@@ -102,7 +104,9 @@ def answer_file(
             counts = good.counts
             answers = _answer(answerer, rows, options, counts, report, skipped)
             _write_answers(answers, out, state, good, counts)
-        except FileRejected:
+            if _origin(answerer, source, options, limits) != origin:
+                raise TransientError("it changed while it was read", where=str(source), advice="repeat the command once it is complete")
+        except (FileRejected, TransientError):
             partial.unlink()
             state.unlink(missing_ok=True)
             raise
@@ -125,12 +129,17 @@ def refuse_output(source: Path, target: Path, written: Iterable[Path]) -> None:
     Raises:
         InputError: it is refused.
     """
-    if target.exists() and not target.is_file():
-        raise InputError("not an ordinary file", where=str(target), advice="name another output, or none for standard output")
+    _refuse_special(target)
     for path in written:
         if path.exists() and path.samefile(source):
             what = f"this is the input, which answers written to {target} would overwrite"
             raise InputError(what, where=str(path), advice="name another output")
+
+
+def _refuse_special(target: Path) -> None:
+    # Before it is resolved, too: a pipe behind /dev/stdout has no path.
+    if target.exists() and not target.is_file():
+        raise InputError("not an ordinary file", where=str(target), advice="name another output, or none for standard output")
 
 
 @contextmanager
@@ -174,7 +183,7 @@ def _write_answers(answers: Iterator[bytes], out: BinaryIO, state: Path, good: _
             if time.monotonic() - shown > _CHECKPOINT_SECONDS:
                 _write_checkpoint(state, out, good)
                 shown = time.monotonic()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         _write_checkpoint(state, out, good)
         raise
     # The remaining steps may fail, which must not cost the answers.

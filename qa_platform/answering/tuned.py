@@ -15,6 +15,7 @@ from typing import Any
 
 from qa_platform.answering.model import ModelFiles
 from qa_platform.contract import PRECISIONS, Precision
+from qa_platform.errors import InputError
 from qa_platform.settings import TuningSettings
 
 _THRESHOLD = "no_answer_threshold"
@@ -36,16 +37,27 @@ def tuned_threshold(files: ModelFiles, device: str) -> float | None:
 
 
 def remember_precision(files: ModelFiles, device: str, document: dict[str, object]) -> None:
-    """Write the choice to disk; ``document["chosen"]`` is the precision."""
+    """Write the choice to disk; ``document["chosen"]`` is the precision.
+
+    Raises:
+        InputError: there is no folder for it.
+    """
     _remember(_path(files, device), document)
 
 
 def remember_threshold(files: ModelFiles, device: str, threshold: float) -> None:
-    """Write the threshold of "no answer" to disk."""
+    """Write the threshold of "no answer" to disk.
+
+    Raises:
+        InputError: there is no folder for it.
+    """
     _remember(_path(files, device), {_THRESHOLD: threshold})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path | None) -> dict[str, Any]:
+    """The choices on disk. Empty if there are none, or no folder for them."""
+    if path is None:
+        return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -53,15 +65,22 @@ def _read(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _remember(path: Path, choices: dict[str, object]) -> None:
+def _remember(path: Path | None, choices: dict[str, object]) -> None:
     """Write choices to disk. Other stored choices stay."""
+    if path is None:
+        raise InputError("this user has no home folder to store the choice in", advice="set QA_CACHE_DIR to a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**_read(path), **choices}, indent=1), encoding="utf-8")
 
 
-def _path(files: ModelFiles, device: str) -> Path:
+def _path(files: ModelFiles, device: str) -> Path | None:
+    """The file of the choices; None if the folder is in a home that this user does not have."""
     key = json.dumps([files.revision, device, _gpu(device), _versions(), _cpu()])
-    return TuningSettings().cache_dir.expanduser() / "tuned" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
+    try:
+        folder = TuningSettings().cache_dir.expanduser()
+    except RuntimeError:
+        return None
+    return folder / "tuned" / f"{sha256(key.encode()).hexdigest()[:24]}.json"
 
 
 def _versions() -> list[str]:

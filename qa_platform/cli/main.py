@@ -4,7 +4,11 @@ import errno
 import io
 import os
 import shlex
+import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +33,15 @@ class _Group(click.Group):
     """Shows the platform's own errors as messages, without a traceback, and exits with the documented statuses."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        for stream in (sys.stdout, sys.stderr):
+        for name in ("stdout", "stderr"):
+            # Closed by the caller, as by `>&-`.
+            if getattr(sys, name) is None:
+                setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
             # Names and messages have characters that a terminal's encoding may lack. Data is written as bytes.
-            if isinstance(stream, io.TextIOWrapper):
+            if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        return super().main(*args, **options)
+        with _cleaned_up_when_terminated():
+            return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,15 +62,36 @@ class _Group(click.Group):
         except OSError as error:
             if error.filename is None and error.errno in _NO_ROOM:
                 _give_up_output()
-                message = f"there is no space for the output ({error.strerror}); free some, and repeat the command"
+                place = f"for the output, or in the temporary folder {tempfile.gettempdir()}"
+                message = f"there is no space {place} ({error.strerror}); free some, and repeat the command"
                 raise click.ClickException(message) from error
             # The user can only fix an error of a file that the command line names.
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise
             raise click.ClickException(_harmless(f"{error.filename}: {error.strerror}")) from error
+        except MemoryError as error:
+            raise click.ClickException("there is not enough memory; raise this process's limit, or use fewer --threads") from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+
+
+@contextmanager
+def _cleaned_up_when_terminated() -> Iterator[None]:
+    """End by an exception on SIGTERM, and when the terminal is closed, so that no unfinished file stays."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    # Not what is ignored, as under nohup.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _hint(error: QaPlatformError) -> str:

@@ -19,7 +19,7 @@ from qa_platform.answering.csvfile import answer_file, answer_stream
 from qa_platform.cli.answering import _progress
 from qa_platform.cli.answering import answer as answer_command
 from qa_platform.contract import ANSWER_COLUMNS
-from qa_platform.errors import InputError
+from qa_platform.errors import InputError, TransientError
 from qa_platform.ingest import FileRejected, TextLimits
 from qa_platform_tests.answering_models import make_bert, pairs
 
@@ -324,6 +324,34 @@ def test_the_command_names_the_file_that_it_cannot_read(folder: Path, tmp_path: 
     result = CliRunner().invoke(answer_command, [str(source), "--model", str(folder), "--threads", "1", "-o", output])
     assert str(result.exception).startswith(f"{source}: empty_file: ")
     assert names_in(tmp_path) == ["in.csv"]
+
+
+@pytest.mark.parametrize("change", [b"Who?,Ada.\n", b""])
+def test_an_input_that_changes_while_it_is_read_is_refused(tiny: Answerer, tmp_path: Path, change: bytes) -> None:
+    source = write_rows(tmp_path / "in.csv", pairs(40, seed=3))
+
+    def rewrite(_: object) -> None:
+        # Of the same size, or longer.
+        with source.open("r+b") as file:
+            content = file.read()
+            file.seek(0)
+            file.write(content + change)
+        os.utime(source, ns=(1, 1))
+
+    with pytest.raises(TransientError, match="it changed while it was read"):
+        answer_file(tiny, source, tmp_path / "out.csv", AnswerOptions(), rewrite)
+    assert names_in(tmp_path) == ["in.csv"]
+
+
+def test_a_pipe_s_name_in_the_file_system_is_no_file(tiny: Answerer, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.csv", pairs(1, seed=3))
+    read, write = os.pipe()
+    try:
+        with pytest.raises(InputError, match="not an ordinary file"):
+            answer_file(tiny, source, Path(f"/dev/fd/{write}"), AnswerOptions())
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def test_an_interrupted_command_goes_on_when_given_again(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qa_platform.answering import Answer, Answerer
 from qa_platform.answering import processes as answering_processes
 from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.processes import Processes, processes_for
+from qa_platform.answering.runtimes import select
 from qa_platform.errors import InputError, TransientError
 from qa_platform_tests.answering_models import make_bert, pairs
 from qa_platform_tests.flow import wait_until
@@ -217,6 +218,18 @@ def test_how_many_a_device_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         found[cores] = processes_for("cuda:0")
         assert processes_for("cpu") == 1
     assert found == {1: 1, 2: 1, 4: 1, 8: 2, 16: 4, 64: 4}
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 64), ("6400000 100000", 64), ("150000 100000", 1), ("50000 100000", 1), ("not this", 64)]
+)
+def test_the_cores_are_those_of_the_container_and_at_least_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(select, "_CPU_MAX", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert select.available_cores() == cores
 
 
 def test_their_number_is_not_negative() -> None:

@@ -35,6 +35,7 @@ from qa_platform.contract import (
     RowReason,
     ShardInfo,
 )
+from qa_platform.datum_batching import fault_of
 from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert, pairs
 
@@ -154,6 +155,12 @@ def test_the_worker_finds_absolute_and_relocated_datums(tmp_path: Path) -> None:
     write_shard(tmp_path / "questions" / "some-file" / "part-00001")
     worker.do(str(tmp_path / "questions" / "some-file" / "part-00001"))
     assert len(read_answers(tmp_path / "out" / "some-file" / "part-00001")) == 7
+
+
+@pytest.mark.parametrize("error", [MemoryError("std::bad_alloc"), RuntimeError("can't start new thread"), OSError(28, "full")])
+def test_no_file_is_to_blame_for_a_worker_that_is_too_small(error: Exception) -> None:
+    assert fault_of(error).blameless
+    assert not fault_of(RuntimeError("something else")).blameless
 
 
 @pytest.mark.parametrize("datum", ["/pfs/questions/../../elsewhere", "/pfs/out/part-00000", "/elsewhere", "elsewhere"])

@@ -7,6 +7,7 @@ import pytest
 from qa_platform.answering.model import find_model
 from qa_platform.answering.tuned import remember_precision, remember_threshold, tuned_precision, tuned_threshold
 from qa_platform.contract import ModelChoice
+from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert
 
 
@@ -45,3 +46,12 @@ def test_what_was_tuned_holds_however_the_folder_is_spelled(tmp_path: Path, monk
     remember_threshold(find_model(ModelChoice("model")), "cpu", 3.25)
     for spelled in ("model/", "./model", str(tmp_path / "model")):
         assert tuned_threshold(find_model(ModelChoice(spelled)), "cpu") == 3.25
+
+
+def test_without_a_home_nothing_is_stored_and_storing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As of a user without a home: nobody has this name.
+    monkeypatch.setenv("QA_CACHE_DIR", "~no-such-user/cache")
+    files = find_model(ModelChoice(str(make_bert(tmp_path / "bert"))))
+    assert (tuned_precision(files, "cpu"), tuned_threshold(files, "cpu")) == ("fp32", None)
+    with pytest.raises(InputError, match="QA_CACHE_DIR"):
+        remember_threshold(files, "cpu", 0.5)

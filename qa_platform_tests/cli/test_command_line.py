@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import click
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from google.auth.credentials import AnonymousCredentials
@@ -48,7 +51,7 @@ from qa_platform.settings import PachydermSettings, PostgresSettings, WorkSettin
 from qa_platform_tests.answering_models import make_bert, make_model
 from qa_platform_tests.checkout import PROJECT
 from qa_platform_tests.conftest import Database, new_database
-from qa_platform_tests.flow import Flow, bridge, csv_of, flow
+from qa_platform_tests.flow import Flow, bridge, csv_of, flow, wait_until
 from qa_platform_tests.json_schemas import fits
 from qa_platform_tests.processes import until
 
@@ -666,6 +669,28 @@ def test_ctrl_c_ends_a_watch_into_a_pipe_without_a_traceback(place: storage.Buck
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_command_leaves_no_unfinished_file(tmp_path: Path, number: signal.Signals) -> None:
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"question": ["Who?"] * 20_000, "context": [f"It is Ada {n}." for n in range(20_000)]}), source)
+    command = [*PROGRAM, "answer", str(source), "-o", str(tmp_path / "out.parquet"), "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: any(tmp_path.glob("*.unfinished")), "the output is begun")
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_command_works_also_where_its_output_is_closed(tmp_path: Path, closed: str) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("question,context\nWho?,It is Ada.\n")
+    words = shlex.join([*PROGRAM, "answer", str(source), "-o", str(target), "--threads", "1"])
+    subprocess.run(["sh", "-c", f"{words} {closed}"], check=True, capture_output=True)
+    assert target.read_text().startswith("question,context,answer")
 
 
 @pytest.mark.slow

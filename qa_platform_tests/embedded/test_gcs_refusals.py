@@ -1,10 +1,13 @@
 """Refusals of the emulator, as in the real service: holds, retention, roles, payers, checksums. All are configured through the API."""
 
+import asyncio
 import datetime
 import io
+import json
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from google.api_core.exceptions import BadRequest, Forbidden, GoogleAPICallError
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
+from qa_platform.embedded.gcs.app import Emulator
+from qa_platform.embedded.gcs.disk import Disk
 from qa_platform.embedded.supervise import ServerSpec, running
 
 SPEC = ServerSpec("gcs", "qa_platform.embedded.gcs")
@@ -275,3 +280,38 @@ def test_a_state_folder_from_before_there_were_settings_is_served(tmp_path: Path
         assert bucket.blob("a").download_as_bytes() == b"x"
         assert changed(bucket, retention_period=60).metageneration == 2
         assert put(bucket, "b").download_as_bytes() == b"x"
+
+
+def test_a_full_disk_is_said_with_a_status_that_clients_do_not_retry(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    emulator = Emulator(disk)
+    body = json.dumps({"name": "b"}).encode()
+    assert asyncio.run(answer_of(emulator, "/storage/v1/b?project=test", body))[0] == HTTPStatus.OK
+    (pages,) = disk.index.execute("pragma page_count").fetchone()
+    disk.index.execute(f"pragma max_page_count = {pages}")
+    status, content = int(HTTPStatus.OK), b""
+    for number in range(1000):
+        attributes = json.dumps({"name": f"{number}.csv", "metadata": {"x": "x" * 1000}}).encode()
+        status, content = asyncio.run(answer_of(emulator, "/upload/storage/v1/b/b/o?uploadType=resumable", attributes))
+        if status != HTTPStatus.OK:
+            break
+    disk.close()
+    assert status == HTTPStatus.INSUFFICIENT_STORAGE
+    assert b"The disk that holds this bucket is full" in content
+
+
+async def answer_of(emulator: Emulator, address: str, body: bytes) -> tuple[int, bytes]:
+    """The status and the content with which the application answers a POST."""
+    path, _, query = address.partition("?")
+    sent: list[Any] = []
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": query.encode()}
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await emulator({**scope, "headers": headers, "server": ("127.0.0.1", 80), "scheme": "http"}, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)

@@ -85,6 +85,6 @@ def test_whether_a_file_is_in_the_table_never_reads_all_of_it(connection: psycop
         """
     )
     connection.execute("ANALYZE question_answer, question_file")
-    plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN SELECT FROM question_file f WHERE {condition}"))  # noqa: S608
+    plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN SELECT FROM question_file f WHERE {condition}"))
     assert "question_answer_source" in plan
     assert "Seq Scan on question_answer" not in plan, plan

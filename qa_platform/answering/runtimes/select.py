@@ -11,6 +11,8 @@ from qa_platform.answering.runtimes.base import Runtime
 from qa_platform.contract import Precision
 from qa_platform.errors import InputError
 
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
 
 def load_runtime(files: ModelFiles, *, precision: Precision, threads: int, device: str = "cpu") -> Runtime:
     """Load a model's weights into OpenVINO if `graph` can build the model, else into torch.
@@ -44,9 +46,13 @@ def load_runtime(files: ModelFiles, *, precision: Precision, threads: int, devic
 
 
 def available_cores() -> int:
-    """The number of cores that this process may use: its affinity, capped by its container's CPU quota (cgroup v2), rounded down."""
+    """The number of cores that this process may use: its affinity, capped by its container's CPU quota (cgroup v2), rounded down.
+
+    At least 1.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _cgroup_quota(Path("/sys/fs/cgroup/cpu.max")) or cores))
+    quota = _cgroup_quota(_CPU_MAX)
+    return cores if quota is None else max(1, min(cores, quota))
 
 
 def _cgroup_quota(path: Path) -> int | None:

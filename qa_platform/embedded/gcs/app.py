@@ -1,11 +1,14 @@
 """The ASGI application: routes requests to their handlers."""
 
+import sqlite3
+from http import HTTPStatus
+
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qa_platform.embedded.gcs.bucket_requests import BucketRequests
-from qa_platform.embedded.gcs.disk import Disk
+from qa_platform.embedded.gcs.disk import Disk, is_full
 from qa_platform.embedded.gcs.model import StorageError
 from qa_platform.embedded.gcs.object_requests import ObjectRequests
 from qa_platform.embedded.gcs.policies import check_payer
@@ -35,6 +38,12 @@ class Emulator:
             response = error_response(error)
         except ClientDisconnect:
             return
+        except (OSError, sqlite3.OperationalError) as error:
+            if not is_full(error):
+                raise
+            # A status that clients do not retry.
+            message = "The disk that holds this bucket is full."
+            response = error_response(StorageError(HTTPStatus.INSUFFICIENT_STORAGE, "quotaExceeded", message))
         await response(scope, receive, send)
 
     async def _response(self, request: Request) -> Response:

@@ -8,6 +8,7 @@ A folder of an earlier version may lack the tables for buckets' settings and pas
 changed.
 """
 
+import errno
 import sqlite3
 import uuid
 from pathlib import Path
@@ -87,3 +88,10 @@ class Disk:
             for path in folder.iterdir():
                 if path.name not in known:
                     path.unlink()
+
+
+def is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    """Whether an error says that there is no room on the disk."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.sqlite_errorcode == sqlite3.SQLITE_FULL

@@ -20,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 60.0
 _PAUSE_GROWS = 1.5
+# Between attempts to record the end of a job, in seconds.
+_END_PAUSE = 1.0
 
 
 class JobRun:
@@ -59,11 +61,11 @@ class JobRun:
         try:
             self._work(self._pps.jobs.by_pk(self._pk))
         except NotFound as error:
-            self._end(JobState.FAILURE, str(error))
+            self._end_at_last(JobState.FAILURE, str(error))
         except Exception as error:
             if self._alive():
                 _LOG.exception("job %s failed", self._pk)
-                self._end(JobState.FAILURE, f"{type(error).__name__}: {error}")
+                self._end_at_last(JobState.FAILURE, f"{type(error).__name__}: {error}")
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -71,6 +73,17 @@ class JobRun:
     def _end(self, state: JobState, reason: str, *, output: str | None = None, meta: str | None = None) -> None:
         with contextlib.suppress(NotFound):
             self._pps.jobs.end(self._pk, state, reason, output=output, meta=meta)
+
+    def _end_at_last(self, state: JobState, reason: str) -> None:
+        """End the job as soon as that can be recorded: the disk may be full."""
+        while self._alive():
+            try:
+                self._end(state, reason)
+            except Exception as error:
+                _LOG.warning("job %s cannot be ended yet: %s", self._pk, error)
+                self._cancelled.wait(_END_PAUSE)
+            else:
+                return
 
     def _work(self, job: Job) -> None:
         self._pps.jobs.set_state(job.pk, JobState.STARTING)

@@ -19,6 +19,8 @@ from qa_platform.settings import EmbeddedPachdSettings
 
 _LOG = logging.getLogger(__name__)
 _MEMORY = Path("/dev/shm")
+# After an error, such as that of a full disk, in seconds.
+_PAUSE = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ class Executor:
             try:
                 self._reconcile(wanted)
             except Exception:
-                _LOG.exception("the state of the pipelines could not be looked at")
-            self._seen = wanted
+                _LOG.exception("the pipelines cannot be brought to their state yet")
+                self._stopping.wait(_PAUSE)
+            else:
+                self._seen = wanted
 
     def _look(self) -> _Wanted | None:
         wanted = _Wanted(self._pps.pipelines.versions(), self._pps.jobs.unfinished())
@@ -174,7 +178,8 @@ class Executor:
             try:
                 self._pps.pfs.finish_next(alive=self.alive)
             except Exception:
-                _LOG.exception("a commit could not be finished")
+                _LOG.exception("a commit cannot be finished yet")
+                self._stopping.wait(_PAUSE)
 
 
 def _names(text: str) -> frozenset[str]:
