@@ -285,14 +285,14 @@ def test_a_state_folder_from_before_there_were_settings_is_served(tmp_path: Path
 def test_a_full_disk_is_said_with_a_status_that_clients_do_not_retry(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     emulator = Emulator(disk)
-    body = json.dumps({"name": "b"}).encode()
+    body = json.dumps({"name": "bucket"}).encode()
     assert asyncio.run(answer_of(emulator, "/storage/v1/b?project=test", body))[0] == HTTPStatus.OK
     (pages,) = disk.index.execute("pragma page_count").fetchone()
     disk.index.execute(f"pragma max_page_count = {pages}")
     status, content = int(HTTPStatus.OK), b""
     for number in range(1000):
         attributes = json.dumps({"name": f"{number}.csv", "metadata": {"x": "x" * 1000}}).encode()
-        status, content = asyncio.run(answer_of(emulator, "/upload/storage/v1/b/b/o?uploadType=resumable", attributes))
+        status, content = asyncio.run(answer_of(emulator, "/upload/storage/v1/b/bucket/o?uploadType=resumable", attributes))
         if status != HTTPStatus.OK:
             break
     disk.close()
