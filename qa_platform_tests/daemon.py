@@ -84,4 +84,6 @@ def daemon(postgres_url: str, folder: Path) -> Iterator[Daemon]:
         instance_for_test({"storage": storage}, temp_dir=str(folder)) as instance,
         create_test_daemon_workspace_context(InProcessWorkspaceLoadTarget(origin), instance) as workspace,
     ):
+        # Otherwise Dagster's storages connect anew for every statement.
+        instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
         yield Daemon(instance, workspace, postgres_url)

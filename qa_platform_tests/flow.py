@@ -120,3 +120,9 @@ def put_pipeline(fields: Mapping[str, Any] = MappingProxyType({}), **transform: 
     spec["transform"] |= transform
     with session(PachydermSettings(), "putting a pipeline") as client:
         client.pps.create_pipeline_v2(create_pipeline_request_json=json.dumps(spec), update=True)
+
+
+def let_the_claim_run_out(version: FileVersion) -> None:
+    """As time does, only sooner."""
+    with connect(PostgresSettings()) as connection:
+        connection.execute("UPDATE question_file SET claim_until = now() WHERE source_file = %s", [version.name])

@@ -1,4 +1,4 @@
-"""The platform end to end on a Pachyderm: the embedded one, with fast and with slow options, or the one that QA_TEST_PACHD names.
+"""The platform end to end on a Pachyderm: the embedded one, as slow as a cluster, or the one that QA_TEST_PACHD names.
 
 A cluster's trouble at the worst moment charges no file, and passes: all rows are loaded once, and the reason is reported.
 """
@@ -138,9 +138,9 @@ def cluster_of(stack: Stack, folder: Path, options: dict[str, str], *, token: st
                     remove_platform(client)
 
 
-@pytest.fixture(scope="module", params=["cluster"] if CLUSTER else ["kind", "unkind"])
-def cluster(stack: Stack, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster_of(stack, tmp_path_factory.mktemp("pachd"), UNKIND if request.param == "unkind" else {}) as found:
+@pytest.fixture(scope="module")
+def cluster(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster_of(stack, tmp_path_factory.mktemp("pachd"), {} if CLUSTER else UNKIND) as found:
         if CLUSTER:
             _skip_without_database(found)
         yield found

@@ -11,7 +11,7 @@ from qa_platform.cli.main import main
 from qa_platform.contract import FileStatus
 from qa_platform.embedded.stack import Stack
 from qa_platform_tests.batches.test_run import jobs_in_progress
-from qa_platform_tests.flow import Flow, bridge, csv_of, flow, wait_until
+from qa_platform_tests.flow import Flow, bridge, csv_of, flow, let_the_claim_run_out, wait_until
 
 __all__ = ["flow"]
 
@@ -58,7 +58,9 @@ def test_files_that_wait_while_a_password_is_changed_are_loaded_uncharged(
         assert not flow.run(request).success
         # 2. In Dagster. The workers have the old one.
         platform.setenv("PG_PASSWORD", NEW)
-        (request,) = wait_until(flow.tick, "the claims of the run that failed have run out")
+        for version in versions:
+            let_the_claim_run_out(version)
+        (request,) = flow.tick()
         assert not flow.run(request).success
         records = [flow.record(version) for version in versions]
         assert [(record.status, record.attempts) for record in records] == [(FileStatus.PENDING, 0)] * 2

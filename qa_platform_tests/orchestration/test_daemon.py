@@ -3,7 +3,7 @@
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -95,10 +95,10 @@ def alerts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts of the notifications that are sent."""
     sent: list[str] = []
 
-    def senders(*_: object) -> list[Callable[[str, str], None]]:
-        return [lambda subject, text: sent.append(text)]
+    def channels(*_: object) -> list[notifications.Channel]:
+        return [notifications.Channel("a list", lambda subject, text: sent.append(text))]
 
-    monkeypatch.setattr(notifications, "senders", senders)
+    monkeypatch.setattr(notifications, "channels", channels)
     return sent
 
 

@@ -41,7 +41,7 @@ from qa_platform.orchestration.reports.gold import GOOD_ENOUGH
 from qa_platform.orchestration.resources import platform_resource
 from qa_platform.results.facts import gather
 from qa_platform.settings import BucketSettings, CheckSettings, ExecutionSettings, ModelSettings, PostgresSettings
-from qa_platform_tests.flow import Flow, bridge, csv_of, flow, wait_until
+from qa_platform_tests.flow import Flow, bridge, csv_of, flow, let_the_claim_run_out, wait_until
 
 __all__ = ["flow"]
 
@@ -225,11 +225,6 @@ def kill_a_run_of(flow: Flow, stack: Stack, version: FileVersion) -> str:
     run.kill()
     run.wait()
     return launched
-
-
-def let_the_claim_run_out(version: FileVersion) -> None:
-    with connect(PostgresSettings()) as connection:
-        connection.execute("UPDATE question_file SET claim_until = now() WHERE source_file = %s", [version.name])
 
 
 @pytest.mark.faults

@@ -8,7 +8,6 @@ import psycopg
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from psycopg import sql
 
 from qa_platform.clients.services import Services
 from qa_platform.contract import FileReason, FileVersion
@@ -32,10 +31,14 @@ def services(postgres: PostgresSettings) -> Services:
 
 def load(connection: psycopg.Connection, folder: Path, name: str, rows: list[AnsweredRow], *, days_ago: int = 0) -> None:
     load_file(connection, AnsweredUpload(rows, name=name).write(folder / name))
-    seconds = {"loaded_at": 0, "answered_at": 5, "started_at": 25, "created_at": 125}
-    for column, before in seconds.items():
-        query = sql.SQL("UPDATE question_file SET {} = now() - make_interval(days => %s, secs => %s) WHERE source_file = %s")
-        connection.execute(query.format(sql.Identifier(column)), [days_ago, before, name])
+    connection.execute(
+        """
+        UPDATE question_file SET loaded_at = t, answered_at = t - interval '5 s', started_at = t - interval '25 s',
+            created_at = t - interval '125 s'
+        FROM (SELECT now() - make_interval(days => %s) AS t) AS loaded WHERE source_file = %s
+        """,
+        [days_ago, name],
+    )
 
 
 def shown(services: Services) -> dict[str, Any]:

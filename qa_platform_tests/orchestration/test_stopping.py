@@ -23,7 +23,7 @@ from pachyderm_sdk.api import pps
 from qa_platform.contract import ANSWER_PIPELINE, FileStatus
 from qa_platform.embedded.stack import Stack
 from qa_platform_tests.batches.test_run import ROWS, go, jobs_in_progress, running_job, some_rows, states
-from qa_platform_tests.flow import Flow, flow, wait_until
+from qa_platform_tests.flow import Flow, flow, let_the_claim_run_out, wait_until
 
 __all__ = ["flow", "go"]
 
@@ -143,7 +143,8 @@ def test_a_run_in_a_stopped_code_location_is_told_and_in_a_killed_one_is_found(d
     assert deployment.status(lost) is dg.DagsterRunStatus.FAILURE
     assert states(job_id)[ANSWER_PIPELINE] == pps.JobState.JOB_RUNNING, "it is adopted by the next run"
     # The job waits for the file until then: one that ended before the claim did would need no run.
-    (request,) = wait_until(flow.tick, "the claim has run out")
+    let_the_claim_run_out(version)
+    (request,) = flow.tick()
     go.touch()
     assert flow.run(request).success
     assert (flow.record(version).pachyderm_job, len(flow.rows(version.name))) == (job_id, ROWS)
