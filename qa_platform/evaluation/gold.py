@@ -43,24 +43,33 @@ class GoldQuestion:
 
 
 def read_gold(path: Path) -> list[GoldQuestion]:
+    """All questions of a gold set, see `gold_questions`.
+
+    Raises:
+        InputError: see there.
+    """
+    return list(gold_questions(path))
+
+
+def gold_questions(path: Path) -> Iterator[GoldQuestion]:
     """Read a gold set: SQuAD JSON (v1 or v2) if its name ends in ``.json``, else a CSV with the columns question, context and answers.
 
+    JSON is read as a whole, a CSV row by row.
     A CSV is read like an upload (see `ingest`): with any of their delimiters, and gzip too. Its ``answers`` cell is a JSON list of
     strings, or one answer as plain text. An empty cell means that there is no answer.
 
-    Raises:
+    Raises, while it is iterated:
         InputError: the file is neither, has no questions, or has a row whose right answers cannot be read.
     """
-    if path.suffix.lower() == ".json":
-        questions = list(_read_squad(path))
-    else:
-        try:
-            questions = list(_read_csv(path))
-        except FileRejected as error:
-            raise error.of_file(str(path)) from error
-    if not questions:
-        raise InputError("it has no questions", where=str(path))
-    return questions
+    questions = _read_squad(path) if path.suffix.lower() == ".json" else _read_csv(path)
+    try:
+        first = next(questions, None)
+        if first is None:
+            raise InputError("it has no questions", where=str(path))
+        yield first
+        yield from questions
+    except FileRejected as error:
+        raise error.of_file(str(path)) from error
 
 
 def _read_squad(path: Path) -> Iterator[GoldQuestion]:

@@ -5,9 +5,12 @@ it like all files, and the answers in the table are compared with that column.
 """
 
 import hashlib
+import heapq
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import psycopg
@@ -17,11 +20,11 @@ from qa_platform.clients.postgres import connect, long_transaction
 from qa_platform.clients.services import Services
 from qa_platform.clients.source import SOURCE_CHANGED_ERRORS
 from qa_platform.errors import InputError
-from qa_platform.evaluation.gold import GoldQuestion, exact_match, f1, read_gold
+from qa_platform.evaluation.gold import GoldQuestion, exact_match, f1, gold_questions
 from qa_platform.ingest import Unpacked
 from qa_platform.ledger import FileRecord, Ledger
 
-# The maximum size of a gold set, which is held in memory.
+# The maximum size of a gold set, whose answers are held in memory.
 _BYTES_LIMIT = 64 * 2**20
 _READ_BYTES = 2**20
 _AGAIN = "the next run measures it again; if it says so again, materialise its partition of question_answer alone, which loads the answers"
@@ -66,29 +69,34 @@ def measure(services: Services, record: FileRecord) -> Quality:
     Raises:
         InputError: the file has no column `answers`, or is too large; its source is gone; its answers have been replaced meanwhile.
     """
-    gold = _read(services, record)
-    with connect(services.postgres) as connection:
-        answers = _answers(connection, record)
-    return compare(gold, answers)
+    with closing(_read(services, record)) as gold:
+        # Read before the answers, so that a file that is no gold set is told at once.
+        first = next(gold)
+        with connect(services.postgres) as connection:
+            answers = _answers(connection, record)
+        return compare(chain([first], gold), answers)
 
 
-def compare(gold: list[GoldQuestion], answers: Mapping[bytes, str]) -> Quality:
-    """The figures of a gold set.
+def compare(gold: Iterable[GoldQuestion], answers: Mapping[bytes, str]) -> Quality:
+    """The figures of a gold set, which has at least one question.
 
     Args:
         answers: the answers in the table, by `key`.
     """
-    mistakes, matches, words = [], 0.0, 0.0
-    for question in gold:
-        answer = answers.get(key(question.question, question.context), "")
-        right = tuple(known.text for known in question.answers)
-        match, overlap = exact_match(answer, right), f1(answer, right)
-        matches, words = matches + match, words + overlap
-        if not match:
-            mistakes.append(Mistake(question.question, answer, right, overlap))
-    mistakes.sort(key=lambda mistake: mistake.f1)
-    number = len(gold)
-    return Quality(number, round(100 * matches / number, 2), round(100 * words / number, 2), tuple(mistakes[:SHOWN_MISTAKES]))
+    number, matches, words = 0, 0.0, 0.0
+
+    def mistakes() -> Iterator[Mistake]:
+        nonlocal number, matches, words
+        for question in gold:
+            answer = answers.get(key(question.question, question.context), "")
+            right = tuple(known.text for known in question.answers)
+            match, overlap = exact_match(answer, right), f1(answer, right)
+            number, matches, words = number + 1, matches + match, words + overlap
+            if not match:
+                yield Mistake(question.question, answer, right, overlap)
+
+    worst = tuple(heapq.nsmallest(SHOWN_MISTAKES, mistakes(), key=lambda mistake: mistake.f1))
+    return Quality(number, round(100 * matches / number, 2), round(100 * words / number, 2), worst)
 
 
 def together(measured: Sequence[Quality]) -> Quality:
@@ -105,7 +113,7 @@ def key(question: str, context: str) -> bytes:
     return hashlib.sha256("\0".join(" ".join(text.split()) for text in (question, context)).encode()).digest()
 
 
-def _read(services: Services, record: FileRecord) -> list[GoldQuestion]:
+def _read(services: Services, record: FileRecord) -> Generator[GoldQuestion, None, None]:
     name = record.version.name
     if not record.place:
         raise InputError("it was deleted once it was answered (QA_ARCHIVE), so it cannot be compared", where=name, advice="upload it again")
@@ -121,7 +129,7 @@ def _read(services: Services, record: FileRecord) -> list[GoldQuestion]:
         except SOURCE_CHANGED_ERRORS as error:
             raise InputError(f"{record.place} is gone, so it cannot be compared", where=name, advice="upload it again") from error
         try:
-            return read_gold(path)
+            yield from gold_questions(path)
         except InputError as error:
             # The file's own name, not that of the copy.
             raise InputError(error.what, where=error.where.replace(str(path), name), advice=error.advice) from error
@@ -134,11 +142,15 @@ def _refuse_large(name: str, size: int) -> None:
 
 def _answers(connection: psycopg.Connection, record: FileRecord) -> dict[bytes, str]:
     with long_transaction(connection) as cursor:
-        cursor.execute(
+        # Row by row: the contexts are many times as large as the answers.
+        rows = cursor.stream(
             "SELECT question, context, answer FROM question_answer WHERE source_file = %s AND generation = %s",
             [record.version.name, record.version.generation],
         )
-        rows = cursor.fetchall()
-    if len(rows) != record.answered:
+        number, answers = 0, dict[bytes, str]()
+        for question, context, answer in rows:
+            number += 1
+            answers[key(question, context)] = answer or ""
+    if number != record.answered:
         raise InputError("the table does not hold its answers as they were loaded", where=record.version.name, advice=_AGAIN)
-    return {key(question, context): answer or "" for question, context, answer in rows}
+    return answers
