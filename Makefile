@@ -1,4 +1,5 @@
-# make setup, demo, test, faults, dev, bench, lint, docs, screenshot, clean. Everything runs in .venv, which is made where it is missing or old.
+# make setup, demo, test, faults, dev, bench, model, lint, docs, screenshot, clean. Everything runs in .venv, which is made where it is
+# missing or old.
 
 PYTHON ?= python3
 PORT ?= 3000

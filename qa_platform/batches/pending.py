@@ -60,7 +60,8 @@ class Look:
 def look(services: Services) -> Look:
     """Find the work to do. Reads only.
 
-    The listing is reduced page by page to the unfinished files and the oldest new ones, so memory does not grow with the backlog.
+    The listing is reduced page by page to the unfinished files and the oldest new ones. So memory does not grow with the new uploads, and
+    by about a kilobyte for each unfinished file that has a record.
     """
     limits = Limits(services.work.batch_files, services.work.batch_bytes, BATCHES_PER_LOOK)
     ignored: Counter[str] = Counter()

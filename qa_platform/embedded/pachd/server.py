@@ -68,7 +68,7 @@ class PachdServer:
         self._executor.start()
         self._collector.start()
         self._cron.start()
-        self._server, port = start_server(Handlers(methods, on_cancel=self._store.metadata.wake), "127.0.0.1:0")
+        self._server, port = start_server(Handlers(methods, on_cancel=self._store.metadata.wake))
         self.address = f"127.0.0.1:{port}"
 
     def stop(self) -> None:

@@ -33,7 +33,7 @@ def main() -> None:
         "/pfs_v2.API/ModifyFile": Method(bytes, _modify_file, streams_in=True),
         "/pfs_v2.API/GetFile": Method(pfs.GetFileRequest.FromString, _get_file, streams_out=True),
     }
-    server, port = start_server(Handlers(methods), "127.0.0.1:0")
+    server, port = start_server(Handlers(methods))
     write_atomically(arguments.address_file, f"127.0.0.1:{port}")
     shutdown.wait()
     server.stop(0.2).wait()

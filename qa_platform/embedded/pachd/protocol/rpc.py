@@ -82,10 +82,10 @@ class Handlers(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method) or _unknown(handler_call_details.method)
 
 
-def start_server(handlers: Handlers, address: str, *, threads: int = _THREADS) -> tuple[grpc.Server, int]:
-    """Start a server on an address. Returns it and its port."""
+def start_server(handlers: Handlers, *, threads: int = _THREADS) -> tuple[grpc.Server, int]:
+    """Start a server on a free port of loopback. Returns it and the port."""
     server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), handlers=[handlers], options=OPTIONS)
-    port = server.add_insecure_port(address)
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     return server, port
 

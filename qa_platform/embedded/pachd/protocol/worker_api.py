@@ -39,7 +39,7 @@ class WorkerEndpoint:
         self._server: grpc.Server
         # Clients resolve "localhost" to IPv4, IPv6 or both, and always try IPv4. One thread serves the process's NextDatum; the others may
         # be blocked by calls of dead processes.
-        self._server, self.port = start_server(Handlers(methods), "127.0.0.1:0", threads=8)
+        self._server, self.port = start_server(Handlers(methods), threads=8)
 
     def _check(self, call: Call) -> None:
         """Refuse other users of this machine. Pipelines' programs send no token, because in a cluster each pod has its own network."""
