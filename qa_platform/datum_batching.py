@@ -35,7 +35,7 @@ def serve(work: Work, port: int) -> NoReturn:
     from pachyderm_sdk.api.worker import WorkerStub
 
     # By address: `localhost` may be ::1 first, where the worker does not listen, and another user of the machine might.
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
         stub, error = WorkerStub(channel), ""
         while True:
             environment = dict(entry.split("=", 1) for entry in stub.next_datum(error=error).env)

@@ -42,6 +42,10 @@ class _Checkpoint:
         return Counts(self.answered, self.no_answer, self.rejected)
 
 
+class _InputChanged(TransientError):
+    """The input changed while it was read, so the rows that were answered may be those of two versions."""
+
+
 def answer_stream(
     answerer: Answerer,
     source: BinaryIO,
@@ -96,7 +100,7 @@ def answer_file(
     # None if the partial file itself becomes the target.
     pack = target.with_name(target.name + ".packed") if is_packed(target.name) else None
     refuse_output(source, target, (target, partial, state, _unfinished(state), *([pack] if pack else [])))
-    origin = _origin(answerer, source, options, limits)
+    origin, size_and_time = _origin(answerer, source, options, limits), _size_and_time(source)
     with source.open("rb") as lines, _locked(partial) as out:
         try:
             rows = RowReader(lines, limits=limits, size=source.stat().st_size)
@@ -104,9 +108,9 @@ def answer_file(
             counts = good.counts
             answers = _answer(answerer, rows, options, counts, report, skipped)
             _write_answers(answers, out, state, good, counts)
-            if _origin(answerer, source, options, limits) != origin:
-                raise TransientError("it changed while it was read", where=str(source), advice="repeat the command once it is complete")
-        except (FileRejected, TransientError):
+            if _size_and_time(source) != size_and_time:
+                raise _InputChanged("it changed while it was read", where=str(source), advice="repeat the command once it is complete")
+        except (FileRejected, _InputChanged):
             partial.unlink()
             state.unlink(missing_ok=True)
             raise
@@ -238,9 +242,13 @@ def _header(rows: RowReader, options: AnswerOptions) -> bytes:
 
 
 def _origin(answerer: Answerer, source: Path, options: AnswerOptions, limits: TextLimits) -> str:
-    status = source.stat()
     how = (asdict(answerer.identity), asdict(options), answerer.no_answer_threshold(options), asdict(limits))
-    return json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, *how])
+    return json.dumps([str(source.resolve()), *_size_and_time(source), *how])
+
+
+def _size_and_time(source: Path) -> tuple[int, int]:
+    status = source.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _read_checkpoint(path: Path, origin: str) -> _Checkpoint | None:

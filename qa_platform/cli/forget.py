@@ -9,7 +9,9 @@ from qa_platform.cli.arguments import FILE_NAME
 from qa_platform.text import escaped
 
 if TYPE_CHECKING:
-    from qa_platform.batches.forget import Trace
+    from contextlib import AbstractContextManager
+
+    from qa_platform.batches.forget import History, Trace
 
 _OUT_OF_REACH = """\
 out of reach of this command:
@@ -48,13 +50,10 @@ def forget(file: str, generation: int | None, dry_run: bool, no_dagster: bool, a
     from qa_platform.cli.json_output import echo_json
     from qa_platform.clients.services import Services
     from qa_platform.ledger import Ledger
-    from qa_platform.orchestration.forget import dagster_history
-    from qa_platform.settings import CheckSettings
 
     services = Services.from_environment()
     left = 0
-    opened = nullcontext(NoHistory()) if no_dagster else dagster_history(CheckSettings().gold_prefix)
-    with opened as history, Ledger(services.postgres) as ledger:
+    with nullcontext(NoHistory()) if no_dagster else _dagster_history() as history, Ledger(services.postgres) as ledger:
         forgetting = Forgetting(services, ledger, history, file, generation)
         for trace in forgetting.find() if dry_run else forgetting.forget():
             left += trace.state is TraceState.LEFT
@@ -69,6 +68,14 @@ def forget(file: str, generation: int | None, dry_run: bool, no_dagster: bool, a
         sys.exit(1)
     if not as_json:
         click.echo("nothing was changed" if dry_run else "nothing of it is left where this command looks", err=True)
+
+
+def _dagster_history() -> "AbstractContextManager[History]":
+    # Imported here: Dagster is not installed everywhere.
+    from qa_platform.orchestration.forget import dagster_history
+    from qa_platform.settings import CheckSettings
+
+    return dagster_history(CheckSettings().gold_prefix)
 
 
 def _line(trace: "Trace") -> str:

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +32,10 @@ class _Group(click.Group):
     """Shows the platform's own errors as messages, without a traceback, and exits with the documented statuses."""
 
     def main(self, *args: Any, **options: Any) -> Any:
+        # A stream is None if the caller closed it, as with `>&-`. What is written to standard output would be lost: an error.
+        sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
+        sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         for name in ("stdout", "stderr"):
-            # Closed by the caller, as by `>&-`.
-            if getattr(sys, name) is None:
-                setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
             # Names and messages have characters that a terminal's encoding may lack. Data is written as bytes.
             if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -62,9 +61,11 @@ class _Group(click.Group):
         except OSError as error:
             if error.filename is None and error.errno in _NO_ROOM:
                 _give_up_output()
-                place = f"for the output, or in the temporary folder {tempfile.gettempdir()}"
-                message = f"there is no space {place} ({error.strerror}); free some, and repeat the command"
+                message = f"there is no space for the output or for temporary files ({error.strerror}); free some, and repeat the command"
                 raise click.ClickException(message) from error
+            if error.filename is None and error.errno == errno.EBADF:
+                _give_up_output()
+                raise click.ClickException("standard output is closed") from error
             # The user can only fix an error of a file that the command line names.
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise

@@ -83,10 +83,14 @@ def platform_error(error: Exception, doing: str, *, trouble: str = "the bucket c
         return InputError(f"Google does not accept the credentials ({error})", where=doing, advice=_CREDENTIALS)
     status = error.code if isinstance(error, GoogleAPICallError) else None
     if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _BUSY or reason_of(error) in _BUSY_REASONS:
-        return TransientError(f"{trouble}: {_UPLOAD_SESSION.sub('upload_id=…', str(error))}", where=doing)
+        return TransientError(f"{trouble}: {_without_session(error)}", where=doing)
     advice = _ADVICE_BY_REASON.get(reason_of(error)) or _ADVICE_BY_STATUS.get(status, "check STORAGE_BUCKET and the name of the object")
     message = _first_detail(error).get("message") or getattr(error, "message", "") or error
-    return InputError(f"{_what(status)} ({message})", where=doing, advice=advice)
+    return InputError(f"{_what(status)} ({_without_session(message)})", where=doing, advice=advice)
+
+
+def _without_session(message: object) -> str:
+    return _UPLOAD_SESSION.sub("upload_id=…", str(message))
 
 
 def _may_hold_a_secret(error: Exception) -> bool:

@@ -86,7 +86,6 @@ class _PendingFiles:
 
     Args:
         seen: names of all files that this attempt of the step has found so far.
-        evaluations: their checks, without the evidence.
         uncharged: the number of failed batches in a row that charged no file.
     """
 
@@ -94,7 +93,6 @@ class _PendingFiles:
     services: Services
     reporter: Reporter
     seen: set[str] = field(default_factory=set)
-    evaluations: list[dg.AssetCheckEvaluation] = field(default_factory=list)
     uncharged: int = 0
 
     def answer(self) -> None:
@@ -108,7 +106,7 @@ class _PendingFiles:
                 pass
         finally:
             # A failed check of one batch must not be hidden by a later batch.
-            for evaluation in run_results(self.evaluations):
+            for evaluation in run_results(self._evaluations()):
                 self.context.log_event(evaluation)  # type: ignore[arg-type]  # accepted, though not declared
         # Where this job runs alone, no sensor does this later.
         publish(self.services, self.context.log, seconds=_PUBLISHING_SECONDS)
@@ -157,8 +155,12 @@ class _PendingFiles:
         self._report([record for record in records if not is_reported(self.context.instance, record)])
 
     def _report(self, records: Sequence[FileRecord]) -> None:
-        checks = self.reporter.report(self.context, records)
-        self.evaluations += map(without_evidence, checks)
+        self.reporter.report(self.context, records)
+
+    def _evaluations(self) -> list[dg.AssetCheckEvaluation]:
+        """The newest evaluation of every check of a file, in all attempts of this step. Without the evidence, of which there is much."""
+        run = run_evaluations(self.context.instance, self.context.run.run_id)
+        return list({(each.partition, each.check_name): without_evidence(each) for each in run if each.partition}.values())
 
 
 def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services, seen: Collection[str]) -> None:

@@ -32,6 +32,8 @@ from qa_platform.text import escaped
 # The time for one message, through all channels at the same time. A tick of Dagster's sensors sends up to five and may take a minute:
 # one that takes longer is repeated, and the receivers get their messages again.
 _MESSAGE_SECONDS = 10.0
+# The time-out of a connection. It is shorter, so that the error says what was tried.
+_TIMEOUT_SECONDS = 6.0
 # How often an unavailable channel is tried in that time.
 _TRIES = 3
 _PAUSE_SECONDS = 2.0
@@ -42,10 +44,15 @@ _NAMED = 20
 _LINKS = re.compile(r"(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?<=\])(?=\()", re.IGNORECASE)
 
 
+_CHECK_WEBHOOK = "check that this machine can reach it"
+_CHECK_MAIL = "check QA_SMTP_HOST, _PORT and _TLS"
+
+
 class Channel(NamedTuple):
-    """A receiver's name, without secrets, and the function that sends it a subject and a text."""
+    """A receiver's name and how to check its settings, without secrets; and the function that sends it a subject and a text."""
 
     name: str
+    advice: str
     send: Callable[[str, str], None]
 
 
@@ -130,11 +137,11 @@ def channels(settings: NotificationSettings) -> list[Channel]:
     """The configured channels."""
     configured: list[Channel] = []
     if settings.slack_webhook.get_secret_value():
-        configured.append(Channel("Slack's webhook", partial(post_to_slack, settings)))
+        configured.append(Channel("Slack's webhook", _CHECK_WEBHOOK, partial(post_to_slack, settings)))
     if settings.email_to:
-        configured.append(Channel(f"the mail server {_mail_address(settings)}", partial(send_email, settings)))
+        configured.append(Channel(f"the mail server {_mail_address(settings)}", _CHECK_MAIL, partial(send_email, settings)))
     configured.extend(
-        Channel(f"address {number} of QA_NOTIFY_URLS", partial(send_to_service, url))
+        Channel(f"address {number} of QA_NOTIFY_URLS", "check that this machine can reach it", partial(send_to_service, url))
         for number, url in enumerate(settings.notify_urls, start=1)
     )
     return configured
@@ -149,18 +156,20 @@ def notify(settings: NotificationSettings, subject: str, text: str, *, tries: in
     Raises:
         TransientError: a channel failed, or took too long and may still send it. The message names it and contains no secrets.
     """
-    subject, text = (escaped(part, keep="\r\n\t") for part in (subject, text))
+    subject, text = (escaped(part, keep="\r\n\t\u200b") for part in (subject, text))
     no_try_after = time.monotonic() + _MESSAGE_SECONDS
     sending = [
-        (channel.name, begin(partial(_send, channel, subject, text, tries, no_try_after), f"notify {channel.name}"))
+        (channel, begin(partial(_send, channel, subject, text, tries, no_try_after), f"notify {channel.name}"))
         for channel in channels(settings)
     ]
     failures: list[str] = []
-    for name, sent in sending:
+    for channel, sent in sending:
         try:
             sent.result(max(0.0, no_try_after - time.monotonic()))
         except TimeoutError:
-            failures.append(f"{name} took more than {_MESSAGE_SECONDS:g} s")
+            failures.append(
+                f"{channel.name} took more than {_MESSAGE_SECONDS:g} s; the message may still arrive; if it does not, {channel.advice}"
+            )
         except QaPlatformError as error:
             failures.append(str(error))
     if failures:
@@ -193,7 +202,7 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
     failure: QaPlatformError
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=_MESSAGE_SECONDS):
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
             return
     except urllib.error.HTTPError as error:
         answer = f"Slack's webhook answers {error.code}"
@@ -202,9 +211,7 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
         else:
             failure = InputError(answer, advice="check that QA_SLACK_WEBHOOK is the address that Slack shows")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        failure = TransientError(
-            f"Slack's webhook cannot be reached ({type(error).__name__})", advice="check that this machine can reach it"
-        )
+        failure = TransientError(f"Slack's webhook cannot be reached ({type(error).__name__})", advice=_CHECK_WEBHOOK)
     # Outside the handlers: the original errors name the address, or their frames hold it.
     raise failure
 
@@ -241,9 +248,7 @@ def send_email(settings: NotificationSettings, subject: str, text: str) -> None:
                 advice="check the QA_SMTP_ and QA_EMAIL_ variables",
             )
     except (OSError, smtplib.SMTPException) as error:
-        failure = TransientError(
-            f"the mail server {where} is unavailable ({type(error).__name__})", advice="check QA_SMTP_HOST, _PORT and _TLS"
-        )
+        failure = TransientError(f"the mail server {where} is unavailable ({type(error).__name__})", advice=_CHECK_MAIL)
     raise failure
 
 
@@ -261,8 +266,8 @@ def _is_temporary(error: Exception) -> bool:
 
 def _mail_server(settings: NotificationSettings) -> smtplib.SMTP:
     if settings.smtp_tls == "ssl":
-        return smtplib.SMTP_SSL(settings.smtp_host, settings.smtp_port, timeout=_MESSAGE_SECONDS, context=ssl.create_default_context())
-    server = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_MESSAGE_SECONDS)
+        return smtplib.SMTP_SSL(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS, context=ssl.create_default_context())
+    server = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=_TIMEOUT_SECONDS)
     if settings.smtp_tls == "starttls":
         server.starttls(context=ssl.create_default_context())
     return server

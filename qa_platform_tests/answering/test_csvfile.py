@@ -343,6 +343,21 @@ def test_an_input_that_changes_while_it_is_read_is_refused(tiny: Answerer, tmp_p
     assert names_in(tmp_path) == ["in.csv"]
 
 
+def test_an_error_of_the_device_leaves_what_was_answered(tiny: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_rows(tmp_path / "in.csv", pairs(40, seed=3))
+
+    def fails(_: object) -> None:
+        raise TransientError("an answering process died")
+
+    with pytest.raises(TransientError, match="died"):
+        answer_file(tiny, source, tmp_path / "out.csv", AnswerOptions(), fails)
+    assert "out.csv.partial" in names_in(tmp_path)
+    # A threshold that is stored meanwhile is no change of the input.
+    thresholds = iter([0.5, 0.6])
+    monkeypatch.setattr(tiny, "no_answer_threshold", lambda _: next(thresholds, 0.6))
+    assert answer_file(tiny, source, tmp_path / "out.csv", AnswerOptions()).rows == 40
+
+
 def test_a_pipe_s_name_in_the_file_system_is_no_file(tiny: Answerer, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.csv", pairs(1, seed=3))
     read, write = os.pipe()

@@ -693,6 +693,21 @@ def test_a_command_works_also_where_its_output_is_closed(tmp_path: Path, closed:
     assert target.read_text().startswith("question,context,answer")
 
 
+def test_rows_that_nobody_can_read_are_an_error(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("question,context\nWho?,It is Ada.\n")
+    words = shlex.join([*PROGRAM, "answer", str(source), "--threads", "1"])
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Error: standard output is closed")
+
+
+def test_a_file_is_forgotten_also_where_dagster_is_not_installed() -> None:
+    program = "import sys; sys.modules['dagster'] = None; from qa_platform.cli.main import main; main(['forget', 'a.csv', '--no-dagster'])"
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9", "PG_HOST": "127.0.0.1", "PG_PORT": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, check=False, capture_output=True, text=True)
+    assert (done.returncode, "PostgreSQL cannot be reached" in done.stderr) == (os.EX_TEMPFAIL, True), done.stderr
+
+
 @pytest.mark.slow
 def test_the_rows_that_are_done_are_those_of_the_datums_that_are(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QA_SHARD_ROWS", "2")

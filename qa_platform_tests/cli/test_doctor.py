@@ -324,6 +324,15 @@ def test_no_part_of_a_password_that_is_not_encoded_is_shown(
     assert not any(part in str(finding) for part in ("ter2", "2x", "unter", "?2"))
 
 
+def test_an_address_may_have_options_of_its_own_and_an_encoded_user(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    address = environment["DAGSTER_PG_URL"]
+    separator = "&" if "?" in address else "?"
+    monkeypatch.setenv("DAGSTER_PG_URL", f"{address}{separator}connect_timeout=10")
+    assert examined()["Dagster storage"].state is State.OK
+    monkeypatch.setenv("DAGSTER_PG_URL", "postgresql://sa%40project.iam:x@127.0.0.1:1/dagster")
+    assert "sa@project.iam@127.0.0.1/dagster" in examined()["Dagster storage"].detail
+
+
 def test_an_address_with_sqlalchemys_driver_is_asked_as_dagster_asks_it(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

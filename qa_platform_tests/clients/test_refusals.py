@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from google.api_core.exceptions import BadRequest, InternalServerError, RetryError, ServiceUnavailable, TooManyRequests
+from google.api_core.exceptions import BadRequest, Forbidden, InternalServerError, RetryError, ServiceUnavailable, TooManyRequests
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from google.oauth2.service_account import Credentials
@@ -134,6 +134,9 @@ def test_the_address_of_an_upload_session_is_never_quoted() -> None:
     with pytest.raises(TransientError, match="upload_id=…") as caught, bucket_errors("writing"):
         raise RetryError("Max retries exceeded with url: /upload?uploadType=resumable&upload_id=SESSION (Caused by x)", cause=None)
     assert "SESSION" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(InputError, match="upload_id=…") as refused, bucket_errors("writing"):
+        raise Forbidden("PUT http://127.0.0.1/o?uploadType=resumable&upload_id=SESSION: no")
+    assert "SESSION" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_file_that_may_not_be_read_any_more_is_refused_for_good(bucket: storage.Bucket) -> None:

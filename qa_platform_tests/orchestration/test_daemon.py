@@ -96,7 +96,7 @@ def alerts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     sent: list[str] = []
 
     def channels(*_: object) -> list[notifications.Channel]:
-        return [notifications.Channel("a list", lambda subject, text: sent.append(text))]
+        return [notifications.Channel("a list", "", lambda subject, text: sent.append(text))]
 
     monkeypatch.setattr(notifications, "channels", channels)
     return sent

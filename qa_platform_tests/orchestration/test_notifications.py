@@ -254,6 +254,7 @@ def test_no_name_of_a_file_becomes_a_link(webhook: Webhook) -> None:
     for text in webhook.texts:
         assert text.count("evil.example") == 3
         assert not any(link in text for link in ("://", "](", "WWW."))
+        assert text.count("\u200b") == 4
 
 
 def test_an_address_that_is_not_encrypted_is_refused() -> None:

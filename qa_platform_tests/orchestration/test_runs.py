@@ -158,6 +158,11 @@ def test_the_job_for_ci_remembers_failed_checks_when_its_step_is_tried_again(flo
     assert len(looks) > 2, "the step was tried again"
     assert not result.success
     assert f"ci-tampered.csv ({COMPLETE})" in message_of(result)
+    key = dg.AssetCheckKey(QUESTION_ANSWER, COMPLETE)
+    (shown,) = flow.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
+    assert shown.event
+    assert shown.event.get_dagster_event().asset_check_evaluation_data.partition is None, "the second attempt says it of the first one"
+    assert shown.status is AssetCheckExecutionRecordStatus.FAILED
 
 
 def test_the_job_for_ci_shows_a_failed_check_also_if_later_batches_pass_it(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:

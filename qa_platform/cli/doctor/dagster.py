@@ -132,7 +132,7 @@ def _parsed(address: str, source: str) -> "URL":
     except (ArgumentError, ValueError):
         raise Wrong(f"{source} has no valid PostgreSQL address", _EXPORT) from None
     # They belong to a password that contains "@", "/" or "?" as it is.
-    if set("@/?") & set(f"{url.username or ''}{url.host or ''}{url.database or ''}"):
+    if set("@/?") & set(f"{url.host or ''}{url.database or ''}"):
         raise Wrong(f"{source} has no valid PostgreSQL address", f"{_EXPORT}, with the password percent-encoded")
     return url
 
@@ -147,7 +147,7 @@ def _connected(storage: _Storage) -> "psycopg.Connection":
     # The folder of a socket.
     host = {"host": unquote(storage.url.host)} if storage.url.host else {}
     try:
-        return psycopg.connect(**{**storage.url.query, **parts, **host}, connect_timeout=_CONNECT_SECONDS)
+        return psycopg.connect(**{**storage.url.query, **parts, **host, "connect_timeout": _CONNECT_SECONDS})
     except psycopg.Error as error:
         said = without_password(" ".join(str(error).split()), str(storage.url.password or ""))
         raise Wrong(f"{storage.where}: {said}", storage.fix) from None
