@@ -1,7 +1,7 @@
-"""The places of a context's tokens in its text, on borders at which an answer may begin and end.
+"""The character ranges of a context's tokens in its text, on borders at which an answer may begin and end.
 
-Tokenizers give the places of tokens in code points. Some leave out the marks of a letter (an accent, a vowel sign), and some split an
-emoji. Pre-tokenizers that add a space to each word and then trim it lose the word's first letter. Here the places are widened to the
+Tokenizers give the ranges of tokens in code points. Some leave out the marks of a letter (an accent, a vowel sign), and some split an
+emoji. Pre-tokenizers that add a space to each word and then trim it lose the word's first letter. Here the ranges are widened to the
 lost letters and to whole grapheme clusters, which a reader sees as one character.
 """
 
@@ -27,7 +27,7 @@ _PROBE = "Ada Blum built a bridge, in 1872."
 
 
 class Characters:
-    """The places of a context's tokens. They are looked up one by one, since few are needed and lists of all take longer to build.
+    """The character ranges of a context's tokens. Each is looked up when it is needed: few are, and a list of all would take longer.
 
     Args:
         encoding: the tokenizer's encoding of the context ``text``.
@@ -41,8 +41,8 @@ class Characters:
         # In such a text every cluster is one character.
         self._single = text.isascii() and "\r\n" not in text
 
-    def place(self, first: int, last: int) -> tuple[int, int]:
-        """The place of the tokens from ``first`` to ``last`` in the text: their first character, and the one after their last."""
+    def char_range(self, first: int, last: int) -> tuple[int, int]:
+        """The character range of the tokens from ``first`` to ``last`` in the text: their first character, and the one after their last."""
         start, end = self._offset(first)[0], self._offset(last)[1]
         if self._loses_letters:
             start = self._with_lost_letters(first, start)
@@ -83,5 +83,5 @@ class Characters:
 
 def loses_letters(tokenizer: "tokenizers.Tokenizer") -> bool:
     """Whether the tokenizer's offsets leave out letters, as RobBERT's do."""
-    covered = {place for start, end in tokenizer.encode(_PROBE, add_special_tokens=False).offsets for place in range(start, end)}
-    return any(not character.isspace() and place not in covered for place, character in enumerate(_PROBE))
+    covered = {position for start, end in tokenizer.encode(_PROBE, add_special_tokens=False).offsets for position in range(start, end)}
+    return any(not character.isspace() and position not in covered for position, character in enumerate(_PROBE))

@@ -229,7 +229,7 @@ class Answerer:
         spans = SpanOptions(
             top_k=options.top_k,
             max_answer_len=options.max_answer_len,
-            null=self.no_answer_threshold(options),
+            no_answer_threshold=self.no_answer_threshold(options),
             align_to_words=options.align_to_words,
             best_mention=options.best_mention,
         )

@@ -33,14 +33,14 @@ from qa_platform.contract import ANSWER_LIMIT
 class SpanOptions:
     """How spans become answers. ``top_k``: maximum answers per row. ``max_answer_len``: maximum tokens of an answer.
 
-    ``null``: "no answer" wins if its log probability exceeds the best text's by more than this; None means that it may not win.
-    ``align_to_words``: spans are widened to whole words. ``best_mention``: a text gets the place of its best mention, not of its
-    first.
+    ``no_answer_threshold``: "no answer" wins if its log probability exceeds the best text's by more than this; None means that it may
+    not win. ``align_to_words``: spans are widened to whole words. ``best_mention``: a text gets the place of its best mention, not of
+    its first.
     """
 
     top_k: int = 1
     max_answer_len: int = 15
-    null: float | None = None
+    no_answer_threshold: float | None = None
     align_to_words: bool = True
     best_mention: bool = True
 
@@ -60,13 +60,14 @@ class WindowSpans:
     """The best spans of one window, best first.
 
     ``starts`` and ``ends``: the first and last token, counted in the context. ``scores``: probabilities. All have shape (spans,).
-    ``null`` is the probability that the window holds no answer. If the logits have no softmax, it is NaN and there are no spans.
+    ``null_probability`` is the probability that the window holds no answer. If the logits have no softmax, it is NaN and there are no
+    spans.
     """
 
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     scores: NDArray[np.float64]
-    null: float
+    null_probability: float
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,19 @@ def best_spans(
     scores = _span_scores(start, end, options.max_answer_len)
     rows, positions = _best(scores.reshape(len(windows), -1), options.candidates)
     starts, lengths = np.divmod(positions, scores.shape[2])
-    chances = np.exp(scores.reshape(len(windows), -1)[rows, positions] - total[rows])
+    probabilities = np.exp(scores.reshape(len(windows), -1)[rows, positions] - total[rows])
     bounds = np.searchsorted(rows, np.arange(len(windows) + 1)).tolist()
-    null = null_chances(start_logits[:, 0].astype(np.float64) + end_logits[:, 0], total)
+    null = null_probabilities(start_logits[:, 0].astype(np.float64) + end_logits[:, 0], total)
     result = []
     for row, window in enumerate(windows):
         part = slice(bounds[row], bounds[row + 1])
         begin = starts[part] + window.first
-        result.append(WindowSpans(begin, begin + lengths[part], chances[part], null[row]))
+        result.append(WindowSpans(begin, begin + lengths[part], probabilities[part], null[row]))
     return result
 
 
-def null_chances(null: NDArray[np.float64], total: NDArray[np.float64]) -> list[float]:
-    """`WindowSpans.null` of each window, from the summed logits of [CLS] and the summed log denominators of the two softmaxes."""
+def null_probabilities(null: NDArray[np.float64], total: NDArray[np.float64]) -> list[float]:
+    """`WindowSpans.null_probability` of each window, from the summed logits of [CLS] and the two softmaxes' summed log denominators."""
     return np.exp(np.where(np.isfinite(total), null - total, np.nan)).tolist()
 
 
@@ -164,21 +165,22 @@ class Ranked:
 def merge(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], options: SpanOptions) -> Ranked:
     """The best answers of one row from the spans of all its windows; at most ``options.top_k``.
 
-    With ``options.null``, "no answer" competes with the lowest probability that any window gives it. Spans of white space, and spans
-    longer than an answer may be, are dropped, so there may be no answer. Windows whose logits are not finite are ignored.
+    With ``options.no_answer_threshold``, "no answer" competes with the lowest probability that any window gives it. Spans of white
+    space, and spans longer than an answer may be, are dropped, so there may be no answer. Windows whose logits are not finite are
+    ignored.
     """
     merged = _merged(context, tokenized, spans, options, options.counted)
     if not merged and options.counted < options.candidates:
         merged = _merged(context, tokenized, spans, options, options.candidates)
     ranked = sorted(merged, key=lambda text: -text.total)
     found = [Span(context[m.start : m.end], m.probability, m.start, m.end) for m in ranked[: options.top_k]]
-    nulls = [best.null for best in spans if not math.isnan(best.null)]
-    if options.null is None or not nulls:
+    nulls = [best.null_probability for best in spans if not math.isnan(best.null_probability)]
+    if options.no_answer_threshold is None or not nulls:
         return Ranked(found, None)
     null = min(nulls)
     margin = _margin(null, ranked[0].total if ranked else 0.0)
-    place = 0 if margin > options.null else max(1, sum(m.total >= null for m in ranked))
-    found.insert(place, Span("", null, 0, 0))
+    rank = 0 if margin > options.no_answer_threshold else max(1, sum(m.total >= null for m in ranked))
+    found.insert(rank, Span("", null, 0, 0))
     return Ranked(found[: options.top_k], margin)
 
 
@@ -187,8 +189,8 @@ def _merged(context: str, tokenized: Tokenized, spans: Sequence[WindowSpans], op
     assert tokenized.characters is not None
     texts: dict[str, _Merged] = {}
     for number, (window, best) in enumerate(zip(tokenized.windows, spans, strict=True)):
-        places = _places(tokenized.characters, window, best, options.align_to_words)
-        for (start, end), score in itertools.islice(zip(places, best.scores.tolist(), strict=True), count):
+        ranges = _char_ranges(tokenized.characters, window, best, options.align_to_words)
+        for (start, end), score in itertools.islice(zip(ranges, best.scores.tolist(), strict=True), count):
             # Looked at first: every window may widen its spans to the same endless word or character.
             if end - start > ANSWER_LIMIT:
                 continue
@@ -242,7 +244,7 @@ class _Merged:
         return 1.0 - self._none * (1.0 - self._sum)
 
 
-def _places(characters: Characters, window: Window, spans: WindowSpans, align_to_words: bool) -> Iterator[tuple[int, int]]:
+def _char_ranges(characters: Characters, window: Window, spans: WindowSpans, align_to_words: bool) -> Iterator[tuple[int, int]]:
     """The beginning and end of each span in the context; when aligned, those of the words that it touches, within the window."""
     words: dict[int, tuple[int, int]] = {}
     known: dict[tuple[int, int], tuple[int, int]] = {}
@@ -256,5 +258,5 @@ def _places(characters: Characters, window: Window, spans: WindowSpans, align_to
         else:
             tokens = span
         if tokens not in known:
-            known[tokens] = characters.place(*tokens)
+            known[tokens] = characters.char_range(*tokens)
         yield known[tokens]

@@ -94,7 +94,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """One tokenised row: its windows and the places of its context's tokens; or the reason why it has none."""
+    """One tokenised row: its windows and the character ranges of its context's tokens; or the reason why it has none."""
 
     windows: tuple[Window, ...]
     characters: Characters | None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qa_platform.answering.engine import Answerer, AnswerOptions
     from qa_platform.answering.rows import AskedRow, Counts
     from qa_platform.evaluation.evaluate import Evaluation, Figures
-    from qa_platform.evaluation.no_answer import NoAnswer
+    from qa_platform.evaluation.no_answer import ThresholdComparison
     from qa_platform.ingest import TextLimits
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -264,7 +264,7 @@ def _show(result: "Evaluation", *, remembered: bool) -> None:
         _print_thresholds(out, result.no_answer, remembered=remembered)
 
 
-def _print_thresholds(out: "Console", found: "NoAnswer", *, remembered: bool) -> None:
+def _print_thresholds(out: "Console", found: "ThresholdComparison", *, remembered: bool) -> None:
     from qa_platform.cli.terminal import table
 
     headers = ("threshold", "exact match %", "F1 %", "F1 % answerable", "F1 % unanswerable")

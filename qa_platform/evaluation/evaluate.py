@@ -9,7 +9,7 @@ from typing import TypeVar
 from qa_platform.answering.engine import Answer, Answerer, AnswerOptions
 from qa_platform.contract import ModelChoice, RowReason
 from qa_platform.evaluation.gold import GoldQuestion, exact_match, f1
-from qa_platform.evaluation.no_answer import NoAnswer, Outcome, compare_thresholds
+from qa_platform.evaluation.no_answer import QuestionOutcome, ThresholdComparison, compare_thresholds
 
 _CONTEXT_BOUNDS = (250, 500, 1000, 2000, 4000)
 _DECILES = 10
@@ -43,7 +43,7 @@ class Evaluation:
     by_context: tuple[Figures, ...]
     by_score: tuple[Figures, ...]
     calibration_error: float
-    no_answer: NoAnswer | None
+    no_answer: ThresholdComparison | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _pairs(gold: Sequence[GoldQuestion]) -> list[tuple[str, str]]:
     return [(question.question, question.context) for question in gold]
 
 
-def _outcomes(answerer: Answerer, gold: Sequence[GoldQuestion], answers: Sequence[Answer], options: AnswerOptions) -> list[Outcome]:
+def _outcomes(answerer: Answerer, gold: Sequence[GoldQuestion], answers: Sequence[Answer], options: AnswerOptions) -> list[QuestionOutcome]:
     """The outcome of every question, with and without its best answer. Questions that got no answer are asked again for the best one."""
     silent = [question for question, answer in zip(gold, answers, strict=True) if answer.error is RowReason.NO_ANSWER]
     best = answerer.answer(_pairs(silent), replace(options, handle_impossible_answer=False))
@@ -117,7 +117,7 @@ def _outcomes(answerer: Answerer, gold: Sequence[GoldQuestion], answers: Sequenc
         # A rejected row has no answer at any threshold.
         margin = math.inf if answer.null_margin is None else answer.null_margin
         silence = 0.0 if answer.is_rejected else f1("", [gold.text for gold in question.answers])
-        outcomes.append(Outcome(margin, judged.f1, judged.exact_match, silence, bool(question.answers)))
+        outcomes.append(QuestionOutcome(margin, judged.f1, judged.exact_match, silence, bool(question.answers)))
     return outcomes
 
 

@@ -73,18 +73,18 @@ def gold_questions(path: Path) -> Iterator[GoldQuestion]:
 
 
 def _read_squad(path: Path) -> Iterator[GoldQuestion]:
-    place = ""
+    location = ""
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
         articles = document.get("data") if isinstance(document, dict) else None
         if not isinstance(articles, list):
             raise InputError("it is not SQuAD JSON: it has no list 'data'", where=str(path))
         for number, article in enumerate(articles, 1):
-            place = f", article {number}"
+            location = f", article {number}"
             for part, paragraph in enumerate(article["paragraphs"], 1):
-                place = f", article {number}, paragraph {part}"
+                location = f", article {number}, paragraph {part}"
                 for count, qa in enumerate(paragraph["qas"], 1):
-                    place = f", article {number}, paragraph {part}, question {count}"
+                    location = f", article {number}, paragraph {part}, question {count}"
                     if not isinstance(qa["answers"], list):
                         raise TypeError("its 'answers' is not a list of objects with 'text' and 'answer_start'")
                     answers = tuple(GoldAnswer(_text(a, "text"), _start(a)) for a in qa["answers"] if _text(a, "text").strip())
@@ -93,9 +93,9 @@ def _read_squad(path: Path) -> Iterator[GoldQuestion]:
     except UnicodeDecodeError as error:
         raise InputError(f"it is not in UTF-8 ({error.reason})", where=str(path), advice="save it as UTF-8") from error
     except KeyError as error:
-        raise InputError(f"it is not SQuAD JSON: an object in it has no {error}", where=f"{path}{place}") from error
+        raise InputError(f"it is not SQuAD JSON: an object in it has no {error}", where=f"{path}{location}") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=f"{path}{place}") from error
+        raise InputError(f"it is not SQuAD JSON ({type(error).__name__}: {error})", where=f"{path}{location}") from error
 
 
 def _text(entry: Any, name: str) -> str:
@@ -123,14 +123,14 @@ def _read_csv(path: Path) -> Iterator[GoldQuestion]:
                 where=str(path),
                 advice="a gold CSV has the columns question, context and answers",
             )
-        place = names.index("answers")
+        answers_column = names.index("answers")
         asked = [column_label(rows.columns[position]) for position in (rows.question, rows.context)]
         for row in rows:
             # A row whose only fault is in its question or context is kept: the platform rejects it, so it is not answered.
             if (fault := row.rejection) and fault.column not in asked:
                 raise InputError(f"{fault.reason}: {fault.detail}", where=f"{path}, line {row.line}", advice=ROW_HINTS[fault.reason])
             try:
-                answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[place]) if text.strip())
+                answers = tuple(GoldAnswer(text, None) for text in _answers_of_cell(row.cells[answers_column]) if text.strip())
             except TypeError as error:
                 advice = "write its answers as a JSON list of strings, or one answer as plain text"
                 raise InputError(str(error), where=f"{path}, line {row.line}", advice=advice) from error

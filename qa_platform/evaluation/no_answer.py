@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Outcome:
+class QuestionOutcome:
     """What a question scores, with and without an answer from the model.
 
     ``margin`` is the log probability of "no answer" minus that of the best answer; infinite if there is no answer to give. ``f1`` and
@@ -35,7 +35,7 @@ class ThresholdFigures:
 
 
 @dataclass(frozen=True)
-class NoAnswer:
+class ThresholdComparison:
     """How thresholds for "no answer" do on a gold set.
 
     ``in_use`` is the threshold behind all other figures of an evaluation; ``default`` has the figures at 0, ``best`` those at the threshold
@@ -47,12 +47,12 @@ class NoAnswer:
     best: ThresholdFigures
 
 
-def compare_thresholds(outcomes: Sequence[Outcome], in_use: float) -> NoAnswer:
+def compare_thresholds(outcomes: Sequence[QuestionOutcome], in_use: float) -> ThresholdComparison:
     """Compare the default threshold with the best one. ``outcomes`` must have questions of both kinds."""
-    return NoAnswer(in_use, figures_at(0.0, outcomes), figures_at(best_threshold(outcomes), outcomes))
+    return ThresholdComparison(in_use, figures_at(0.0, outcomes), figures_at(best_threshold(outcomes), outcomes))
 
 
-def best_threshold(outcomes: Sequence[Outcome]) -> float:
+def best_threshold(outcomes: Sequence[QuestionOutcome]) -> float:
     """The threshold with the best F1. Among equally good ones it is 0 if possible, else one from the range that is nearest to 0."""
     gains: dict[float, float] = collections.defaultdict(float)
     for outcome in outcomes:
@@ -84,14 +84,14 @@ def _middle(low: float, high: float) -> float:
     return next((value for value in candidates if low + margin <= value < high - margin), low)
 
 
-def figures_at(threshold: float, outcomes: Sequence[Outcome]) -> ThresholdFigures:
+def figures_at(threshold: float, outcomes: Sequence[QuestionOutcome]) -> ThresholdFigures:
     """The figures at a threshold. ``outcomes`` must have questions of both kinds."""
 
-    def percent(figure: Callable[[Outcome], float], among: Sequence[Outcome]) -> float:
+    def percent(figure: Callable[[QuestionOutcome], float], among: Sequence[QuestionOutcome]) -> float:
         values = [outcome.silence if outcome.margin > threshold else figure(outcome) for outcome in among]
         return round(100 * sum(values) / len(values), 2)
 
-    def f1(outcome: Outcome) -> float:
+    def f1(outcome: QuestionOutcome) -> float:
         return outcome.f1
 
     return ThresholdFigures(

@@ -20,7 +20,7 @@ from qa_platform.answering import Answer, Answerer, AnswerOptions, chunks
 from qa_platform.answering.chunks import ChunkSize, batches, chunked
 from qa_platform.answering.model import find_model, load_tokenizer
 from qa_platform.answering.runtimes import int8
-from qa_platform.answering.runtimes.base import Batch, pad
+from qa_platform.answering.runtimes.base import WindowBatch, pad
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.spans import Span
 from qa_platform.answering.windows import Layout, Window, WindowSize, tokenize
@@ -176,7 +176,7 @@ def test_a_negative_number_of_threads_is_refused() -> None:
 def certain(monkeypatch: pytest.MonkeyPatch, answerer: Answerer, *places: int) -> None:
     """Have the model say that an answer begins and ends at one of the windows' ``places``, each as likely; with none, anywhere."""
 
-    def run(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         logits = np.zeros(batch.ids.shape, np.float32)
         logits[:, places] = 50
         return logits, logits.copy()
@@ -304,7 +304,7 @@ def counted_windows(monkeypatch: pytest.MonkeyPatch, answerer: Answerer) -> list
     windows: list[int] = []
     run = runtime.run
 
-    def counted(batch: Batch) -> Any:
+    def counted(batch: WindowBatch) -> Any:
         windows.append(len(batch.ids))
         return run(batch)
 

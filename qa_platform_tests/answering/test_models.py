@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from qa_platform.answering import Answerer
 from qa_platform.answering.model import find_model, load_tokenizer
-from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.base import WindowBatch
 from qa_platform.answering.runtimes.openvino import OpenVinoRuntime
 from qa_platform.contract import ModelChoice
 from qa_platform.errors import InputError
@@ -316,7 +316,7 @@ def test_weights_in_bfloat16_give_the_logits_of_transformers(folder: Path) -> No
     save_torch({name: tensor.bfloat16() for name, tensor in load_torch(path).items()}, path)
     files = find_model(ModelChoice(str(folder)))
     ids = np.random.default_rng(2).integers(5, 60, (3, 24), dtype=np.int32)
-    batch = Batch(ids, np.zeros_like(ids), np.array([24, 24, 24], np.int32))
+    batch = WindowBatch(ids, np.zeros_like(ids), np.array([24, 24, 24], np.int32))
     ours = OpenVinoRuntime(files, precision="fp32", threads=1).run(batch)
     theirs = TorchRuntime(files, precision="fp32", threads=1, device="cpu").run(batch)
     for left, right in zip(ours, theirs, strict=True):
@@ -331,7 +331,7 @@ def test_a_padding_token_in_a_text_counts_as_transformers_counts_it(tmp_path: Pa
     ids = np.random.default_rng(3).integers(5, 60, (2, 24), dtype=np.int32)
     ids[0, [4, 11, 12]] = files.config["pad_token_id"]
     ids[1, 20:] = 0
-    batch = Batch(ids, np.zeros_like(ids), np.array([24, 20], np.int32))
+    batch = WindowBatch(ids, np.zeros_like(ids), np.array([24, 20], np.int32))
     ours = OpenVinoRuntime(files, precision="fp32", threads=1).run(batch)
     theirs = TorchRuntime(files, precision="fp32", threads=1, device="cpu").run(batch)
     for left, right in zip(ours, theirs, strict=True):

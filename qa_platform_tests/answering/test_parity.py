@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from qa_platform.answering import Answer, Answerer
 from qa_platform.answering.model import BUNDLED_FOLDER, find_model, load_tokenizer
-from qa_platform.answering.runtimes.base import Batch, pad
+from qa_platform.answering.runtimes.base import WindowBatch, pad
 from qa_platform.answering.runtimes.graph import supports
 from qa_platform.answering.runtimes.openvino import OpenVinoRuntime
 from qa_platform.answering.runtimes.torch import TorchRuntime
@@ -181,7 +181,7 @@ def test_logits_equal_those_of_transformers(folders: dict[str, Path], family: st
     types = np.full((2, 40), layout.question_type, np.int32)
     types[:, 9:] = layout.context_type
     ids[1, 17:] = 0
-    batch = Batch(ids, types, lengths)
+    batch = WindowBatch(ids, types, lengths)
     ours = OpenVinoRuntime(files, precision="fp32", threads=1).run(batch)
     theirs = TorchRuntime(files, precision="fp32", threads=1, device="cpu").run(batch)
     for left, right in zip(ours, theirs, strict=True):
@@ -217,7 +217,7 @@ def test_a_device_that_is_not_there_is_refused_by_name(folders: dict[str, Path],
 def test_bfloat16_on_torch_stays_near_float32(folders: dict[str, Path], family: str) -> None:
     files = find_model(ModelChoice(str(folders[family])))
     ids = np.random.default_rng(2).integers(5, 60, (3, 24), dtype=np.int32)
-    batch = Batch(ids, np.zeros_like(ids), np.array([24, 24, 24], np.int32))
+    batch = WindowBatch(ids, np.zeros_like(ids), np.array([24, 24, 24], np.int32))
     exact = TorchRuntime(files, precision="fp32", threads=1, device="cpu").run(batch)
     half = TorchRuntime(files, precision="bf16", threads=1, device="cpu").run(batch)
     for left, right in zip(half, exact, strict=True):

@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from qa_platform.answering import Answer, Answerer, spans
 from qa_platform.answering.characters import Characters, loses_letters
-from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.base import WindowBatch
 from qa_platform.answering.windows import Layout, Tokenized, Window
 from qa_platform.contract import RowReason
 from qa_platform_tests.answering_models import make_bert, make_tokenizer, model_of, texts
@@ -32,7 +32,7 @@ def sure(monkeypatch: pytest.MonkeyPatch, answerer: Answerer, words: dict[str, t
     marked = {loaded.tokenizer.token_to_id(word): logits for word, logits in words.items()}
     assert None not in marked
 
-    def run(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         start, end = np.zeros(batch.ids.shape, np.float32), np.zeros(batch.ids.shape, np.float32)
         for word, (as_start, as_end) in marked.items():
             start[batch.ids == word] = as_start
@@ -59,7 +59,7 @@ def by_the_neighbour(monkeypatch: pytest.MonkeyPatch, answerer: Answerer) -> Non
     word = loaded.tokenizer.encode("olsen", add_special_tokens=False).ids
     assert len(word) == 1
 
-    def run(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         logits = np.zeros(batch.ids.shape, np.float32)
         dots = (batch.ids == loaded.tokenizer.token_to_id(".")).sum(axis=1)
         for row in range(len(logits)):
@@ -135,7 +135,7 @@ def test_the_tokens_of_every_tokenizer_lie_on_borders_of_characters(family: str,
     encoding = TOKENIZERS[family].encode(context, add_special_tokens=False)
     characters = Characters(encoding, context)
     for token, (left, right) in enumerate(encoding.offsets):
-        start, end = characters.place(token, token)
+        start, end = characters.char_range(token, token)
         assert {start, end} <= borders(context)
         # No border between a token's own and where it was moved to.
         assert borders(context) & {*range(start + 1, left + 1), *range(right, end)} == set()
@@ -159,7 +159,7 @@ def test_borders_are_those_of_grapheme_clusters(text: str) -> None:
     clusters = list(itertools.pairwise(sorted(borders(text))))
     for token, (left, right) in enumerate(encoding.offsets):
         of_token = [(start, end) for start, end in clusters if start < right and left < end]
-        assert characters.place(token, token) == (of_token[0][0], of_token[-1][1])
+        assert characters.char_range(token, token) == (of_token[0][0], of_token[-1][1])
 
 
 @pytest.mark.parametrize("unit", ["🇳🇴", "🇳", "👩\u200d", "e\u0301", "क\u094d", "\u0301", "\u1100"])
@@ -206,7 +206,7 @@ def test_lost_letters_are_given_back_to_their_words() -> None:
     words = ["Marta", "Olsen", "a", "took", "over", ",", "in", "1987"]
     found = []
     for token in range(len(encoding)):
-        start, end = characters.place(*characters.word(token, 0, len(encoding) - 1))
+        start, end = characters.char_range(*characters.word(token, 0, len(encoding) - 1))
         found.append(text[start:end])
     assert list(dict.fromkeys(found)) == words
 
@@ -319,7 +319,7 @@ def test_a_window_whose_logits_are_not_finite_has_no_say(damaged: int) -> None:
     windows = tuple(Window(0, np.zeros(2, np.int32), 1, first, 1) for first in range(3))
     logits = np.array([[0, 1], [0, 1], [0, 1]], np.float32)
     logits[damaged] = np.nan
-    options = spans.SpanOptions(top_k=4, null=0.0)
+    options = spans.SpanOptions(top_k=4, no_answer_threshold=0.0)
     found = spans.merge(
         "A B C", Tokenized(windows, Characters(encoding, "A B C")), spans.best_spans(logits, logits, windows, options), options
     )

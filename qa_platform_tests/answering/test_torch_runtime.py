@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qa_platform.answering import Answerer
 from qa_platform.answering.model import find_model
 from qa_platform.answering.runtimes import torch as torch_runtime
-from qa_platform.answering.runtimes.base import Batch, pad
+from qa_platform.answering.runtimes.base import WindowBatch, pad
 from qa_platform.answering.runtimes.decoding import spans_of, torch_spans
 from qa_platform.answering.runtimes.torch import TorchRuntime, torch_device
 from qa_platform.answering.spans import SpanOptions, best_spans
@@ -82,15 +82,15 @@ def test_torch_finds_the_spans_that_numpy_finds_ties_included(
     case: tuple[NDArray[np.float32], NDArray[np.float32], list[Window], SpanOptions],
 ) -> None:
     start, end, windows, options = case
-    places = torch.tensor([(window.offset, window.length) for window in windows], dtype=torch.int32)
-    width = int(places[:, 1].max())
-    found = torch_spans(torch.from_numpy(start), torch.from_numpy(end), places, width, options)
+    context_ranges = torch.tensor([(window.offset, window.length) for window in windows], dtype=torch.int32)
+    width = int(context_ranges[:, 1].max())
+    found = torch_spans(torch.from_numpy(start), torch.from_numpy(end), context_ranges, width, options)
     for ours, theirs in zip(spans_of(found.numpy(), windows), best_spans(start, end, windows, options), strict=True):
         assert ours.starts.tolist() == theirs.starts.tolist()
         assert ours.ends.tolist() == theirs.ends.tolist()
         assert ours.scores == pytest.approx(theirs.scores, rel=1e-9)
-        assert ours.null == pytest.approx(theirs.null, rel=1e-9, nan_ok=True)
-        assert 0 <= theirs.null <= 1 + 1e-9 or (np.isnan(theirs.null) and not theirs.starts.size)
+        assert ours.null_probability == pytest.approx(theirs.null_probability, rel=1e-9, nan_ok=True)
+        assert 0 <= theirs.null_probability <= 1 + 1e-9 or (np.isnan(theirs.null_probability) and not theirs.starts.size)
 
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("deberta-v2", marks=pytest.mark.slow)])
@@ -113,12 +113,12 @@ def test_lengths_are_rounded_up_to_the_longest_window_at_most(folder: Path, monk
     shapes = shapes_of(monkeypatch, runtime)
     for length in (1, 33, 499):
         ids = np.full((2, length), 5, np.int32)
-        start, end = runtime.run(Batch(ids, np.zeros_like(ids), np.array([length, 1], np.int32)))
+        start, end = runtime.run(WindowBatch(ids, np.zeros_like(ids), np.array([length, 1], np.int32)))
         assert start.shape == end.shape == ids.shape
     assert shapes == [(2, 32), (2, 64), (2, 500)]
 
 
-def batch_of(lengths: Sequence[int]) -> tuple[Batch, list[Window]]:
+def batch_of(lengths: Sequence[int]) -> tuple[WindowBatch, list[Window]]:
     rng = np.random.default_rng(4)
     windows = [Window(row, rng.integers(5, 60, length, np.int32), 3, 0, length - 4) for row, length in enumerate(lengths)]
     return pad(windows, Layout((), (), (), 0, 1)), windows
@@ -134,7 +134,7 @@ def test_without_the_memory_batches_are_halved_until_they_fit_which_is_said_once
     with caplog.at_level(logging.WARNING):
         found = runtime.best_spans(batch, windows, SpanOptions())
     assert [spans.starts.tolist() for spans in found] == [spans.starts.tolist() for spans in expected]
-    assert [spans.null for spans in found] == pytest.approx([spans.null for spans in expected], rel=1e-4)
+    assert [spans.null_probability for spans in found] == pytest.approx([spans.null_probability for spans in expected], rel=1e-4)
     assert shapes == [(5, 90), (2, 90), (3, 90), (1, 90), (2, 90)]
     assert runtime.tokens == 135
     assert [record.message for record in caplog.records] == [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qa_platform.answering import Answerer
-from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.base import WindowBatch
 from qa_platform.answering.windows import Layout, Tokenized, WindowSize, tokenize
 from qa_platform.contract import RowReason
 from qa_platform_tests.answering_models import make_bert, make_tokenizer, model_of
@@ -72,7 +72,7 @@ def test_the_model_computes_no_more_than_the_windows(tmp_path: Path, monkeypatch
     computed: list[int] = []
     run = runtime.run
 
-    def counted(batch: Batch) -> object:
+    def counted(batch: WindowBatch) -> object:
         computed.append(int(np.prod(batch.ids.shape)))
         return run(batch)
 

@@ -16,7 +16,7 @@ from qa_platform.contract import ModelChoice
 from qa_platform.errors import InputError
 from qa_platform.evaluation.evaluate import evaluate
 from qa_platform.evaluation.gold import GoldAnswer, GoldQuestion
-from qa_platform.evaluation.no_answer import Outcome, best_threshold, figures_at
+from qa_platform.evaluation.no_answer import QuestionOutcome, best_threshold, figures_at
 from qa_platform_tests.answering_models import make_bert, pairs
 from qa_platform_tests.evaluation.gold_sets import CONTEXT
 from qa_platform_tests.json_schemas import fits
@@ -24,26 +24,26 @@ from qa_platform_tests.json_schemas import fits
 # Often equal, now and then as close as can be, or infinite.
 MARGINS = st.one_of(st.integers(-3, 3).map(float), st.floats(-40, 40), st.sampled_from([math.inf, -math.inf, 1.0, math.nextafter(1.0, 2)]))
 OUTCOMES = st.lists(
-    st.builds(Outcome, MARGINS, st.sampled_from([0.0, 0.4, 2 / 3, 1.0]), st.just(0.0), st.sampled_from([0.0, 1.0]), st.booleans()),
+    st.builds(QuestionOutcome, MARGINS, st.sampled_from([0.0, 0.4, 2 / 3, 1.0]), st.just(0.0), st.sampled_from([0.0, 1.0]), st.booleans()),
     max_size=20,
 )
 
 
-def f1_at(threshold: float, outcomes: list[Outcome]) -> float:
+def f1_at(threshold: float, outcomes: list[QuestionOutcome]) -> float:
     return math.fsum(outcome.silence if outcome.margin > threshold else outcome.f1 for outcome in outcomes)
 
 
-def right(margin: float) -> Outcome:
+def right(margin: float) -> QuestionOutcome:
     """A question with an answer that the model finds."""
-    return Outcome(margin, 1.0, 1.0, 0.0, answerable=True)
+    return QuestionOutcome(margin, 1.0, 1.0, 0.0, answerable=True)
 
 
-def unanswerable(margin: float) -> Outcome:
-    return Outcome(margin, 0.0, 0.0, 1.0, answerable=False)
+def unanswerable(margin: float) -> QuestionOutcome:
+    return QuestionOutcome(margin, 0.0, 0.0, 1.0, answerable=False)
 
 
 @given(OUTCOMES)
-def test_no_threshold_is_better_than_the_best_one_and_it_is_the_default_if_that_is_as_good(outcomes: list[Outcome]) -> None:
+def test_no_threshold_is_better_than_the_best_one_and_it_is_the_default_if_that_is_as_good(outcomes: list[QuestionOutcome]) -> None:
     found = best_threshold(outcomes)
     margins = [outcome.margin for outcome in outcomes if math.isfinite(outcome.margin)]
     # F1 changes at margins only, so these are all thresholds that differ.

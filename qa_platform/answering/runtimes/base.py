@@ -13,7 +13,7 @@ from qa_platform.answering.windows import Layout, Window
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """Windows padded on the right. ``ids`` and ``types`` have shape (windows, tokens); ``lengths`` has shape (windows,)."""
 
     ids: NDArray[np.int32]
@@ -32,16 +32,16 @@ class Runtime(Protocol):
     tokens: int
     chunk: ChunkSize
 
-    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Start and end logits, each of shape (windows, tokens)."""
         ...
 
-    def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+    def best_spans(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
         """The spans that `spans.best_spans` finds in the logits of each of ``windows``. ``batch`` is made of these windows."""
         ...
 
 
-def pad(windows: Sequence[Window], layout: Layout) -> Batch:
+def pad(windows: Sequence[Window], layout: Layout) -> WindowBatch:
     """A batch of windows, padded with token 0, which is masked."""
     lengths = np.array([len(window.ids) for window in windows], np.int32)
     ids = np.zeros((len(windows), int(lengths.max())), np.int32)
@@ -49,4 +49,4 @@ def pad(windows: Sequence[Window], layout: Layout) -> Batch:
     for row, window in enumerate(windows):
         ids[row, : len(window.ids)] = window.ids
         types[row, window.offset :] = layout.context_type
-    return Batch(ids, types, lengths)
+    return WindowBatch(ids, types, lengths)

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qa_platform.answering.spans import SpanOptions, WindowSpans, null_chances
+from qa_platform.answering.spans import SpanOptions, WindowSpans, null_probabilities
 from qa_platform.answering.windows import Window
 
 
 def torch_spans(
-    start_logits: torch.Tensor, end_logits: torch.Tensor, places: torch.Tensor, width: int, options: SpanOptions
+    start_logits: torch.Tensor, end_logits: torch.Tensor, context_ranges: torch.Tensor, width: int, options: SpanOptions
 ) -> torch.Tensor:
     """The best spans of each window of a batch, for `spans_of`. Nothing here waits for the device.
 
     Args:
         start_logits, end_logits: float32, shape (windows, tokens), padded on the right.
-        places: the first token and the number of tokens of each window's context, shape (windows, 2).
+        context_ranges: the first token and the number of tokens of each window's context, shape (windows, 2).
         width: tokens of the longest of those contexts.
 
     Returns:
@@ -25,9 +25,9 @@ def torch_spans(
         logits of [CLS]. Three blocks follow, each with all spans, best first: first tokens, counted from the start of the window's
         context; numbers of tokens minus one; and summed logits, where -inf means that there is no span.
     """
-    columns = torch.arange(width, device=places.device)
-    outside = columns >= places[:, 1:]
-    columns = (places[:, :1] + columns).clamp(max=start_logits.shape[1] - 1).long()
+    columns = torch.arange(width, device=context_ranges.device)
+    outside = columns >= context_ranges[:, 1:]
+    columns = (context_ranges[:, :1] + columns).clamp(max=start_logits.shape[1] - 1).long()
     start, start_total = _of_context(start_logits.double(), columns, outside)
     end, end_total = _of_context(end_logits.double(), columns, outside)
     longest = min(options.max_answer_len, width)
@@ -48,10 +48,10 @@ def spans_of(found: NDArray[np.float64], windows: Sequence[Window]) -> list[Wind
     total, null = found[:, :1], found[:, 1:2]
     firsts, lengths, scores = np.split(found[:, 2:], 3, axis=1)
     starts, ends = firsts.astype(np.int64), (firsts + lengths).astype(np.int64)
-    chances, nulls = np.exp(scores - total), null_chances(null[:, 0], total[:, 0])
+    probabilities, nulls = np.exp(scores - total), null_probabilities(null[:, 0], total[:, 0])
     counts = np.isfinite(scores).sum(1).tolist()
     return [
-        WindowSpans(starts[row, :count] + window.first, ends[row, :count] + window.first, chances[row, :count], nulls[row])
+        WindowSpans(starts[row, :count] + window.first, ends[row, :count] + window.first, probabilities[row, :count], nulls[row])
         for row, (window, count) in enumerate(zip(windows, counts, strict=True))
     ]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from qa_platform.answering.model import ModelFiles
-from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.base import WindowBatch
 from qa_platform.answering.runtimes.weights import Weights
 from qa_platform.contract import Precision
 from qa_platform.errors import InputError
@@ -169,13 +169,13 @@ class Builder:
         hidden = self._embed(*(op.reshape(part, op.constant(list(self._rows)), False) for part in (ids, types, positions)))
         for number in range(self._shape.layers):
             hidden = self._layer(hidden, mask, windows, self._names.prefix + self._names.layer.format(i=number))
-        return ov.Model([op.result(self._dense(hidden, "qa_outputs")), *self._seen()], [ids, types, positions, mask], "extractive")
+        return ov.Model([op.result(self._dense(hidden, "qa_outputs")), *self._extra_results()], [ids, types, positions, mask], "extractive")
 
     def _embed(self, ids: ov.Node, types: ov.Node, positions: ov.Node) -> ov.Node:
         folder = self._names.prefix + "embeddings."
-        places = self._tensor(folder + "position_embeddings.weight", 2)
-        if len(places) < self._positions:
-            raise ValueError(f"{folder}position_embeddings.weight has {len(places)} positions of {self._positions}")
+        embeddings = self._tensor(folder + "position_embeddings.weight", 2)
+        if len(embeddings) < self._positions:
+            raise ValueError(f"{folder}position_embeddings.weight has {len(embeddings)} positions of {self._positions}")
         total = op.add(self._gather(folder + "word_embeddings", ids), self._gather(folder + "position_embeddings", positions))
         kinds = folder + "token_type_embeddings"
         if kinds + ".weight" in self._weights:
@@ -230,7 +230,7 @@ class Builder:
         """The sum of both. ``hidden`` is a norm's result that is also the input of a product."""
         return op.add(value, hidden)
 
-    def _seen(self) -> list[ov.Node]:
+    def _extra_results(self) -> list[ov.Node]:
         """Additional results of the graph, for subclasses that observe it."""
         return []
 
@@ -282,7 +282,7 @@ def compile_graph(model: ov.Model, *, precision: Precision, threads: int, counte
     return ov.Core().compile_model(model, "CPU", options)
 
 
-def inputs_of(batch: Batch, files: ModelFiles) -> list[NDArray[Any]]:
+def inputs_of(batch: WindowBatch, files: ModelFiles) -> list[NDArray[Any]]:
     """The inputs of a model's `Builder` graph, in order: ids, types, positions and mask."""
     columns = np.arange(batch.ids.shape[1], dtype=np.int32)
     mask = np.where(columns < batch.lengths[:, None], np.float32(0), np.float32(_MASKED))[:, None, None, :]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from qa_platform.answering.model import ModelFiles, load_tokenizer
-from qa_platform.answering.runtimes.base import Batch, pad
+from qa_platform.answering.runtimes.base import WindowBatch, pad
 from qa_platform.answering.runtimes.graph import ACTIVATION_TYPES, Builder, compile_graph, inputs_of
 from qa_platform.answering.windows import Layout, WindowSize, tokenize
 from qa_platform.errors import InputError
@@ -97,7 +97,7 @@ def _observed(files: ModelFiles) -> list[Seen]:
     return observed
 
 
-def _batches(files: ModelFiles) -> Iterator[Batch]:
+def _batches(files: ModelFiles) -> Iterator[WindowBatch]:
     """The windows of every text, and of all texts joined. Each is a batch of its own: padding would add ranges that no text has."""
     with _TEXTS.open(newline="", encoding="utf-8") as file:
         pairs = [(row["question"], row["context"]) for row in csv.DictReader(file)]
@@ -123,7 +123,7 @@ class _Observer(Builder):
         self._results += [op.reduce_min(value, tokens), op.reduce_max(value, tokens), reduce(op.add, energies)]
         return products
 
-    def _seen(self) -> list[ov.Node]:
+    def _extra_results(self) -> list[ov.Node]:
         return self._results
 
 
@@ -142,6 +142,11 @@ class _Input:
 
     value: ov.Node
     divisors: NDArray[np.float32] | None = None
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the input is in int8."""
+        return self.divisors is not None
 
     def times(self, weight: NDArray[np.float32]) -> ov.Node:
         right = op.constant(np.ascontiguousarray(weight)) if self.divisors is None else rounded_weight(weight * self.divisors)
@@ -182,12 +187,13 @@ class _Quantizer(Builder):
         def inner(channels: NDArray[np.intp]) -> _Input:
             return self._input(activated(channels), outer[:, channels], seen[channels])
 
-        whole = inner(np.arange(len(bias)))
+        every = inner(np.arange(len(bias)))
         narrow, widest = _parted(outer, seen)
-        if whole.divisors is not None or (most := inner(narrow)).divisors is None:
-            return op.add(whole.times(outer), op.constant(outer_bias))
-        beside = _Input(activated(widest)).times(outer[:, widest])
-        return op.add(op.add(most.times(outer[:, narrow]), op.constant(outer_bias)), beside)
+        if every.is_rounded or not (most := inner(narrow)).is_rounded:
+            return op.add(every.times(outer), op.constant(outer_bias))
+        # The few widest channels in bf16, beside all others in int8.
+        in_bf16 = _Input(activated(widest)).times(outer[:, widest])
+        return op.add(op.add(most.times(outer[:, narrow]), op.constant(outer_bias)), in_bf16)
 
     def _input(self, value: ov.Node, weight: NDArray[np.float32], seen: Seen) -> _Input:
         """``value`` as the input of products with ``weight``: rounded, or unchanged if rounding would be too noisy."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.model import ModelFiles
-from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.base import WindowBatch
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.runtimes.int8 import quantized
 from qa_platform.answering.spans import SpanOptions, WindowSpans, best_spans
@@ -39,7 +39,7 @@ class OpenVinoRuntime:
         for _ in range(self.requests):
             self._idle.put(model.create_infer_request())
 
-    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Runtime.run`."""
         request = self._idle.get()
         try:
@@ -49,7 +49,7 @@ class OpenVinoRuntime:
         logits = flat.reshape(*batch.ids.shape, 2)
         return logits[:, :, 0], logits[:, :, 1]
 
-    def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+    def best_spans(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
         """See `Runtime.best_spans`."""
         return best_spans(*self.run(batch), windows, options)
 

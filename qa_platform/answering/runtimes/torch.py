@@ -14,7 +14,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.model import ModelFiles
-from qa_platform.answering.runtimes.base import Batch
+from qa_platform.answering.runtimes.base import WindowBatch
 from qa_platform.answering.runtimes.decoding import spans_of, torch_spans
 from qa_platform.answering.spans import SpanOptions, WindowSpans
 from qa_platform.answering.windows import Window
@@ -82,12 +82,12 @@ class TorchRuntime:
             self.tokens = min(self.tokens, self._tokens_that_fit(files.default_window))
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Runtime.run`."""
         logits = self._from_device(torch.stack(self._logits(batch)))[:, :, : batch.ids.shape[1]]
         return logits[0], logits[1]
 
-    def best_spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+    def best_spans(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
         """See `Runtime.best_spans`. A batch that exceeds the device's memory is halved, and later batches are limited to that size.
 
         Raises:
@@ -102,7 +102,7 @@ class TorchRuntime:
         self._halve(batch.ids.size)
         middle = len(windows) // 2
         parts = (slice(None, middle), slice(middle, None))
-        batches = [Batch(batch.ids[part], batch.types[part], batch.lengths[part]) for part in parts]
+        batches = [WindowBatch(batch.ids[part], batch.types[part], batch.lengths[part]) for part in parts]
         return [spans for half, part in zip(batches, parts, strict=True) for spans in self.best_spans(half, windows[part], options)]
 
     def _moved(self, model: Any) -> Any:
@@ -114,16 +114,16 @@ class TorchRuntime:
     def _no_memory_for(self, what: str) -> TransientError:
         return TransientError(f"it has no memory for {what}", where=str(self._device), advice="free memory, or use a smaller model")
 
-    def _spans_in_memory(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans] | None:
+    def _spans_in_memory(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans] | None:
         try:
             return self._spans(batch, windows, options)
         except torch.OutOfMemoryError:
             return None
 
     @torch.inference_mode()
-    def _spans(self, batch: Batch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
-        places = np.array([(window.offset, window.length) for window in windows], np.int32)
-        width, on_device = int(places[:, 1].max()), self._to_device(places)
+    def _spans(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
+        context_ranges = np.array([(window.offset, window.length) for window in windows], np.int32)
+        width, on_device = int(context_ranges[:, 1].max()), self._to_device(context_ranges)
         logits = self._logits(batch)
         if self._device.type != "cuda":
             # Other devices may lack float64.
@@ -138,7 +138,7 @@ class TorchRuntime:
             self._halved = True
             _log.warning("%s has no memory for a batch of %d tokens: batches are halved until they fit", self._device, tokens)
 
-    def _logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logits(self, batch: WindowBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Start and end logits, on the device, with at least as many columns as the batch has."""
         if self._is_paddable:
             return self._computed(batch)
@@ -146,11 +146,11 @@ class TorchRuntime:
         logits = torch.zeros((2, *batch.ids.shape), device=self._device)
         for length in np.unique(batch.lengths):
             rows = np.flatnonzero(batch.lengths == length)
-            part = Batch(batch.ids[rows, :length], batch.types[rows, :length], batch.lengths[rows])
+            part = WindowBatch(batch.ids[rows, :length], batch.types[rows, :length], batch.lengths[rows])
             logits[:, torch.from_numpy(rows).to(self._device), :length] = torch.stack(self._computed(part))[:, :, :length]
         return logits[0], logits[1]
 
-    def _computed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _computed(self, batch: WindowBatch) -> tuple[torch.Tensor, torch.Tensor]:
         length = batch.ids.shape[1]
         if self._is_paddable:
             length = min(-(-length // self._step) * self._step, self._longest)
@@ -174,7 +174,7 @@ class TorchRuntime:
         ids = np.zeros((8, length), np.int32)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self.run(Batch(ids, ids, np.full(8, length, np.int32)))
+        self.run(WindowBatch(ids, ids, np.full(8, length, np.int32)))
         spent = torch.cuda.max_memory_allocated(self._device) - before
         free, _ = torch.cuda.mem_get_info(self._device)
         return max(length, free // 8 * ids.size // max(spent, 1))

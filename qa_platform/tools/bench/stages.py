@@ -15,7 +15,7 @@ from typing import Any
 
 from qa_platform.answering.chunks import batches
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
-from qa_platform.answering.runtimes.base import Batch, pad
+from qa_platform.answering.runtimes.base import WindowBatch, pad
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.runtimes.int8 import quantized
 from qa_platform.answering.runtimes.openvino import TOKENS
@@ -77,7 +77,7 @@ class _Stages:
         self.seconds["decoding: merging"] = self._merged(pairs, rows, found)
         self._count(len(portions), whole)
 
-    def _decode(self, portion: Sequence[Window], batch: Batch, found: dict[int, list]) -> float:
+    def _decode(self, portion: Sequence[Window], batch: WindowBatch, found: dict[int, list]) -> float:
         """Compute a batch and find its spans. Returns the seconds that the model took."""
         begun = time.perf_counter()
         flat = self._request.infer(inputs_of(batch, self._files))[0].reshape(*batch.ids.shape, 2)
