@@ -15,7 +15,7 @@ from qa_platform_tests.checkout import PROJECT
 
 PAGE = (PROJECT / "docs" / "contributing.md").read_text(encoding="utf-8")
 MAP = PAGE.partition("## The map\n")[2].partition("\n## ")[0]
-STATIONS = sorted(set(re.findall(r"`(\w+(?:\.\w+)+)`", MAP.partition("### The way of one file")[2].partition("### ")[0])))
+STATIONS = sorted(set(re.findall(r"`(\w+(?:\.\w+)+)`", MAP.partition("### The path of a file")[2].partition("### ")[0])))
 
 
 def floors() -> list[set[str]]:
