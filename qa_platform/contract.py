@@ -33,6 +33,7 @@ REJECTED = "rejected/"
 QUESTIONS_REPO = "questions"
 ANSWER_PIPELINE = "question_answer"
 LOAD_PIPELINE = "push-answers-to-sql"
+# In the order in which they process a commit.
 PIPELINES = (ANSWER_PIPELINE, LOAD_PIPELINE)
 
 # Marks the version of the embedded pachd.

@@ -83,7 +83,7 @@ class Tick:
 
     def answer(self, threads: int, device: str) -> list[FileVersion]:
         """Do all steps. See `tick`."""
-        self._give_up_old_claims()
+        self._clear_stale_claims()
         with bucket_errors("looking at the bucket"):
             plan = look(self.services).plan
             tidy(self.services, plan, _log)
@@ -94,14 +94,17 @@ class Tick:
         answerer.warm_up()
         answered = []
         with lease(self.ledger, self.job_id, self.services.work.lease_seconds, _log), self._released_after_an_error():
-            for version in self._first([version for batch in plan.batches for version in batch.versions]):
+            for version in self._one_batch([version for batch in plan.batches for version in batch.versions]):
                 record = self._claim(version)
                 if record is not None and self._answer_file(answerer, record):
                     answered.append(version)
             return self._hand_over(answered)
 
-    def _give_up_old_claims(self) -> None:
-        """Release claims that are over: on files that do not wait to be loaded, and of an earlier attempt at this datum, which died."""
+    def _clear_stale_claims(self) -> None:
+        """Release the claims of an earlier attempt at this datum, and those on files that no longer wait to be loaded.
+
+        Charge a file that the earlier attempt died on.
+        """
         held = self.ledger.claimed()
         recorded = self.ledger.newest_by_partition([partition_key(n) for n, o in held.items() if o in (LOADING, self.job_id)])
         for record in recorded.values():
@@ -121,7 +124,7 @@ class Tick:
             self.ledger.release(self.job_id)
             raise
 
-    def _first(self, versions: Iterable[FileVersion]) -> list[FileVersion]:
+    def _one_batch(self, versions: Iterable[FileVersion]) -> list[FileVersion]:
         """The files of one batch. Its size is limited because a tick's answers are safe only when the tick ends."""
         chosen: list[FileVersion] = []
         size, work = 0, self.services.work
@@ -173,12 +176,12 @@ class Tick:
 
     def _answer_shards(self, answerer: Answerer, record: FileRecord, source: Path, target: Path) -> None:
         def write(path: str, chunks: Iterable[bytes]) -> None:
-            place = source / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("ab") as file:
+            file_path = source / path
+            file_path.parent.mkdir(parents=True, exist_ok=True)
+            with file_path.open("ab") as file:
                 file.writelines(chunks)
 
-        manifest = split_file(self.services, record, write, _log, told=partial(self.ledger.record_form, record.version))
+        manifest = split_file(self.services, record, write, _log, on_read=partial(self.ledger.record_layout, record.version))
         for shard in manifest.shards:
             done = answer_shard(answerer, source / shard.name, target / shard.name)
             _log.info("%s, %s: %d rows in %.1f s", record.version.shown, shard.name, done.rows, done.seconds)

@@ -176,15 +176,15 @@ def _parquet_answered(answerer: "Answerer", source: Path, options: "AnswerOption
         raise InputError("it is not Parquet, or is damaged", where=str(source), advice="only Parquet may be called .parquet") from error
     _refuse_repeated(table.column_names, where=str(source))
     try:
-        places = find_columns(table.column_names)
+        positions = find_columns(table.column_names)
     except ValueError as error:
         raise InputError(f"it is not Parquet with questions and contexts: {error}", where=str(source)) from error
     if as_csv:
         _refuse_unprintable(table, source)
-    asked = pd.DataFrame({place: pd.Series(table.column(place).to_pylist(), dtype=object) for place in places})
+    asked = pd.DataFrame({position: pd.Series(table.column(position).to_pylist(), dtype=object) for position in positions})
     counts = Counts()
-    answered = _answered(asked, *places, answerer, options, counts, progress=True)
-    added = pa.Table.from_pandas(answered.drop(columns=[*places]), preserve_index=False)
+    answered = _answered(asked, *positions, answerer, options, counts, progress=True)
+    added = pa.Table.from_pandas(answered.drop(columns=[*positions]), preserve_index=False)
     return _side_by_side(table, added), counts
 
 
@@ -259,7 +259,7 @@ def read_answers(
     from qa_platform.clients.postgres import connect
     from qa_platform.clients.schema import ANSWERS
     from qa_platform.ledger import Ledger
-    from qa_platform.results.answer_rows import answer_rows
+    from qa_platform.results.stored_answers import stored_answers
 
     conditions = {column: _value(column, value) for column, value in (where or {}).items()}
     settings = PostgresSettings()
@@ -273,7 +273,7 @@ def read_answers(
     names = list(dict.fromkeys(columns if columns is not None else ANSWERS.names))
     with connect(settings) as connection:
         cells: list[list[Any]] = [[] for _ in names]
-        for row in answer_rows(connection, names, conditions):
+        for row in stored_answers(connection, names, conditions):
             for column, cell in zip(cells, row, strict=True):
                 column.append(cell)
     return pd.DataFrame(

@@ -51,7 +51,7 @@ Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class _Settings(BaseSettings):
-    # Of a secret, too, the error would show the value.
+    # Otherwise a validation error would quote the value, even that of a secret.
     model_config = SettingsConfigDict(hide_input_in_errors=True)
 
 
@@ -209,7 +209,7 @@ class PipelinesSettings(_Settings):
         default="", description="Host at which the workers reach PostgreSQL, for the secret `dbaccess`. If unset, `PG_HOST`."
     )
 
-    def of_workers(self, postgres: PostgresSettings) -> PostgresSettings:
+    def for_workers(self, postgres: PostgresSettings) -> PostgresSettings:
         """The database as the workers reach it."""
         return postgres.model_copy(update={"host": self.pg_host}) if self.pg_host else postgres
 

@@ -18,15 +18,15 @@ from qa_platform.text import escaped, escaped_lines
 
 def archive_files(services: Services, ledger: Ledger, records: Sequence[FileRecord], *, log: Log) -> None:
     """Archive done files, several at once. If one fails, its record says why, and the sensor `done_files` retries it."""
-    away = threading.Event()
+    unavailable = threading.Event()
 
     def archive(record: FileRecord) -> None:
         # In an outage each of the others would wait just as long, and a run keeps its slot in the queue until it ends.
-        if not away.is_set():
+        if not unavailable.is_set():
             try:
                 archive_file(services, ledger, record, log=log)
             except TransientError:
-                away.set()
+                unavailable.set()
                 raise
 
     with threads() as pool:
@@ -37,7 +37,7 @@ def archive_files(services: Services, ledger: Ledger, records: Sequence[FileReco
                 # Any error: the answers are in the table, and one file must not hold up the others.
                 log.warning("%s is done, and could not be archived now: %s", record.version.shown, escaped_lines(str(error)))
                 with suppress(QaPlatformError):
-                    ledger.archive_failed(record.version, error=_reason(error), work=services.work)
+                    ledger.record_archive_failure(record.version, error=_reason(error), work=services.work)
 
 
 def archive_file(services: Services, ledger: Ledger, record: FileRecord, *, log: Log) -> None:
@@ -62,7 +62,7 @@ def archive_file(services: Services, ledger: Ledger, record: FileRecord, *, log:
         place = _leave_incoming(services, ledger, record, rejected=rejected)
     if place is None:
         log.info("%s stays where it is: it is to be answered again, or archived by another run", version.shown)
-    is_recorded = place is not None and ledger.archived(version, place=place, owes_csv=bool(services.work.answered_prefix))
+    is_recorded = place is not None and ledger.record_archived(version, place=place, owes_csv=bool(services.work.answered_prefix))
     # A concurrent `forget` may have listed the objects before the copy or the report existed.
     if not is_recorded and ledger.is_forgotten(version):
         delete_objects_of(services.bucket, version, services.work.answered_prefix)

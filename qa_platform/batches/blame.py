@@ -77,13 +77,13 @@ def judge(failed: Sequence[FailedDatum], *, something_worked: bool) -> Verdict:
     accused = [datum for datum in failed if not (datum.fault and datum.fault.blameless)]
     files = {datum.file for datum in accused}
     if not something_worked and len(files) > 1 and len({datum.kind for datum in accused}) == 1:
-        return Verdict(cause=f"all {len(files)} files failed for the same reason: {_said(accused[0])}")
-    guilty = {datum.file: _said(datum) for datum in accused if datum.fault}
-    suspects = {datum.file: _said(datum) for datum in accused if datum.file not in guilty}
+        return Verdict(cause=f"all {len(files)} files failed for the same reason: {_explanation(accused[0])}")
+    guilty = {datum.file: _explanation(datum) for datum in accused if datum.fault}
+    suspects = {datum.file: _explanation(datum) for datum in accused if datum.file not in guilty}
     return Verdict(guilty, suspects, cause=next(iter((guilty or suspects).values()), ""))
 
 
-def _said(datum: FailedDatum) -> str:
+def _explanation(datum: FailedDatum) -> str:
     if datum.fault:
         return str(datum.fault)
     # Pachyderm's own reason, such as the exit status.

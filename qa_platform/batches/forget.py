@@ -144,7 +144,13 @@ class Forgetting:
         objects = list(list_file_objects(self.services.bucket, self.name, self.services.work.answered_prefix))
         with pachyderm.session(self.services.pachyderm, f"looking for the commits of {self.name}") as client:
             commits = find_file_commits(client, self.name)
-        there = {*holdings.answers, *holdings.rejects, *holdings.records, *holdings.forgotten, *(each.upload for each in objects)}
+        there = {
+            *holdings.answers,
+            *holdings.rejects,
+            *holdings.records,
+            *holdings.forgotten,
+            *(each.upload_generation for each in objects),
+        }
         there.update(*(commit.generations for commit in commits))
         if self.generation is not None and self.generation not in there:
             advice = "`qa-platform status FILE` lists the generations"
@@ -156,7 +162,7 @@ class Forgetting:
         return _Found(
             wanted,
             holdings,
-            [each for each in objects if each.upload in wanted],
+            [each for each in objects if each.upload_generation in wanted],
             [commit for commit in commits if commit.holds(wanted)],
             history,
         )

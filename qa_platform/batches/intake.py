@@ -9,14 +9,14 @@ import grpc
 
 from qa_platform.batches.at_once import threads
 from qa_platform.batches.commits import FileSets
-from qa_platform.batches.locate import settle_missing_source
+from qa_platform.batches.locate import correct_missing_source
 from qa_platform.clients import bucket
 from qa_platform.clients.refusals import bucket_errors
 from qa_platform.clients.services import Log, Services
 from qa_platform.clients.source import SourceChanged
 from qa_platform.contract import Manifest, file_id
 from qa_platform.errors import QaPlatformError, TransientError
-from qa_platform.ingest import FileRejected, ToldForm, Write, split
+from qa_platform.ingest import FileRejected, OnRead, Write, split
 from qa_platform.ledger import FileRecord, Ledger
 
 
@@ -25,17 +25,17 @@ class Intake:
     """Reads the files of one launch of a batch.
 
     Args:
-        launch: the id of the launch.
-        again: shards whose output is missing, by file id. They become new datums, which Pachyderm does not skip.
+        launch_id: the id of the launch.
+        repeated_shards: shards whose output is missing, by file id. They become new datums, which Pachyderm does not skip.
     """
 
     services: Services
     ledger: Ledger
     run_id: str
     log: Log
-    launch: str
-    again: Mapping[str, frozenset[str]]
-    _away: threading.Event = field(default_factory=threading.Event, init=False)
+    launch_id: str
+    repeated_shards: Mapping[str, frozenset[str]]
+    _unavailable: threading.Event = field(default_factory=threading.Event, init=False)
     _over: threading.Event = field(default_factory=threading.Event, init=False)
 
     def read(self, files: Sequence[FileRecord], file_sets: FileSets) -> None:
@@ -60,7 +60,7 @@ class Intake:
                 # Also when this run is told to end: a large file must not delay that.
                 self._over.set()
         if unreadable:
-            self._stop_at(unreadable, later, anything_read=bool(file_sets.ids))
+            self._put_back(unreadable, later, anything_read=bool(file_sets.ids))
 
     def _read_file(self, record: FileRecord, file_sets: FileSets) -> Exception | None:
         """Read one file, in a pool thread. Returns the error if the file itself cannot be read.
@@ -70,7 +70,7 @@ class Intake:
             QaPlatformError: the bucket is unavailable.
             grpc.RpcError: Pachyderm is unavailable.
         """
-        if self._away.is_set():
+        if self._unavailable.is_set():
             raise _Postponed
         folder = file_id(record.version.name)
 
@@ -80,16 +80,22 @@ class Intake:
                     raise _Postponed
                 write(path, chunks)
 
-            again = self.again.get(folder, frozenset())
-            told = partial(self.ledger.record_form, record.version)
-            split_file(self.services, record, write_unless_over, self.log, again=again, launch=self.launch, told=told)
+            split_file(
+                self.services,
+                record,
+                write_unless_over,
+                self.log,
+                repeated_shards=self.repeated_shards.get(folder, frozenset()),
+                launch_id=self.launch_id,
+                on_read=partial(self.ledger.record_layout, record.version),
+            )
 
         try:
             file_sets.make(folder, fill)
         except (FileRejected, SourceChanged) as error:
             return error
         except TransientError:
-            self._away.set()
+            self._unavailable.set()
             raise
         except (QaPlatformError, grpc.RpcError, _Postponed):
             raise
@@ -107,10 +113,14 @@ class Intake:
             reason = f"{type(problem).__name__}: {problem}"
             self.ledger.charge(self.run_id, record.version, error=reason, work=self.services.work, load_id=record.load_id)
 
-    def _stop_at(
+    def _put_back(
         self, unreadable: Sequence[tuple[FileRecord, QaPlatformError]], later: Sequence[FileRecord], *, anything_read: bool
     ) -> None:
-        """Put back the files that were not read: while the bucket is unavailable, each of them would wait just as long."""
+        """Put back the files that were not read: while the bucket is unavailable, each of them would wait just as long.
+
+        Raises:
+            QaPlatformError: the first reason, if nothing was read.
+        """
         reason, work = str(unreadable[0][1]), self.services.work
         for record, error in unreadable:
             self.log.warning("%s could not be read and is retried later, in another batch: %s", record.version.shown, error)
@@ -134,9 +144,9 @@ def split_file(
     write: Write,
     log: Log,
     *,
-    again: frozenset[str] = frozenset(),
-    launch: str = "",
-    told: ToldForm = lambda *, blank, delimiter: None,
+    repeated_shards: frozenset[str] = frozenset(),
+    launch_id: str = "",
+    on_read: OnRead = lambda *, blank, delimiter: None,
 ) -> Manifest:
     """Read a file's source from the bucket and cut it into shards; see `ingest.split`.
 
@@ -155,9 +165,9 @@ def split_file(
                 align_to_words=services.align_to_words,
                 settings=services.ingest,
                 write=write,
-                again=again,
-                launch=launch,
-                told=told,
+                repeated_shards=repeated_shards,
+                launch_id=launch_id,
+                on_read=on_read,
                 log=log,
             )
         except FileRejected:
@@ -175,7 +185,7 @@ def set_aside(services: Services, ledger: Ledger, record: FileRecord, error: Exc
     version = record.version
     if isinstance(error, FileRejected):
         log.warning("%s is rejected: %s", version.shown, error)
-        ledger.reject_file(version, error.rejection, read=record)
+        ledger.reject_file(version, error.rejection, as_read=record)
         return
     now = ledger.records([version])[version.name, version.generation]
     if now.place != record.place:
@@ -185,7 +195,7 @@ def set_aside(services: Services, ledger: Ledger, record: FileRecord, error: Exc
     # Trust this only if a second look agrees: a superseded file is not looked at again.
     if there:
         raise TransientError(f"the bucket reports generation {version.generation} as gone, but it exists", where=record.place) from error
-    settle_missing_source(services.bucket, ledger, record)
+    correct_missing_source(services.bucket, ledger, record)
     now = ledger.records([version])[version.name, version.generation]
     if now.place != record.place:
         raise TransientError(f"{record.place} was archived meanwhile, and lies in {now.place}") from error

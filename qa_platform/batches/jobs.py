@@ -27,7 +27,7 @@ from qa_platform.errors import TransientError
 from qa_platform.settings import PachydermSettings
 from qa_platform.text import escaped_lines
 
-# In the order in which they process a commit.
+# The shortest and the longest pause between two polls of a job, in seconds.
 _POLL_SECONDS = (0.05, 2.0)
 # How long to wait for the previous job's meta commit to close. Datums cannot be listed before that.
 _CLOSING_SECONDS = 120.0
@@ -126,7 +126,7 @@ class _Following:
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_SECONDS[1])
         lines.pass_on(last=True)
-        start.is_over()
+        start.end()
         if info.state != pps.JobState.JOB_SUCCESS:
             raise JobFailed(self._failure(info))
 

@@ -75,46 +75,46 @@ class Comparison:
 
 
 def compare_archive(
-    opened: storage.Bucket, ledger: Ledger, suffixes: tuple[str, ...], *, names: Sequence[str] = (), most: int | None = None
+    gcs_bucket: storage.Bucket, ledger: Ledger, suffixes: tuple[str, ...], *, names: Sequence[str] = (), limit: int | None = None
 ) -> Comparison:
     """Compare the objects under ``processed/`` with the tables, page by page.
 
     Args:
         suffixes: the name endings of files that are answered.
         names: compare only these files; empty for all.
-        most: compare at most this many objects, the first by name; None for all.
+        limit: compare at most this many objects, the first by name; None for all.
 
     Raises:
         InputError, TransientError: the bucket or PostgreSQL refuses, or is unavailable.
     """
     comparison = Comparison()
     with bucket_errors("comparing the archive with the tables"):
-        listing = list_archived(opened, suffixes, names=names)
+        listing = list_archived(gcs_bucket, suffixes, names=names)
         counted = 0
-        while page := list(islice(listing, _PAGE if most is None else min(_PAGE, most - counted))):
+        while page := list(islice(listing, _PAGE if limit is None else min(_PAGE, limit - counted))):
             counted += len(page)
             comparison.add([AnsweredVersion(each.version, each.place) for each in page if each.version], ledger)
             comparison.unnamed += sum(each.version is None for each in page)
-        if most is not None and counted == most and next(listing, None):
+        if limit is not None and counted == limit and next(listing, None):
             comparison.is_whole = False
         if comparison.missing:
-            comparison.leave_to_the_sensor(ledger, bucket.list_incoming(opened, suffixes))
+            comparison.leave_to_the_sensor(ledger, bucket.list_incoming(gcs_bucket, suffixes))
     return comparison
 
 
 def compare_commits(
     client: Client,
-    opened: storage.Bucket,
+    gcs_bucket: storage.Bucket,
     ledger: Ledger,
     suffixes: tuple[str, ...],
     *,
     names: Sequence[str] = (),
-    most: int | None = None,
+    limit: int | None = None,
 ) -> Comparison:
     """Compare the files that Pachyderm's commits have loaded with the tables, newest commit first.
 
     Args:
-        most: compare at most this many commits; None for all.
+        limit: compare at most this many commits; None for all.
 
     Raises:
         grpc.RpcError: pachd refuses, or is unavailable.
@@ -123,8 +123,8 @@ def compare_commits(
     comparison = Comparison()
     held: dict[str, tuple[int, int]] = {}
     commits = _loading_commits(client)
-    comparison.is_whole = most is None or len(commits) <= most
-    for commit in commits[:most]:
+    comparison.is_whole = limit is None or len(commits) <= limit
+    for commit in commits[:limit]:
         manifests = [each for each in _loaded(client, commit) if not names or each.name in names]
         comparison.add([AnsweredVersion(FileVersion(m.name, m.generation, m.size, m.crc32c), "") for m in manifests], ledger)
         for manifest in manifests:
@@ -134,7 +134,7 @@ def compare_commits(
                 comparison.commits[manifest.name] = commit.commit.id
     if comparison.missing:
         with bucket_errors("looking for newer uploads"):
-            comparison.leave_to_the_sensor(ledger, bucket.list_incoming(opened, suffixes))
+            comparison.leave_to_the_sensor(ledger, bucket.list_incoming(gcs_bucket, suffixes))
     return comparison
 
 

@@ -15,7 +15,7 @@ from random import sample
 
 from qa_platform.batches.archive import archive_files
 from qa_platform.batches.at_once import FILES_AT_ONCE, threads
-from qa_platform.batches.locate import settle_missing_source
+from qa_platform.batches.locate import correct_missing_source
 from qa_platform.batches.plan import Batch, Limits, Plan, is_same, plan
 from qa_platform.batches.run import Report
 from qa_platform.clients import bucket
@@ -33,7 +33,8 @@ TIDIED_PER_LOOK = 500
 TIDY_SECONDS = 20.0
 # A file that still cannot be reported this long after it was loaded is archived without a report.
 UNREPORTED_SECONDS = 3600.0
-# An upload that is recorded as superseded: Google does not promise that a later upload has a higher generation, and answers are kept by it.
+# The reason for ignoring an upload that is recorded as superseded. Newer answers are told by a higher generation, which Google does not
+# promise for a later upload.
 _SUPERSEDED = "superseded"
 # Versions in one query: a few pages of the listing.
 _PAGE = 5_000
@@ -71,10 +72,10 @@ def look(services: Services) -> Look:
     same: list[FileVersion] = []
     answered: dict[str, FileVersion] = {}
     reuploaded: set[str] = set()
-    objects = beyond = settling = 0
+    objects = beyond = awaiting_content = 0
     with Ledger(services.postgres) as ledger:
         now = ledger.now()
-        in_work = ledger.claimed()
+        claimed_before = ledger.claimed()
         listing = bucket.list_incoming(services.bucket, services.work.suffixes, ignored=ignored)
         for page in _pages(chain(ledger.waiting_elsewhere(), listing)):
             known = ledger.known(page)
@@ -87,9 +88,9 @@ def look(services: Services) -> Look:
                     continue
                 # Uploads are listed after the files to be answered again. An upload of the same name replaces such a file.
                 unfinished.pop(version.name, None)
-                if state is None and _is_settling(version, now, services.work.empty_seconds):
-                    settling += 1
-                elif state is None and version.name in in_work:
+                if state is None and _may_get_content(version, now, services.work.empty_seconds):
+                    awaiting_content += 1
+                elif state is None and version.name in claimed_before:
                     reuploaded.add(version.name)
                 elif state is None:
                     # Uploads that need no answer, or cannot be planned yet, take no place of those that do.
@@ -105,14 +106,14 @@ def look(services: Services) -> Look:
             chosen = {version.name for version in (*new, *same)}
             answered = {name: version for name, version in {**answered, **before}.items() if name in chosen}
         # With those of before the listing: a claim may have ended since, and its file must not seem to be done.
-        claimed = frozenset({*in_work, *ledger.claimed()})
+        claimed = frozenset({*claimed_before, *ledger.claimed()})
         deferred = ledger.deferred_files()
     found = plan([*unfinished.values(), *new, *same], states, claimed, limits, answered=answered)
     names = unfinished.keys() | reuploaded | {version.name for version in (*new, *same)}
-    return Look(replace(found, waiting=found.waiting + beyond + settling), claimed & names, objects, ignored, deferred)
+    return Look(replace(found, waiting=found.waiting + beyond + awaiting_content), claimed & names, objects, ignored, deferred)
 
 
-def _is_settling(version: FileVersion, now: datetime, seconds: float) -> bool:
+def _may_get_content(version: FileVersion, now: datetime, seconds: float) -> bool:
     """Whether an upload is empty, and so new that its content may still come: some programs create a file before they write to it."""
     # A generation is the time of the write in microseconds. If it is any other number, the upload is rejected at once instead of waiting
     # for ever.
@@ -188,7 +189,7 @@ def _reported(services: Services, ledger: Ledger, record: FileRecord, report: Re
         why = escaped_lines(str(error))
         log.warning("%s is done, and could not be reported: %s", record.version.shown, why)
         if record.loaded_at and (ledger.now() - record.loaded_at).total_seconds() < UNREPORTED_SECONDS:
-            ledger.archive_failed(record.version, error=f"it could not be reported to Dagster yet: {why}", work=services.work)
+            ledger.record_archive_failure(record.version, error=f"it could not be reported to Dagster yet: {why}", work=services.work)
             return False
     return True
 
@@ -197,7 +198,7 @@ def keep_claims(services: Services, tokens: Sequence[str]) -> None:
     """Renew the claims of requested runs that have not started, so that they can wait in a queue for as long as it takes."""
     if tokens:
         with Ledger(services.postgres) as ledger:
-            ledger.keep(tokens, services.work.lease_seconds)
+            ledger.renew_expiring(tokens, services.work.lease_seconds)
 
 
 def reconcile(services: Services, log: logging.Logger) -> int:
@@ -224,7 +225,7 @@ def reconcile(services: Services, log: logging.Logger) -> int:
             if time.monotonic() > until:
                 break
             try:
-                wrong += settle_missing_source(services.bucket, ledger, record)
+                wrong += correct_missing_source(services.bucket, ledger, record)
             except InputError as error:
                 log.warning("%s: %s", record.version.shown, escaped_lines(str(error)))
         return wrong

@@ -47,7 +47,7 @@ class Plan:
 
 def plan(
     listing: Iterable[FileVersion],
-    finished: Mapping[tuple[str, int], Known],
+    recorded: Mapping[tuple[str, int], Known],
     claimed: Collection[str],
     limits: Limits,
     *,
@@ -57,7 +57,7 @@ def plan(
 
     Args:
         listing: the live objects, at most one generation of each name.
-        finished: the recorded states, by (name, generation); an object without one is new.
+        recorded: the recorded states, by (name, generation); an object without one is new.
         claimed: names under a live claim. They are left alone, whatever their generation.
         limits: the size of a batch and the number of batches.
         answered: per name, the newest version whose answers by the wanted model are in the table. A new upload that equals it in
@@ -73,7 +73,7 @@ def plan(
     for version in listing:
         if version.name in claimed:
             continue
-        known = finished.get((version.name, version.generation))
+        known = recorded.get((version.name, version.generation))
         if known and known.status in DONE:
             continue
         before = answered.get(version.name) if known is None or known.load_id == 1 else None
@@ -87,7 +87,7 @@ def plan(
             later += 1
         else:
             todo.append(version)
-    batches = tuple(_batches(sorted(todo, key=_age), finished, limits))
+    batches = tuple(_batches(sorted(todo, key=_age), recorded, limits))
     return Plan(batches[: limits.batches], tuple(unchanged), len(todo) + later, tuple(alike))
 
 
@@ -100,11 +100,11 @@ def is_same(version: FileVersion, answered: FileVersion | None) -> bool | None:
     return answered.md5 == version.md5 if answered.md5 and version.md5 else None
 
 
-def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Known], limits: Limits) -> Iterator[Batch]:
+def _batches(todo: Sequence[FileVersion], recorded: Mapping[tuple[str, int], Known], limits: Limits) -> Iterator[Batch]:
     resumed: dict[str, list[FileVersion]] = defaultdict(list)
     charged, again, new = list[FileVersion](), list[FileVersion](), list[FileVersion]()
     for version in todo:
-        known = finished.get((version.name, version.generation))
+        known = recorded.get((version.name, version.generation))
         if known and known.batch_id:
             resumed[known.batch_id].append(version)
         elif known and known.attempts:
@@ -113,7 +113,7 @@ def _batches(todo: Sequence[FileVersion], finished: Mapping[tuple[str, int], Kno
             (again if known and known.load_id > 1 else new).append(version)
 
     def batch_of(group: Sequence[FileVersion]) -> Batch:
-        return Batch(batch_id((version, _load_id(finished, version)) for version in group), tuple(group))
+        return Batch(batch_id((version, _load_id(recorded, version)) for version in group), tuple(group))
 
     kinds = (
         (Batch(batch, tuple(versions)) for batch, versions in resumed.items()),
@@ -141,8 +141,8 @@ def _cut(versions: Sequence[FileVersion], limits: Limits) -> Iterator[list[FileV
         yield group
 
 
-def _load_id(finished: Mapping[tuple[str, int], Known], version: FileVersion) -> int:
-    known = finished.get((version.name, version.generation))
+def _load_id(recorded: Mapping[tuple[str, int], Known], version: FileVersion) -> int:
+    known = recorded.get((version.name, version.generation))
     return known.load_id if known else 1
 
 

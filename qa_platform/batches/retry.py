@@ -14,7 +14,7 @@ _TRIES = 5
 
 
 def request_retries(
-    opened: storage.Bucket, ledger: Ledger, names: Sequence[str], *, owner: str = "", lease_seconds: int = 0
+    gcs_bucket: storage.Bucket, ledger: Ledger, names: Sequence[str], *, owner: str = "", lease_seconds: int = 0
 ) -> list[FileRecord]:
     """Request that the newest generations of files are answered again: all of them or none.
 
@@ -31,8 +31,8 @@ def request_retries(
     """
     for _ in range(_TRIES):
         newest = ledger.newest(names)
-        places = {name: find_source(opened, record) for name, record in newest.items()}
-        if faults := _faults(opened, names, newest, places):
+        places = {name: find_source(gcs_bucket, record) for name, record in newest.items()}
+        if faults := _faults(gcs_bucket, names, newest, places):
             raise InputError("; ".join(faults))
         moved = [record for name, record in newest.items() if places[name] != record.place]
         for record in moved:
@@ -42,5 +42,5 @@ def request_retries(
     raise TransientError("the files keep changing", where=", ".join(names), advice="try again")
 
 
-def _faults(opened: storage.Bucket, names: Sequence[str], newest: dict[str, FileRecord], places: dict[str, str]) -> list[str]:
-    return never_seen(names, newest) + [why_gone(opened, newest[name]) for name, place in places.items() if not place]
+def _faults(gcs_bucket: storage.Bucket, names: Sequence[str], newest: dict[str, FileRecord], places: dict[str, str]) -> list[str]:
+    return never_seen(names, newest) + [why_gone(gcs_bucket, newest[name]) for name, place in places.items() if not place]

@@ -155,30 +155,32 @@ class BatchRun:
 
     def load(self, files: Sequence[FileRecord]) -> JobFailure | None:
         """Load the files into the table. Returns the failure if not all are loaded. The good files of a failed job are loaded anyway."""
-        versions, launch, in_vain = [record.version for record in files], None, False
+        versions, launch, not_loaded = [record.version for record in files], None, False
         for number in range(_LAUNCHES):
             if not files:
                 # Nothing is left to do, so a failure of the previous launch does not matter.
                 launch = None
                 break
-            again: Mapping[str, frozenset[str]] = launch.missing if launch else {}
-            if in_vain:
+            repeated_shards: Mapping[str, frozenset[str]] = launch.missing if launch else {}
+            if not_loaded:
                 # Pachyderm would skip these files: their datums count as done. The first shard carries the manifest.
-                again = {file_id(record.version.name): frozenset({shard_name(0)}) for record in files}
-            launch = self.launch(files, f"{self.run_id}-{number}", again, adopt=not again)
+                repeated_shards = {file_id(record.version.name): frozenset({shard_name(0)}) for record in files}
+            launch = self.launch(files, f"{self.run_id}-{number}", repeated_shards, adopt=not repeated_shards)
             if launch is None:
                 break
             files = self._running(versions)
-            in_vain = bool(files and not again and not launch.failure)
-            if not self._is_launched_again(launch, files, in_vain=in_vain):
+            not_loaded = bool(files and not repeated_shards and not launch.failure)
+            if not self._should_relaunch(launch, files, not_loaded=not_loaded):
                 break
         return self.settle(versions, launch)
 
-    def launch(self, files: Sequence[FileRecord], launch_id: str, again: Mapping[str, frozenset[str]], *, adopt: bool) -> _Launch | None:
+    def launch(
+        self, files: Sequence[FileRecord], launch_id: str, repeated_shards: Mapping[str, frozenset[str]], *, adopt: bool
+    ) -> _Launch | None:
         """Put the files into a commit and follow its jobs. None if no file is left to commit.
 
         Args:
-            again: shards whose output was missing before, by file id.
+            repeated_shards: shards whose output was missing before, by file id.
             adopt: use the commit that an earlier run made, if there is one.
         """
         versions = [record.version for record in files]
@@ -188,7 +190,7 @@ class BatchRun:
             adopted = self.adopt(client) if adopt else None
             if adopted is None:
                 refuse_stopped(client)
-            intake = Intake(self.services, self.ledger, self.run_id, self.log, launch_id, again)
+            intake = Intake(self.services, self.ledger, self.run_id, self.log, launch_id, repeated_shards)
             commit_id = adopted or self.commit(client, files, intake)
         if commit_id is None:
             return None
@@ -273,8 +275,9 @@ class BatchRun:
             return error.failure
         return None
 
-    def _is_launched_again(self, launch: _Launch, files: Sequence[FileRecord], *, in_vain: bool) -> bool:
-        if in_vain:
+    def _should_relaunch(self, launch: _Launch, files: Sequence[FileRecord], *, not_loaded: bool) -> bool:
+        """Whether to launch the jobs again. Logs the reason if so."""
+        if not_loaded:
             # Its jobs are done and will not run again: the table was restored to an older state, or the loader wrote to another database.
             self.log.warning("Commit %s is done, but %d of its files are not in the table; relaunching them", launch.commit_id, len(files))
         elif launch.failure and (launch.failure.killed or launch.missing):

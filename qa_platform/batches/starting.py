@@ -12,7 +12,7 @@ from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, have_worker
 from qa_platform.text import escaped
 
 # How often a job may restart because its program does not start, before it is stopped.
-RESTARTS = 5
+RESTARTS_BEFORE_STOP = 5
 _PIPELINE_SECONDS = 5.0
 # How many jobs of a pipeline are searched for one that blocks the others.
 _JOBS = 50
@@ -72,9 +72,10 @@ class Start:
             self._begun.clear()
         if info.restart == self._restarts:
             self._restarted_since = time.monotonic()
-        # A program that has worked does start: Kubernetes, the storage or a sidecar is out for a moment.
+        # The program has processed datums, so it can start. The restarts have a passing cause, such as Kubernetes, the storage or a
+        # sidecar.
         has_worked = self._done > 0 and time.monotonic() - self._restarted_since <= self._patience
-        if info.restart - self._restarts >= RESTARTS and not has_worked:
+        if info.restart - self._restarts >= RESTARTS_BEFORE_STOP and not has_worked:
             last_line = f"; last log line: {lines.last}" if lines.last else ""
             raise CannotStart(f"{self._no_start}: the job restarted {info.restart} times{last_line}")
         if time.monotonic() < self._next:
@@ -86,11 +87,11 @@ class Start:
         if info.state == pps.JobState.JOB_RUNNING:
             self._look_for_killed_workers(info)
         jobs = [info, *others]
-        self._tell(self._reason_of_pipeline(jobs) or self._hangs(jobs))
+        self._tell(self._reason_of_pipeline(jobs) or self._reason_of_hang(jobs))
         if self._reason and time.monotonic() - self._since > self._patience:
             raise CannotStart(self._reason)
 
-    def is_over(self) -> None:
+    def end(self) -> None:
         """Note that the job has ended."""
         self._tell("")
 
@@ -106,7 +107,7 @@ class Start:
         reason = pipeline.reason or "no reason given"
         return f"the workers of pipeline {self._job.pipeline.name} do not start ({pipeline_state(pipeline)}): {reason}"
 
-    def _hangs(self, jobs: Sequence[pps.JobInfo]) -> str:
+    def _reason_of_hang(self, jobs: Sequence[pps.JobInfo]) -> str:
         """Why no job of the pipeline has begun for long; "" if one has.
 
         Volumes that cannot be mounted and containers that crash in a loop do not change the pipeline's state.
@@ -135,7 +136,7 @@ class Start:
             for file in worker.datum_status.data[:1]:
                 begun = self._begun.setdefault(file.path, set())
                 begun.add(worker.datum_status.started)
-                if len(begun) > max(RESTARTS, details.datum_tries):
+                if len(begun) > max(RESTARTS_BEFORE_STOP, details.datum_tries):
                     name = self._job.pipeline.name
                     raise WorkerKilled(
                         f"the workers of pipeline {name} began {len(begun)} times with {escaped(file.path)} and did not end; if they lack "
@@ -154,7 +155,7 @@ class Start:
         for other in others:
             if not other.data_processed:
                 first = self._others.setdefault(other.job.id, other.restart)
-                if other.restart >= RESTARTS and other.restart > first:
+                if other.restart >= RESTARTS_BEFORE_STOP and other.restart > first:
                     return str(other.job.id)
         return ""
 

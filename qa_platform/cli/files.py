@@ -76,11 +76,11 @@ def upload(files: tuple[Path, ...], name: str | None, wait: bool, timeout: float
     settings = _observer_settings() if wait else None
     versions: list[FileVersion] = []
     for path, target in targets.items():
-        with _left_told(list(targets)[len(versions) + 1 :]), bucket_errors(f"uploading {path}"):
-            opened = _bucket()
+        with _report_not_uploaded(list(targets)[len(versions) + 1 :]), bucket_errors(f"uploading {path}"):
+            gcs_bucket = _bucket()
             with _content(path) as source, _bar(source, target) as counted:
-                version = bucket.upload(opened, target, counted)
-        click.echo(escaped(f"{path} -> gs://{opened.name}/{INCOMING}{target} (generation {version.generation})"))
+                version = bucket.upload(gcs_bucket, target, counted)
+        click.echo(escaped(f"{path} -> gs://{gcs_bucket.name}/{INCOMING}{target} (generation {version.generation})"))
         versions.append(version)
     if settings:
         sys.exit(_wait(settings, tuple(versions), timeout))
@@ -114,7 +114,7 @@ def _check_name(name: str, suffixes: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _left_told(left: Sequence[Path]) -> Iterator[None]:
+def _report_not_uploaded(left: Sequence[Path]) -> Iterator[None]:
     """If the block fails, print the remaining files, which are not uploaded."""
     try:
         yield
@@ -131,7 +131,7 @@ def _observer_settings() -> "ObserverSettings":
 
 
 def _wait(settings: "ObserverSettings", versions: tuple[FileVersion, ...], timeout: float | None) -> int:
-    """Follow uploads until none is in work. Returns the exit status."""
+    """Follow uploads until none is in progress. Returns the exit status."""
     from qa_platform.cli.status.follow import follow
     from qa_platform.cli.status.observe import Observer
     from qa_platform.cli.status.render import outcome
@@ -147,7 +147,7 @@ def _wait(settings: "ObserverSettings", versions: tuple[FileVersion, ...], timeo
     click.echo(outcome(files))
     unfinished = [file for file in files if file.state not in (FileStatus.FINISHED, FileStatus.UNCHANGED)]
     for file in unfinished:
-        reason = "; ".join(filter(None, (file.note, "the time is up; it will still be answered" if file.in_work else "")))
+        reason = "; ".join(filter(None, (file.note, "the time is up; it will still be answered" if file.in_progress else "")))
         click.echo(f"{file.version.shown}: {file.state}: {reason}", err=True)
     return 1 if unfinished else 0
 

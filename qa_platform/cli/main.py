@@ -84,7 +84,7 @@ def _cleaned_up_when_terminated() -> Iterator[None]:
     def end(number: int, _: object) -> None:
         sys.exit(128 + number)
 
-    # Not what is ignored, as under nohup.
+    # Ignored signals stay ignored, as under nohup.
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, end)

@@ -110,7 +110,7 @@ def apply_command(
     )
     changes = apply(
         PachydermSettings(),
-        sizes.of_workers(PostgresSettings()),
+        sizes.for_workers(PostgresSettings()),
         BucketSettings(),
         options,
         tell=lambda text: click.echo(escaped(text, keep=_TAB), err=True),
@@ -185,7 +185,7 @@ def jobs_command(pipeline: str | None, limit: int, as_json: bool) -> None:
 
 def _job(info: "pps.JobInfo") -> JobState:
     from qa_platform.clients.pachyderm import IN_PROGRESS, state_name
-    from qa_platform.provisioning.stuck_jobs import RESTARTS, restarted
+    from qa_platform.provisioning.stuck_jobs import RESTARTS_OF_A_STUCK_JOB, restarted
 
     # The SDK represents an unset time as the epoch, not None.
     has_started, has_ended = info.started.timestamp() > 0, info.finished.timestamp() > 0
@@ -198,7 +198,7 @@ def _job(info: "pps.JobInfo") -> JobState:
         seconds=seconds,
         datums_done=info.data_processed + info.data_skipped,
         datums=info.data_total,
-        reason=restarted(info) if info.state in IN_PROGRESS and info.restart >= RESTARTS else info.reason,
+        reason=restarted(info) if info.state in IN_PROGRESS and info.restart >= RESTARTS_OF_A_STUCK_JOB else info.reason,
     )
 
 

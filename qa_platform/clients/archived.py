@@ -29,6 +29,9 @@ def list_archived(bucket: storage.Bucket, suffixes: tuple[str, ...], *, names: S
     Args:
         suffixes: the name endings of uploads, in lower case; other names were no uploads.
         names: list only the copies of these files; empty for all.
+
+    Raises, while it is iterated:
+        refusals.BUCKET_ERRORS: translate them with `bucket_errors`.
     """
     for prefix in [f"{PROCESSED}{each}/" for name in names for each in (name, file_id(name))] or [PROCESSED]:
         for blob in bucket.list_blobs(prefix=prefix, fields=_LISTED_FIELDS, page_size=1000, timeout=_TIMEOUT_SECONDS):
@@ -38,7 +41,11 @@ def list_archived(bucket: storage.Bucket, suffixes: tuple[str, ...], *, names: S
 
 
 def find_archived(bucket: storage.Bucket, version: FileVersion) -> str:
-    """The object under ``processed/`` or ``rejected/`` that is a copy of this version, "" if there is none."""
+    """The object under ``processed/`` or ``rejected/`` that is a copy of this version, "" if there is none.
+
+    Raises:
+        refusals.BUCKET_ERRORS: translate them with `bucket_errors`.
+    """
     for place in (archived_name(version, rejected=False), archived_name(version, rejected=True)):
         copy = bucket.get_blob(place, timeout=_TIMEOUT_SECONDS)
         if copy is not None and is_copy(copy, version):

@@ -124,13 +124,21 @@ def version_of(blob: storage.Blob) -> FileVersion:
 
 
 def find_incoming(bucket: storage.Bucket, name: str) -> FileVersion | None:
-    """The live version of one upload, or None."""
+    """The live version of one upload, or None.
+
+    Raises:
+        InputError, TransientError: the bucket refuses it, or is unavailable.
+    """
     blob = _blob(bucket, INCOMING + name)
     return version_of(blob) if blob else None
 
 
 def is_there(bucket: storage.Bucket, version: FileVersion, place: str) -> bool:
-    """Whether ``place`` still holds this generation. An archived copy has its own generation: it only has to exist."""
+    """Whether ``place`` still holds this generation. An archived copy has its own generation: it only has to exist.
+
+    Raises:
+        InputError, TransientError: the bucket refuses it, or is unavailable.
+    """
     blob = _blob(bucket, place)
     return blob is not None and (place != INCOMING + version.name or int(blob.generation) == version.generation)
 
@@ -148,6 +156,7 @@ def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> So
 
     Raises:
         SourceChanged: that generation is gone.
+        InputError, TransientError: the bucket refuses it, or is unavailable.
     """
     in_incoming = place == INCOMING + version.name
     blob = _blob(bucket, place, generation=version.generation if in_incoming else None)
@@ -157,7 +166,11 @@ def open_version(bucket: storage.Bucket, version: FileVersion, place: str) -> So
 
 
 def upload(bucket: storage.Bucket, name: str, source: IO[bytes]) -> FileVersion:
-    """Upload a file to ``incoming/``. Returns the version that it is now."""
+    """Upload a file to ``incoming/``. Returns the version that it is now.
+
+    Raises:
+        InputError, TransientError: the bucket refuses it, or is unavailable.
+    """
     blob = bucket.blob(INCOMING + name, chunk_size=_WRITE_CHUNK)
     with bucket_errors(f"uploading {INCOMING}{name}"):
         content_type = "application/gzip" if name.lower().endswith(".gz") else "text/csv"
@@ -277,7 +290,7 @@ def is_copy(blob: storage.Blob, version: FileVersion) -> bool:
 
 def _name_copy(source: storage.Blob, target: storage.Blob, version: FileVersion) -> None:
     """Give a copy the file's name as metadata. Attributes in the request replace all of the source's, so those are sent too."""
-    # Another blob: with loaded attributes, `source.delete` would delete this very generation, which a versioned bucket then does not keep.
+    # A separate blob. Once its attributes are loaded, a blob's delete() names the generation, and a versioned bucket deletes that for good.
     source = source.bucket.blob(source.name)
     source.reload(if_generation_match=version.generation, timeout=_TIMEOUT_SECONDS)
     target.content_type, target.content_encoding = source.content_type, source.content_encoding

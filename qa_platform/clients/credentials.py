@@ -103,49 +103,49 @@ def check_certificates(certificates: DatabaseCertificates) -> None:
 
 
 @dataclass(frozen=True)
-class CertificateEnd:
+class CertificateExpiry:
     """When the certificates of a setting expire.
 
     Args:
         variable: the setting's name.
         subject: the subject of the certificate that expires first.
-        ends_at: when it expires.
+        expires_at: when it expires.
     """
 
     variable: str
     subject: str
-    ends_at: datetime
+    expires_at: datetime
 
 
-def certificate_ends(postgres: PostgresSettings, pachyderm: PachydermSettings) -> list[CertificateEnd]:
+def certificate_expiries(postgres: PostgresSettings, pachyderm: PachydermSettings) -> list[CertificateExpiry]:
     """When the certificates in the settings expire. Empty settings are left out.
 
     Raises:
         InputError: one cannot be read.
     """
-    ends = []
+    expiries = []
     if pem := read_pem(postgres.sslrootcert, "PG_SSLROOTCERT"):
-        ends.append(_end_of_authorities(pem, "PG_SSLROOTCERT"))
+        expiries.append(_expiry_of_authorities(pem, "PG_SSLROOTCERT"))
     if pem := read_pem(postgres.sslclient_cert, "PG_SSLCLIENT_CERT"):
-        ends.append(_first_end(_load_certificates(pem, "PG_SSLCLIENT_CERT"), "PG_SSLCLIENT_CERT"))
+        expiries.append(_first_expiry(_load_certificates(pem, "PG_SSLCLIENT_CERT"), "PG_SSLCLIENT_CERT"))
     if bundle := pachyderm.pach_ca_bundle:
         try:
             pem = bundle.read_bytes()
         except OSError as error:
             raise InputError(f"PACH_CA_BUNDLE cannot be read: {error.strerror}") from None
-        ends.append(_end_of_authorities(pem, "PACH_CA_BUNDLE"))
-    return ends
+        expiries.append(_expiry_of_authorities(pem, "PACH_CA_BUNDLE"))
+    return expiries
 
 
-def _end_of_authorities(pem: bytes, variable: str) -> CertificateEnd:
+def _expiry_of_authorities(pem: bytes, variable: str) -> CertificateExpiry:
     # An expired authority does not matter while the bundle has a valid one.
     authorities, now = _load_certificates(pem, variable), datetime.now(UTC)
-    return _first_end([one for one in authorities if one.not_valid_after_utc > now] or authorities, variable)
+    return _first_expiry([one for one in authorities if one.not_valid_after_utc > now] or authorities, variable)
 
 
-def _first_end(certificates: "Sequence[x509.Certificate]", variable: str) -> CertificateEnd:
+def _first_expiry(certificates: "Sequence[x509.Certificate]", variable: str) -> CertificateExpiry:
     first = min(certificates, key=lambda certificate: certificate.not_valid_after_utc)
-    return CertificateEnd(variable, first.subject.rfc4514_string(), first.not_valid_after_utc)
+    return CertificateExpiry(variable, first.subject.rfc4514_string(), first.not_valid_after_utc)
 
 
 def service_account(secret: SecretStr) -> bytes:

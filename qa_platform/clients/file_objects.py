@@ -10,7 +10,7 @@ from google.api_core.exceptions import BadRequest, NotFound
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from qa_platform.clients.answered import Answers, answered_name
+from qa_platform.clients.answered_csvs import AnswersId, answered_name
 from qa_platform.clients.refusals import bucket_errors
 from qa_platform.contract import INCOMING, PROCESSED, REJECTED, FileVersion, file_id
 
@@ -26,13 +26,13 @@ class FileObject:
 
     Args:
         generation: the generation of the object itself.
-        upload: the generation of the upload that it is or comes from.
+        upload_generation: the generation of the upload that it is or comes from.
         kept_until: how long the bucket keeps a soft-deleted version, which cannot be deleted; "" for versions that can be deleted.
     """
 
     place: str
     generation: int
-    upload: int
+    upload_generation: int
     kept_until: str = ""
 
 
@@ -46,19 +46,19 @@ def list_file_objects(bucket: storage.Bucket, name: str, answered_prefix: str) -
         InputError, TransientError: the bucket refuses it, or is unavailable.
     """
     with bucket_errors(f"listing the objects of {name}"):
-        for prefix, upload_of in _places(name, answered_prefix):
+        for prefix, generation_of in _places(name, answered_prefix):
             listed = {"prefix": prefix, "fields": _LISTED_FIELDS, "timeout": _TIMEOUT_SECONDS}
-            yield from _listed(bucket.list_blobs(**listed, versions=True), prefix, upload_of)
+            yield from _listed(bucket.list_blobs(**listed, versions=True), prefix, generation_of)
             # A bucket that keeps no soft-deleted versions may refuse to list them.
             with suppress(BadRequest):
-                yield from _listed(bucket.list_blobs(**listed, soft_deleted=True), prefix, upload_of)
+                yield from _listed(bucket.list_blobs(**listed, soft_deleted=True), prefix, generation_of)
 
 
-def _listed(blobs: Iterable[storage.Blob], prefix: str, upload_of: Callable[[storage.Blob, str], int]) -> Iterator[FileObject]:
+def _listed(blobs: Iterable[storage.Blob], prefix: str, generation_of: Callable[[storage.Blob, str], int]) -> Iterator[FileObject]:
     for blob in blobs:
-        if upload := upload_of(blob, prefix):
+        if upload_generation := generation_of(blob, prefix):
             kept_until = blob.hard_delete_time.isoformat(timespec="seconds") if blob.hard_delete_time else ""
-            yield FileObject(blob.name, int(blob.generation), upload, kept_until)
+            yield FileObject(blob.name, int(blob.generation), upload_generation, kept_until)
 
 
 def _places(name: str, answered_prefix: str) -> Iterator[tuple[str, Callable[[storage.Blob, str], int]]]:
@@ -82,7 +82,7 @@ def _of_archived(blob: storage.Blob, prefix: str) -> int:
 
 
 def _of_answered(name: str, blob: storage.Blob, prefix: str) -> int:
-    answers = Answers.of(blob) if blob.name == prefix else None
+    answers = AnswersId.of(blob) if blob.name == prefix else None
     return answers.generation if answers and answers.name == name else 0
 
 
@@ -105,5 +105,5 @@ def delete_objects_of(bucket: storage.Bucket, version: FileVersion, answered_pre
         InputError, TransientError: the bucket refuses it, or is unavailable.
     """
     for each in list_file_objects(bucket, version.name, answered_prefix):
-        if each.upload == version.generation and not each.kept_until:
+        if each.upload_generation == version.generation and not each.kept_until:
             delete_file_object(bucket, each)

@@ -75,7 +75,7 @@ def connect(settings: PachydermSettings) -> Client:
     """
     scheme, host, port = _address(settings)
     client = Client(
-        # An IPv6 address, which has lost its brackets.
+        # urlsplit removes the brackets of an IPv6 address.
         host=f"[{host}]" if ":" in host else host,
         port=port,
         tls=scheme == "grpcs",
@@ -245,7 +245,10 @@ def pipeline_state(info: pps.PipelineInfo) -> str:
 
 
 def have_workers(client: Client, jobs: Iterable[pps.JobInfo]) -> bool:
-    """Whether a worker is working on any of the jobs now. A pipeline whose pods work is crashing too if one has no room."""
+    """Whether a worker is working on any of the jobs now.
+
+    Pachyderm also reports a pipeline as crashing if only some of its pods cannot be scheduled while others work.
+    """
     return any(client.pps.inspect_job(job=info.job, details=True).details.worker_status for info in jobs)
 
 

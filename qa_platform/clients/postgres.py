@@ -190,27 +190,33 @@ def transaction(connection: psycopg.Connection, *, about: str = "") -> Iterator[
             yield cursor
     except psycopg.errors.ProgramLimitExceeded as error:
         # An operational error to psycopg, but it would come again: a value is too long for an index that the owner made.
-        raise InputError(f"PostgreSQL refuses the data: {_said(error)}", where=about) from error
+        raise InputError(f"PostgreSQL refuses the data: {_safe_message(error)}", where=about) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
-        raise TransientError(f"PostgreSQL did not complete the transaction: {_said(error)}", where=about) from error
+        raise TransientError(f"PostgreSQL did not complete the transaction: {_safe_message(error)}", where=about) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise WrongDatabase(
-            f"PostgreSQL refuses: {_said(error)}", where=about, advice="grant the privilege, or connect as the owner of the tables"
+            f"PostgreSQL refuses: {_safe_message(error)}", where=about, advice="grant the privilege, or connect as the owner of the tables"
         ) from error
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise WrongDatabase(f"the tables are missing or old: {_said(error)}", where=about, advice="run `qa-platform db upgrade`") from error
+        raise WrongDatabase(
+            f"the tables are missing or old: {_safe_message(error)}", where=about, advice="run `qa-platform db upgrade`"
+        ) from error
     except psycopg.errors.FeatureNotSupported as error:
         # A property of the table, such as row-level security, which COPY does not support.
         raise WrongDatabase(
-            f"PostgreSQL refuses: {_said(error)}", where=about, advice="connect as the owner of the tables, whom row-level security spares"
+            f"PostgreSQL refuses: {_safe_message(error)}",
+            where=about,
+            advice="connect as the owner of the tables, whom row-level security spares",
         ) from error
     except psycopg.errors.NotNullViolation as error:
         raise WrongDatabase(
-            f"the tables have a column that the platform does not fill: {_said(error)}", where=about, advice="give that column a default"
+            f"the tables have a column that the platform does not fill: {_safe_message(error)}",
+            where=about,
+            advice="give that column a default",
         ) from error
     except psycopg.Error as error:
         # Never psycopg's own text: it quotes whole rows.
-        raise InputError(f"PostgreSQL refuses the data: {_said(error)}", where=about) from error
+        raise InputError(f"PostgreSQL refuses the data: {_safe_message(error)}", where=about) from error
 
 
 def limit_seconds(cursor: psycopg.Cursor, seconds: float) -> None:
@@ -245,7 +251,7 @@ def only_row(cursor: psycopg.Cursor) -> tuple[Any, ...]:
     return row
 
 
-def _said(error: psycopg.Error) -> str:
+def _safe_message(error: psycopg.Error) -> str:
     # Not the whole text: its later lines may quote cells.
-    place = re.match(r"COPY \w+, line \d+(, column \w+)?", error.diag.context or "")
-    return (error.diag.message_primary or str(error).split("\n")[0]) + (f" ({place.group()})" if place else "")
+    location = re.match(r"COPY \w+, line \d+(, column \w+)?", error.diag.context or "")
+    return (error.diag.message_primary or str(error).split("\n")[0]) + (f" ({location.group()})" if location else "")

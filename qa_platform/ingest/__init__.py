@@ -58,7 +58,7 @@ from qa_platform.ingest.dialect import csv_line, with_delimiter
 from qa_platform.ingest.reading import Row, RowReader
 from qa_platform.ingest.report import REPORT_COLUMNS, report_on_file, report_on_rows
 from qa_platform.ingest.rules import TextLimits
-from qa_platform.ingest.sharding import ToldForm, Write, split
+from qa_platform.ingest.sharding import OnRead, Write, split
 from qa_platform.ingest.unpacking import Unpacked
 
 __all__ = [
@@ -68,10 +68,10 @@ __all__ = [
     "ByteSource",
     "FileRejected",
     "FileRejection",
+    "OnRead",
     "Row",
     "RowReader",
     "TextLimits",
-    "ToldForm",
     "Unpacked",
     "Write",
     "csv_line",

@@ -34,7 +34,7 @@ _LEAST_PART_OF_HEADER = 16
 Write = Callable[[str, Iterable[bytes]], None]
 
 
-class ToldForm(Protocol):
+class OnRead(Protocol):
     """Called once a file has been read, with the number of blank rows that were skipped and the delimiter."""
 
     def __call__(self, *, blank: int, delimiter: str) -> object: ...
@@ -49,9 +49,9 @@ def split(
     settings: IngestSettings,
     write: Write,
     align_to_words: bool = True,
-    again: Collection[str] = (),
-    launch: str = "",
-    told: ToldForm = lambda *, blank, delimiter: None,
+    repeated_shards: Collection[str] = (),
+    launch_id: str = "",
+    on_read: OnRead = lambda *, blank, delimiter: None,
     log: logging.Logger | logging.LoggerAdapter = _log,
 ) -> Manifest:
     """Cut a CSV into shards, reading it once, and hand each file to ``write(path, chunks)``, the manifest last.
@@ -62,10 +62,10 @@ def split(
 
     Args:
         align_to_words: whether the workers widen answers to whole words.
-        again: names of shards that are answered again, although Pachyderm counts them as done.
-        launch: a text that differs with every launch and makes new datums of the shards in ``again``. If the first shard, which carries
+        repeated_shards: names of shards that are answered again, although Pachyderm counts them as done.
+        launch_id: a text that differs with every launch and makes new datums of ``repeated_shards``. If the first shard, which carries
             the manifest, is among them, the file is loaded again too.
-        told: called with what the manifest leaves out, since older loaders refuse fields that they do not know.
+        on_read: called with what the manifest leaves out, since older loaders refuse fields that they do not know.
 
     Raises:
         FileRejected: the file is damaged. That may be found only at its end.
@@ -76,7 +76,7 @@ def split(
     entries: list[ShardEntry] = []
     for shard in _shards(reader, settings, least=len(header) // _LEAST_PART_OF_HEADER):
         name, body = shard_name(len(entries)), b"".join([header, *shard.records])
-        info = shard.info(body, model, align_to_words=align_to_words, launch=launch if name in again else "")
+        info = shard.info(body, model, align_to_words=align_to_words, launch_id=launch_id if name in repeated_shards else "")
         write(f"{name}/{SHARD_QUESTIONS}", _chunks(body))
         write(f"{name}/{SHARD_INFO}", _chunks(info.to_json().encode()))
         entries.append(ShardEntry(name, info.first_row, info.rows, len(info.rejections), info.sha256))
@@ -91,10 +91,10 @@ def split(
         rows=sum(entry.rows for entry in entries),
         rejected=sum(entry.rejected for entry in entries),
         shards=tuple(entries),
-        launch=launch if shard_name(0) in again else "",
+        launch=launch_id if shard_name(0) in repeated_shards else "",
     )
     write(f"{shard_name(0)}/{MANIFEST}", _chunks(manifest.to_json().encode()))
-    told(blank=reader.blank, delimiter=reader.delimiter)
+    on_read(blank=reader.blank, delimiter=reader.delimiter)
     counts = (manifest.rows, manifest.rejected, reader.blank, len(entries))
     log.info("%s: %d rows, %d rejected, %d blank ones skipped, %d shards", version.shown, *counts)
     return manifest
@@ -116,7 +116,7 @@ class _Shard:
             self.rejections.append(row.rejection)
             self.size += len(row.rejection.raw)
 
-    def info(self, body: bytes, model: ModelChoice, *, align_to_words: bool, launch: str) -> ShardInfo:
+    def info(self, body: bytes, model: ModelChoice, *, align_to_words: bool, launch_id: str) -> ShardInfo:
         """The shard's ``shard.json``; ``body`` is its ``questions.csv``."""
         return ShardInfo(
             first_row=self.first_row,
@@ -125,7 +125,7 @@ class _Shard:
             model=model,
             rejections=tuple(self.rejections),
             align_to_words=align_to_words,
-            launch=launch,
+            launch=launch_id,
         )
 
 

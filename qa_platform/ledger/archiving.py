@@ -6,7 +6,7 @@
 from qa_platform.contract import FileVersion
 from qa_platform.ledger.conditions import AS_READ, IS_WANTED, LEAVES_INCOMING, NOT_ARCHIVED, WANTED, keys
 from qa_platform.ledger.connection import LedgerConnection
-from qa_platform.ledger.records import FileRecord, as_read
+from qa_platform.ledger.records import FileRecord, as_read_values
 from qa_platform.ledger.waits import DEFERRAL, waits
 from qa_platform.settings import WorkSettings
 from qa_platform.text import escaped_lines
@@ -30,7 +30,7 @@ class Archiving(LedgerConnection):
         """Undo `begin_archiving`: the source could not be deleted. A file that is to be answered again is left as it is."""
         self._move(version, source=place, place=source)
 
-    def archived(self, version: FileVersion, *, place: str, owes_csv: bool = False) -> bool:
+    def record_archived(self, version: FileVersion, *, place: str, owes_csv: bool = False) -> bool:
         """Record the name of the object that holds the source of a file that is done, "" if it was deleted.
 
         A loaded file is then finished. A file that is to be answered again, or was forgotten, is left as it is.
@@ -54,7 +54,7 @@ class Archiving(LedgerConnection):
             )
             return cursor.rowcount == 1
 
-    def archive_failed(self, version: FileVersion, *, error: str, work: WorkSettings) -> None:
+    def record_archive_failure(self, version: FileVersion, *, error: str, work: WorkSettings) -> None:
         """Record why the source of a done file could not be archived. The next attempt waits like that of a deferred file."""
         with self._transaction() as cursor:
             cursor.execute(
@@ -78,7 +78,7 @@ class Archiving(LedgerConnection):
                 UPDATE question_file f SET place = %(place)s
                 FROM {WANTED} WHERE {IS_WANTED} AND {AS_READ} AND f.status = %(status)s
                 """,
-                {**keys([record.version]), **as_read(record), "place": place, "status": str(record.status)},
+                {**keys([record.version]), **as_read_values(record), "place": place, "status": str(record.status)},
             )
             return cursor.rowcount == 1
 

@@ -88,7 +88,7 @@ class Claims(LedgerConnection):
                 "UPDATE question_file SET claim_until = now() + make_interval(secs => %s) WHERE claim_owner = %s", [lease_seconds, owner]
             ).rowcount
 
-    def keep(self, owners: Sequence[str], lease_seconds: int) -> int:
+    def renew_expiring(self, owners: Sequence[str], lease_seconds: int) -> int:
         """Renew those claims of several owners that have less than half a lease left. Expired claims are revived as by `renew`.
 
         Returns:

@@ -26,8 +26,8 @@ ASKED_AGAIN = """
 def first_row(table: str, where: str = "") -> str:
     """The first row number of file `f` in a table, NULL if it has no row there; with a condition, of the rows `q` that meet it.
 
-    Unlike EXISTS, it is always read from the index. If there are few files, PostgreSQL expects to meet a row of each at once, and would
-    read the table from its beginning to the first row.
+    Used instead of EXISTS, so that the index is always used. With few files, the planner expects EXISTS to find a row almost at once, and
+    scans the table from its beginning.
     """
     of_file = f"q.source_file = f.source_file {where}"
     return f"(SELECT q.row_number FROM {table} q WHERE {of_file} ORDER BY q.source_file, q.row_number LIMIT 1)"  # noqa: S608
@@ -47,7 +47,7 @@ IN_THE_TABLE = f"""
 WANTED = "unnest(%(names)s::text[], %(generations)s::bigint[]) AS w (source_file, generation)"
 IS_WANTED = "f.source_file = w.source_file AND f.generation = w.generation"
 
-# The record has not changed since it was read, and no other owner has claimed it since. Takes the parameters of `records.as_read`.
+# The record has not changed since it was read, and no other owner has claimed it since. Takes the parameters of `records.as_read_values`.
 AS_READ = f"(f.load_id = %(read_load_id)s AND f.place = %(read_place)s AND (NOT {LIVE} OR f.claim_owner = %(read_owner)s))"
 
 _T = TypeVar("_T")

@@ -27,7 +27,7 @@ class Listings(Records):
         rest = f"FROM question_file f WHERE f.source_file = %(name)s AND {IN_THE_TABLE} ORDER BY f.generation DESC LIMIT 1"
         return next(iter(self._select(rest, {"name": name})), None)
 
-    def in_work(self) -> Iterator[FileRecord]:
+    def unfinished(self) -> Iterator[FileRecord]:
         """Files that are not done, then loaded files whose source is not archived yet; each group oldest first."""
         return chain(self._paged(OPEN), self._paged("f.status = 'loaded' AND f.archived_at IS NULL"))
 
@@ -37,7 +37,7 @@ class Listings(Records):
 
     def waiting_uploads(self) -> Iterator[FileRecord]:
         """Unclaimed files that wait under ``incoming/``, according to their records."""
-        # Not a condition of the statement: PostgreSQL takes it for rare, and would sort all of them for each page.
+        # Filtered here and not in SQL: the planner would assume that few records match, and sort all matching records for every page.
         return (each for each in self._paged(f"{OPEN} AND NOT {LIVE}") if each.place == INCOMING + each.version.name)
 
     def _paged(self, condition: str) -> Iterator[FileRecord]:

@@ -14,7 +14,7 @@ from qa_platform.ingest import FileRejection
 from qa_platform.ledger.conditions import AS_READ, DUE, IN_THE_TABLE, IS_WANTED, LIVE, OPEN, WANTED, insert_unknown, keys
 from qa_platform.ledger.connection import LedgerConnection
 from qa_platform.ledger.loads import try_load_lock
-from qa_platform.ledger.records import FileRecord, as_read, select
+from qa_platform.ledger.records import FileRecord, as_read_values, select
 from qa_platform.ledger.waits import DEFERRAL, waits
 from qa_platform.settings import WorkSettings
 from qa_platform.text import escaped_lines
@@ -43,7 +43,7 @@ class Outcomes(LedgerConnection):
             records = {r.version.name: r for r in select(cursor, f"FROM question_file f JOIN {WANTED} ON {IS_WANTED}", keys(mine))}
         return [records[version.name] for version in mine]
 
-    def record_form(self, version: FileVersion, *, blank: int, delimiter: str) -> None:
+    def record_layout(self, version: FileVersion, *, blank: int, delimiter: str) -> None:
         """Record the number of blank rows that were skipped when a version was read, and its delimiter."""
         values = {"name": version.name, "generation": version.generation, "blank": blank, "delimiter": delimiter}
         change = "SET blank = %(blank)s, delimiter = %(delimiter)s"
@@ -114,7 +114,7 @@ class Outcomes(LedgerConnection):
                     put_off_since = coalesce(put_off_since, now()), retry_at = now() + {DEFERRAL}
                 FROM {WANTED} WHERE {IS_WANTED} AND {OPEN} AND f.claim_owner = %(owner)s
                 """,
-                {**keys(versions), **waits(work), "owner": owner, "error": _said(error, blameless=blameless), "batch": batch_id},
+                {**keys(versions), **waits(work), "owner": owner, "error": _shown_error(error, blameless=blameless), "batch": batch_id},
             )
 
     def defer_run(self, owner: str, *, error: str, work: WorkSettings) -> None:
@@ -124,7 +124,7 @@ class Outcomes(LedgerConnection):
             SET status = 'pending', error = %(error)s, put_off_since = coalesce(put_off_since, now()), retry_at = now() + {DEFERRAL}
             WHERE {OPEN} AND f.claim_owner = %(owner)s
             """,
-            {**waits(work), "owner": owner, "error": _said(error, blameless=True)},
+            {**waits(work), "owner": owner, "error": _shown_error(error, blameless=True)},
         )
 
     def requeue(self, owner: str, versions: Sequence[FileVersion]) -> None:
@@ -137,21 +137,21 @@ class Outcomes(LedgerConnection):
             {**keys(versions), "owner": owner},
         )
 
-    def reject_file(self, version: FileVersion, rejection: FileRejection, *, read: FileRecord | None = None) -> bool:
+    def reject_file(self, version: FileVersion, rejection: FileRejection, *, as_read: FileRecord | None = None) -> bool:
         """Record that a file cannot be read, and why. Rows of its earlier generations stay in the table.
 
         Args:
-            read: the record that the decision is based on; None for any. If it has changed since, for example by a retry, nothing is
+            as_read: the record that the decision is based on; None for any. If it has changed since, for example by a retry, nothing is
                 recorded.
 
         Returns:
             Whether that was recorded.
         """
-        return self._close(version, FileStatus.REJECTED, error=str(rejection), rejection=rejection.to_json(), read=read)
+        return self._close(version, FileStatus.REJECTED, error=str(rejection), rejection=rejection.to_json(), as_read=as_read)
 
-    def mark_superseded(self, version: FileVersion, *, read: FileRecord | None = None) -> bool:
-        """Record that a file was overwritten or deleted before it was read. ``read`` and the result are those of `reject_file`."""
-        return self._close(version, FileStatus.SUPERSEDED, error="it was overwritten or deleted before it was read", read=read)
+    def mark_superseded(self, version: FileVersion, *, as_read: FileRecord | None = None) -> bool:
+        """Record that a file was overwritten or deleted before it was read. ``as_read`` and the result are those of `reject_file`."""
+        return self._close(version, FileStatus.SUPERSEDED, error="it was overwritten or deleted before it was read", as_read=as_read)
 
     def mark_unchanged(self, version: FileVersion) -> bool:
         """Record that an upload has the same content as the answered version: the same size, CRC32C and MD5.
@@ -225,10 +225,10 @@ class Outcomes(LedgerConnection):
         return wrong
 
     def _close(
-        self, version: FileVersion, status: FileStatus, *, error: str, rejection: str | None = None, read: FileRecord | None
+        self, version: FileVersion, status: FileStatus, *, error: str, rejection: str | None = None, as_read: FileRecord | None
     ) -> bool:
         """End the work on a version that will not be loaded. A version that is already done is left as it is."""
-        unchanged = f"AND {AS_READ}" if read else ""
+        unchanged = f"AND {AS_READ}" if as_read else ""
         with self._transaction() as cursor:
             insert_unknown(cursor, [version])
             cursor.execute(
@@ -239,7 +239,7 @@ class Outcomes(LedgerConnection):
                 """,
                 {
                     **keys([version]),
-                    **(as_read(read) if read else {}),
+                    **(as_read_values(as_read) if as_read else {}),
                     "status": str(status),
                     "error": escaped_lines(error),
                     "rejection": rejection,
@@ -284,6 +284,6 @@ def _suspects(cursor: psycopg.Cursor, versions: Sequence[FileVersion], *, after:
     return [version for version in versions if (version.name, version.generation) in suspected]
 
 
-def _said(error: str, *, blameless: bool) -> str:
+def _shown_error(error: str, *, blameless: bool) -> str:
     """The error of a deferred file, for people."""
     return escaped_lines(f"No file is to blame: {error}" if blameless else error)

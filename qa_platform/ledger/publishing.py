@@ -11,7 +11,7 @@ from qa_platform.ledger.waits import DEFERRAL, waits
 from qa_platform.settings import WorkSettings
 from qa_platform.text import escaped_lines
 
-# Recorded by `archived` in the statement that finishes a file, so it is not lost if the process dies.
+# Recorded by `record_archived` in the statement that finishes a file, so it is not lost if the process dies.
 _OWED = "f.csv_owed AND f.status = 'finished'"
 _SAME_ANSWERS = f"{IS_WANTED} AND {_OWED} AND f.load_id = %(load_id)s"
 # After this time an attempt is presumed dead. If it is only slow, the precondition of the write decides.
@@ -48,11 +48,11 @@ class Publishing(LedgerConnection):
         changes = f"put_off_since = coalesce(put_off_since, now()), retry_at = now() + make_interval(secs => {_TRY_SECONDS})"
         return self._mark(record, changes, {}, condition=DUE)
 
-    def csv_failed(self, record: FileRecord, *, error: str, work: WorkSettings) -> None:
+    def record_csv_failure(self, record: FileRecord, *, error: str, work: WorkSettings) -> None:
         """Record why an answered CSV could not be written. The next attempt waits like that of a deferred file."""
         self._mark(record, f"csv_error = %(error)s, retry_at = now() + {DEFERRAL}", {**waits(work), "error": escaped_lines(error)})
 
-    def csv_settled(self, record: FileRecord) -> bool:
+    def clear_owed_csv(self, record: FileRecord) -> bool:
         """Record that an answered CSV is written, or that a newer one takes its place.
 
         Returns:

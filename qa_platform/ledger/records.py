@@ -108,7 +108,7 @@ class Deferred:
     why: str
 
 
-def as_read(record: FileRecord) -> dict[str, str | int]:
+def as_read_values(record: FileRecord) -> dict[str, str | int]:
     """The parameters of `AS_READ`."""
     return {"read_load_id": record.load_id, "read_place": record.place, "read_owner": record.claim_owner}
 
@@ -174,10 +174,10 @@ class Records(LedgerConnection):
             result.update((record.version.name, record.version) for record in self._select(rest, values))
         return result
 
-    def names_in_work(self) -> set[str]:
+    def names_of_unfinished(self) -> set[str]:
         """The names of files of which any generation waits, runs, or is loaded and not archived yet."""
         with self._transaction() as cursor:
-            # As the indexes of unfinished and of unarchived files have it.
+            # Two SELECTs, because each condition must match its partial index: question_file_open, question_file_unarchived.
             cursor.execute(
                 f"""
                 SELECT f.source_file FROM question_file f WHERE {OPEN}

@@ -135,8 +135,8 @@ def _shards(folder: Path, manifest: Manifest) -> tuple[AnsweredShard, ...]:
             shards.append(_shard(folder / entry.name, entry, manifest))
         except InputError as error:
             faults.append(f"{entry.name}: {error}")
-    faults += _sums(manifest)
-    faults += _mixture(shards)
+    faults += _numbering_faults(manifest)
+    faults += _mixed_models(shards)
     if wrong := faults + missing:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         kind = InputError if faults else MissingShards
@@ -210,7 +210,7 @@ def _shard(folder: Path, entry: ShardEntry, manifest: Manifest) -> AnsweredShard
     return AnsweredShard(entry, folder, info.answered_by, info.answered, info.no_answer, info.rejected, _utc(info.answered_at))
 
 
-def _sums(manifest: Manifest) -> list[str]:
+def _numbering_faults(manifest: Manifest) -> list[str]:
     following = 1
     for entry in manifest.shards:
         if entry.first_row != following:
@@ -219,7 +219,7 @@ def _sums(manifest: Manifest) -> list[str]:
     return [] if following - 1 == manifest.rows else [f"the shards have {following - 1} rows, the file {manifest.rows}"]
 
 
-def _mixture(shards: Sequence[AnsweredShard]) -> list[str]:
+def _mixed_models(shards: Sequence[AnsweredShard]) -> list[str]:
     """The fault of shards that were not answered by one model in one precision: the scores of a file must be comparable."""
     first_by_model: dict[str, str] = {}
     for shard in shards:

@@ -123,8 +123,8 @@ def _write(cursor: psycopg.Cursor, file: AnsweredFile) -> tuple[int, int, int]:
     cursor.execute("ANALYZE answer_stage (row_number), reject_stage (row_number)")
     # The planner takes every file for an average one, and a nested loop that it chooses for few rows would never end for a large file.
     cursor.execute("SET LOCAL enable_nestloop = off")
-    _settle_rejects(cursor, name)
-    return _settle_answers(cursor, name)
+    _merge_rejects(cursor, name)
+    return _merge_answers(cursor, name)
 
 
 def _make_stage(cursor: psycopg.Cursor, name: str, table: Table) -> None:
@@ -202,8 +202,8 @@ def _rows(file: AnsweredFile, shard: AnsweredShard) -> Iterator[tuple | _Reject]
         elif rejection := rejections.get(number):
             yield _Reject(number, error, rejection.line, rejection.column or None, rejection.detail or None, rejection.raw)
         else:
-            guilty = {str(RowReason.QUESTION_EXCEEDS_WINDOW): question, str(RowReason.UNUSABLE_ANSWER): context}.get(error)
-            column = None if guilty is None else column_label(file.header[guilty])
+            faulty = {str(RowReason.QUESTION_EXCEEDS_WINDOW): question, str(RowReason.UNUSABLE_ANSWER): context}.get(error)
+            column = None if faulty is None else column_label(file.header[faulty])
             yield _Reject(number, error, None, column, None, _raw(row[:pass_through]))
 
 
@@ -228,7 +228,7 @@ _COMPARED = (
 )
 
 
-def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
+def _merge_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
     deleted = cursor.execute(
         """
         DELETE FROM question_answer q WHERE q.source_file = %s
@@ -256,7 +256,7 @@ def _settle_answers(cursor: psycopg.Cursor, name: str) -> tuple[int, int, int]:
 _COMPARED_REJECT = ("generation", "line", "reason", "column_name", "detail", "raw")
 
 
-def _settle_rejects(cursor: psycopg.Cursor, name: str) -> None:
+def _merge_rejects(cursor: psycopg.Cursor, name: str) -> None:
     delete = sql.SQL("""
         DELETE FROM question_answer_reject r WHERE r.source_file = %s AND NOT EXISTS (
             SELECT FROM reject_stage s WHERE s.row_number = r.row_number AND ({}) IS NOT DISTINCT FROM ({}))

@@ -128,7 +128,7 @@ def _migrate(settings: PostgresSettings, revision: str = "head") -> None:
 
 
 def _refuse_two_schemas(connection: "sqlalchemy.Connection") -> None:
-    """Refuse to make an empty `question_answer` in front of the owner's, which would lie in a later schema of the search path."""
+    """Refuse to create an empty `question_answer` that would hide the owner's table in a later schema of the search path."""
     found = connection.exec_driver_sql(
         """
         SELECT c.relnamespace::regnamespace::text, quote_ident(current_schema()) FROM pg_class c

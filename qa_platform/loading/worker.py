@@ -84,7 +84,7 @@ class Loader:
                     raise
                 logger.warning("%s; trying again for up to %.0f s", error, left)
             else:
-                self._outage.is_over()
+                self._outage.forget()
                 return result
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -129,7 +129,7 @@ class _Outage:
                 self._touch()
         return PATIENCE_SECONDS - (now - since)
 
-    def is_over(self) -> None:
+    def forget(self) -> None:
         """Forget the outage."""
         self._since = None
         with suppress(OSError):

@@ -88,17 +88,17 @@ def _deletable(context: dg.OpExecutionContext, services: Services, ledger: Ledge
         return []
     # Read before the claims: a file's partition moves to the end after it is claimed.
     keys = list(context.instance.get_dynamic_partitions(PARTITIONS))
-    unfinished = ledger.names_in_work()
+    unfinished = ledger.names_of_unfinished()
     return surplus(keys, {partition_key(name) for name in (*unfinished, *ledger.claimed())}, services.work.partitions_kept)
 
 
 @dataclass(frozen=True)
 class Squashed:
-    """The numbers of old commits that were removed and kept. ``lacks``: Pachyderm's message, if a permission is missing."""
+    """The numbers of old commits that were removed and kept. ``denied``: Pachyderm's message, if a permission is missing."""
 
     removed: int
     kept: int
-    lacks: str = ""
+    denied: str = ""
 
 
 def squash_batches(services: Services, before: datetime) -> Squashed:
@@ -122,9 +122,9 @@ def _squash_commits(context: dg.OpExecutionContext, platform: PlatformResource, 
     with failures_for_people(context, execution, next_step=_NEXT):
         services = platform.services()
         squashed = squash_batches(services, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
-    if squashed.lacks:
+    if squashed.denied:
         context.log.warning(
             "Old commits are kept, because Pachyderm denies permission to remove them: %s. Answering files does not need this permission",
-            squashed.lacks,
+            squashed.denied,
         )
     context.log.info("%d old commits were removed; %d are kept: in use, or Pachyderm needs them", squashed.removed, squashed.kept)

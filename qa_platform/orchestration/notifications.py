@@ -157,15 +157,14 @@ def notify(settings: NotificationSettings, subject: str, text: str, *, tries: in
         TransientError: a channel failed, or took too long and may still send it. The message names it and contains no secrets.
     """
     subject, text = (escaped(part, keep="\r\n\t\u200b") for part in (subject, text))
-    no_try_after = time.monotonic() + _MESSAGE_SECONDS
+    until = time.monotonic() + _MESSAGE_SECONDS
     sending = [
-        (channel, begin(partial(_send, channel, subject, text, tries, no_try_after), f"notify {channel.name}"))
-        for channel in channels(settings)
+        (channel, begin(partial(_send, channel, subject, text, tries, until), f"notify {channel.name}")) for channel in channels(settings)
     ]
     failures: list[str] = []
     for channel, sent in sending:
         try:
-            sent.result(max(0.0, no_try_after - time.monotonic()))
+            sent.result(max(0.0, until - time.monotonic()))
         except TimeoutError:
             failures.append(
                 f"{channel.name} took more than {_MESSAGE_SECONDS:g} s; the message may still arrive; if it does not, {channel.advice}"
@@ -176,13 +175,13 @@ def notify(settings: NotificationSettings, subject: str, text: str, *, tries: in
         raise TransientError("; ".join(failures))
 
 
-def _send(channel: Channel, subject: str, text: str, tries: int, no_try_after: float) -> None:
+def _send(channel: Channel, subject: str, text: str, tries: int, until: float) -> None:
     for left in reversed(range(tries)):
         try:
             channel.send(subject, text)
             return
         except TransientError:
-            if not left or time.monotonic() + _PAUSE_SECONDS > no_try_after:
+            if not left or time.monotonic() + _PAUSE_SECONDS > until:
                 raise
         time.sleep(_PAUSE_SECONDS)
 

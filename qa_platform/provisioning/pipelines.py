@@ -31,7 +31,7 @@ from qa_platform.provisioning.secrets import (
     keys_needed,
 )
 from qa_platform.provisioning.sizing import patched, read_patches
-from qa_platform.provisioning.stuck_jobs import Outlook
+from qa_platform.provisioning.stuck_jobs import StuckJobs
 from qa_platform.settings import BucketSettings, PachydermSettings, PostgresSettings
 
 _SPEC_FILES = {
@@ -142,7 +142,9 @@ def specifications(options: Options, postgres: PostgresSettings, *, bucket: Buck
         prefix = f"{options.registry.rstrip('/')}/" if options.registry else ""
         transform["image"] = f"{prefix}{image}:{options.tag or spec_tag}"
         secrets = {secret["name"] for secret in transform.get("secrets", ())}
-        environment = (_not_secret(postgres) if DATABASE_SECRET in secrets else {}) | (_payer(bucket) if BUCKET_SECRET in secrets else {})
+        environment = (_loader_environment(postgres) if DATABASE_SECRET in secrets else {}) | (
+            _billing_environment(bucket) if BUCKET_SECRET in secrets else {}
+        )
         if environment:
             transform["env"] = {**transform.get("env", {}), **environment}
         if name in patches:
@@ -180,7 +182,7 @@ def _images() -> set[str]:
     return {spec["transform"]["image"].partition(":")[0] for _, spec in specs}
 
 
-def _not_secret(postgres: PostgresSettings) -> dict[str, str]:
+def _loader_environment(postgres: PostgresSettings) -> dict[str, str]:
     """The environment of the loader: the database's port and TLS mode, which the secret does not hold.
 
     The port is always set: beside a Kubernetes service called `pg`, PG_PORT would otherwise be that service's address.
@@ -188,7 +190,7 @@ def _not_secret(postgres: PostgresSettings) -> dict[str, str]:
     return {"PG_PORT": str(postgres.port)} | ({"PG_SSLMODE": postgres.sslmode} if postgres.sslmode else {})
 
 
-def _payer(bucket: BucketSettings) -> dict[str, str]:
+def _billing_environment(bucket: BucketSettings) -> dict[str, str]:
     """The environment of the cron variant: the project that pays for its requests to the bucket, if one is set."""
     return {"QA_BILLING_PROJECT": bucket.billing_project} if bucket.billing_project else {}
 
@@ -314,9 +316,9 @@ def _wait_for_jobs(client: Client, name: str, seconds: float, tell: Callable[[st
     Raises:
         TransientError: some still run after that many seconds.
     """
-    outlook, told, deadline = Outlook(), set[str](), time.monotonic() + seconds
+    stuck_jobs, told, deadline = StuckJobs(), set[str](), time.monotonic() + seconds
     while True:
-        running, stuck = _look_at_jobs(client, name, outlook)
+        running, stuck = _look_at_jobs(client, name, stuck_jobs)
         waited = sorted(running - stuck.keys())
         news = {job: f"pipeline {name}: not waiting for job {job}: {reason}" for job, reason in sorted(stuck.items())}
         if waited:
@@ -335,7 +337,7 @@ def _wait_for_jobs(client: Client, name: str, seconds: float, tell: Callable[[st
         time.sleep(min(_POLL_SECONDS, left))
 
 
-def _look_at_jobs(client: Client, name: str, outlook: Outlook) -> tuple[set[str], dict[str, str]]:
+def _look_at_jobs(client: Client, name: str, stuck_jobs: StuckJobs) -> tuple[set[str], dict[str, str]]:
     """The ids of a pipeline's running jobs, and those that cannot end, with their reasons."""
     running: list[pps.JobInfo] = []
     stuck: dict[str, str] = {}
@@ -344,7 +346,7 @@ def _look_at_jobs(client: Client, name: str, outlook: Outlook) -> tuple[set[str]
         if info := find_pipeline(client, pipeline):
             running = running_jobs(client, pipeline)
             has_workers = info.state in NOT_STARTING and have_workers(client, running)
-            stuck = outlook.stuck(info, running, stuck, has_workers=has_workers)
+            stuck = stuck_jobs.stuck(info, running, stuck, has_workers=has_workers)
         if pipeline == name:
             break
     return {job.job.id for job in running}, stuck

@@ -122,50 +122,53 @@ def _problems(message: type[betterproto.Message], value: Any, where: str) -> Ite
         return
     types = message()._betterproto
     for key, item in value.items():
-        place = f"{where}.{key}" if where else key
+        path = f"{where}.{key}" if where else key
         meta = types.meta_by_field_name.get(key)
         if meta is None:
-            yield f"Pachyderm's specifications have no {place}"
+            yield f"Pachyderm's specifications have no {path}"
         elif types.default_gen[key] is list:
             if not isinstance(item, list):
-                yield f"{place} must be a list"
+                yield f"{path} must be a list"
                 continue
             for index, element in enumerate(item):
-                yield from _problems_of_value(meta, types.cls_by_field[key], element, f"{place}[{index}]")
+                yield from _problems_of_value(meta, types.cls_by_field[key], element, f"{path}[{index}]")
         elif meta.proto_type == betterproto.TYPE_MAP:
             if not isinstance(item, Mapping) or not all(isinstance(text, str) for text in item.values()):
-                yield f"{place} must be an object with string values"
+                yield f"{path} must be an object with string values"
         else:
-            yield from _problems_of_value(meta, types.cls_by_field[key], item, place)
+            yield from _problems_of_value(meta, types.cls_by_field[key], item, path)
         if (form := _FORMS.get(key)) and isinstance(item, str) and not form.fullmatch(item):
-            yield f"{place} is {item!r}, which Pachyderm cannot read"
+            yield f"{path} is {item!r}, which Pachyderm cannot read"
 
 
-def _problems_of_value(meta: Any, cls: Any, value: Any, place: str) -> Iterator[str]:
+def _problems_of_value(meta: Any, cls: Any, value: Any, path: str) -> Iterator[str]:
     kind = meta.wraps or meta.proto_type
     if cls is timedelta:
         if not isinstance(value, str) or not _DURATION.fullmatch(value):
-            yield f"{place} must be a time in seconds, such as 3600s"
+            yield f"{path} must be a time in seconds, such as 3600s"
     elif kind == betterproto.TYPE_MESSAGE:
-        yield from _problems(cls, value, place)
+        yield from _problems(cls, value, path)
     elif kind == betterproto.TYPE_ENUM:
         if value not in cls.__members__:
-            yield f"{place} must be one of {', '.join(cls.__members__)}"
+            yield f"{path} must be one of {', '.join(cls.__members__)}"
     elif kind == betterproto.TYPE_BOOL:
         if not isinstance(value, bool):
-            yield f"{place} must be true or false"
+            yield f"{path} must be true or false"
     elif kind == betterproto.TYPE_STRING:
         if not isinstance(value, str):
-            yield f"{place} must be a string"
+            yield f"{path} must be a string"
     elif kind in (betterproto.TYPE_FLOAT, betterproto.TYPE_DOUBLE):
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-            yield f"{place} must be a number that is not negative"
+            yield f"{path} must be a number that is not negative"
     elif not isinstance(value, (int, str)) or not _NUMBER.fullmatch(str(value)):
-        yield f"{place} must be a whole number that is not negative"
+        yield f"{path} must be a whole number that is not negative"
 
 
 def _check_workers(spec: Mapping[str, Any], where: str) -> None:
-    """Refuse what pachd accepts, and its workers crash on in a loop, which no state of a pipeline or a job shows."""
+    """Refuse values that pachd accepts but that make the workers crash in a loop.
+
+    The states of the pipeline and its jobs would not show the crash.
+    """
     sets, user = spec.get("datum_set_spec"), spec["transform"].get("user")
     if sets is not None and not any(int(sets.get(name) or 0) for name in ("number", "size_bytes", "per_worker")):
         raise InputError(

@@ -7,14 +7,14 @@ from pachyderm_sdk.api import pps
 from qa_platform.clients.pachyderm import NOT_STARTING, pipeline_state
 
 # A job that restarts once or twice may have a transient reason.
-RESTARTS = 3
+RESTARTS_OF_A_STUCK_JOB = 3
 
 
-class Outlook:
+class StuckJobs:
     """Tells, over repeated looks, which running jobs of the pipelines cannot end.
 
-    It remembers each job's number of restarts at the first look. A job with `RESTARTS` or more, and more than at the first look, does not
-    start. A job with an unchanged number may have started since.
+    It remembers each job's number of restarts at the first look. A job with `RESTARTS_OF_A_STUCK_JOB` or more, and more than at the first
+    look, does not start. A job with an unchanged number may have started since.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Outlook:
 
     def _restarts_again(self, job: pps.JobInfo) -> bool:
         first = self._first.setdefault((job.job.pipeline.name, job.job.id), job.restart)
-        return bool(job.restart >= RESTARTS and job.restart > first and not job.data_processed)
+        return bool(job.restart >= RESTARTS_OF_A_STUCK_JOB and job.restart > first and not job.data_processed)
 
 
 def restarted(job: pps.JobInfo) -> str:

@@ -40,14 +40,14 @@ class AnsweredRow:
     """One row of the table, with long texts cut.
 
     Args:
-        place: the text between the answer's offsets in the context, and the text around it.
+        passage: the text between the answer's offsets in the context, and the text around it.
     """
 
     number: int
     question: str
     answer: str
     score: float | None
-    place: Passage
+    passage: Passage
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PastFile:
 
 
 @dataclass(frozen=True)
-class FileCheck:
+class RowCounts:
     """Counts of the rows that the tables hold of one generation of a file.
 
     Args:
@@ -108,7 +108,7 @@ class FileFacts:
     """
 
     record: FileRecord
-    counted: FileCheck
+    counted: RowCounts
     scores: Scores
     reasons: Mapping[str, int]
     other_generation: int
@@ -140,7 +140,7 @@ def past_files(connection: psycopg.Connection, records: Sequence[FileRecord]) ->
     query = """
         SELECT f.name, f.answered, s.mean
         FROM unnest(%(names)s::text[], %(generations)s::bigint[], %(rows)s::bigint[], %(answered)s::bigint[])
-            WITH ORDINALITY AS f (name, generation, rows, answered, place)
+            WITH ORDINALITY AS f (name, generation, rows, answered, position)
         CROSS JOIN LATERAL (
             SELECT avg(q.score) AS mean
             FROM generate_series(1, f.rows, greatest(f.rows / %(sample)s, 1)) AS n
@@ -151,7 +151,7 @@ def past_files(connection: psycopg.Connection, records: Sequence[FileRecord]) ->
             ) q
         ) s
         WHERE s.mean IS NOT NULL
-        ORDER BY f.place
+        ORDER BY f.position
     """
     values = {
         "names": [record.version.name for record in records],
@@ -164,7 +164,7 @@ def past_files(connection: psycopg.Connection, records: Sequence[FileRecord]) ->
         return tuple(PastFile(name, answered, mean) for name, answered, mean in cursor)
 
 
-def check_file(connection: psycopg.Connection, version: FileVersion) -> FileCheck:
+def count_rows(connection: psycopg.Connection, version: FileVersion) -> RowCounts:
     """Count and compare one generation's rows in the tables, inside PostgreSQL."""
     with long_transaction(connection) as cursor:
         cursor.execute(
@@ -178,11 +178,11 @@ def check_file(connection: psycopg.Connection, version: FileVersion) -> FileChec
         cursor.execute(
             "SELECT count(*) FROM question_answer_reject WHERE source_file = %s AND generation = %s", [version.name, version.generation]
         )
-        return FileCheck(answered, only_row(cursor)[0], without_answer, wrong_spans)
+        return RowCounts(answered, only_row(cursor)[0], without_answer, wrong_spans)
 
 
 def _facts(connection: psycopg.Connection, record: FileRecord, history: tuple[PastFile, ...], *, low_score: float) -> FileFacts:
-    counted = check_file(connection, record.version)
+    counted = count_rows(connection, record.version)
     with long_transaction(connection) as cursor:
         scores, other_generation, other_model = _scores(cursor, record, low_score)
         return FileFacts(

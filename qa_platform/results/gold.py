@@ -83,29 +83,29 @@ def compare(gold: Iterable[GoldQuestion], answers: Mapping[bytes, str]) -> Quali
     Args:
         answers: the answers in the table, by `key`.
     """
-    number, matches, words = 0, 0.0, 0.0
+    number, matches, f1_sum = 0, 0.0, 0.0
 
     def mistakes() -> Iterator[Mistake]:
-        nonlocal number, matches, words
+        nonlocal number, matches, f1_sum
         for question in gold:
             answer = answers.get(key(question.question, question.context), "")
             right = tuple(known.text for known in question.answers)
             match, overlap = exact_match(answer, right), f1(answer, right)
-            number, matches, words = number + 1, matches + match, words + overlap
+            number, matches, f1_sum = number + 1, matches + match, f1_sum + overlap
             if not match:
                 yield Mistake(question.question, answer, right, overlap)
 
     worst = tuple(heapq.nsmallest(SHOWN_MISTAKES, mistakes(), key=lambda mistake: mistake.f1))
-    return Quality(number, round(100 * matches / number, 2), round(100 * words / number, 2), worst)
+    return Quality(number, round(100 * matches / number, 2), round(100 * f1_sum / number, 2), worst)
 
 
-def together(measured: Sequence[Quality]) -> Quality:
+def combined(measured: Sequence[Quality]) -> Quality:
     """The figures over all questions of one or more gold sets."""
     number = sum(quality.questions for quality in measured)
     match = sum(quality.exact_match * quality.questions for quality in measured) / number
-    words = sum(quality.f1 * quality.questions for quality in measured) / number
+    mean_f1 = sum(quality.f1 * quality.questions for quality in measured) / number
     mistakes = sorted((mistake for quality in measured for mistake in quality.mistakes), key=lambda mistake: mistake.f1)
-    return Quality(number, round(match, 2), round(words, 2), tuple(mistakes[:SHOWN_MISTAKES]))
+    return Quality(number, round(match, 2), round(mean_f1, 2), tuple(mistakes[:SHOWN_MISTAKES]))
 
 
 def key(question: str, context: str) -> bytes:

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from functools import partial
 
-from qa_platform.clients.answered import Answers, answered_name, write_answered
+from qa_platform.clients.answered_csvs import AnswersId, answered_name, write_answered
 from qa_platform.clients.file_objects import delete_objects_of
 from qa_platform.clients.services import Log, Services
 from qa_platform.errors import QaPlatformError, TransientError
@@ -53,7 +53,7 @@ def _publish_or_record(services: Services, ledger: Ledger, record: FileRecord, l
         reason = str(error) if isinstance(error, QaPlatformError) else f"{type(error).__name__}: {error}"
         log.warning("%s is finished, but its answered CSV could not be written now: %s", record.version.shown, escaped_lines(reason))
         with suppress(QaPlatformError):
-            ledger.csv_failed(record, error=reason, work=services.work)
+            ledger.record_csv_failure(record, error=reason, work=services.work)
         return not isinstance(error, TransientError)
     return True
 
@@ -63,16 +63,16 @@ def _publish(services: Services, ledger: Ledger, record: FileRecord, log: Log) -
     there = ledger.in_the_table(version.name)
     if there is None or there.version.generation > version.generation:
         # Its rows were replaced. The newer generation has its own CSV owed, or is forgotten.
-        ledger.csv_settled(record)
+        ledger.clear_owed_csv(record)
         return
 
     def tell(what: str) -> None:
         log.warning("%s: %s", version.shown, what)
 
     content = partial(answered_csv, services.pachyderm, services.postgres, record, tell=tell)
-    answers = Answers(version.name, version.generation, record.load_id, record.pachyderm_commit)
+    answers = AnswersId(version.name, version.generation, record.load_id, record.pachyderm_commit)
     if write_answered(services.bucket, prefix, answers, content, may_write=partial(ledger.begin_csv, record)):
         log.info("%s: its answered CSV lies in %s", version.shown, escaped(answered_name(prefix, version.name)))
         # A concurrent `forget` may have looked for the answered CSV before it was there.
-        if not ledger.csv_settled(record) and ledger.is_forgotten(version):
+        if not ledger.clear_owed_csv(record) and ledger.is_forgotten(version):
             delete_objects_of(services.bucket, version, prefix)

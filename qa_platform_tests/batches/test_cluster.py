@@ -369,10 +369,10 @@ def test_with_the_roles_of_the_documentation_all_goes_through_and_without_removi
         assert statuses(cluster, versions) == [(FileStatus.FINISHED, 0, 2)] * 2
         squashed = squash_batches(cluster.services, datetime.now(UTC))
         if may_remove:
-            assert (squashed.removed > 0, squashed.lacks) == (True, "")
+            assert (squashed.removed > 0, squashed.denied) == (True, "")
         else:
             assert squashed.removed == 0
-            assert "REPO_DELETE_COMMIT" in squashed.lacks
+            assert "REPO_DELETE_COMMIT" in squashed.denied
 
 
 def test_pods_that_hang_without_a_reason_end_the_wait_too(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from qa_platform.batches.forget import Forgetting, Trace, TraceState
 from qa_platform.batches.pending import look, reconcile
 from qa_platform.batches.restore import Restoration
 from qa_platform.batches.retry import request_retries
-from qa_platform.clients.answered import write_answered
+from qa_platform.clients.answered_csvs import write_answered
 from qa_platform.clients.bucket import upload
 from qa_platform.clients.pachyderm import session
 from qa_platform.clients.postgres import connect

@@ -19,11 +19,11 @@ from google.cloud import storage
 from qa_platform.batches import pending
 from qa_platform.batches.archive import archive_file
 from qa_platform.batches.intake import set_aside, split_file
-from qa_platform.batches.locate import settle_missing_source
+from qa_platform.batches.locate import correct_missing_source
 from qa_platform.batches.pending import (
     BATCHES_PER_LOOK,
     Look,
-    _is_settling,
+    _may_get_content,
     archive_done,
     claim,
     keep_claims,
@@ -137,7 +137,7 @@ def test_an_empty_upload_waits_for_its_content_and_not_for_ever(services: Servic
     assert (planned(found), found.plan.waiting) == ([written], 2)
     late = replace(services, work=services.work.model_copy(update={"empty_seconds": 0.001}))
     assert {version.name for version in planned(look(late))} == {"a.csv", "b.csv"}
-    assert not _is_settling(FileVersion("a.csv", 2**62), datetime.now(UTC), 60), "a generation that is no time"
+    assert not _may_get_content(FileVersion("a.csv", 2**62), datetime.now(UTC), 60), "a generation that is no time"
 
 
 def test_of_many_new_files_the_oldest_are_planned_and_all_are_counted(services: Services) -> None:
@@ -148,12 +148,12 @@ def test_of_many_new_files_the_oldest_are_planned_and_all_are_counted(services: 
     assert found.plan.waiting == most + 5
 
 
-def test_uploads_of_files_that_are_in_work_take_no_place_of_others(services: Services) -> None:
+def test_uploads_of_claimed_files_take_no_place_of_others(services: Services) -> None:
     most = services.work.batch_files * BATCHES_PER_LOOK
-    in_work = [put(services, f"{number}.csv") for number in range(most)]
+    claimed = [put(services, f"{number}.csv") for number in range(most)]
     with Ledger(services.postgres) as ledger:
-        ledger.claim(in_work, owner="run", lease_seconds=60)
-    for version in in_work:
+        ledger.claim(claimed, owner="run", lease_seconds=60)
+    for version in claimed:
         put(services, version.name, CONTENT + b"Who?,He.\n")
     other = put(services, "other.csv")
     found = look(services)
@@ -213,14 +213,14 @@ def test_a_file_that_cannot_be_looked_up_does_not_hide_those_behind_it(services:
     for version in (refused, gone):
         set_status(services, version, FileStatus.PENDING)
         services.bucket.blob(INCOMING + version.name).delete()
-    settle = settle_missing_source
+    correct = correct_missing_source
 
-    def refuse(opened: storage.Bucket, ledger: Ledger, record: FileRecord) -> bool:
+    def refuse(gcs_bucket: storage.Bucket, ledger: Ledger, record: FileRecord) -> bool:
         if record.version == refused:
             raise InputError("not allowed", where=refused.name)
-        return settle(opened, ledger, record)
+        return correct(gcs_bucket, ledger, record)
 
-    monkeypatch.setattr(pending, "settle_missing_source", refuse)
+    monkeypatch.setattr(pending, "correct_missing_source", refuse)
     assert reconcile(services, _LOG) == 1
     assert record(services, gone).status is FileStatus.SUPERSEDED
 
@@ -279,7 +279,7 @@ def test_an_archived_file_that_is_under_incoming_is_archived_again(services: Ser
     version = put(services, "a.csv")
     set_status(services, version, status)
     with Ledger(services.postgres) as ledger:
-        ledger.archived(version, place="processed/elsewhere.csv")
+        ledger.record_archived(version, place="processed/elsewhere.csv")
     assert reconcile(services, _LOG) == 1
     tidy(services, Plan(), logger(), report=lambda records: None)
     kept = record(services, version)

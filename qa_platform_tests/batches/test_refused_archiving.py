@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_archived_says_why_and_is_archived_once_it_can(
     assert advice in found.archive_error
     state = FileState(stuck, found)
     assert why in state.note
-    assert not state.in_work, "a watch of it ends"
+    assert not state.in_progress, "a watch of it ends"
     with Ledger(services.postgres) as ledger:
         assert ledger.pending_archive(limit=5) == [], "it waits for its next try"
         assert [r.version for r in ledger.unarchived_files(limit=5)] == [stuck]
@@ -162,7 +162,7 @@ def test_a_failure_that_cannot_be_recorded_holds_no_other_either(services: Servi
     def unavailable(*_: Any, **__: Any) -> None:
         raise TransientError("PostgreSQL is unavailable")
 
-    monkeypatch.setattr(Ledger, "archive_failed", unavailable)
+    monkeypatch.setattr(Ledger, "record_archive_failure", unavailable)
     with Ledger(services.postgres) as ledger:
         archive_files(services, ledger, [record(services, stuck), record(services, free)], log=LOG)
     assert record(services, free).status is FileStatus.FINISHED

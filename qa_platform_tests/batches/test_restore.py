@@ -381,8 +381,8 @@ def test_a_comparison_that_is_bounded_says_so(world: World) -> None:
     for number in range(3):
         world.services.bucket.blob(f"processed/{number}.csv/5.csv").upload_from_string(CONTENT)
     suffixes = world.services.work.suffixes
-    assert compare_archive(world.services.bucket, world.ledger, suffixes, most=3).is_whole
-    found = compare_archive(world.services.bucket, world.ledger, suffixes, most=2)
+    assert compare_archive(world.services.bucket, world.ledger, suffixes, limit=3).is_whole
+    found = compare_archive(world.services.bucket, world.ledger, suffixes, limit=2)
     assert (len(found.missing), found.is_whole) == (2, False)
 
 

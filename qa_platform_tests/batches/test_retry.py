@@ -110,7 +110,7 @@ def test_a_retry_between_load_and_archive_keeps_its_source(world: World, archive
 
 
 @pytest.mark.parametrize("archive", ["move", "delete"])
-@pytest.mark.parametrize("seam", ["begin_archiving", "archived"])
+@pytest.mark.parametrize("seam", ["begin_archiving", "record_archived"])
 def test_a_retry_at_any_step_of_archiving_comes_true_or_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch, archive: str, seam: str
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_retry_at_any_step_of_archiving_comes_true_or_is_refused(
     stale, refusals = world.load(version), list[str]()
     run_before(monkeypatch, Ledger, seam, lambda: world.retry_or_refusal(refusals))
     archive_file(services, world.ledger, stale, log=_LOG)
-    if archive == "delete" and seam == "archived":
+    if archive == "delete" and seam == "record_archived":
         assert "QA_ARCHIVE has it deleted" in refusals[0]
         assert world.record(version).status is FileStatus.FINISHED
     else:

@@ -13,7 +13,7 @@ from qa_platform.batches.starting import CannotStart, Start, WorkerKilled
 from qa_platform.clients.pachyderm import job_of
 from qa_platform.contract import ANSWER_PIPELINE
 from qa_platform.provisioning import pipelines
-from qa_platform.provisioning.stuck_jobs import Outlook
+from qa_platform.provisioning.stuck_jobs import StuckJobs
 
 JOB, OTHER = job_of(ANSWER_PIPELINE, "a"), job_of(ANSWER_PIPELINE, "b")
 # Pachyderm says this of a pipeline as long as one of its pods has no room, even if the others work.
@@ -79,7 +79,7 @@ def test_apply_waits_for_jobs_of_a_pipeline_that_has_some_of_its_workers(
 ) -> None:
     jobs = [pps.JobInfo(job=job, state=pps.JobState.JOB_RUNNING) for job in (JOB, OTHER)]
     monkeypatch.setattr(pipelines, "find_pipeline", lambda client, name: CRASHING)
-    running, stuck = pipelines._look_at_jobs(client_of(*jobs, worked_on=worked_on), ANSWER_PIPELINE, Outlook())
+    running, stuck = pipelines._look_at_jobs(client_of(*jobs, worked_on=worked_on), ANSWER_PIPELINE, StuckJobs())
     assert running == {"a", "b"}
     assert len(stuck) == count
 

@@ -68,7 +68,7 @@ def test_another_file_of_the_same_size_and_checksum_is_no_copy_in_the_archive(se
 def test_the_same_content_is_unchanged(services: Services) -> None:
     before = answered(services, CONTENT)
     with Ledger(services.postgres) as ledger:
-        ledger.record_form(before, blank=3, delimiter=";")
+        ledger.record_layout(before, blank=3, delimiter=";")
     again = upload(services.bucket, "a.csv", io.BytesIO(CONTENT))
     found = look(services).plan
     assert (found.unchanged, found.batches) == ((again,), ())

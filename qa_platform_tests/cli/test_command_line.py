@@ -287,7 +287,7 @@ def test_status_says_why_a_file_is_not_archived(place: storage.Bucket) -> None:
     version = upload(place, "kept.csv")
     rejected(version)
     with Ledger(PostgresSettings()) as ledger:
-        ledger.archive_failed(version, error="Object is under active Temporary hold; release it", work=WorkSettings())
+        ledger.record_archive_failure(version, error="Object is under active Temporary hold; release it", work=WorkSettings())
     shown = run("status", "kept.csv")
     assert "stays in incoming/ for now: Object is under active Temporary hold; release it" in shown.stdout
 
@@ -637,7 +637,7 @@ def test_the_details_of_a_file_say_how_many_blank_rows_were_skipped() -> None:
     assert shown == {None: [], 0: [], 2: ["blank rows, skipped: 2"]}
 
 
-def test_what_is_in_work_is_shown_first_where_not_all_fits_and_long_messages_say_where_the_rest_is() -> None:
+def test_what_is_in_progress_is_shown_first_where_not_all_fits_and_long_messages_say_where_the_rest_is() -> None:
     files = [FileState(FileVersion(f"old-{n}.csv", 1), record(f"old-{n}.csv", FileStatus.FINISHED, rows=7)) for n in range(50)]
     files.append(FileState(FileVersion("busy.csv", 1), record("busy.csv", FileStatus.RUNNING), (1200, 4000)))
     lines = [line.plain for line in overview(Snapshot(NOW, tuple(files)), width=80, height=10)]
@@ -847,7 +847,7 @@ def test_a_model_that_needs_torch_says_so_where_it_is_not_installed(tmp_path: Pa
     assert "pip install 'qa-platform[torch]'" in result.output
 
 
-def test_a_wait_ends_when_no_upload_is_in_work_and_says_why_one_has_no_answers(place: storage.Bucket, tmp_path: Path) -> None:
+def test_a_wait_ends_when_no_upload_is_in_progress_and_says_why_one_has_no_answers(place: storage.Bucket, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("bad.csv", "gone.csv")]
     for path in paths:
         path.write_text("question,context\nWho?,It was Ada.\n")

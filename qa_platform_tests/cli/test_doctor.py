@@ -490,11 +490,11 @@ def test_a_source_that_cannot_be_archived_is_named_with_the_reason(environment: 
     version = FileVersion("held.csv", 1)
     with Ledger(PostgresSettings()) as ledger:
         ledger.reject_file(version, FileRejection(FileReason.NOT_UTF8, "no"))
-        ledger.archive_failed(version, error="under active Temporary hold", work=WorkSettings())
+        ledger.record_archive_failure(version, error="under active Temporary hold", work=WorkSettings())
         try:
             found = the_wrong_one()
         finally:
-            ledger.archived(version, place="")
+            ledger.record_archived(version, place="")
     assert found.name == "archiving"
     assert "held.csv" in found.detail
     assert "under active Temporary hold" in found.detail
@@ -522,9 +522,9 @@ def test_an_answered_csv_that_cannot_be_written_is_named_with_the_reason(
         ledger.claim([version], owner="test", lease_seconds=10)
         connection.execute("UPDATE question_file SET status = 'loaded' WHERE source_file = 'refused.csv'")
         ledger.release("test")
-        ledger.archived(version, place="", owes_csv=True)
+        ledger.record_archived(version, place="", owes_csv=True)
         (record,) = ledger.owed_csvs(limit=5)
-        ledger.csv_failed(record, error="under active Temporary hold", work=WorkSettings())
+        ledger.record_csv_failure(record, error="under active Temporary hold", work=WorkSettings())
         all_is_well()
         monkeypatch.setenv("QA_ANSWERED_PREFIX", "answered/")
         try:

@@ -113,7 +113,7 @@ def test_a_batch_is_watched_while_it_is_answered(
     flow: Flow, stack: Stack, gates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A watch ends with all work, that of other tests too.
-    until(lambda: not flow.tick_and_run() and not Observer(ObserverSettings.from_environment()).snapshot().in_work)
+    until(lambda: not flow.tick_and_run() and not Observer(ObserverSettings.from_environment()).snapshot().in_progress)
     monkeypatch.setenv("QA_SHARD_ROWS", "1")
     flow.upload(NAME, csv_of(*(bridge(f"Ort {n}") for n in range(ROWS))))
     flow.upload("watched/photo.csv", b"\x89PNG\r\n\x1a\n" + bytes(100))

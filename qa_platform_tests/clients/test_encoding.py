@@ -17,7 +17,7 @@ from qa_platform.contract import DatumFault, FileVersion, ModelChoice, file_id
 from qa_platform.ledger import Ledger
 from qa_platform.loading.load import load_file
 from qa_platform.provisioning.project_files import project_file
-from qa_platform.results.facts import check_file, gather
+from qa_platform.results.facts import count_rows, gather
 from qa_platform.settings import CheckSettings, PostgresSettings
 from qa_platform_tests.conftest import Database, new_database
 from qa_platform_tests.ledger.helpers import known
@@ -106,12 +106,12 @@ def test_in_utf8_every_check_counts_characters(postgres_socket: str, tmp_path: P
     with connect(settings) as connection, Ledger(settings) as ledger:
         load_file(connection, FILE.write(tmp_path / "answered"))
         version = FileVersion(FILE.name, 1)
-        assert check_file(connection, version).wrong_spans == 0
+        assert count_rows(connection, version).wrong_spans == 0
         (facts,) = gather(ledger, connection, [known(ledger, version)], CheckSettings())
         assert ModelChoice(facts.record.model, facts.record.model_revision, facts.record.model_precision) == ANSWERED_BY
-        assert facts.first[0].place.piece == facts.first[0].answer == "Zürich \N{GRINNING FACE} 日本"
+        assert facts.first[0].passage.piece == facts.first[0].answer == "Zürich \N{GRINNING FACE} 日本"
         _shift_offsets(connection)
-        assert check_file(connection, version).wrong_spans == 1
+        assert count_rows(connection, version).wrong_spans == 1
 
 
 def _shift_offsets(connection: psycopg.Connection) -> None:

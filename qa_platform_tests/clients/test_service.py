@@ -12,7 +12,7 @@ import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from qa_platform.clients.answered import Answers, write_answered
+from qa_platform.clients.answered_csvs import AnswersId, write_answered
 from qa_platform.clients.bucket import archive, list_incoming, open_version, upload
 from qa_platform.contract import INCOMING
 from qa_platform.errors import QaPlatformError, TransientError
@@ -79,7 +79,7 @@ def test_the_constraint_that_forbids_a_write_is_told(meddled: tuple[storage.Buck
     version = upload(bucket, "a.csv", io.BytesIO(_ROW))
     session.answer = lambda method: refusal(412, "conditionNotMet", "Constraint says no.") if method == "POST" else None
     with pytest.raises(QaPlatformError, match="Constraint says no"):
-        write_answered(bucket, "answered/", Answers("a.csv", 1, 1, "c"), lambda: iter([b"x"]), may_write=lambda: True)
+        write_answered(bucket, "answered/", AnswersId("a.csv", 1, 1, "c"), lambda: iter([b"x"]), may_write=lambda: True)
     with pytest.raises(QaPlatformError, match="Constraint says no"):
         archive(bucket, version, mode="move")
 

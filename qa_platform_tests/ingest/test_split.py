@@ -88,9 +88,11 @@ def test_every_shard_says_how_it_is_to_be_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("again", "marked"), [((), ["", "", ""]), (("part-00000",), ["now", "now", ""]), (("part-00001",), ["", "", "now"])]
+    ("repeated_shards", "marked"), [((), ["", "", ""]), (("part-00000",), ["now", "now", ""]), (("part-00001",), ["", "", "now"])]
 )
-def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(again: tuple[str, ...], marked: list[str]) -> None:
+def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(
+    repeated_shards: tuple[str, ...], marked: list[str]
+) -> None:
     folder = Folder()
     manifest = split(
         io.BytesIO(HEADER + b"q,c\nr,d\n"),
@@ -99,8 +101,8 @@ def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(
         model=MODEL,
         settings=SETTINGS.model_copy(update={"shard_rows": 1}),
         write=folder.write,
-        again=again,
-        launch="now",
+        repeated_shards=repeated_shards,
+        launch_id="now",
     )
     assert [manifest.launch, folder.info(0).launch, folder.info(1).launch] == marked
 

@@ -86,7 +86,7 @@ def test_claims_of_several_owners_are_kept_together_where_half_of_their_lease_is
     ledger.claim([B1], owner="half over", lease_seconds=HELD // 2 - 1)
     ledger.claim([fresh], owner="fresh", lease_seconds=HELD * 3 // 4)
     ledger.claim([other], owner="stranger", lease_seconds=EXPIRED)
-    assert ledger.keep(["expired", "half over", "fresh", "unknown"], HELD) == 2
+    assert ledger.renew_expiring(["expired", "half over", "fresh", "unknown"], HELD) == 2
     assert ledger.claimed() == {"a.csv": "expired", "b.csv": "half over", "c.csv": "fresh"}
     lasting = "SELECT source_file FROM question_file WHERE claim_until > now() + make_interval(secs => %s) ORDER BY 1"
     assert connection.execute(lasting, [HELD * 7 // 8]).fetchall() == [("a.csv",), ("b.csv",)]
@@ -132,7 +132,7 @@ def test_of_many_that_claim_the_same_files_at_once_each_file_has_one_owner(migra
         lambda ledger: ledger.claim([A1], owner="run", lease_seconds=HELD),
         lambda ledger: ledger.take_over([A1], token="token", owner="run", lease_seconds=HELD),
         lambda ledger: ledger.renew("run", HELD),
-        lambda ledger: ledger.keep(["run"], HELD),
+        lambda ledger: ledger.renew_expiring(["run"], HELD),
         lambda ledger: ledger.release("run"),
         lambda ledger: ledger.request_retries(["a.csv"]),
     ],

@@ -34,7 +34,7 @@ def test_a_loaded_file_is_finished_by_being_archived_and_another_keeps_its_statu
     load(connection, tmp_path, A1)
     ledger.reject_file(B1, NOT_UTF8)
     for version in (A1, B1):
-        ledger.archived(version, place=f"elsewhere/{version.name}")
+        ledger.record_archived(version, place=f"elsewhere/{version.name}")
 
     assert [known(ledger, version).status for version in (A1, B1)] == [FileStatus.FINISHED, FileStatus.REJECTED]
     assert known(ledger, A1).place == "elsewhere/a.csv"
@@ -47,7 +47,7 @@ def test_of_two_that_archive_a_file_at_once_one_may_delete_its_source(ledger: Le
     source, place = INCOMING + "a.csv", "rejected/a.csv/1.csv"
     assert ledger.begin_archiving(A1, source=source, place=place)
     assert not ledger.begin_archiving(A1, source=source, place=place)
-    ledger.archived(A1, place=place)
+    ledger.record_archived(A1, place=place)
     ledger.cancel_archiving(A1, source=source, place=place)
     assert known(ledger, A1).place == place, "it is archived"
     assert not ledger.begin_archiving(A1, source=place, place="")
@@ -160,8 +160,8 @@ def test_a_verdict_on_a_file_whose_source_has_moved_since_is_not_recorded(ledger
     ledger.claim([A1], owner="run", lease_seconds=EXPIRED)
     read = known(ledger, A1)
     assert ledger.relocate(read, place="processed/a.csv/1.csv")
-    assert not ledger.mark_superseded(A1, read=read)
-    assert not ledger.reject_file(A1, NOT_UTF8, read=read)
+    assert not ledger.mark_superseded(A1, as_read=read)
+    assert not ledger.reject_file(A1, NOT_UTF8, as_read=read)
     assert known(ledger, A1).status is FileStatus.PENDING
 
 
@@ -188,7 +188,7 @@ def test_an_archived_version_is_to_be_archived_again_only_where_that_is_asked_fo
     ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     load(connection, tmp_path, A1)
-    ledger.archived(A1, place="processed/a.csv")
+    ledger.record_archived(A1, place="processed/a.csv")
     assert ledger.reopen([A1], archived=False, seen_after=datetime.now(UTC)) == 0
     assert known(ledger, A1).status is FileStatus.FINISHED
     # As that of an answered CSV that could not be written.

@@ -52,7 +52,7 @@ def test_lists_are_whole_whatever_the_page(
     # In one transaction: all of them are equally old.
     waiting = [FileVersion(f"{number}.csv", number + 1) for number in range(7)]
     ledger.claim(waiting, owner="run", lease_seconds=HELD)
-    assert [record.version.name for record in ledger.in_work()] == [*(version.name for version in waiting), "a.csv"]
+    assert [record.version.name for record in ledger.unfinished()] == [*(version.name for version in waiting), "a.csv"]
     assert list(ledger.waiting_uploads()) == []
     ledger.release("run")
     assert [record.version for record in ledger.waiting_uploads()] == waiting

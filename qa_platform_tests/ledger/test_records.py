@@ -25,7 +25,7 @@ def test_the_answers_in_the_table_are_known_by_model_and_only_while_nobody_wants
     load(connection, tmp_path, A1)
     assert answered() == {"a.csv": 1}
     assert answered(ModelChoice("bundled", "", "bf16")) == {}
-    ledger.archived(A1, place="processed/a.csv")
+    ledger.record_archived(A1, place="processed/a.csv")
     load(connection, tmp_path, A2, wanted=ModelChoice("other"))
     assert answered() == {}
     assert answered(ModelChoice("other")) == {"a.csv": 2}
@@ -54,7 +54,7 @@ def test_answers_are_those_of_a_model_with_its_threshold_for_no_answer(
 
 def test_a_retry_asks_for_the_newest_generation_under_a_new_load_id(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:
     load(connection, tmp_path, A1)
-    ledger.archived(A1, place="processed/a.csv/1.csv")
+    ledger.record_archived(A1, place="processed/a.csv/1.csv")
     ledger.claim([A2], owner="run", lease_seconds=EXPIRED)
     charge(ledger, A2, "bad")
     connection.execute("UPDATE question_file SET batch_id = 'batch'")
@@ -71,7 +71,7 @@ def test_a_retry_of_an_archived_file_waits_where_no_listing_shows_it(
     ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
     load(connection, tmp_path, A1)
-    ledger.archived(A1, place="processed/a.csv/1.csv")
+    ledger.record_archived(A1, place="processed/a.csv/1.csv")
     ledger.request_retries(["a.csv"])
     assert [version.name for version in ledger.waiting_elsewhere()] == ["a.csv"]
     load(connection, tmp_path, A1, load_id=2)

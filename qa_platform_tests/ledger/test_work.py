@@ -54,7 +54,7 @@ def test_an_owners_other_files_are_left_as_they_are(ledger: Ledger) -> None:
     charge(ledger, A1, "damaged")
     assert known(ledger, A1).attempts == 1
     assert known(ledger, B1) == before
-    ledger.archived(A1, place="processed/a.csv")
+    ledger.record_archived(A1, place="processed/a.csv")
     ledger.mark_superseded(C1)
     ledger.request_retries(["a.csv"])
     assert known(ledger, B1) == before
@@ -85,7 +85,7 @@ def test_an_error_in_any_characters_is_recorded(ledger: Ledger, what: str) -> No
     assert charge(ledger, C1, what, owner="other") is FileStatus.PENDING
     assert known(ledger, C1).error == shown
     ledger.reject_file(C1, NOT_UTF8)
-    ledger.archive_failed(C1, error=what, work=WORK)
+    ledger.record_archive_failure(C1, error=what, work=WORK)
     assert known(ledger, C1).archive_error == shown
 
 

@@ -43,7 +43,7 @@ from qa_platform.ledger import FileRecord, Ledger, loads
 from qa_platform.loading import migrate, worker
 from qa_platform.loading.answered import MissingShards
 from qa_platform.loading.load import load_file
-from qa_platform.results.facts import check_file
+from qa_platform.results.facts import count_rows
 from qa_platform.settings import DatumSettings, IngestSettings, PostgresSettings
 from qa_platform.tools.bench.loading import load_in_fresh_process, write_repeated
 from qa_platform_tests.conftest import Database
@@ -180,7 +180,7 @@ def test_any_text_comes_back_from_the_tables_as_it_was(
         ]
         raws = [next(csv.reader(io.StringIO(raw, newline=""))) for (raw,) in table(connection, "raw", "question_answer_reject")]
         assert raws == [[row.question, row.context] for row in rows if not row.answered]
-        assert check_file(connection, FileVersion(name, 1)).wrong_spans == 0
+        assert count_rows(connection, FileVersion(name, 1)).wrong_spans == 0
     finally:
         empty_tables(connection)
 
@@ -370,7 +370,7 @@ def test_a_generation_that_was_finished_in_its_time_stays_so_when_it_is_replayed
 ) -> None:
     first = MIXED.write(tmp_path / "first")
     load_file(connection, first)
-    ledger.archived(version(MIXED), place="processed/history.csv/1.csv")
+    ledger.record_archived(version(MIXED), place="processed/history.csv/1.csv")
     load_file(connection, MIXED.again(generation=2).write(tmp_path / "second"))
 
     assert load_file(connection, first).status is FileStatus.SUPERSEDED
@@ -407,7 +407,7 @@ def test_answers_of_an_unchanged_upload_may_be_loaded_again_but_nothing_older_th
 def test_a_load_of_an_archived_file_is_finished_at_once(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:
     folder = MIXED.write(tmp_path / "file")
     load_file(connection, folder)
-    ledger.archived(version(MIXED), place="processed/history.csv/1.csv")
+    ledger.record_archived(version(MIXED), place="processed/history.csv/1.csv")
     assert load_file(connection, folder).status is FileStatus.FINISHED
 
 
@@ -441,7 +441,7 @@ def test_generations_loaded_at_once_in_any_order_leave_the_newest(postgres: Post
 
     with connect(postgres) as connection:
         assert table(connection, "row_number, generation") == [(n, 4) for n in range(1, 105)]
-        assert check_file(connection, FileVersion("history.csv", 4)).answered_rows == 104
+        assert count_rows(connection, FileVersion("history.csv", 4)).answered_rows == 104
 
 
 def test_a_retry_requested_while_the_file_is_being_loaded_stays_requested(

@@ -15,7 +15,7 @@ from qa_platform.ingest import FileRejection
 from qa_platform.ledger import Ledger
 from qa_platform.loading.load import load_file
 from qa_platform.orchestration.reports.markdown import INLINE_LIMIT
-from qa_platform.orchestration.reports.status import figures, status_event
+from qa_platform.orchestration.reports.status import read_figures, status_event
 from qa_platform.settings import CheckSettings, IngestSettings, ModelSettings, PachydermSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.ledger.helpers import A1, A2, B1, C1, WORK, charge, claimed_by_run
 from qa_platform_tests.loading_helpers import AnsweredRow, AnsweredUpload, answered_rows
@@ -42,7 +42,7 @@ def load(connection: psycopg.Connection, folder: Path, name: str, rows: list[Ans
 
 
 def shown(services: Services) -> dict[str, Any]:
-    return {label: entry.value for label, entry in status_event(figures(services, CHECKS), CHECKS).metadata.items()}
+    return {label: entry.value for label, entry in status_event(read_figures(services, CHECKS), CHECKS).metadata.items()}
 
 
 def test_a_platform_without_files_is_well_and_shows_no_empty_tables(services: Services) -> None:
@@ -118,18 +118,18 @@ def test_files_that_need_a_person_are_counted_and_not_named(services: Services, 
 
 
 def test_a_busy_platform_is_still_shown_in_place(services: Services) -> None:
-    found = figures(services, CHECKS)
-    days = [replace(day, files=10**6, answered=10**9, no_answer=10**8, rejected=10**7) for day in found.days]
-    event = status_event(replace(found, days=days), CHECKS)
+    figures = read_figures(services, CHECKS)
+    days = [replace(day, files=10**6, answered=10**9, no_answer=10**8, rejected=10**7) for day in figures.days]
+    event = status_event(replace(figures, days=days), CHECKS)
     assert all(len(str(event.metadata[label].value)) < INLINE_LIMIT for label in ("rows by day", "by day"))
     assert "more" not in str(event.metadata["by day"].value)
 
 
 def test_what_happens_to_a_file_changes_the_version_and_time_alone_does_not(services: Services) -> None:
-    before = figures(services, CHECKS).version
+    before = read_figures(services, CHECKS).version
     with Ledger(services.postgres) as ledger:
         ledger.claim([FileVersion("a.csv", 1)], owner="run", lease_seconds=60)
-    after = figures(services, CHECKS)
+    after = read_figures(services, CHECKS)
     assert after.version != before
     assert replace(after, totals=replace(after.totals, oldest_seconds=1e6)).version == after.version
 
@@ -139,5 +139,5 @@ def test_files_that_wait_do_not_hide_those_that_were_loaded(services: Services, 
     with Ledger(services.postgres) as ledger:
         for batch in range(4):
             ledger.claim([FileVersion(f"{batch}-{n}.csv", 10**6 + n, 1) for n in range(300)], owner=f"run-{batch}", lease_seconds=600)
-    found = figures(services, CHECKS)
-    assert (found.recent.files, found.scores.rows, sorted(found.stages)) == (1, 3, ["answering", "loading", "waiting"])
+    figures = read_figures(services, CHECKS)
+    assert (figures.recent.files, figures.scores.rows, sorted(figures.stages)) == (1, 3, ["answering", "loading", "waiting"])

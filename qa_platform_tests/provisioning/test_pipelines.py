@@ -151,9 +151,9 @@ def test_without_the_databases_host_its_secret_is_left_as_it_is(clean: Pachyderm
 
 
 def test_the_workers_may_reach_the_database_at_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert PipelinesSettings().of_workers(POSTGRES) is POSTGRES
+    assert PipelinesSettings().for_workers(POSTGRES) is POSTGRES
     monkeypatch.setenv("QA_PIPELINES_PG_HOST", "10.0.0.7")
-    assert database_secret(PipelinesSettings().of_workers(POSTGRES)) == {**database_secret(POSTGRES), "host": "10.0.0.7"}
+    assert database_secret(PipelinesSettings().for_workers(POSTGRES)) == {**database_secret(POSTGRES), "host": "10.0.0.7"}
 
 
 @pytest.mark.parametrize("registry", ["https://docker.io/acme", "docker.io/ac me", "docker.io//acme", "-x"])

@@ -88,7 +88,7 @@ def test_the_first_and_the_lowest_answers_are_shown_and_no_more(files: Files) ->
     assert [row.number for row in facts.lowest] == [20, 19, 18, 17, 16]
     assert len(facts.lowest) == SHOWN_ROWS
     assert facts.lowest[0].answer == "word20"
-    assert facts.lowest[0].place == Passage("", "word20", " and more of the context")
+    assert facts.lowest[0].passage == Passage("", "word20", " and more of the context")
 
 
 def test_what_stands_around_an_answer_is_shown_with_it(files: Files) -> None:
@@ -98,9 +98,9 @@ def test_what_stands_around_an_answer_is_shown_with_it(files: Files) -> None:
     files.connection.execute("UPDATE question_answer SET answer_start = NULL, answer_end = NULL WHERE row_number = 2")
     files.connection.execute("UPDATE question_answer SET answer_start = -5, answer_end = -9 WHERE row_number = 3")
     within, without, wrong = files.facts(record).first
-    assert cell(within.place, characters=45) == "…before before the answer after after after…"
-    assert cell(without.place, characters=20) == "before before…"
-    assert wrong.place.piece == ""
+    assert cell(within.passage, characters=45) == "…before before the answer after after after…"
+    assert cell(without.passage, characters=20) == "before before…"
+    assert wrong.passage.piece == ""
 
 
 def test_a_good_file_passes_every_check(files: Files) -> None:

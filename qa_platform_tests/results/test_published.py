@@ -21,7 +21,7 @@ from qa_platform.batches.missing import compare_archive
 from qa_platform.batches.pending import archive_done, look
 from qa_platform.cli.main import main
 from qa_platform.cli.status.observe import FileState
-from qa_platform.clients.answered import Answers, answered_name, write_answered
+from qa_platform.clients.answered_csvs import AnswersId, answered_name, write_answered
 from qa_platform.clients.bucket import upload
 from qa_platform.clients.pachyderm import session
 from qa_platform.clients.postgres import connect
@@ -135,7 +135,7 @@ def test_a_finished_file_has_the_csv_that_answers_gives_under_the_prefix(
     assert publish(services, LOG) == 0
     blob = services.bucket.get_blob(answered_name(prefix, name))
     assert blob.download_as_bytes() == answers(name) == CSV
-    assert Answers.of(blob) == Answers(name, version.generation, 1, world.record(version).pachyderm_commit)
+    assert AnswersId.of(blob) == AnswersId(name, version.generation, 1, world.record(version).pachyderm_commit)
     assert look(services).objects == 0, "it is no upload"
     archive = compare_archive(services.bucket, world.ledger, services.work.suffixes)
     assert (archive.compared, archive.missing) == (1, {}), "it is no archived source"
@@ -143,7 +143,7 @@ def test_a_finished_file_has_the_csv_that_answers_gives_under_the_prefix(
 
 def test_the_answered_csv_has_the_delimiter_of_the_upload(world: World, answers: Callable[[str], bytes]) -> None:
     version = world.finish("a.csv", b'question,context,answer\nWhere?,"Here, or; there.",Here\n')
-    world.ledger.record_form(version, blank=0, delimiter=";")
+    world.ledger.record_layout(version, blank=0, delimiter=";")
     assert publish(world.services, LOG) == 0
     assert world.answered("a.csv") == answers("a.csv") == b'question;context;answer\nWhere?;"Here, or; there.";Here\n'
 
@@ -213,7 +213,7 @@ def test_a_process_that_dies_while_it_writes_leaves_nothing_and_another_writes_l
 def test_a_process_that_dies_after_the_write_does_not_have_it_written_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.finish("a.csv")
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "csv_settled", partial(pytest.fail, "killed"))
+        patch.setattr(Ledger, "clear_owed_csv", partial(pytest.fail, "killed"))
         with pytest.raises(pytest.fail.Exception):
             publish(world.services, LOG)
     before = world.services.bucket.get_blob(PREFIX + "a.csv").generation
@@ -293,7 +293,7 @@ def test_a_newer_generation_replaces_an_older_one_and_never_the_other_way_round(
     newer = world.finish("a.csv", b"newer")
     assert publish(world.services, LOG) == 0
     assert world.answered("a.csv") == b"newer"
-    owed = Answers("a.csv", older.generation, 9, "commit")
+    owed = AnswersId("a.csv", older.generation, 9, "commit")
     assert write_answered(world.services.bucket, PREFIX, owed, partial(iter, [b"older"]), may_write=lambda: True)
     assert world.answered("a.csv") == b"newer"
     assert world.services.bucket.get_blob(PREFIX + "a.csv").metadata["qa-platform-generation"] == str(newer.generation)
@@ -314,7 +314,7 @@ def test_what_was_written_meanwhile_is_not_replaced(world: World) -> None:
         assert publish(world.services, LOG) == 0
         return True
 
-    late = Answers("a.csv", version.generation, 0, "")
+    late = AnswersId("a.csv", version.generation, 0, "")
     with pytest.raises(TransientError, match="was replaced while it was written"):
         write_answered(world.services.bucket, PREFIX, late, partial(iter, [b"older"]), may_write=newer_is_written)
     assert world.answered("a.csv") == b"newer"
@@ -343,12 +343,12 @@ def test_memory_does_not_grow_with_the_csv_and_one_that_breaks_off_replaces_noth
 
     tracemalloc.start()
     try:
-        assert write_answered(bucket, PREFIX, Answers("a.csv", 1, 1, ""), partial(pieces, breaks=False), may_write=lambda: True)
+        assert write_answered(bucket, PREFIX, AnswersId("a.csv", 1, 1, ""), partial(pieces, breaks=False), may_write=lambda: True)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 50 * 2**20
     with pytest.raises(TransientError, match="gone"):
-        write_answered(bucket, PREFIX, Answers("a.csv", 2, 1, ""), partial(pieces, breaks=True), may_write=lambda: True)
+        write_answered(bucket, PREFIX, AnswersId("a.csv", 2, 1, ""), partial(pieces, breaks=True), may_write=lambda: True)
     blob = bucket.get_blob(PREFIX + "a.csv")
     assert (blob.size, blob.metadata["qa-platform-generation"]) == (100 * 2**20, "1")

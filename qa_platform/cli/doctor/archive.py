@@ -41,23 +41,23 @@ def _compare() -> Result:
     from qa_platform.clients.refusals import bucket_errors
     from qa_platform.ledger import Ledger
 
-    suffixes, opened = WorkSettings().suffixes, open_bucket(BucketSettings())
+    suffixes, gcs_bucket = WorkSettings().suffixes, open_bucket(BucketSettings())
     with bucket_errors("listing the archive"):
         # No retries: the doctor has no time for them.
-        list(opened.list_blobs(prefix=PROCESSED, max_results=1, timeout=_PROBE_SECONDS, retry=None))
+        list(gcs_bucket.list_blobs(prefix=PROCESSED, max_results=1, timeout=_PROBE_SECONDS, retry=None))
     with Ledger(PostgresSettings()) as ledger:
-        archive = compare_archive(opened, ledger, suffixes, most=_OBJECTS)
-        missing = archive.missing.keys() | _missing_in_commits(opened, ledger, suffixes)
+        archive = compare_archive(gcs_bucket, ledger, suffixes, limit=_OBJECTS)
+        missing = archive.missing.keys() | _missing_in_commits(gcs_bucket, ledger, suffixes)
     return _result(sorted(missing), f"{archive.compared} objects", is_whole=archive.is_whole)
 
 
-def _missing_in_commits(opened: "storage.Bucket", ledger: "Ledger", suffixes: tuple[str, ...]) -> set[str]:
+def _missing_in_commits(gcs_bucket: "storage.Bucket", ledger: "Ledger", suffixes: tuple[str, ...]) -> set[str]:
     """The files that only Pachyderm's newest commits have. Empty if Pachyderm is unavailable, which another part reports."""
     from qa_platform.batches.missing import compare_commits
     from qa_platform.clients.pachyderm import session
 
     with suppress(QaPlatformError), session(PachydermSettings(), "comparing commits with the tables") as client:
-        return set(compare_commits(client, opened, ledger, suffixes, most=_COMMITS).missing)
+        return set(compare_commits(client, gcs_bucket, ledger, suffixes, limit=_COMMITS).missing)
     return set()
 
 

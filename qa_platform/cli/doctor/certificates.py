@@ -9,32 +9,32 @@ from qa_platform.errors import InputError
 from qa_platform.settings import PachydermSettings, PostgresSettings
 
 if TYPE_CHECKING:
-    from qa_platform.clients.credentials import CertificateEnd
+    from qa_platform.clients.credentials import CertificateExpiry
 
 _SOON = timedelta(days=30)
 
 
 def _examine() -> Iterator[Result]:
-    from qa_platform.clients.credentials import certificate_ends
+    from qa_platform.clients.credentials import certificate_expiries
 
     try:
-        ends = certificate_ends(PostgresSettings(), PachydermSettings())
+        expiries = certificate_expiries(PostgresSettings(), PachydermSettings())
     except InputError as error:
         # The part that connects with it reports the fix.
         yield unknown(f"not checked: {error.cause}")
         return
     now = datetime.now(UTC)
-    soon = [end for end in ends if end.ends_at - now < _SOON]
+    soon = [expiry for expiry in expiries if expiry.expires_at - now < _SOON]
     if soon:
-        variables = ", ".join(end.variable for end in soon)
-        yield wrong("; ".join(_told(end, now) for end in soon), f"get new certificates, and set {variables} to them")
+        variables = ", ".join(expiry.variable for expiry in soon)
+        yield wrong("; ".join(_description(expiry, now) for expiry in soon), f"get new certificates, and set {variables} to them")
     else:
-        yield ok("; ".join(_told(end, now) for end in ends) or "none is configured")
+        yield ok("; ".join(_description(expiry, now) for expiry in expiries) or "none is configured")
 
 
-def _told(end: "CertificateEnd", now: datetime) -> str:
-    verb = "ended" if end.ends_at <= now else "ends"
-    return f"{end.variable} ({end.subject}) {verb} on {end.ends_at:%Y-%m-%d}"
+def _description(expiry: "CertificateExpiry", now: datetime) -> str:
+    verb = "ended" if expiry.expires_at <= now else "ends"
+    return f"{expiry.variable} ({expiry.subject}) {verb} on {expiry.expires_at:%Y-%m-%d}"
 
 
 PART = Part(("certificates",), _examine, lambda: "the files of the certificates")

@@ -62,9 +62,9 @@ def _of_database() -> float:
 def _of_bucket() -> float:
     from qa_platform.clients.bucket import open_bucket
 
-    opened = open_bucket(BucketSettings())
-    client = opened.client
-    url = client._connection.build_api_url(f"/b/{opened.name}/o", query_params={"prefix": INCOMING, "maxResults": 1})
+    gcs_bucket = open_bucket(BucketSettings())
+    client = gcs_bucket.client
+    url = client._connection.build_api_url(f"/b/{gcs_bucket.name}/o", query_params={"prefix": INCOMING, "maxResults": 1})
 
     def read() -> float:
         # The library does not expose headers. Even an error response has a Date.

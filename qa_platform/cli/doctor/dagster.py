@@ -131,7 +131,7 @@ def _parsed(address: str, source: str) -> "URL":
         url = make_url(address)
     except (ArgumentError, ValueError):
         raise Wrong(f"{source} has no valid PostgreSQL address", _EXPORT) from None
-    # They belong to a password that contains "@", "/" or "?" as it is.
+    # An unescaped "@", "/" or "?" in the password ends up in one of these parts.
     if set("@/?") & set(f"{url.host or ''}{url.database or ''}"):
         raise Wrong(f"{source} has no valid PostgreSQL address", f"{_EXPORT}, with the password percent-encoded")
     return url

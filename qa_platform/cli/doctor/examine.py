@@ -34,9 +34,9 @@ class _Running:
 
 def examine(deadline: float = DEADLINE_SECONDS) -> list[Finding]:
     """All findings, in the order of PARTS. A part that does not end within ``deadline`` seconds has failed."""
-    over = time.monotonic() + deadline
+    until = time.monotonic() + deadline
     running = [_begin(part) for part in PARTS]
-    return [finding for part in running for finding in _findings(part, over, deadline)]
+    return [finding for part in running for finding in _findings(part, until, deadline)]
 
 
 def _begin(part: Part) -> _Running:
@@ -50,8 +50,8 @@ def _begin(part: Part) -> _Running:
     return _Running(part, results, begin(run, f"doctor-{part.names[0]}"))
 
 
-def _findings(running: _Running, over: float, deadline: float) -> Iterator[Finding]:
-    problem = _problem(running, over, deadline)
+def _findings(running: _Running, until: float, deadline: float) -> Iterator[Finding]:
+    problem = _problem(running, until, deadline)
     names = running.part.names
     # A copy: the thread may still run and append.
     known = list(running.results)
@@ -65,10 +65,10 @@ def _findings(running: _Running, over: float, deadline: float) -> Iterator[Findi
         yield Finding.of(name, unknown(f"not checked: it needs {names[len(known)]}"))
 
 
-def _problem(running: _Running, over: float, deadline: float) -> Result | None:
+def _problem(running: _Running, until: float, deadline: float) -> Result | None:
     """Why a part ended before its last check, or None."""
     try:
-        running.ended.result(max(0.0, over - time.monotonic()))
+        running.ended.result(max(0.0, until - time.monotonic()))
     except TimeoutError:
         where = running.part.where()
         return wrong(f"no answer within {deadline:.0f} s from {where}", f"check that it is up, and the network to it; {IN_THE_STACK}")

@@ -211,11 +211,11 @@ def _job_that_does_not_start(client: "Client", name: str) -> "pps.JobInfo | None
     import grpc
 
     from qa_platform.provisioning.pipelines import running_jobs
-    from qa_platform.provisioning.stuck_jobs import RESTARTS
+    from qa_platform.provisioning.stuck_jobs import RESTARTS_OF_A_STUCK_JOB
 
     try:
         # A job that has processed something did start eventually.
-        return next((job for job in running_jobs(client, name) if job.restart >= RESTARTS and not job.data_processed), None)
+        return next((job for job in running_jobs(client, name) if job.restart >= RESTARTS_OF_A_STUCK_JOB and not job.data_processed), None)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
             raise

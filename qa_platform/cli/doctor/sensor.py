@@ -79,8 +79,8 @@ def _of_tick(tick: "InstigatorTick | None", since: float) -> Silence:
     if tick.status is TickStatus.STARTED:
         return Silence(f"the tick that began {age} has not ended", "look at the log of the tick in Dagster, and restart the code location")
     if tick.status is TickStatus.FAILURE:
-        return Silence(f"its last tick, {age}, failed: {_said(_root(tick.error))}", "fix that; the next tick tries again")
-    said = f": {_said(tick.skip_reason)}" if tick.skip_reason else " without a heartbeat"
+        return Silence(f"its last tick, {age}, failed: {_shortened(_root(tick.error))}", "fix that; the next tick tries again")
+    said = f": {_shortened(tick.skip_reason)}" if tick.skip_reason else " without a heartbeat"
     return Silence(
         f"its last tick, {age}, ended{said}", "look at the log of the tick in Dagster; docs/operating.md explains the sensor's messages"
     )
@@ -93,6 +93,6 @@ def _root(error: "SerializableErrorInfo | None") -> str:
     return error.message if error else "no error was recorded"
 
 
-def _said(text: str) -> str:
+def _shortened(text: str) -> str:
     line = " ".join(escaped(text.strip().replace("\n", " ")).split())
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

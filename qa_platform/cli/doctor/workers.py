@@ -35,7 +35,7 @@ def reach(client: "Client") -> Result:
 
     try:
         for job in client.pps.list_job(pipeline=job_of(LOAD_PIPELINE, "").pipeline, number=_JOBS):
-            if result := _told(client, job):
+            if result := _result_of_job(client, job):
                 return result
     except grpc.RpcError as error:
         if is_code(error, grpc.StatusCode.PERMISSION_DENIED):
@@ -46,7 +46,7 @@ def reach(client: "Client") -> Result:
     return ok("not known yet: no job has loaded a file, or failed to")
 
 
-def _told(client: "Client", job: "pps.JobInfo") -> Result | None:
+def _result_of_job(client: "Client", job: "pps.JobInfo") -> Result | None:
     """What a job says about the database; None if inconclusive. A fault of the file itself proves that the worker has connected."""
     from pachyderm_sdk.api import pps
 

@@ -40,12 +40,12 @@ class Exporter(Collector):
         self._deadline = deadline
 
     def collect(self) -> Iterator[Metric]:
-        over = time.monotonic() + self._deadline
+        until = time.monotonic() + self._deadline
         up = GaugeMetricFamily("qa_up", "Whether a service answers within the deadline.", labels=["service"])
         read = GaugeMetricFamily("qa_read_success", "Whether a part of the metrics could be read.", labels=["part"])
         begun = [(family, each, each.begin()) for family, group in ((up, self._services), (read, self._readings)) for each in group]
         for family, reading, future in begun:
-            metrics = reading.result(future, over)
+            metrics = reading.result(future, until)
             family.add_metric([reading.name], metrics is not None)
             yield from metrics or ()
         yield up
@@ -70,10 +70,10 @@ class _Reading:
                 self._future = begin(lambda: list(self._read()), f"metrics-{self.name}")
             return self._future
 
-    def result(self, future: Future[list[Metric]], over: float) -> list[Metric] | None:
-        """The metrics; None if the reading failed, or has not ended by the time ``over``."""
+    def result(self, future: Future[list[Metric]], until: float) -> list[Metric] | None:
+        """The metrics; None if the reading failed, or has not ended by the time ``until``."""
         try:
-            metrics = future.result(max(0.0, over - time.monotonic()))
+            metrics = future.result(max(0.0, until - time.monotonic()))
         except TimeoutError:
             self._note("no answer within the deadline")
         except Exception as error:

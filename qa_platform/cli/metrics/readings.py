@@ -144,10 +144,10 @@ def _restarts(info: "pps.JobInfo") -> int:
 
 
 def _certificates() -> Iterator[Metric]:
-    from qa_platform.clients.credentials import certificate_ends
+    from qa_platform.clients.credentials import certificate_expiries
 
-    ends = certificate_ends(PostgresSettings(), PachydermSettings())
-    left = {end.variable: end.ends_at.timestamp() - time.time() for end in ends}
+    expiries = certificate_expiries(PostgresSettings(), PachydermSettings())
+    left = {expiry.variable: expiry.expires_at.timestamp() - time.time() for expiry in expiries}
     yield _gauges("qa_certificate_expiry_seconds", "Seconds until the first certificate of a setting ends.", "setting", left)
 
 

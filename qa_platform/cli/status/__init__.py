@@ -1,1 +1,1 @@
-"""`qa-platform status`: observes the files, renders them, and watches them until nothing is in work."""
+"""`qa-platform status`: observes the files, renders them, and watches them until nothing is in progress."""

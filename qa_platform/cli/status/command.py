@@ -75,11 +75,11 @@ def _show(observer: "Observer", *, as_json: bool) -> None:
 
 
 def _watch(watch: "Watch", *, as_json: bool) -> int:
-    """Show the watched files until nothing is in work. Returns the exit status."""
+    """Show the watched files until nothing is in progress. Returns the exit status."""
     from qa_platform.cli.status.follow import follow
     from qa_platform.cli.status.render import outcome
 
     follow(watch, as_json=as_json)
     if not as_json:
         click.echo(f"nothing is in progress{': ' if watch.files else ''}{outcome(watch.files)}")
-    return 1 if any(file.unwell for file in watch.files) else 0
+    return 1 if any(file.ended_without_answers for file in watch.files) else 0

@@ -20,7 +20,7 @@ _WATCH_SECONDS = 1.0
 
 
 def follow(watch: Watch, *, as_json: bool = False, seconds: float = math.inf) -> None:
-    """Show the watched files until nothing is in work, or this many seconds have passed.
+    """Show the watched files until nothing is in progress, or this many seconds have passed.
 
     A terminal shows a table that is kept up to date. Other outputs, and JSON, get a line for every change.
     """

@@ -26,8 +26,8 @@ _BACKOFF_FACTOR = 10.0
 _LEAST_BACKOFF_SECONDS = 0.5
 _FAILED_BACKOFF_SECONDS = 10.0
 
-_IN_WORK = (FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED)
-_UNWELL = (FileStatus.FAILED, FileStatus.REJECTED)
+_IN_PROGRESS = (FileStatus.PENDING, FileStatus.RUNNING, FileStatus.LOADED)
+_ENDED_WITHOUT_ANSWERS = (FileStatus.FAILED, FileStatus.REJECTED)
 
 if TYPE_CHECKING:
     from qa_platform.batches.contents import Contents
@@ -78,16 +78,16 @@ class FileState:
         return self.record is not None and self.record.status is FileStatus.RUNNING and bool(self.record.error)
 
     @property
-    def in_work(self) -> bool:
+    def in_progress(self) -> bool:
         # A file that cannot be archived stays as it is until the cause is fixed.
         if self.record is None:
             return not self.is_gone
-        return self.record.status in _IN_WORK and not self.record.archive_error
+        return self.record.status in _IN_PROGRESS and not self.record.archive_error
 
     @property
-    def unwell(self) -> bool:
-        """Whether it ended without answers."""
-        return self.record is not None and self.record.status in _UNWELL
+    def ended_without_answers(self) -> bool:
+        """Whether it failed or was rejected."""
+        return self.record is not None and self.record.status in _ENDED_WITHOUT_ANSWERS
 
     @property
     def note(self) -> str:
@@ -97,7 +97,7 @@ class FileState:
         error = one_line(self.record.error)
         if self.is_waiting:
             return f"waiting for Pachyderm: {error}"
-        tried = f"attempt {self.record.attempts} failed" if self.record.attempts and self.in_work else ""
+        tried = f"attempt {self.record.attempts} failed" if self.record.attempts and self.in_progress else ""
         kept = f"its source stays in {INCOMING} for now: {one_line(self.record.archive_error)}" if self.record.archive_error else ""
         unwritten = f"its answered CSV is not in the bucket yet: {one_line(self.record.csv_error)}" if self.record.csv_error else ""
         return "; ".join(filter(None, (": ".join(part for part in (tried, error) if part), kept, unwritten)))
@@ -118,8 +118,8 @@ class Snapshot:
     is_cut: bool = False
 
     @property
-    def in_work(self) -> bool:
-        return any(file.in_work for file in self.files)
+    def in_progress(self) -> bool:
+        return any(file.in_progress for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Observer:
 
     Args:
         name: the name to observe; None observes all files.
-        limit: how many recorded files are observed, newest first. Files in work are always observed.
+        limit: how many recorded files are observed, newest first. Files in progress are always observed.
         versions: observe these, and nothing else.
         settings: how to reach the bucket and Pachyderm.
     """
@@ -188,7 +188,7 @@ class Observer:
         is_cut = len(records) > self.limit
         records = records[: self.limit]
         if self.name is None:
-            more = {**ledger.records(also), **{key_of(r.version): r for r in ledger.in_work()}}
+            more = {**ledger.records(also), **{key_of(r.version): r for r in ledger.unfinished()}}
             there = {key_of(record.version) for record in records}
             others = (record for key, record in more.items() if key not in there)
             records += sorted(others, key=lambda record: record.created_at, reverse=True)
@@ -210,11 +210,11 @@ class Observer:
 
         settings, suffixes = self.settings.bucket, self.settings.work.suffixes
         with bucket_errors("looking into the bucket"):
-            opened = bucket.open_bucket(settings)
+            gcs_bucket = bucket.open_bucket(settings)
             if self.name is None:
-                return list(bucket.list_incoming(opened, suffixes))
+                return list(bucket.list_incoming(gcs_bucket, suffixes))
             is_question_file = bucket.is_question_file(INCOMING + self.name, suffixes)
-            version = bucket.find_incoming(opened, self.name) if is_question_file else None
+            version = bucket.find_incoming(gcs_bucket, self.name) if is_question_file else None
             return [version] if version else []
 
     def _measure(self, running: Sequence[FileRecord]) -> "_Progress":

@@ -27,9 +27,9 @@ def overview(snapshot: Snapshot, *, width: int | None, height: int | None = None
 
     Args:
         width: the longest line; None for no limit.
-        height: the most lines; None for no limit. Files in work come first, and the last line counts the files that are left out.
+        height: the most lines; None for no limit. Files in progress come first, and the last line counts the files that are left out.
     """
-    files = snapshot.files if height is None else sorted(snapshot.files, key=lambda file: not file.in_work)
+    files = snapshot.files if height is None else sorted(snapshot.files, key=lambda file: not file.in_progress)
     head, *rows = table(("file", *_COLUMNS), [_cells(f, snapshot.at, f.version.shown) for f in files], width=width, right=_RIGHT)
     lines: list[Text] = []
     was_cut = left_out = False
@@ -45,7 +45,7 @@ def overview(snapshot: Snapshot, *, width: int | None, height: int | None = None
         if note:
             fits = note if width is None else _cut_end(note, width)
             was_cut |= fits != note
-            lines.append(Text(fits, "red" if file.unwell else "yellow"))
+            lines.append(Text(fits, "red" if file.ended_without_answers else "yellow"))
     if was_cut and not left_out:
         lines.append(Text("notes are cut (…): `qa-platform status FILE` shows them in full", "dim"))
     return [head, *lines, *(Text(problem if width is None else cut(problem, width), "yellow") for problem in snapshot.problems)]
@@ -114,7 +114,9 @@ def details(snapshot: Snapshot, *, width: int | None) -> list[Text]:
             "blank rows, skipped": str(record.blank or ""),
             "rejected rows": f"qa-platform answers --rejected {as_argument(record.version.name)}" if record.rejected else "",
         }
-    lines += [Text(f"{name}: {fact}", "red" if name == "note" and newest.unwell else "") for name, fact in facts.items() if fact]
+    lines += [
+        Text(f"{name}: {fact}", "red" if name == "note" and newest.ended_without_answers else "") for name, fact in facts.items() if fact
+    ]
     return [*lines, *(Text(problem, "yellow") for problem in snapshot.problems)]
 
 
@@ -124,7 +126,7 @@ def change_line(file: FileState, at: datetime) -> str:
     if file.progress:
         left = "" if file.left is None else f", about {age(file.left)} left"
         figures = ", {} of {} rows".format(*file.progress) + left
-    elif file.record and file.record.loaded_at and not file.in_work:
+    elif file.record and file.record.loaded_at and not file.in_progress:
         r = file.record
         figures = f", {r.rows} rows, {r.answered} answered, {r.no_answer} without answer, {r.rejected} rejected"
     note = f": {file.note}" if file.note else ""

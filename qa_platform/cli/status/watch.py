@@ -23,7 +23,7 @@ def facts(file: FileState) -> tuple[object, ...]:
 
 
 class Watch:
-    """Follows files over many snapshots until none is in work, and reports each change once."""
+    """Follows files over many snapshots until none is in progress, and reports each change once."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -38,7 +38,7 @@ class Watch:
     def look(self) -> list[FileState]:
         """Take a snapshot, and return the changed files.
 
-        If the observer observes all files, only those that are or were in work count. While PostgreSQL is unavailable, nothing has
+        If the observer observes all files, only those that are or were in progress count. While PostgreSQL is unavailable, nothing has
         changed, and the snapshot has a problem.
 
         Raises:
@@ -52,7 +52,7 @@ class Watch:
         changed = []
         for file in reversed(self.snapshot.files):
             key = key_of(file.version)
-            if not file.in_work and key not in self._files and self._observer.observes_all:
+            if not file.in_progress and key not in self._files and self._observer.observes_all:
                 continue
             self._files[key] = file
             if self._told.get(key) != facts(file):
@@ -60,7 +60,7 @@ class Watch:
                 changed.append(file)
         if self._is_overlooked:
             self.snapshot = replace(self.snapshot, problems=(*self.snapshot.problems, _OVERLOOKED))
-        self.over = not self.snapshot.in_work and not self._observer.may_overlook_uploads
+        self.over = not self.snapshot.in_progress and not self._observer.may_overlook_uploads
         return changed
 
     def _with_time_left(self, snapshot: Snapshot) -> Snapshot:
@@ -77,7 +77,7 @@ class Watch:
     def _is_overlooked(self) -> bool:
         """Whether the sensor should have seen the uploads by now, and has seen none of them."""
         waited = time.monotonic() - self._started > self._patience
-        return waited and all(file.record is None for file in self._files.values()) and self.snapshot.in_work
+        return waited and all(file.record is None for file in self._files.values()) and self.snapshot.in_progress
 
     @property
     def files(self) -> tuple[FileState, ...]:

@@ -44,9 +44,9 @@ def archive_evaluation(services: Services) -> dg.AssetCheckEvaluation:
 
 
 def _compare(services: Services) -> Comparison:
-    opened, suffixes = services.bucket, services.work.suffixes
+    gcs_bucket, suffixes = services.bucket, services.work.suffixes
     with Ledger(services.postgres) as ledger:
         if services.work.archive != "delete":
-            return compare_archive(opened, ledger, suffixes)
+            return compare_archive(gcs_bucket, ledger, suffixes)
         with session(services.pachyderm, "comparing Pachyderm's commits with the tables") as client:
-            return compare_commits(client, opened, ledger, suffixes)
+            return compare_commits(client, gcs_bucket, ledger, suffixes)

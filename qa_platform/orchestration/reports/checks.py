@@ -151,7 +151,8 @@ def _drift(facts: FileFacts, settings: CheckSettings) -> dg.AssetCheckEvaluation
 def rows_table(rows: Sequence[AnsweredRow]) -> str:
     """Rows of the table as a Markdown table, each with the part of the context around its answer."""
     return table(
-        ("row", "question", "answer", "score", "around it"), [(row.number, row.question, row.answer, row.score, row.place) for row in rows]
+        ("row", "question", "answer", "score", "around it"),
+        [(row.number, row.question, row.answer, row.score, row.passage) for row in rows],
     )
 
 

@@ -11,7 +11,7 @@ from qa_platform.errors import InputError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.orchestration.catalog import MODEL_QUALITY, REPORTED_TAGS
 from qa_platform.orchestration.reports.markdown import table
-from qa_platform.results.gold import Quality, gold_sets, measure, together
+from qa_platform.results.gold import Quality, combined, gold_sets, measure
 from qa_platform.settings import CheckSettings
 
 GOOD_ENOUGH = "gold_sets_are_answered_well"
@@ -65,7 +65,7 @@ def measure_gold_sets(services: Services, settings: CheckSettings) -> Measuremen
 
 
 def _figures(measured: dict[str, Quality], records: list[FileRecord], settings: CheckSettings) -> dict[str, Any]:
-    total = together(list(measured.values()))
+    total = combined(list(measured.values()))
     sets = [(r.version.shown, q.questions, q.exact_match, q.f1, _model(r)) for r in records if (q := measured[r.version.name])]
     mistakes = [(m.question, m.answer, " / ".join(m.right), m.f1) for m in total.mistakes]
     return {

@@ -73,7 +73,7 @@ class Figures:
         return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
 
-def figures(services: Services, settings: CheckSettings) -> Figures:
+def read_figures(services: Services, settings: CheckSettings) -> Figures:
     """Read the figures.
 
     Raises:
@@ -95,29 +95,29 @@ def figures(services: Services, settings: CheckSettings) -> Figures:
         )
 
 
-def status_event(found: Figures, settings: CheckSettings) -> dg.AssetMaterialization:
+def status_event(figures: Figures, settings: CheckSettings) -> dg.AssetMaterialization:
     """The event of `platform_status`."""
-    worries = _worries(found)
+    worries = _worries(figures)
     return dg.AssetMaterialization(
         PLATFORM_STATUS,
-        description=f"{worries or 'All is well.'} {_done(found.recent, found.rejected)}",
+        description=f"{worries or 'All is well.'} {_done(figures.recent, figures.rejected)}",
         metadata={
-            "in short": dg.MetadataValue.md(f"**{worries or 'All is well.'}** {_done(found.recent, found.rejected)}"),
-            **({"which files, and why": "qa-platform status"} if worries or found.rejected else {}),
-            **_by_day(found.days),
-            **_times(found.stages),
-            **_scores(found.scores, low=settings.low_score),
-            **_numbers(found),
+            "in short": dg.MetadataValue.md(f"**{worries or 'All is well.'}** {_done(figures.recent, figures.rejected)}"),
+            **({"which files, and why": "qa-platform status"} if worries or figures.rejected else {}),
+            **_by_day(figures.days),
+            **_times(figures.stages),
+            **_scores(figures.scores, low=settings.low_score),
+            **_numbers(figures),
         },
-        tags={**REPORTED_TAGS, "dagster/data_version": found.version},
+        tags={**REPORTED_TAGS, "dagster/data_version": figures.version},
     )
 
 
-def _worries(found: Figures) -> str:
+def _worries(figures: Figures) -> str:
     """The problems that need a person, or may soon; "" if there are none."""
-    totals, worries = found.totals, []
-    if found.failed:
-        worries.append(f"{_count(found.failed, 'file')} failed for good.")
+    totals, worries = figures.totals, []
+    if figures.failed:
+        worries.append(f"{_count(figures.failed, 'file')} failed for good.")
     if totals.archive_errors:
         worries.append(f"{_count(totals.archive_errors, 'file')} cannot be moved out of incoming/.")
     if totals.deferred:
@@ -177,17 +177,17 @@ def _scores(scores: RecentScores, *, low: float) -> dict[str, Any]:
     }
 
 
-def _numbers(found: Figures) -> dict[str, float]:
+def _numbers(figures: Figures) -> dict[str, float]:
     """Numbers that are reported for their plots."""
-    recent, totals, files = found.recent, found.totals, found.files
+    recent, totals, files = figures.recent, figures.totals, figures.files
     share = {} if recent.answered_percent is None else {"rows with an answer, percent": round(recent.answered_percent, 2)}
     return {
         "files a day": recent.files,
         "rows a day": recent.rows,
-        "files rejected a day": found.rejected,
+        "files rejected a day": figures.rejected,
         **share,
-        **{f"seconds {stage}, nine of ten files": round(quantile(values, 0.9), 2) for stage, values in found.stages.items()},
+        **{f"seconds {stage}, nine of ten files": round(quantile(values, 0.9), 2) for stage, values in figures.stages.items()},
         "files in work": sum(files[status] for status in (FileStatus.PENDING, FileStatus.RUNNING)),
-        "files that failed": found.failed,
+        "files that failed": figures.failed,
         "longest wait, minutes": round(totals.oldest_seconds / 60, 1),
     }

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import dagster as dg
 from google.cloud import storage
 
-from qa_platform.clients.answered import answered_name
+from qa_platform.clients.answered_csvs import answered_name
 from qa_platform.clients.bucket import place_when_done
 from qa_platform.contract import INCOMING, FileVersion, partition_key
 from qa_platform.orchestration.catalog import RAW_QUESTIONS, REPORTED_TAGS

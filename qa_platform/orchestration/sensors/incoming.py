@@ -69,9 +69,9 @@ def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collect
     seen = look(services)
     record_unchanged(services, seen.plan, context.log)
     is_full = queued >= _QUEUED_RUNS
-    requests, troubled = _requests(context, services, () if is_full else seen.plan.batches)
+    requests, failed = _requests(context, services, () if is_full else seen.plan.batches)
     events = [event for request in requests for event in request.uploads]
-    problem = _problem(lost, troubled)
+    problem = _problem(lost, failed)
     if problem:
         context.log.error(problem)
     else:
@@ -92,9 +92,9 @@ def _beat(context: dg.SensorEvaluationContext, services: Services, seen: Look) -
         return []
 
 
-def _problem(lost: Collection[str], troubled: int) -> str:
+def _problem(lost: Collection[str], failed: int) -> str:
     """Why uploads do not get their runs; "" if they do."""
-    problems = [f"{troubled} batches could not be requested; the log of this tick says why"] if troubled else []
+    problems = [f"{failed} batches could not be requested; the log of this tick says why"] if failed else []
     if lost:
         problems.append(f"{len(lost)} runs were requested but do not exist; the errors of this sensor's last ticks say why")
     return ". ".join(problems)
@@ -102,19 +102,19 @@ def _problem(lost: Collection[str], troubled: int) -> str:
 
 def _requests(context: dg.SensorEvaluationContext, services: Services, batches: Sequence[Batch]) -> tuple[list[_Request], int]:
     """The requests for the batches that could be claimed, and the number of batches that raised an error."""
-    instance, requests, troubled = context.instance, list[_Request](), 0
+    instance, requests, failed = context.instance, list[_Request](), 0
     present = instance.get_dynamic_partitions(PARTITIONS) if batches else []
     for planned in batches:
         try:
             if request := _request(instance, services, planned, present):
                 requests.append(request)
         except Exception as error:
-            troubled += 1
+            failed += 1
             context.log.warning("No run could be requested for batch %s: %s", planned.id, error)
             if isinstance(error, TransientError):
                 # A service is unavailable: the other batches would fail too. Batches that are already claimed are requested.
                 break
-    return requests, troubled
+    return requests, failed
 
 
 def _request(instance: dg.DagsterInstance, services: Services, batch: Batch, present: Sequence[str]) -> _Request | None:
@@ -156,8 +156,11 @@ def seconds_to_begin(instance: dg.DagsterInstance, work: WorkSettings, execution
 def queued_run_keys(instance: dg.DagsterInstance, job_name: str, *, beginning_seconds: float) -> list[str]:
     """The run keys of runs that have not yet taken over their claims. Until then, the run key owns the claims.
 
-    These are runs in the queue; runs that are starting, for as long as Dagster waits for them, since otherwise a pod that starts slowly
-    would find its files claimed for the next request, again and again; and runs that started less than ``beginning_seconds`` ago.
+    The runs:
+
+    - in the queue;
+    - starting, for as long as Dagster waits for them. Otherwise another request would claim the files of a pod that starts slowly;
+    - started less than ``beginning_seconds`` ago.
     """
     now = datetime.now(UTC)
     starting_since = now - timedelta(seconds=instance.run_monitoring_start_timeout_seconds)

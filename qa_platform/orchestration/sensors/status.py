@@ -8,7 +8,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from qa_platform.orchestration.catalog import PLATFORM_STATUS
 from qa_platform.orchestration.reports.runless import store
-from qa_platform.orchestration.reports.status import figures, status_event
+from qa_platform.orchestration.reports.status import read_figures, status_event
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.settings import CheckSettings, WorkSettings
 
@@ -32,12 +32,12 @@ def platform_status_sensor(work: WorkSettings) -> dg.SensorDefinition:
 
 def _tick(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg.SkipReason:
     settings = CheckSettings()
-    found = figures(platform.services(), settings)
+    figures = read_figures(platform.services(), settings)
     last = context.instance.get_latest_materialization_event(PLATFORM_STATUS)
     tags = (last.asset_materialization.tags or {}) if last and last.asset_materialization else {}
     age = time.time() - last.timestamp if last else math.inf
-    if 0 <= age < _EVERY_SECONDS and tags.get(DATA_VERSION_TAG) == found.version:
+    if 0 <= age < _EVERY_SECONDS and tags.get(DATA_VERSION_TAG) == figures.version:
         return dg.SkipReason(f"nothing has changed since the last report, {age:.0f} s ago")
-    event = status_event(found, settings)
+    event = status_event(figures, settings)
     store(context.instance, [event], context.log)
     return dg.SkipReason(f"reported: {event.description}")

@@ -11,7 +11,7 @@ from qa_platform.clients.schema import ANSWERS, KEY
 from qa_platform.errors import InputError
 
 
-def answer_rows(connection: psycopg.Connection, columns: Sequence[str], where: Mapping[str, str | None]) -> Iterator[tuple[Any, ...]]:
+def stored_answers(connection: psycopg.Connection, columns: Sequence[str], where: Mapping[str, str | None]) -> Iterator[tuple[Any, ...]]:
     """Stream rows of `clients.schema.ANSWERS`, ordered by file and row number.
 
     Args:

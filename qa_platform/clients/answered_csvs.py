@@ -25,7 +25,7 @@ _CHUNK = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswersId:
     """Identifies the answers in an object: the file, its generation, the load id, and the Pachyderm commit that they come from."""
 
     name: str
@@ -56,7 +56,7 @@ def answered_name(prefix: str, name: str) -> str:
 
 
 def write_answered(
-    bucket: storage.Bucket, prefix: str, answers: Answers, content: Callable[[], Iterator[bytes]], *, may_write: Callable[[], bool]
+    bucket: storage.Bucket, prefix: str, answers: AnswersId, content: Callable[[], Iterator[bytes]], *, may_write: Callable[[], bool]
 ) -> bool:
     """Stream the answered CSV of a file into the bucket, replacing older answers. If ``content`` raises, nothing is written.
 
@@ -79,7 +79,7 @@ def write_answered(
     with bucket_errors(f"writing {place}"):
         before = bucket.get_blob(place, timeout=_TIMEOUT_SECONDS)
         if before is not None:
-            there = Answers.of(before)
+            there = AnswersId.of(before)
             if there is None or there.name != answers.name:
                 raise InputError("another object lies where the answered CSV goes", where=place, advice="move it away")
             if there == answers or there.generation > answers.generation:

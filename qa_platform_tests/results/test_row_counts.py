@@ -9,7 +9,7 @@ import pytest
 from qa_platform.clients.postgres import connect, only_row
 from qa_platform.contract import FileVersion
 from qa_platform.loading.load import load_file
-from qa_platform.results.facts import FileCheck, check_file
+from qa_platform.results.facts import RowCounts, count_rows
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.flow import wait_until
 from qa_platform_tests.loading_helpers import AnsweredRow, AnsweredUpload, answered_rows
@@ -20,8 +20,8 @@ A1, A2 = FileVersion("a.csv", 1), FileVersion("a.csv", 2)
 def test_the_check_counts_what_the_tables_hold(connection: psycopg.Connection, tmp_path: Path) -> None:
     rows = [*answered_rows(4, context="Zoë 🙂 answered."), AnsweredRow("?", "Nothing here.", error="no_answer")]
     load_file(connection, AnsweredUpload(rows, name="a.csv").write(tmp_path / "file"))
-    assert check_file(connection, A1) == FileCheck(4, 1, 0, 0)
-    assert check_file(connection, A2) == FileCheck(0, 0, 0, 0)
+    assert count_rows(connection, A1) == RowCounts(4, 1, 0, 0)
+    assert count_rows(connection, A2) == RowCounts(0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_check_sees_an_answer_that_is_missing_or_not_where_it_should_be(
 ) -> None:
     load_file(connection, AnsweredUpload(answered_rows(2), name="a.csv").write(tmp_path / "file"))
     connection.execute(f"UPDATE question_answer SET {damage} WHERE row_number = 2")  # noqa: S608
-    counted = check_file(connection, A1)
+    counted = count_rows(connection, A1)
     assert (counted.answered_rows, counted.without_answer, counted.wrong_spans) == (2, without_answer, wrong_spans)
 
 
@@ -53,7 +53,7 @@ def test_a_limit_on_the_time_of_a_statement_does_not_end_what_reads_whole_files(
         reader.execute("SET statement_timeout = '100ms'")
         with other.transaction(), other.cursor() as cursor:
             cursor.execute("LOCK TABLE question_answer")
-            check = pool.submit(check_file, reader, A1)
+            check = pool.submit(count_rows, reader, A1)
             wait_until(lambda: only_row(cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted"))[0], "it waits")
             cursor.execute("SELECT pg_sleep(0.3)")
         assert check.result(30).answered_rows == 4
