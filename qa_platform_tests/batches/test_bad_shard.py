@@ -22,9 +22,11 @@ DYING_WORKER = f"""
 import os, signal
 from pathlib import Path
 from qa_platform.answering import worker
+from qa_platform.contract import QUESTIONS_REPO
+from qa_platform.datum_batching import path_of
 do = worker.Worker.do
 def dying(self, datum):
-    shard = self._source(datum) / "questions.csv"
+    shard = path_of(datum, self._root, within=self._root / QUESTIONS_REPO) / "questions.csv"
     if shard.exists() and "{POISON}" in shard.read_text():
         print("this shard is", "{POISON}", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

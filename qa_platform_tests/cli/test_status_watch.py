@@ -36,10 +36,12 @@ GATED_WORKER = """
 import time
 from pathlib import Path
 from qa_platform.answering import worker
+from qa_platform.contract import QUESTIONS_REPO
+from qa_platform.datum_batching import path_of
 do = worker.Worker.do
 begun = []
 def gated(self, datum):
-    if (self._source(datum) / "questions.csv").exists():
+    if (path_of(datum, self._root, within=self._root / QUESTIONS_REPO) / "questions.csv").exists():
         begun.append(datum)
         while not Path({gates!r}, str(len(begun))).exists():
             time.sleep(0.02)
