@@ -93,7 +93,7 @@ CHART = {
     # Of the other chart that takes these values.
     "rollout",
 }
-DEPLOYMENT = {**POD, **PROBE, "name": "str", "port": "int", "dagsterApiGrpcArgs": "list[str]"}
+DEPLOYMENT = {**POD, **PROBE, "name": "str", "port": "int", "dagsterApiGrpcArgs": "list[str]", "annotations": "dict(str, str)"}
 
 
 def snake(name: str) -> str:
@@ -280,6 +280,15 @@ def test_a_run_takes_its_secrets_from_where_they_are(run_job: dict[str, Any], ru
 
 def _literals(environment: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in environment if "value" in entry}
+
+
+def test_the_code_location_starts_again_where_dagsters_database_moves() -> None:
+    [deployment] = VALUES["dagster-user-deployments"]["deployments"]
+    storage = {
+        key.removeprefix("postgresql").lower(): VALUES["postgresql"][key] for key in VALUES["postgresql"] if key.startswith("postgresql")
+    }
+    annotations = {name.removeprefix("qa-platform/storage-"): value for name, value in deployment["annotations"].items()}
+    assert annotations == {"host": storage["host"], "user": storage["username"], "database": storage["database"]}
 
 
 def test_values_name_what_the_chart_and_kubernetes_know() -> None:

@@ -22,18 +22,21 @@ VALUES: dict[str, Any] = yaml.safe_load(VALUES_FILE.read_text())
 DEPLOYMENT: dict[str, Any] = VALUES["dagster-user-deployments"]["deployments"][0]
 REPOSITORY, TAG = DEPLOYMENT["image"]["repository"], DEPLOYMENT["image"]["tag"]
 
+# As Dagster's chart writes it, so that a number stays as it is.
+_TAG = '{{ .image.tag | toYaml | trimAll `"` }}'
+
 
 @cache
 def rollout() -> dict[str, Any]:
     """What the chart `rollout` makes of the values, by kind."""
     template = (VALUES_FILE.parent / "rollout" / "templates" / "manifests.yaml").read_text()
-    assert template == "{{- range .Values.rollout }}\n---\n{{ tpl (toYaml .) $ }}\n{{- end }}\n"
+    assert template.endswith("{{- range .Values.rollout }}\n---\n{{ tpl (toYaml .) $ }}\n{{- end }}\n")
     text = yaml.safe_dump(VALUES["rollout"], width=1000)
     around = '{{ with index .Values "dagster-user-deployments" "deployments" 0 }}%s{{ end }}'
     for used, value in (
-        ("{{ .image.repository }}:{{ .image.tag }}", f"{REPOSITORY}:{TAG}"),
+        (f"{{{{ .image.repository }}}}:{_TAG}", f"{REPOSITORY}:{TAG}"),
         ("{{ dir .image.repository }}", REPOSITORY.rpartition("/")[0]),
-        ("{{ .image.tag }}", TAG),
+        (_TAG, TAG),
     ):
         text = text.replace(around % used, value)
     assert "{{" not in text

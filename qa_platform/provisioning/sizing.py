@@ -85,11 +85,22 @@ def patched(spec: dict[str, Any], patch: Mapping[str, Any], *, where: str) -> di
     for name in _names(patch):
         _check_permitted(name, spec, where)
     merged = merge_patch(spec, patch)
+    if isinstance(patch.get("pod_patch"), str):
+        merged["pod_patch"] = _joined(spec.get("pod_patch", ""), patch["pod_patch"])
     if problem := next(_problems(pps.CreatePipelineRequest, merged, ""), ""):
         raise InputError(problem, where=where, advice="see Pachyderm's pipeline specification for the fields and their types")
     _check_workers(merged, where)
     _check_pod(merged, where)
     return merged
+
+
+def _joined(own: str, more: str) -> str:
+    """The operations of two JSON patches. A second one that is not a list is returned as it is, and refused later."""
+    try:
+        operations = json.loads(more or "[]")
+    except ValueError:
+        return more
+    return json.dumps([*json.loads(own or "[]"), *operations]) if isinstance(operations, list) else more
 
 
 def _names(patch: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

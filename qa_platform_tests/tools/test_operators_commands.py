@@ -57,6 +57,8 @@ CHECKED_BY = {
     "kubectl --namespace dagster create secret": f"{HERE}test_the_secrets_have_the_keys_that_the_values_name",
     "kubectl --namespace dagster patch secret": f"{HERE}test_the_patch_of_a_secret_is_one",
     "kubectl --namespace dagster rollout restart": f"{HERE}test_all_objects_are_in_one_namespace",
+    "kubectl --namespace dagster rollout status": f"{HERE}test_the_objects_of_the_chart_have_the_names_that_it_gives_them",
+    "kubectl --namespace dagster delete": "test_monitoring.py::test_the_manifests_are_ones_that_kubernetes_takes",
     "kubectl --namespace dagster exec": f"{HERE}test_the_objects_of_the_chart_have_the_names_that_it_gives_them",
     "kubectl --namespace dagster port-forward": f"{HERE}test_the_objects_of_the_chart_have_the_names_that_it_gives_them",
     "kubectl --namespace dagster apply": "test_monitoring.py::test_the_manifests_are_ones_that_kubernetes_takes",
@@ -260,7 +262,7 @@ def test_all_objects_are_in_one_namespace() -> None:
     others = [words for words in starting("kubectl", "helm") if words != create]
     assert {option(words, "--namespace") for words in others} == {namespace}
     assert f"--namespace {namespace} " in RENDER
-    [restart] = starting("kubectl --namespace dagster rollout")
+    [restart] = starting("kubectl --namespace dagster rollout restart")
     assert restart[3:] == ["rollout", "restart", "deployment"]
 
 
@@ -305,6 +307,8 @@ def test_the_objects_of_the_chart_have_the_names_that_it_gives_them() -> None:
         program, *arguments = words[words.index("--") + 1 :]
         assert program == "qa-platform"
         parse_click(qa_platform_command, arguments)
+    [status] = starting("kubectl --namespace dagster rollout status")
+    assert status[5] == f"deployment/dagster-dagster-user-deployments-{deployment['name']}"
     [forward] = starting("kubectl --namespace dagster port-forward")
     assert f"grep -q 'name: {forward[4].removeprefix('service/')}$' rendered.yaml" in RENDER
     assert forward[5].split(":")[1] == str(VALUES["dagsterWebserver"]["service"]["port"])
@@ -324,6 +328,8 @@ def test_helm_is_given_charts_and_values_that_a_workflow_renders() -> None:
             ).stdout
             assert f"dagster=={version.strip()}\n" in (PROJECT / "constraints.txt").read_text()
             assert f"helm template {release} dagster/helm/dagster" in RENDER
+            # Otherwise the next command, by `kubectl exec`, would run in a pod of the old version.
+            assert "--wait" in words
         else:
             assert (PROJECT / chart / "Chart.yaml").exists()
             assert f"helm template {release} {chart}" in RENDER
