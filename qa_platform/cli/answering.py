@@ -88,6 +88,7 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
     over.
     """
     from qa_platform.answering import AnswerOptions
+    from qa_platform.cli.terminal import rows_out
     from qa_platform.ingest import FileRejected, TextLimits
     from qa_platform.ingest.packing import is_parquet
     from qa_platform.settings import IngestSettings
@@ -102,6 +103,9 @@ def answer(file: Path, output: Path | None, **values: Any) -> None:
     has_parquet = is_parquet(file) or (output is not None and is_parquet(output))
     if has_parquet:
         _need_parquet()
+    if output is None:
+        # Before hours are spent on the answers.
+        rows_out()
     answerer = _answerer(**values)
     try:
         if has_parquet:
@@ -127,6 +131,7 @@ def _need_parquet() -> None:
 
 def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: "AnswerOptions", limits: "TextLimits") -> "Counts":
     from qa_platform.answering.csvfile import answer_file, answer_stream
+    from qa_platform.cli.terminal import rows_out
 
     # A bar must not share a terminal with the rows.
     shown = output is not None or not sys.stdout.isatty()
@@ -141,7 +146,7 @@ def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: 
         if output:
             return answer_file(answerer, file, output, options, report, skipped=skipped, limits=limits)
         with file.open("rb") as source:
-            return answer_stream(answerer, source, sys.stdout.buffer, options, report, limits=limits)
+            return answer_stream(answerer, source, rows_out(), options, report, limits=limits)
 
 
 def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":

@@ -195,7 +195,9 @@ def answers(file: str, rejected: bool, output: Path | None) -> None:
     if output and is_parquet(output):
         raise InputError("this is CSV", where=str(output), advice="name it .csv; in Python, frames.read_answers gives a frame")
     if output is None:
-        _write_answers(file, sys.stdout.buffer, rejected=rejected)
+        from qa_platform.cli.terminal import rows_out
+
+        _write_answers(file, rows_out(), rejected=rejected)
         sys.stdout.buffer.flush()
         return
     if output.exists() and not output.is_file():

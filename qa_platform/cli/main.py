@@ -32,10 +32,10 @@ class _Group(click.Group):
     """Shows the platform's own errors as messages, without a traceback, and exits with the documented statuses."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        # A stream is None if the caller closed it, as with `>&-`. What is written to standard output would be lost: an error.
-        sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")
-        sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         for name in ("stdout", "stderr"):
+            # A stream is None if the caller closed it, as with `>&-`. Messages are then dropped; `rows_out` refuses to drop rows.
+            if getattr(sys, name) is None:
+                setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
             # Names and messages have characters that a terminal's encoding may lack. Data is written as bytes.
             if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -63,9 +63,6 @@ class _Group(click.Group):
                 _give_up_output()
                 message = f"there is no space for the output or for temporary files ({error.strerror}); free some, and repeat the command"
                 raise click.ClickException(message) from error
-            if error.filename is None and error.errno == errno.EBADF:
-                _give_up_output()
-                raise click.ClickException("standard output is closed") from error
             # The user can only fix an error of a file that the command line names.
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise

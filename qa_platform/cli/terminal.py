@@ -1,13 +1,17 @@
 """Text for a terminal or a pipe: lines that fit, colours for terminals only, and no control characters from names."""
 
+import os
 import re
+import sys
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from typing import BinaryIO
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+from qa_platform.errors import InputError
 from qa_platform.text import escaped
 
 _GAP = "  "
@@ -22,6 +26,17 @@ def console(*, stderr: bool = False) -> Console:
     """A console without markup. rich omits colours if there is no terminal, or if NO_COLOR is set."""
     # No markup: names and messages may contain square brackets.
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def rows_out() -> BinaryIO:
+    """Standard output, for rows.
+
+    Raises:
+        InputError: the caller closed it, so the rows would be lost.
+    """
+    if getattr(sys.stdout, "name", "") == os.devnull:
+        raise InputError("standard output is closed", advice="redirect it, or name a file with -o")
+    return sys.stdout.buffer
 
 
 def one_line(text: str) -> str:

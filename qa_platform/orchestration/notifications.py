@@ -32,8 +32,9 @@ from qa_platform.text import escaped
 # The time for one message, through all channels at the same time. A tick of Dagster's sensors sends up to five and may take a minute:
 # one that takes longer is repeated, and the receivers get their messages again.
 _MESSAGE_SECONDS = 10.0
-# The time-out of a connection. It is shorter, so that the error says what was tried.
-_TIMEOUT_SECONDS = 6.0
+# The time-out of a connection. It is a little shorter, so that the error says what was tried, and too long for a second attempt: the first
+# one may have been received.
+_TIMEOUT_SECONDS = 9.0
 # How often an unavailable channel is tried in that time.
 _TRIES = 3
 _PAUSE_SECONDS = 2.0

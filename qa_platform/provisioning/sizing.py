@@ -97,7 +97,7 @@ def patched(spec: dict[str, Any], patch: Mapping[str, Any], *, where: str) -> di
 def _joined(own: str, more: str) -> str:
     """The operations of two JSON patches. A second one that is not a list is returned as it is, and refused later."""
     try:
-        operations = json.loads(more or "[]")
+        operations = json.loads(more or "[]") or []
     except ValueError:
         return more
     return json.dumps([*json.loads(own or "[]"), *operations]) if isinstance(operations, list) else more

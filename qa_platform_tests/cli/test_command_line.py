@@ -698,7 +698,13 @@ def test_rows_that_nobody_can_read_are_an_error(tmp_path: Path) -> None:
     source.write_text("question,context\nWho?,It is Ada.\n")
     words = shlex.join([*PROGRAM, "answer", str(source), "--threads", "1"])
     done = subprocess.run(["sh", "-c", f"{words} >&-"], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Error: standard output is closed")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Error: standard output is closed; redirect it, or name a file with -o")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["answer", "--help"], ["completion"]])
+def test_what_is_only_said_is_dropped_where_nobody_can_read_it(words: list[str]) -> None:
+    done = subprocess.run(["sh", "-c", f"{shlex.join([*PROGRAM, *words])} >&-"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_file_is_forgotten_also_where_dagster_is_not_installed() -> None:

@@ -257,6 +257,25 @@ def test_no_name_of_a_file_becomes_a_link(webhook: Webhook) -> None:
         assert text.count("\u200b") == 4
 
 
+def test_a_slow_server_that_takes_the_message_gets_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qa_platform.orchestration.notifications._MESSAGE_SECONDS", 3.0)
+    monkeypatch.setattr("qa_platform.orchestration.notifications._TIMEOUT_SECONDS", 2.7)
+    monkeypatch.setattr("qa_platform.orchestration.notifications._PAUSE_SECONDS", 2.0)
+
+    class Slow(_Mail):
+        def handle(self) -> None:
+            # Longer than would leave time for a second attempt.
+            threading.Event().wait(1.5)
+            super().handle()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Slow) as server:
+        server.messages = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        notify(settings(port=server.server_address[1], to=("a@example.org",)), "x", "y")
+        server.shutdown()
+        assert len(server.messages) == 1  # type: ignore[attr-defined]
+
+
 def test_an_address_that_is_not_encrypted_is_refused() -> None:
     plain = Webhook()
     plain.address = "http://hooks.example.org/x"

@@ -165,6 +165,7 @@ def test_a_pod_patch_may_add_to_the_pod(tmp_path: Path) -> None:
     patch = {"pod_patch": json.dumps(operations), "pod_spec": '{"priorityClassName": "batch"}'}
     spec = wanted(patch=patch_file(tmp_path, {LOAD_PIPELINE: patch}))[LOAD_PIPELINE]
     assert spec["pod_spec"] == patch["pod_spec"]
+    assert json.loads(wanted(patch=patch_file(tmp_path, {LOAD_PIPELINE: {"pod_patch": "null"}}))[LOAD_PIPELINE]["pod_patch"])
     # Behind the platform's own, which take the program's rights away.
     assert json.loads(spec["pod_patch"]) == [*json.loads(wanted()[LOAD_PIPELINE]["pod_patch"]), *operations]
 
