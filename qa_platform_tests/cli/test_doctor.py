@@ -15,7 +15,6 @@ from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import dagster as dg
 import grpc
@@ -296,8 +295,15 @@ def storage_config(where: Mapping[str, Any], *, in_parts: bool) -> dict[str, Any
 def test_a_storage_that_only_dagster_yaml_knows_is_asked(
     environment: dict[str, str], postgres_socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool, in_parts: bool
 ) -> None:
-    host = "127.0.0.1" if away else quote(postgres_socket, safe="")
-    where = {"hostname": host, "port": 1 if away else 5432, "username": environment["PG_USER"], "db_name": environment["PG_DBNAME"]}
+    # A socket's folder, as SQLAlchemy takes it.
+    options = {} if away else {"params": {"host": postgres_socket}}
+    where = {
+        "hostname": "127.0.0.1",
+        **options,
+        "port": 1 if away else 5432,
+        "username": environment["PG_USER"],
+        "db_name": environment["PG_DBNAME"],
+    }
     (tmp_path / "dagster.yaml").write_text(json.dumps(storage_config(where, in_parts=in_parts)))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     # The file does not name it.
@@ -346,7 +352,7 @@ def test_each_database_of_a_storage_in_parts_is_looked_at(postgres_socket: str, 
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("DAGSTER_PG_PASSWORD", SECRET)
     with new_database(postgres_socket) as events, new_database(postgres_socket, encoding="LATIN1") as runs:
-        server = {"hostname": quote(postgres_socket, safe=""), "username": events.user}
+        server = {"hostname": "127.0.0.1", "params": {"host": postgres_socket}, "username": events.user}
         config = storage_config({**server, "db_name": events.dbname}, in_parts=True)
         config["run_storage"] = storage_config({**server, "db_name": runs.dbname}, in_parts=True)["run_storage"]
         (tmp_path / "dagster.yaml").write_text(json.dumps(config))

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from qa_platform.cli.doctor.findings import IN_THE_STACK, Part, Result, Wrong, ok, wrong
 from qa_platform.contract import HEARTBEAT_ASSET
@@ -142,12 +141,10 @@ def _connected(storage: _Storage) -> "psycopg.Connection":
 
     from qa_platform.clients.postgres import without_password
 
-    # libpq would split an address in another way.
-    parts = storage.url.translate_connect_args(username="user", database="dbname")
-    # The folder of a socket.
-    host = {"host": unquote(storage.url.host)} if storage.url.host else {}
+    # As SQLAlchemy connects: libpq would split an address in another way.
+    parts = {**storage.url.translate_connect_args(username="user", database="dbname"), **storage.url.query}
     try:
-        return psycopg.connect(**{**storage.url.query, **parts, **host, "connect_timeout": _CONNECT_SECONDS})
+        return psycopg.connect(**{**parts, "connect_timeout": _CONNECT_SECONDS})
     except psycopg.Error as error:
         said = without_password(" ".join(str(error).split()), str(storage.url.password or ""))
         raise Wrong(f"{storage.where}: {said}", storage.fix) from None
