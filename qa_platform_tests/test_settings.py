@@ -9,6 +9,7 @@ from dagster._core.definitions.utils import is_valid_owner
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
+import qa_platform.settings
 from qa_platform.errors import InputError
 from qa_platform.settings import (
     BucketSettings,
@@ -139,3 +140,17 @@ def test_an_owner_is_accepted_as_dagster_accepts_it(owner: str, monkeypatch: pyt
     monkeypatch.setenv("QA_OWNERS", owner)
     with nullcontext() if is_valid_owner(owner) else pytest.raises(ValidationError):
         CatalogSettings()
+
+
+def test_no_error_of_a_setting_quotes_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PACH_TOKEN", "PG_PORT", "QA_BATCH_FILES", "QA_SENSOR_SECONDS"):
+        monkeypatch.setenv(variable, "\ufeffnot-shown")
+    public = [value for name, value in vars(qa_platform.settings).items() if name.endswith("Settings") and not name.startswith("_")]
+    said = []
+    for settings in public:
+        try:
+            settings()
+        except ValidationError as error:
+            said.append(str(error))
+    assert len(said) == 3
+    assert not any("not-shown" in text for text in said)

@@ -93,13 +93,13 @@ def answer_file(
         InputError: the output would overwrite the input, is not an ordinary file, or is being written by another run.
         TransientError: the input changed while it was read. Nothing of it is kept.
     """
-    _refuse_special(target)
-    target = target.resolve()
+    # Refused by its own name: a pipe behind /dev/stdout has none.
+    given, target = target, target.resolve()
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
     # None if the partial file itself becomes the target.
     pack = target.with_name(target.name + ".packed") if is_packed(target.name) else None
-    refuse_output(source, target, (target, partial, state, _unfinished(state), *([pack] if pack else [])))
+    refuse_output(source, given, (target, partial, state, _unfinished(state), *([pack] if pack else [])))
     origin, size_and_time = _origin(answerer, source, options, limits), _size_and_time(source)
     with source.open("rb") as lines, _locked(partial) as out:
         try:
@@ -133,17 +133,12 @@ def refuse_output(source: Path, target: Path, written: Iterable[Path]) -> None:
     Raises:
         InputError: it is refused.
     """
-    _refuse_special(target)
+    if target.exists() and not target.is_file():
+        raise InputError("not an ordinary file", where=str(target), advice="name another output, or none for standard output")
     for path in written:
         if path.exists() and path.samefile(source):
             what = f"this is the input, which answers written to {target} would overwrite"
             raise InputError(what, where=str(path), advice="name another output")
-
-
-def _refuse_special(target: Path) -> None:
-    # Before it is resolved, too: a pipe behind /dev/stdout has no path.
-    if target.exists() and not target.is_file():
-        raise InputError("not an ordinary file", where=str(target), advice="name another output, or none for standard output")
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import grpc
 from pachyderm_sdk import Client
-from pachyderm_sdk.api import pfs, pps
+from pachyderm_sdk.api import pfs
 
 from qa_platform.batches import commits
-from qa_platform.clients.pachyderm import is_code, open_tar
+from qa_platform.clients.pachyderm import is_code, job_of, open_tar
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, QUESTIONS_REPO, Manifest, file_id
 
 # Attempts to make the empty commit that becomes the new head when the old head is to be removed.
@@ -161,7 +161,7 @@ def _put_empty_commit(client: Client) -> str:
 def _lists_the_bucket(client: Client) -> bool:
     """Whether the answering pipeline is the cron variant. Its ticks make commits, batches do not."""
     try:
-        info = client.pps.inspect_pipeline(pipeline=pps.Pipeline(name=ANSWER_PIPELINE), details=True)
+        info = client.pps.inspect_pipeline(pipeline=job_of(ANSWER_PIPELINE, "").pipeline, details=True)
     except grpc.RpcError as error:
         if is_code(error, grpc.StatusCode.NOT_FOUND):
             return False

@@ -131,7 +131,6 @@ def _need_parquet() -> None:
 
 def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: "AnswerOptions", limits: "TextLimits") -> "Counts":
     from qa_platform.answering.csvfile import answer_file, answer_stream
-    from qa_platform.cli.terminal import rows_out
 
     # A bar must not share a terminal with the rows.
     shown = output is not None or not sys.stdout.isatty()
@@ -146,7 +145,7 @@ def _answer_csv(answerer: "Answerer", file: Path, output: Path | None, options: 
         if output:
             return answer_file(answerer, file, output, options, report, skipped=skipped, limits=limits)
         with file.open("rb") as source:
-            return answer_stream(answerer, source, rows_out(), options, report, limits=limits)
+            return answer_stream(answerer, source, sys.stdout.buffer, options, report, limits=limits)
 
 
 def _answerer(*, threads: int, device: str, **values: Any) -> "Answerer":

@@ -1,6 +1,7 @@
 """The command `qa-platform forget`."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -9,8 +10,6 @@ from qa_platform.cli.arguments import FILE_NAME
 from qa_platform.text import escaped
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from qa_platform.batches.forget import History, Trace
 
 _OUT_OF_REACH = """\
@@ -44,8 +43,6 @@ def forget(file: str, generation: int | None, dry_run: bool, no_dagster: bool, a
     A record of the name and the generation stays, so that nothing brings the file back. FILE may be uploaded again, as a new version.
     A file that a run is working on is refused. The command may be repeated. The exit status is 1 if anything is left.
     """
-    from contextlib import nullcontext
-
     from qa_platform.batches.forget import Forgetting, NoHistory, TraceState
     from qa_platform.cli.json_output import echo_json
     from qa_platform.clients.services import Services

@@ -32,8 +32,8 @@ from qa_platform.text import escaped
 # The time for one message, through all channels at the same time. A tick of Dagster's sensors sends up to five and may take a minute:
 # one that takes longer is repeated, and the receivers get their messages again.
 _MESSAGE_SECONDS = 10.0
-# The time-out of a connection. It is a little shorter, so that the error says what was tried, and too long for a second attempt: the first
-# one may have been received.
+# The time-out of a connection: a little shorter, so that its own error is reported. It leaves no time for a second attempt, because the
+# first message may have been received.
 _TIMEOUT_SECONDS = 9.0
 # How often an unavailable channel is tried in that time.
 _TRIES = 3
@@ -43,9 +43,7 @@ _TEXT_LIMIT = 3_000
 _NAMED = 20
 # Where chats make a link of plain text or of Markdown. A zero-width space prevents it.
 _LINKS = re.compile(r"(?<=http:)(?=//)|(?<=https:)(?=//)|(?<=www)(?=\.)|(?<=\])(?=\()", re.IGNORECASE)
-
-
-_CHECK_WEBHOOK = "check that this machine can reach it"
+_CHECK_NETWORK = "check that this machine can reach it"
 _CHECK_MAIL = "check QA_SMTP_HOST, _PORT and _TLS"
 
 
@@ -138,11 +136,11 @@ def channels(settings: NotificationSettings) -> list[Channel]:
     """The configured channels."""
     configured: list[Channel] = []
     if settings.slack_webhook.get_secret_value():
-        configured.append(Channel("Slack's webhook", _CHECK_WEBHOOK, partial(post_to_slack, settings)))
+        configured.append(Channel("Slack's webhook", _CHECK_NETWORK, partial(post_to_slack, settings)))
     if settings.email_to:
         configured.append(Channel(f"the mail server {_mail_address(settings)}", _CHECK_MAIL, partial(send_email, settings)))
     configured.extend(
-        Channel(f"address {number} of QA_NOTIFY_URLS", "check that this machine can reach it", partial(send_to_service, url))
+        Channel(f"address {number} of QA_NOTIFY_URLS", _CHECK_NETWORK, partial(send_to_service, url))
         for number, url in enumerate(settings.notify_urls, start=1)
     )
     return configured
@@ -211,7 +209,7 @@ def post_to_slack(settings: NotificationSettings, subject: str, text: str) -> No
         else:
             failure = InputError(answer, advice="check that QA_SLACK_WEBHOOK is the address that Slack shows")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        failure = TransientError(f"Slack's webhook cannot be reached ({type(error).__name__})", advice=_CHECK_WEBHOOK)
+        failure = TransientError(f"Slack's webhook cannot be reached ({type(error).__name__})", advice=_CHECK_NETWORK)
     # Outside the handlers: the original errors name the address, or their frames hold it.
     raise failure
 

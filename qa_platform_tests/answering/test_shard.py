@@ -35,7 +35,7 @@ from qa_platform.contract import (
     RowReason,
     ShardInfo,
 )
-from qa_platform.datum_batching import fault_of
+from qa_platform.datum_batching import fault_of, serve
 from qa_platform.errors import InputError
 from qa_platform_tests.answering_models import make_bert, pairs
 
@@ -155,6 +155,19 @@ def test_the_worker_finds_absolute_and_relocated_datums(tmp_path: Path) -> None:
     write_shard(tmp_path / "questions" / "some-file" / "part-00001")
     worker.do(str(tmp_path / "questions" / "some-file" / "part-00001"))
     assert len(read_answers(tmp_path / "out" / "some-file" / "part-00001")) == 7
+
+
+def test_pachyderms_worker_is_asked_by_address_and_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(target: str, options: object) -> None:
+        asked.append((target, options))
+        raise ConnectionError
+
+    monkeypatch.setattr(grpc, "insecure_channel", refuse)
+    with pytest.raises(ConnectionError):
+        serve(lambda environment: None, 1234)
+    assert asked == [("127.0.0.1:1234", [("grpc.enable_http_proxy", 0)])]
 
 
 @pytest.mark.parametrize("error", [MemoryError("std::bad_alloc"), RuntimeError("can't start new thread"), OSError(28, "full")])

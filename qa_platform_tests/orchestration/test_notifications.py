@@ -15,6 +15,7 @@ from apprise.plugins.custom_json import NotifyJSON
 from pydantic import SecretStr
 
 from qa_platform.errors import QaPlatformError, TransientError
+from qa_platform.orchestration import notifications
 from qa_platform.orchestration.notifications import (
     failed_checks,
     failed_run,
@@ -26,6 +27,7 @@ from qa_platform.orchestration.notifications import (
 from qa_platform.settings import NotificationSettings
 
 SECRET = "T000-B000-secret"
+_SECONDS = {name: getattr(notifications, name) for name in ("_MESSAGE_SECONDS", "_TIMEOUT_SECONDS", "_PAUSE_SECONDS")}
 
 
 class Webhook:
@@ -258,14 +260,14 @@ def test_no_name_of_a_file_becomes_a_link(webhook: Webhook) -> None:
 
 
 def test_a_slow_server_that_takes_the_message_gets_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qa_platform.orchestration.notifications._MESSAGE_SECONDS", 3.0)
-    monkeypatch.setattr("qa_platform.orchestration.notifications._TIMEOUT_SECONDS", 2.7)
-    monkeypatch.setattr("qa_platform.orchestration.notifications._PAUSE_SECONDS", 2.0)
+    # The real proportions, in less time: a server that answers late, but in time for the message.
+    message = _SECONDS["_MESSAGE_SECONDS"] * 0.3
+    for name, seconds in _SECONDS.items():
+        monkeypatch.setattr(notifications, name, seconds * 0.3)
 
     class Slow(_Mail):
         def handle(self) -> None:
-            # Longer than would leave time for a second attempt.
-            threading.Event().wait(1.5)
+            threading.Event().wait(message * 0.8)
             super().handle()
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Slow) as server:
