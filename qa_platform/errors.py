@@ -1,4 +1,4 @@
-"""The two kinds of failure that callers distinguish: wrong input, which no retry fixes, and temporary trouble.
+"""The kinds of failure that callers distinguish: wrong input, which no retry fixes, and temporary trouble.
 
 An error carries fields: what is wrong, where, and what to do about it. Its text is built from them for people; nothing parses it.
 """
@@ -45,3 +45,7 @@ class TransientError(QaPlatformError):
     """Something the platform depends on is temporarily unavailable. A retry may succeed."""
 
     blameless = True
+
+
+class DeviceFailed(TransientError):
+    """A GPU failed, and this process cannot use it again. Another process may."""

@@ -249,7 +249,7 @@ class Answerer:
         if self._processes == 1:
             return _Loaded(files, identity, LoadedModel.of(files, precision, threads=threads, device=self._device))
         make = partial(_load_again, identity, precision, threads=threads, device=self._device)
-        return _Loaded(files, identity, Processes(make, self._processes, self._device))
+        return _Loaded(files, identity, Processes(make, self._processes, self._device, threads=threads))
 
 
 @dataclass(frozen=True)

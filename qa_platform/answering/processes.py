@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.runtimes.select import available_cores
-from qa_platform.errors import QaPlatformError, TransientError
+from qa_platform.errors import DeviceFailed, QaPlatformError, TransientError
 
 if TYPE_CHECKING:
     from qa_platform.answering.engine import Answer, LoadedModel, Wanted
@@ -44,19 +44,23 @@ class Processes:
         make: loads a process's model, in that process.
         count: how many processes.
         device: the device that they answer on, for messages.
+        threads: threads that tokenise, in each.
 
     Raises:
         InputError: the model cannot be loaded.
-        TransientError: the device has no memory for it.
+        TransientError: the device has no memory for it, or failed.
     """
 
     # Small enough that every process gets a part of a shard, which has 2,000 rows.
     chunk = ChunkSize(rows=512, characters=2**19)
 
-    def __init__(self, make: "Callable[[], LoadedModel]", count: int, device: str) -> None:
+    def __init__(self, make: "Callable[[], LoadedModel]", count: int, device: str, *, threads: int) -> None:
         self._make = make
         self._count = count
         self._device = device
+        self._threads = threads
+        # Whether the device failed under these processes, which then cannot use it again.
+        self._failed = False
         self._lock = threading.Lock()
         self._pool = self._started()
         names = [self._result(future) for future in [self._submit(_name) for _ in range(count)]]
@@ -66,7 +70,7 @@ class Processes:
         """The answers to the rows of all chunks, in order. Chunks are read in another thread. Equal rows of a chunk are asked once.
 
         Raises:
-            TransientError: a process died (the next call starts new ones), or a new one cannot load the model.
+            TransientError: a process died, or the device failed (the next call starts new processes), or a new one cannot load the model.
         """
         reading = ThreadPoolExecutor(1, "qa-read")
         underway: collections.deque[Future[Future[list[Answer]] | None]] = collections.deque()
@@ -92,11 +96,13 @@ class Processes:
     def _started(self) -> ProcessPoolExecutor:
         # CUDA does not work in a forked process.
         context = multiprocessing.get_context("spawn")
-        threads = max(1, available_cores() // self._count)
-        return ProcessPoolExecutor(self._count, context, initializer=_start, initargs=(self._make, threads))
+        return ProcessPoolExecutor(self._count, context, initializer=_start, initargs=(self._make, self._threads))
 
     def _submit(self, work: Callable[..., _Result], *args: object) -> Future[_Result]:
         with self._lock:
+            if self._failed:
+                self._pool.shutdown(wait=False)
+                self._pool, self._failed = self._started(), False
             try:
                 return self._pool.submit(work, *args)
             except BrokenProcessPool:
@@ -106,6 +112,9 @@ class Processes:
     def _result(self, future: Future[_Result]) -> _Result:
         try:
             return future.result()
+        except DeviceFailed:
+            self._failed = True
+            raise
         except BrokenProcessPool as error:
             advice = "if it ran out of memory, give it more; if it did not start, see standard error"
             # The traceback holds this frame, the frame the future, and the future the error: the cycle would keep this object alive.
@@ -148,6 +157,8 @@ def _answers(pairs: _Pairs, wanted: "Wanted", device: str) -> "list[Answer]":
     with _only_own_errors():
         try:
             model = _model()
+        except DeviceFailed:
+            raise
         except QaPlatformError as error:
             # It was loaded before, so the request is right: the device or the model's folder is at fault.
             raise TransientError(f"the model cannot be loaded again: {error}", where=f"device {device}") from error

@@ -8,17 +8,24 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import pytest
 
-from qa_platform.answering import Answer, Answerer
+from qa_platform.answering import Answer, Answerer, engine
 from qa_platform.answering import processes as answering_processes
 from qa_platform.answering.chunks import ChunkSize
+from qa_platform.answering.engine import LoadedModel, Wanted
+from qa_platform.answering.model import find_model
 from qa_platform.answering.processes import Processes, processes_for
 from qa_platform.answering.runtimes import select
-from qa_platform.errors import InputError, TransientError
+from qa_platform.answering.spans import SpanOptions, WindowSpans
+from qa_platform.answering.windows import WindowSize
+from qa_platform.contract import ModelChoice
+from qa_platform.errors import DeviceFailed, InputError, TransientError
 from qa_platform_tests.answering_models import make_bert, pairs
 from qa_platform_tests.flow import wait_until
 
@@ -130,6 +137,44 @@ def test_a_killed_process_fails_the_rows_under_way_and_the_next_are_answered(alo
     with pytest.raises(TransientError, match="device cpu: an answering process died"):
         list(answers)
     assert places(both.answer(ROWS)) == places(alone.answer(ROWS))
+
+
+def on_a_failing_device(folder: Path, broken: Path) -> LoadedModel:
+    """A model whose device fails for good if ``broken`` exists when the model is loaded, as a GPU fails for a whole process."""
+    model = LoadedModel.of(find_model(ModelChoice(str(folder))), "fp32", threads=1, device="cpu")
+    if broken.exists():
+
+        def failing(*_: object) -> list[WindowSpans]:
+            raise DeviceFailed("the device failed: CUDA error: unspecified launch failure", where="cpu")
+
+        cast("Any", model.runtime).best_spans = failing
+    return model
+
+
+@pytest.mark.faults
+def test_a_device_that_failed_is_tried_again_by_new_processes(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    model = Processes(partial(on_a_failing_device, folder, broken), 2, "cpu", threads=1)
+    wanted = Wanted(WindowSize.of(384, None), SpanOptions(), 0.0)
+    for _ in range(2):
+        with pytest.raises(DeviceFailed, match="unspecified launch failure"):
+            list(model.answers(iter([ROWS]), wanted))
+    broken.unlink()
+    assert len(list(model.answers(iter([ROWS]), wanted))) == len(ROWS)
+
+
+def test_each_tokenises_with_its_share_of_the_cores_or_with_the_threads_it_is_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "available_cores", lambda: 10)
+    for threads, expected in ((0, "5"), (3, "3")):
+        model = loaded_processes(Answerer(str(folder), threads=threads, processes=2))
+        assert model._submit(os.getenv, "RAYON_NUM_THREADS").result() == expected
+
+
+def loaded_processes(answerer: Answerer) -> Processes:
+    model = answerer._warm().model
+    assert isinstance(model, Processes)
+    return model
 
 
 @pytest.mark.faults

@@ -21,7 +21,8 @@ from qa_platform.answering.runtimes.torch import TorchRuntime, torch_device
 from qa_platform.answering.spans import SpanOptions, best_spans
 from qa_platform.answering.windows import Layout, Window
 from qa_platform.contract import ModelChoice
-from qa_platform.errors import InputError, TransientError
+from qa_platform.datum_batching import fault_of
+from qa_platform.errors import DeviceFailed, InputError, TransientError
 from qa_platform_tests.answering_models import make_bert, make_model, model_of, pairs
 
 # With this name for it BERT too is run by torch.
@@ -140,6 +141,92 @@ def test_without_the_memory_batches_are_halved_until_they_fit_which_is_said_once
     assert [record.message for record in caplog.records] == [
         "cpu has no memory for a batch of 450 tokens: batches are halved until they fit"
     ]
+
+
+def test_batches_grow_again_when_memory_was_short_for_a_moment_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, like_a_gpu: None
+) -> None:
+    runtime = runtime_of(folder)
+    most, (batch, windows) = runtime.tokens, batch_of([90, 80, 70, 60, 50])
+    with monkeypatch.context() as short:
+        shapes_of(short, runtime, memory=200)
+        runtime.best_spans(batch, windows, SpanOptions())
+    assert runtime.tokens < 200
+    batches = 0
+    while runtime.tokens < most:
+        runtime.best_spans(*batch_of([20]), SpanOptions())
+        batches += 1
+    assert runtime.tokens == most
+    assert batches < 1000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCompile with `TORCH_USE_CUDA_DSA`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+)
+def test_a_device_that_fails_is_to_blame_not_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    runtime = runtime_of(folder)
+    batch, windows = batch_of([20, 30])
+
+    def failing(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(runtime._model, "forward", failing)
+    reason = str(error).partition("\n")[0]
+    for compute in (lambda: runtime.run(batch), lambda: runtime.best_spans(batch, windows, SpanOptions())):
+        with pytest.raises(DeviceFailed) as caught:
+            compute()
+        fault = fault_of(caught.value)
+        assert (fault.blameless, fault.cause) == (True, f"cpu: the device failed: {reason}")
+
+
+def test_a_device_that_fails_while_the_model_is_loaded_is_to_blame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    monkeypatch.setattr(torch.nn.Module, "to", busy)
+    with pytest.raises(DeviceFailed, match="cpu: the device failed: CUDA error: all CUDA-capable"):
+        runtime_of(folder)
+
+
+def test_errors_of_the_program_are_not_the_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = runtime_of(folder)
+
+    def mistaken(**_: object) -> None:
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    monkeypatch.setattr(runtime._model, "forward", mistaken)
+    with pytest.raises(RuntimeError, match="must match") as caught:
+        runtime.best_spans(*batch_of([20]), SpanOptions())
+    assert not fault_of(caught.value).blameless
+
+
+def test_without_the_memory_for_the_first_batch_the_device_is_to_blame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = runtime_of(folder)
+    shapes_of(monkeypatch, runtime, memory=10)
+    batch, _ = batch_of([20, 20])
+    with pytest.raises(TransientError, match="cpu: it has no memory for a batch"):
+        runtime.run(batch)
+
+
+def test_a_gpu_that_cuda_cannot_use_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).\nPlease update your GPU driver")
+
+    # As with an old driver: it lists the GPU, and CUDA cannot use it.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    with pytest.raises(InputError) as caught:
+        torch_device("cuda")
+    assert caught.value.cause == (
+        f"device 'cuda': torch {torch.__version__} cannot use it: The NVIDIA driver on your system is too old (found version 12020)."
+    )
+    assert "use cpu" in caught.value.advice
 
 
 @pytest.mark.parametrize("name", ["meta", "xpu", "cuda:99", "no-such-device"])

@@ -17,7 +17,7 @@ def test_without_the_device_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPat
     assert run(monkeypatch, "--device", "cuda:99") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("device 'cuda:99': this torch")
+    assert captured.err.startswith("device 'cuda:99': torch ")
     assert captured.err.count("\n") == 1
 
 

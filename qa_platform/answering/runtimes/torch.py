@@ -19,7 +19,7 @@ from qa_platform.answering.runtimes.decoding import spans_of, torch_spans
 from qa_platform.answering.spans import SpanOptions, WindowSpans
 from qa_platform.answering.windows import Window
 from qa_platform.contract import Precision
-from qa_platform.errors import InputError, TransientError
+from qa_platform.errors import DeviceFailed, InputError, TransientError
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +48,13 @@ _PADDABLE = frozenset(
     ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "deberta", "deberta-v2", "ernie", "mpnet")
 )
 
+# In the messages of the errors that torch has no type of its own for.
+_DEVICE_FAILURES = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_")
+# The share of a device's free memory that a batch may take. Four processes may have three batches each on it.
+_SHARE_OF_MEMORY = 16
+# Batches that fit, after which the next ones may be twice as large, up to the measured limit.
+_FITTING = 32
+
 _PORTIONS = {"cpu": _Portions(4096, 1, 1, ChunkSize()), "cuda": _Portions(2**17, 3, 32, ChunkSize(rows=2048, characters=2**21))}
 
 
@@ -57,16 +64,15 @@ class TorchRuntime:
     Raises:
         InputError: there is no such device, the model cannot be loaded, or it does not run in this precision.
         TransientError: the device has no memory for the model.
+        DeviceFailed: the device failed.
     """
 
     def __init__(self, files: ModelFiles, *, precision: Precision, threads: int, device: str) -> None:
         self._device = torch_device(device)
-        self.name = f"torch {torch.__version__} on {self._device}"
-        if self._device.type == "cuda":
-            self.name += f" ({torch.cuda.get_device_name(self._device)})"
         portions = _PORTIONS.get(self._device.type, _PORTIONS["cpu"])
         self.requests, self.tokens, self.chunk = portions.requests, portions.tokens, portions.chunk
         self._halved = False
+        self._fitting = 0
         self._is_paddable = files.family in _PADDABLE and not files.is_decoder
         self._step = portions.step
         self._longest = files.longest_window
@@ -77,24 +83,40 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         # cuDNN makes a plan for every new shape, which takes longer than the batch.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self._model = self._moved(_model(files, precision))
-        if self._device.type == "cuda":
-            self.tokens = min(self.tokens, self._tokens_that_fit(files.default_window))
+        self.name = f"torch {torch.__version__} on {self._device}"
+        with _device_errors(self._device):
+            if self._device.type == "cuda":
+                self.name += f" ({torch.cuda.get_device_name(self._device)})"
+            self._model = self._moved(_model(files, precision))
+            if self._device.type == "cuda":
+                self.tokens = min(self.tokens, self._tokens_that_fit(files.default_window))
+        self._most_tokens = self.tokens
 
     @torch.inference_mode()
     def run(self, batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `Runtime.run`."""
-        logits = self._from_device(torch.stack(self._logits(batch)))[:, :, : batch.ids.shape[1]]
+        """See `Runtime.run`.
+
+        Raises:
+            TransientError: the device has no memory for the batch.
+            DeviceFailed: the device failed.
+        """
+        try:
+            with _device_errors(self._device):
+                logits = self._from_device(torch.stack(self._logits(batch)))[:, :, : batch.ids.shape[1]]
+        except torch.OutOfMemoryError as error:
+            raise self._no_memory_for("a batch") from error
         return logits[0], logits[1]
 
     def best_spans(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
-        """See `Runtime.best_spans`. A batch that exceeds the device's memory is halved, and later batches are limited to that size.
+        """See `Runtime.best_spans`. A batch that exceeds the device's memory is halved, and the next batches are limited to that size.
 
         Raises:
             TransientError: the device has no memory for a single window.
+            DeviceFailed: the device failed.
         """
         found = self._spans_in_memory(batch, windows, options)
         if found is not None:
+            self._grow()
             return found
         # Not where the error is caught, because the error holds the memory of the failed batch.
         if len(windows) == 1:
@@ -116,7 +138,8 @@ class TorchRuntime:
 
     def _spans_in_memory(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans] | None:
         try:
-            return self._spans(batch, windows, options)
+            with _device_errors(self._device):
+                return self._spans(batch, windows, options)
         except torch.OutOfMemoryError:
             return None
 
@@ -134,9 +157,17 @@ class TorchRuntime:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self.tokens = min(self.tokens, tokens // 2)
+        self._fitting = 0
         if not self._halved:
             self._halved = True
             _log.warning("%s has no memory for a batch of %d tokens: batches are halved until they fit", self._device, tokens)
+
+    def _grow(self) -> None:
+        """Let batches grow again after some that fitted: another process may have taken the memory for a moment only."""
+        if self.tokens < self._most_tokens:
+            self._fitting += 1
+            if self._fitting >= _FITTING:
+                self.tokens, self._fitting = min(2 * self.tokens, self._most_tokens), 0
 
     def _logits(self, batch: WindowBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Start and end logits, on the device, with at least as many columns as the batch has."""
@@ -170,22 +201,24 @@ class TorchRuntime:
         return real[:, None, None, :].expand(-1, 1, length, -1)
 
     def _tokens_that_fit(self, length: int) -> int:
-        """The tokens that fit into an eighth of the device's free memory, judged by a small batch. Other processes take as much."""
+        """The tokens that fit into `_SHARE_OF_MEMORY` of the device's free memory, judged by a small batch."""
         ids = np.zeros((8, length), np.int32)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         self.run(WindowBatch(ids, ids, np.full(8, length, np.int32)))
         spent = torch.cuda.max_memory_allocated(self._device) - before
         free, _ = torch.cuda.mem_get_info(self._device)
-        return max(length, free // 8 * ids.size // max(spent, 1))
+        return max(length, free // _SHARE_OF_MEMORY * ids.size // max(spent, 1))
 
     def _to_device(self, values: NDArray[np.int32], columns: int = 0) -> torch.Tensor:
         """The values on the device, padded with zeros to ``columns`` columns."""
         on_gpu = self._device.type == "cuda"
         shape = (*values.shape[:1], max(columns, values.shape[1])) if values.ndim > 1 else values.shape
         # A copy from pinned memory does not wait for the GPU.
-        host = torch.zeros(shape, dtype=torch.int32, pin_memory=on_gpu)
+        # Filled by NumPy: torch would use several threads for it, which keep their cores busy for a while afterwards.
+        host = torch.empty(shape, dtype=torch.int32, pin_memory=on_gpu)
         host.numpy()[..., : values.shape[-1]] = values
+        host.numpy()[..., values.shape[-1] :] = 0
         return host.to(self._device, non_blocking=on_gpu)
 
     def _from_device(self, values: torch.Tensor) -> NDArray[Any]:
@@ -194,7 +227,8 @@ class TorchRuntime:
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         # Wait for this batch alone, not for the next one, which follows it in the same stream.
-        copied = torch.cuda.Event()
+        # A blocking event leaves the core to others meanwhile.
+        copied = torch.cuda.Event(blocking=True)
         copied.record(torch.cuda.current_stream(self._device))
         copied.synchronize()
         return host.numpy()
@@ -239,6 +273,24 @@ def _model(files: ModelFiles, precision: Precision) -> Any:
 
 
 @contextmanager
+def _device_errors(device: torch.device) -> Iterator[None]:
+    """Raise `DeviceFailed` for errors of the device. Other errors pass, and so does `torch.OutOfMemoryError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, torch.AcceleratorError) and not any(mark in str(error) for mark in _DEVICE_FAILURES):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceFailed(
+            f"the device failed: {reason}",
+            where=str(device),
+            advice="a new process tries again; if it fails too, see `nvidia-smi -q` and the Xid messages in the node's kernel log",
+        ) from error
+
+
+@contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Switch off the progress bar, which transformers shows even if its output is a file."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
@@ -262,11 +314,27 @@ def torch_device(name: str) -> torch.device:
         raise InputError(f"there is no device {name!r}", advice="use cpu, or a GPU as torch names it: cuda") from error
     if device.type not in ("cpu", "cuda") and not _is_accelerator(device):
         raise InputError(f"this torch ({torch.__version__}) sees no {device.type}", where=f"device {name!r}", advice="use cpu")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(
-            f"this torch ({torch.__version__}) sees {torch.cuda.device_count()} GPUs", where=f"device {name!r}", advice="use cpu"
-        )
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"torch {torch.__version__} cannot use it: {_why_no_cuda()}", where=f"device {name!r}", advice=_NO_CUDA)
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
+            raise InputError(
+                f"this torch ({torch.__version__}) sees {count} GPUs", where=f"device {name!r}", advice="use cpu, or one of them"
+            )
     return device
+
+
+_NO_CUDA = "use cpu, or see that `nvidia-smi` lists a GPU here and that its driver supports the CUDA of this torch"
+
+
+def _why_no_cuda() -> str:
+    """Why torch has no CUDA here, such as an old driver. The number of GPUs does not tell: the driver may list one that CUDA cannot use."""
+    try:
+        torch.cuda.init()
+    # A build without CUDA asserts.
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().partition("\n")[0]
+    return "it reports no GPU"
 
 
 def _is_accelerator(device: torch.device) -> bool:
