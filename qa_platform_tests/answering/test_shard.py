@@ -269,6 +269,6 @@ def test_without_its_device_the_worker_answers_nothing_and_blames_no_file(datums
         fault = DatumFault.of_reason(error)
         assert fault is not None
         assert fault.blameless
-        assert f"device 'cuda:99': this torch ({torch.__version__}) sees {torch.cuda.device_count()} GPUs" in fault.cause
+        assert f"device 'cuda:99': torch {torch.__version__} " in fault.cause
         assert "QA_DEVICE, which is cuda:99" in fault.advice
     assert not list(tmp_path.glob("out/**/*.csv"))

@@ -371,7 +371,7 @@ def test_the_command_asks_the_teacher_and_repeats_what_it_is_told_to(
     assert "other.json" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("--device", "cuda:99")
-    assert "device 'cuda:99': this torch" in capsys.readouterr().err
+    assert "device 'cuda:99': torch " in capsys.readouterr().err
     run("--repeat", str(path), "--teacher", str(teacher), "--members", "1", "--device", "cpu")
     output = capsys.readouterr().out
     assert f"{2 * asked} questions, on cpu" in output
