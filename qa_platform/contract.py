@@ -232,7 +232,8 @@ class ShardInfo(_Document):
     rejections: tuple[Rejection, ...] = ()
     # Whether answers are widened to whole words.
     align_to_words: bool = True
-    # Set if the shard's output was lost, to make it a new datum: Pachyderm would skip the old one, which counts as done.
+    # The version of the answers; and the launch, if the shard's output was lost. Both make the shard a new datum: Pachyderm would skip
+    # the old one, which counts as done.
     launch: str = ""
 
     # The model that answered: its id, the resolved revision, and the precision that was used.

@@ -7,6 +7,7 @@ from functools import partial
 
 import grpc
 
+from qa_platform.answering.version import current_code_version
 from qa_platform.batches.at_once import threads
 from qa_platform.batches.commits import FileSets
 from qa_platform.batches.locate import correct_missing_source
@@ -167,6 +168,7 @@ def split_file(
                 write=write,
                 repeated_shards=repeated_shards,
                 launch_id=launch_id,
+                answers_version=current_code_version(services.model),
                 on_read=on_read,
                 log=log,
             )

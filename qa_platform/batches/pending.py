@@ -13,6 +13,7 @@ from heapq import nsmallest
 from itertools import chain, islice
 from random import sample
 
+from qa_platform.answering.version import known_revision
 from qa_platform.batches.archive import archive_files
 from qa_platform.batches.at_once import FILES_AT_ONCE, threads
 from qa_platform.batches.locate import correct_missing_source
@@ -80,7 +81,7 @@ def look(services: Services) -> Look:
         for page in _pages(chain(ledger.waiting_elsewhere(), listing)):
             known = ledger.known(page)
             unknown = [version.name for version in page if (version.name, version.generation) not in known]
-            before = ledger.latest_answered(unknown, model=services.model)
+            before = ledger.latest_answered(unknown, model=services.model, revision=known_revision(services.model))
             for version in page:
                 state = known.get((version.name, version.generation))
                 if state and state.status in WITHOUT_ANSWERS:

@@ -51,6 +51,7 @@ def split(
     align_to_words: bool = True,
     repeated_shards: Collection[str] = (),
     launch_id: str = "",
+    answers_version: str = "",
     on_read: OnRead = lambda *, blank, delimiter: None,
     log: logging.Logger | logging.LoggerAdapter = _log,
 ) -> Manifest:
@@ -65,6 +66,7 @@ def split(
         repeated_shards: names of shards that are answered again, although Pachyderm counts them as done.
         launch_id: a text that differs with every launch and makes new datums of ``repeated_shards``. If the first shard, which carries
             the manifest, is among them, the file is loaded again too.
+        answers_version: the version of the answers (`answering.version`). It makes new datums of shards that an earlier version answered.
         on_read: called with what the manifest leaves out, since older loaders refuse fields that they do not know.
 
     Raises:
@@ -76,7 +78,8 @@ def split(
     entries: list[ShardEntry] = []
     for shard in _shards(reader, settings, least=len(header) // _LEAST_PART_OF_HEADER):
         name, body = shard_name(len(entries)), b"".join([header, *shard.records])
-        info = shard.info(body, model, align_to_words=align_to_words, launch_id=launch_id if name in repeated_shards else "")
+        launch = " ".join(filter(None, [answers_version, launch_id if name in repeated_shards else ""]))
+        info = shard.info(body, model, align_to_words=align_to_words, launch=launch)
         write(f"{name}/{SHARD_QUESTIONS}", _chunks(body))
         write(f"{name}/{SHARD_INFO}", _chunks(info.to_json().encode()))
         entries.append(ShardEntry(name, info.first_row, info.rows, len(info.rejections), info.sha256))
@@ -116,7 +119,7 @@ class _Shard:
             self.rejections.append(row.rejection)
             self.size += len(row.rejection.raw)
 
-    def info(self, body: bytes, model: ModelChoice, *, align_to_words: bool, launch_id: str) -> ShardInfo:
+    def info(self, body: bytes, model: ModelChoice, *, align_to_words: bool, launch: str) -> ShardInfo:
         """The shard's ``shard.json``; ``body`` is its ``questions.csv``."""
         return ShardInfo(
             first_row=self.first_row,
@@ -125,7 +128,7 @@ class _Shard:
             model=model,
             rejections=tuple(self.rejections),
             align_to_words=align_to_words,
-            launch=launch_id,
+            launch=launch,
         )
 
 

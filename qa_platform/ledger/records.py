@@ -158,8 +158,12 @@ class Records(LedgerConnection):
                 result[partition_key(record.version.name)] = record
         return result
 
-    def latest_answered(self, names: Sequence[str], *, model: ModelChoice) -> dict[str, FileVersion]:
-        """Per name, the version whose answers are in the table, if they were requested of this model and no new ones are requested."""
+    def latest_answered(self, names: Sequence[str], *, model: ModelChoice, revision: str = "") -> dict[str, FileVersion]:
+        """Per name, the version whose answers are in the table, if they were requested of this model and no new ones are requested.
+
+        Args:
+            revision: the revision that answered; any if it is empty.
+        """
         result: dict[str, FileVersion] = {}
         for chunk in chunks(names):
             rest = f"""
@@ -169,8 +173,9 @@ class Records(LedgerConnection):
                 WHERE f.status IN ('loaded', 'finished')
                 AND (f.wanted_model, f.wanted_revision, f.wanted_precision) = (%(id)s, %(revision)s, %(precision)s)
                 AND f.wanted_no_answer_threshold IS NOT DISTINCT FROM %(no_answer_threshold)s::double precision
+                AND (%(answered_by)s = '' OR f.model_revision = %(answered_by)s OR f.rows = 0)
             """
-            values = {"names": list(chunk), **asdict(model)}
+            values = {"names": list(chunk), **asdict(model), "answered_by": revision}
             result.update((record.version.name, record.version) for record in self._select(rest, values))
         return result
 

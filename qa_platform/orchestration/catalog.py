@@ -6,9 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from qa_platform.answering.model import BUNDLED, bundled_revision
 from qa_platform.clients.schema import ANSWERS
-from qa_platform.contract import ModelChoice
 from qa_platform.settings import CatalogSettings
 
 RAW_QUESTIONS = dg.AssetKey("raw_questions")
@@ -18,8 +16,6 @@ MODEL_QUALITY = dg.AssetKey("model_quality")
 PLATFORM_STATUS = dg.AssetKey("platform_status")
 
 _GROUP = "questions"
-# Incremented when the same model would give different answers. Files answered before are then stale in Dagster.
-_ANSWERING_VERSION = 1
 # The version of assets that are only reported. Incremented when the same upload, listing or gold set would be reported differently.
 REPORTED_VERSION = "1"
 REPORTED_TAGS = {"dagster/code_version": REPORTED_VERSION}
@@ -65,18 +61,6 @@ class AssetFactory:
             partitions_def=partitions,
             freshness_policy=freshness,
         )
-
-
-def code_version(wanted: ModelChoice, *, revision_of_bundled: str) -> str:
-    """The version of a file's answers: the code's version, and the wanted model with its revision, precision and no-answer threshold."""
-    revision = revision_of_bundled if wanted.id == BUNDLED else wanted.revision
-    threshold = "" if wanted.no_answer_threshold is None else f"-no_answer>{wanted.no_answer_threshold}"
-    return f"{_ANSWERING_VERSION}-{wanted.id}{f'@{revision}' if revision else ''}-{wanted.precision}{threshold}"
-
-
-def current_code_version(wanted: ModelChoice) -> str:
-    """The code version of files answered from now on."""
-    return code_version(wanted, revision_of_bundled=bundled_revision())
 
 
 def _schema(*columns: tuple[str, str, str]) -> dg.TableSchema:

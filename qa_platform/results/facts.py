@@ -204,7 +204,7 @@ def _scores(cursor: psycopg.Cursor, record: FileRecord, low_score: float) -> tup
         f"""
         SELECT generation IS NOT DISTINCT FROM %(generation)s AS ours, {BUCKET} AS bucket, count(*), sum(score), sum(score * score),
             count(*) FILTER (WHERE {LOW}),
-            count(*) FILTER (WHERE (model, model_revision) IS DISTINCT FROM (%(model)s, %(revision)s))
+            count(*) FILTER (WHERE (model = %(model)s AND model_revision = ANY(%(revisions)s)) IS NOT TRUE)
         FROM question_answer WHERE source_file = %(name)s GROUP BY 1, 2
         """,
         {
@@ -212,7 +212,8 @@ def _scores(cursor: psycopg.Cursor, record: FileRecord, low_score: float) -> tup
             "generation": record.version.generation,
             "low": low_score,
             "model": record.model,
-            "revision": record.model_revision,
+            # Several, if shards were kept from an earlier upload; see `AnsweredFile.answered_by`.
+            "revisions": record.model_revision.split(", "),
         },
     )
     counts = [0] * BUCKETS

@@ -6,6 +6,8 @@ import logging
 import pytest
 from google.cloud import storage
 
+from qa_platform.answering import version as answering_version
+from qa_platform.answering.version import known_revision
 from qa_platform.batches.pending import look, tidy
 from qa_platform.clients.archived import find_archived
 from qa_platform.clients.bucket import archive, archived_name, find_incoming, upload
@@ -38,8 +40,8 @@ def answered(services: Services, content: bytes) -> FileVersion:
         model = services.model
         connection.execute(
             "UPDATE question_file SET status = 'finished', loaded_at = now(), archived_at = now(), "
-            "wanted_model = %s, wanted_revision = %s, wanted_precision = %s",
-            [model.id, model.revision, model.precision],
+            "wanted_model = %s, wanted_revision = %s, wanted_precision = %s, model_revision = %s",
+            [model.id, model.revision, model.precision, known_revision(model)],
         )
         ledger.release("test")
     return version
@@ -63,6 +65,24 @@ def test_another_file_of_the_same_size_and_checksum_is_no_copy_in_the_archive(se
     assert find_archived(services.bucket, version) == ""
     place.upload_from_string(CONTENT)
     assert find_archived(services.bucket, version) == place.name
+
+
+def test_the_same_content_is_answered_again_by_another_revision_of_the_bundled_model(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = answered(services, CONTENT)
+    with connect(services.postgres) as connection:
+        connection.execute("UPDATE question_file SET rows = 1")
+        values = [before.name, before.generation]
+        connection.execute("INSERT INTO question_answer (source_file, row_number, generation) VALUES (%s, 1, %s)", values)
+    again = upload(services.bucket, "a.csv", io.BytesIO(CONTENT))
+    assert look(services).plan.unchanged == (again,)
+    monkeypatch.setattr(answering_version, "bundled_revision", lambda: "another")
+    assert look(services).plan.unchanged == ()
+    assert planned(services) == [again]
+    with connect(services.postgres) as connection:
+        connection.execute("UPDATE question_file SET rows = 0")
+    assert look(services).plan.unchanged == (again,), "nothing to answer"
 
 
 def test_the_same_content_is_unchanged(services: Services) -> None:

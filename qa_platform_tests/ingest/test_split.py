@@ -107,6 +107,27 @@ def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(
     assert [manifest.launch, folder.info(0).launch, folder.info(1).launch] == marked
 
 
+def test_what_another_version_answered_is_answered_again() -> None:
+    def shards(answers_version: str, *repeated: str) -> list[bytes]:
+        folder = Folder()
+        split(
+            io.BytesIO(HEADER + b"q,c\nr,d\n"),
+            version=FileVersion("a", 1),
+            load_id=1,
+            model=MODEL,
+            settings=SETTINGS.model_copy(update={"shard_rows": 1}),
+            write=folder.write,
+            repeated_shards=repeated,
+            launch_id="now",
+            answers_version=answers_version,
+        )
+        return [folder.info(number).to_json().encode() for number in range(2)]
+
+    assert shards("1-bundled@a") == shards("1-bundled@a")
+    assert not set(shards("1-bundled@a")) & set(shards("1-bundled@b"))
+    assert [*map(bytes.__eq__, shards("1-bundled@a"), shards("1-bundled@a", "part-00001"))] == [True, False]
+
+
 def test_documents_without_a_threshold_are_those_of_programs_that_know_none() -> None:
     shard = ShardInfo(1, 1, "00", MODEL)
     assert list(json.loads(shard.to_json())["model"]) == ["id", "revision", "precision"]

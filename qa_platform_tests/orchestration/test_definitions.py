@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]  # Dagster brings it, without types
 from pydantic import ValidationError
 
 from qa_platform.answering.model import BUNDLED, BUNDLED_FOLDER, BUNDLED_REVISION_FILE, bundled_revision, find_model
+from qa_platform.answering.version import code_version, current_code_version
 from qa_platform.clients.services import Services
 from qa_platform.contract import ANSWER_COLUMNS, ModelChoice
 from qa_platform.definitions import defs
@@ -28,8 +29,6 @@ from qa_platform.orchestration.catalog import (
     RAW_SCHEMA,
     TABLE_SCHEMA,
     AssetFactory,
-    code_version,
-    current_code_version,
     documentation,
 )
 from qa_platform.orchestration.partitions import POOL

@@ -20,6 +20,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
+from qa_platform.answering.version import current_code_version
 from qa_platform.cli.main import main
 from qa_platform.clients.postgres import connect
 from qa_platform.contract import ANSWER_COLUMNS, FileStatus, FileVersion, partition_key
@@ -33,7 +34,6 @@ from qa_platform.orchestration.catalog import (
     PLATFORM_STATUS,
     QUESTION_ANSWER,
     RAW_QUESTIONS,
-    current_code_version,
 )
 from qa_platform.orchestration.partitions import PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import COMPLETE, RECORDED, SPANS, file_evaluations

@@ -108,6 +108,16 @@ def test_a_good_file_passes_every_check(files: Files) -> None:
     assert files.failed(files.load("b.csv", [0.5] * 6 + [0.05] * 2)) == set(), "just as many as may need a look"
 
 
+def test_shards_kept_from_an_earlier_revision_are_of_the_recorded_model(files: Files) -> None:
+    record = files.load("a.csv", [0.5] * 8)
+    files.connection.execute("UPDATE question_answer SET model_revision = 'earlier' WHERE row_number <= 3")
+    assert files.failed(record) == {checks.RECORDED}
+    files.connection.execute("UPDATE question_file SET model_revision = 'earlier, ' || model_revision")
+    assert files.failed(files.record("a.csv")) == set()
+    files.connection.execute("UPDATE question_answer SET model_revision = NULL WHERE row_number = 1")
+    assert files.failed(files.record("a.csv")) == {checks.RECORDED}
+
+
 @pytest.mark.parametrize(
     ("damage", "failed"),
     [

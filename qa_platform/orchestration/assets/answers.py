@@ -7,6 +7,7 @@ import dagster as dg
 from dagster._core.storage.tags import BACKFILL_ID_TAG, RETRY_NUMBER_TAG
 from pydantic import Field
 
+from qa_platform.answering.version import current_code_version
 from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.reload import reload_files
 from qa_platform.batches.retry import request_retries
@@ -22,7 +23,6 @@ from qa_platform.orchestration.catalog import (
     QUESTION_ANSWER,
     RAW_QUESTIONS,
     AssetFactory,
-    current_code_version,
     table_metadata,
 )
 from qa_platform.orchestration.failures import SENSOR_NEXT, batch_failure, failures_for_people

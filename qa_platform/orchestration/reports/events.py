@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata, generate_event_batch_id
 
+from qa_platform.answering.version import code_version
 from qa_platform.clients import bucket
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
@@ -20,7 +21,6 @@ from qa_platform.orchestration.catalog import (
     ANSWERED_QUESTIONS,
     QUESTION_ANSWER,
     RAW_QUESTIONS,
-    code_version,
     documentation,
     table_metadata,
 )
