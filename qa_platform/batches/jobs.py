@@ -67,13 +67,18 @@ def follow_jobs(settings: PachydermSettings, commit_id: str, *, watcher: Watcher
 
 
 def refuse_stopped(client: Client) -> None:
-    """Refuse to launch jobs while a pipeline is stopped or has failed: a commit would get no job.
+    """Refuse to launch jobs while a pipeline is stopped, has failed, or lists the bucket by itself: a commit would get no job.
 
     Raises:
-        TransientError: a pipeline is stopped or has failed.
+        TransientError: a pipeline is stopped, has failed, or is the cron variant.
     """
     for pipeline in PIPELINES:
-        info = client.pps.inspect_pipeline(pipeline=job_of(pipeline, "").pipeline)
+        info = client.pps.inspect_pipeline(pipeline=job_of(pipeline, "").pipeline, details=True)
+        if info.details.input.cron.name:
+            raise TransientError(
+                f"pipeline {pipeline} is the variant that lists the bucket by itself, without Dagster",
+                advice="`qa-platform pachyderm apply --no-cron` replaces it; the files are then retried",
+            )
         if info.state == pps.PipelineState.PIPELINE_FAILURE:
             raise TransientError(
                 f"pipeline {pipeline} has failed: {info.reason or 'no reason given'}",

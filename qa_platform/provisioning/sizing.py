@@ -22,7 +22,9 @@ _PATCHABLE = (
     *("pod_patch", "pod_spec", "resource_limits", "resource_requests", "scheduling_spec", "sidecar_resource_limits"),
     *("sidecar_resource_requests", "tolerations", "transform.env", "transform.image_pull_secrets", "transform.user"),
 )
-_NESTED = ("transform", "transform.env")
+# How often the cron variant looks at the bucket.
+_INTERVAL = "input.cron.spec"
+_NESTED = ("transform", "transform.env", "input", "input.cron")
 _VARIABLE = "transform.env."
 # Variables that override the secrets, or say where the programs find the secrets and their datums. The platform's settings ignore case.
 _OF_THE_PLATFORM = re.compile(r"(PG|PACH|PPS)_.*|GCS_ACCESS|STORAGE_BUCKET|QA_(SECRETS|PFS)_ROOT", re.IGNORECASE | re.DOTALL)
@@ -119,6 +121,10 @@ def _check_permitted(name: str, spec: Mapping[str, Any], where: str) -> None:
             return
     elif name in _PATCHABLE and name not in _NESTED:
         return
+    elif name == _INTERVAL:
+        if "cron" in spec["input"]:
+            return
+        raise InputError(f"it sets {name}, which only the cron variant has", where=where, advice="remove it, or apply with --cron")
     parent, _, field = name.rpartition(".")
     message = {"": pps.CreatePipelineRequest, "transform": pps.Transform}.get(parent)
     is_known = message is None or field in message()._betterproto.meta_by_field_name

@@ -467,6 +467,16 @@ def test_no_batch_is_launched_while_a_pipeline_has_failed(clean: PachydermSettin
         refuse_stopped(client)
 
 
+def test_no_batch_is_launched_while_the_cron_variant_is_deployed(clean: PachydermSettings) -> None:
+    bucket = account(base64.b64encode(service_account().encode()).decode())
+    apply(clean, POSTGRES, bucket, Options(cron=True))
+    with session(clean, "testing") as client:
+        with pytest.raises(TransientError, match=r"question_answer is the variant.*apply --no-cron"):
+            refuse_stopped(client)
+        apply(clean, POSTGRES, bucket, Options(cron=False))
+        refuse_stopped(client)
+
+
 def test_status_shows_the_pipelines_of_this_project_only(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     staging = pfs.Project(name="staging")
     repo = pfs.Repo(name="in", type="user", project=staging)

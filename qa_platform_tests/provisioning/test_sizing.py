@@ -68,6 +68,12 @@ def test_workers_are_set_for_the_answering_pipeline_and_win_over_the_patch(tmp_p
     assert sized[LOAD_PIPELINE] == plain[LOAD_PIPELINE]
 
 
+def test_the_cron_variant_takes_another_interval_from_the_patch(tmp_path: Path) -> None:
+    patch = patch_file(tmp_path, {ANSWER_PIPELINE: {"input": {"cron": {"spec": "@every 300s"}}}})
+    plain, changed = wanted(cron=True), wanted(cron=True, patch=patch)
+    assert changed[ANSWER_PIPELINE]["input"] == {"cron": {**plain[ANSWER_PIPELINE]["input"]["cron"], "spec": "@every 300s"}}
+
+
 def test_sizes_are_kept_compared_and_shown(clean_pachyderm: PachydermSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PACHD_ADDRESS", clean_pachyderm.pachd_address)
     monkeypatch.setenv("QA_PIPELINES_WORKERS", "2")
@@ -105,7 +111,10 @@ def test_sizes_are_kept_compared_and_shown(clean_pachyderm: PachydermSettings, t
         ("[]", "it is not a JSON object"),
         ({"other": {}}, "there is no pipeline other"),
         ({ANSWER_PIPELINE: 1}, "the patch of question_answer is not a JSON object"),
-        ({ANSWER_PIPELINE: {"input": {"pfs": {"glob": "/"}}}}, "it changes input, which the platform relies on"),
+        ({ANSWER_PIPELINE: {"input": {"pfs": {"glob": "/"}}}}, "it changes input.pfs, which the platform relies on"),
+        ({ANSWER_PIPELINE: {"input": {"cron": {"name": "x"}}}}, "it changes input.cron.name, which the platform relies on"),
+        ({ANSWER_PIPELINE: {"input": {"cron": None}}}, "it changes input.cron, which the platform relies on"),
+        ({ANSWER_PIPELINE: {"input": {"cron": {"spec": "@every 300s"}}}}, "input.cron.spec, which only the cron variant has"),
         ({ANSWER_PIPELINE: {"transform": {"cmd": ["sh"]}}}, "it changes transform.cmd,"),
         ({ANSWER_PIPELINE: {"transform": {"datum_batching": False}}}, "it changes transform.datum_batching,"),
         ({ANSWER_PIPELINE: {"transform": None}}, "it changes transform,"),
