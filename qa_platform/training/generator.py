@@ -89,6 +89,8 @@ class Generator(torch.nn.Module):
             rows = order[first : first + _SAMPLED_TOGETHER]
             for row, question in zip(rows, self._sample([prompts[row] for row in rows]), strict=True):
                 questions[row] = question
+            if first // _SAMPLED_TOGETHER % _LOG_STEPS == 0:
+                print({"sampled": min(first + _SAMPLED_TOGETHER, len(order)), "of": len(order)}, flush=True)
         return questions
 
     def _sample(self, prompts: list[list[int]]) -> list[str]:

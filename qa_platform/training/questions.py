@@ -125,11 +125,12 @@ def main() -> None:
     groups = {question.context: question.group for question in questions}
     generator = train_generator(args.start, questions, epochs=args.epochs, learning_rate=args.learning_rate, seed=args.seed)
     passages = proposed(Answerer(ModelChoice(args.answerer)), questions)
+    print({"proposed": len(passages)}, flush=True)
     made = generated(generator, passages, groups)
     examples = taught(args.teacher, [gold for _, gold in made])
     kept = list(agreed([passage for passage, _ in made], examples))
     args.out.write_text(json.dumps(_squad(kept), ensure_ascii=False), encoding="utf-8")
-    print({"proposed": len(passages), "generated": len(made), "kept": len(kept)})
+    print({"generated": len(made), "kept": len(kept)})
 
 
 if __name__ == "__main__":
