@@ -53,7 +53,7 @@ ANSWER_LIMIT = 10_000
 CONTEXT_LIMIT = 500_000
 MODEL_LIMIT = 1_000
 
-# The length at which a rejected row's raw text is cut.
+# The characters at which a rejected row's raw text is cut.
 RAW_LIMIT = 64 * 1024
 
 # A record of more bytes is rejected while it is read. The longest legal context takes 2 MB, at four bytes per character.
@@ -64,8 +64,8 @@ COLUMN_LIMIT = 1_000
 # The length at which a column's name is cut where rejected rows repeat it.
 COLUMN_LABEL_LIMIT = 200
 
-# A file is rejected as a whole if it has more rejected rows than this, and more rejected than good ones: it is not a table of questions,
-# and its rejects would fill every store.
+# A file is rejected as a whole as soon as more rows than this are rejected, and more than were good up to there: it is not a table of
+# questions, and its rejects would fill every store.
 REJECT_LIMIT = 100_000
 
 # A gzip file may unpack to GZIP_LIMIT bytes and, beyond GZIP_FREE, to GZIP_RATIO times the bytes that were read. Text compresses ten- or

@@ -305,7 +305,9 @@ def rejected(file: str) -> pd.DataFrame:
 
 def _check(frame: object, wanted: Iterable[Hashable], added: Sequence[str]) -> None:
     if not isinstance(frame, pd.DataFrame):
-        raise InputError(f"a DataFrame is needed, and this is a {type(frame).__name__}", advice="pandas.read_csv reads a file into one")
+        kind = f"{type(frame).__module__}.{type(frame).__name__}".removeprefix("builtins.")
+        advice = "call its to_pandas()" if hasattr(frame, "to_pandas") else "pandas.read_csv reads a file into one"
+        raise InputError(f"a DataFrame of pandas is needed, and this is {kind}", advice=advice)
     if frame.columns.nlevels > 1:
         raise InputError("the frame's columns have several levels", advice="give it one name per column")
     for name in wanted:

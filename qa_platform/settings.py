@@ -295,8 +295,8 @@ class IngestSettings(_Settings):
 
     shard_rows: int = Field(default=2000, ge=1, description="Maximum rows of a shard. Shards with a very long header may have more.")
     shard_bytes: int = Field(default=8 * 2**20, ge=1, description="Bytes at which a shard is full: no further row is added.")
-    question_limit: int = Field(default=QUESTION_LIMIT, ge=1, le=QUESTION_LIMIT, description="Maximum characters of a question.")
-    context_limit: int = Field(default=CONTEXT_LIMIT, ge=1, le=CONTEXT_LIMIT, description="Maximum characters of a context.")
+    question_limit: int = Field(default=QUESTION_LIMIT, ge=1, le=QUESTION_LIMIT, description="Maximum characters of a question in a CSV.")
+    context_limit: int = Field(default=CONTEXT_LIMIT, ge=1, le=CONTEXT_LIMIT, description="Maximum characters of a context in a CSV.")
 
 
 class WorkSettings(_Settings):

@@ -309,6 +309,13 @@ def test_a_frame_has_the_answers_of_the_answered_csv(answerer: Answerer) -> None
     assert json.loads(answered["alternatives"][0])[0].keys() == {"text", "score", "start", "end"}
 
 
+class OtherFrame:
+    """As of polars."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        return ASKED
+
+
 @pytest.mark.parametrize(
     ("frame", "columns", "what"),
     [
@@ -317,7 +324,8 @@ def test_a_frame_has_the_answers_of_the_answered_csv(answerer: Answerer) -> None
         pytest.param(pd.concat([ASKED, ASKED]), {}, "index has 7 several times", id="duplicate index"),
         pytest.param(ASKED.set_axis(["question", "context", "context"], axis=1), {}, "several columns 'context'", id="duplicate columns"),
         pytest.param(pd.concat({"a": ASKED}, axis=1), {}, "several levels", id="levels"),
-        pytest.param("my.csv", {}, "a DataFrame is needed, and this is a str", id="a name"),
+        pytest.param("my.csv", {}, "a DataFrame of pandas is needed, and this is str; pandas.read_csv", id="a name"),
+        pytest.param(OtherFrame(), {}, r"this is qa_platform_tests.test_frames.OtherFrame; call its to_pandas\(\)", id="other library"),
     ],
 )
 def test_a_frame_that_would_be_ambiguous_is_refused(frame: pd.DataFrame, columns: dict[str, Hashable], what: str) -> None:

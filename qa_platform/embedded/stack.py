@@ -101,7 +101,9 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         """The whole environment of a program in the stack: this process's own, without other services, plus the stack's variables."""
-        return {**_own_environment(), **self.variables}
+        # The settings ignore the case of their variables' names.
+        own = {name: value for name, value in _own_environment().items() if name.upper() not in self.variables}
+        return {**own, **self.variables}
 
 
 @contextlib.contextmanager
@@ -222,9 +224,13 @@ def _described(state: Path, description: Path) -> Stack | None:
     return Stack.at(state, values["addresses"])
 
 
+def _is_foreign(name: str) -> bool:
+    return name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES)
+
+
 def _own_environment() -> dict[str, str]:
     """This process's environment without other services. PATH includes the tools of this installation and of PostgreSQL."""
-    kept = {name: value for name, value in os.environ.items() if name not in _FOREIGN and not name.startswith(_FOREIGN_PREFIXES)}
+    kept = {name: value for name, value in os.environ.items() if not _is_foreign(name.upper())}
     tools = [str(Path(sys.executable).parent), str(postgres_access.bin_folder()), kept.get("PATH", os.defpath)]
     # Requests to loopback must not go through a proxy.
     proxies = {name: ",".join(filter(None, [kept.get(name), _LOOPBACK])) for name in ("NO_PROXY", "no_proxy")}

@@ -42,11 +42,11 @@ while it is read, without being held in memory.
 **What a rejected row keeps.** A rejected row keeps its line in the answered CSV, with the right number of cells. Cells that cannot be kept
 are empty: those with NUL or half a surrogate pair, questions and contexts that are too long, and all cells of a row that is too large or
 whose quoting leaves their borders in doubt. Extra cells are dropped; missing ones are empty. The beginning of the original row, escaped and
-at most 64 KiB long, is recorded with the reason.
+at most 65,536 characters long, is recorded with the reason.
 
-A file in which every row is rejected was still read: each of its rows has its reason. But if more than 100,000 rows are rejected, and more
-than are good, the whole file is rejected, and the detail names the most common reason: the file is not a table, and its rejects would take
-many times its space.
+A file in which every row is rejected was still read: each of its rows has its reason. But as soon as more than 100,000 rows are rejected,
+and more than were good up to there, the whole file is rejected, and the detail names the most common reason: the file is not a table, and
+its rejects would take many times its space.
 
 **The report** is a CSV: line, row, column, reason, detail, and what to do. The report on a rejected file is beside it in the bucket;
 ``qa-platform answers --rejected`` prints the one on rejected rows.

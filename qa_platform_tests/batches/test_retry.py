@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from google.cloud import storage
 
+from qa_platform.answering import version as answering_version
 from qa_platform.batches.archive import archive_file
 from qa_platform.batches.intake import Intake, set_aside
 from qa_platform.batches.pending import look, reconcile, tidy
@@ -26,7 +27,7 @@ from qa_platform.loading import migrate
 from qa_platform.loading.load import load_file
 from qa_platform.settings import IngestSettings, PachydermSettings, PostgresSettings, WorkSettings
 from qa_platform_tests.conftest import Database
-from qa_platform_tests.loading_helpers import BUNDLED, AnsweredUpload, answered_rows
+from qa_platform_tests.loading_helpers import ANSWERED_BY, BUNDLED, AnsweredUpload, answered_rows
 
 _LOG = logging.getLogger(__name__)
 CONTENT = b"question,context\nWhere?,Here.\n"
@@ -297,6 +298,7 @@ def test_a_run_works_under_the_load_id_of_a_retry_that_came_after_its_claim(worl
 
 def test_an_upload_that_is_retried_is_not_found_unchanged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     services = world.services("move")
+    monkeypatch.setattr(answering_version, "bundled_revision", lambda: ANSWERED_BY.revision)
     first = world.put()
     world.ledger.claim([first], owner="run", lease_seconds=0)
     archive_file(services, world.ledger, world.load(first), log=_LOG)

@@ -87,6 +87,9 @@ def test_what_points_to_other_services_does_not_get_in(stack: Stack, monkeypatch
     for name in ("PG_PASSWORD", "PGSERVICE", "PG_SSLROOTCERT", "PACH_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "GCS_ACCESS"):
         monkeypatch.setenv(name, "elsewhere")
     monkeypatch.setenv("PG_HOST", "elsewhere")
+    # The settings ignore the case of names.
+    for name in ("pg_dbname", "pachd_address", "Storage_Bucket"):
+        monkeypatch.setenv(name, "elsewhere")
     monkeypatch.setenv("QA_SHARD_ROWS", "7")
     monkeypatch.setenv("no_proxy", "example.org")
     environment = stack.environment

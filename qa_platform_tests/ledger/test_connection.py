@@ -12,6 +12,7 @@ from qa_platform.contract import FileVersion
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ledger import Ledger
 from qa_platform.settings import PostgresSettings
+from qa_platform_tests.flow import wait_until
 from qa_platform_tests.loading_helpers import migrated_database
 
 A1 = FileVersion("a.csv", 1)
@@ -25,6 +26,8 @@ def migrated(postgres_socket: str) -> PostgresSettings:
 @pytest.fixture
 def observer(migrated: PostgresSettings) -> Iterator[psycopg.Connection]:
     with connect(migrated) as connection:
+        # PostgreSQL lists the session that migrated for a moment after it has ended.
+        wait_until(lambda: not sessions(connection), "the session that migrated is still listed")
         yield connection
 
 
