@@ -232,8 +232,8 @@ class ShardInfo(_Document):
     rejections: tuple[Rejection, ...] = ()
     # Whether answers are widened to whole words.
     align_to_words: bool = True
-    # The version of the answers; and the launch, if the shard's output was lost. Both make the shard a new datum: Pachyderm would skip
-    # the old one, which counts as done.
+    # What of the answers' version the model does not say; and the launch, if the shard's output was lost. Both make the shard a new datum:
+    # Pachyderm would skip the old one, which counts as done.
     launch: str = ""
 
     # The model that answered: its id, the resolved revision, and the precision that was used.

@@ -29,7 +29,7 @@ from qa_platform.clients.refusals import bucket_errors
 from qa_platform.clients.services import Services
 from qa_platform.clients.source import SourceChanged
 from qa_platform.contract import MANIFEST, FileStatus, FileVersion, file_id, partition_key, shard_name
-from qa_platform.errors import QaPlatformError
+from qa_platform.errors import DeviceFailed, QaPlatformError
 from qa_platform.ingest import FileRejected
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
@@ -96,8 +96,15 @@ class Tick:
         with lease(self.ledger, self.job_id, self.services.work.lease_seconds, _log), self._released_after_an_error():
             for version in self._one_batch([version for batch in plan.batches for version in batch.versions]):
                 record = self._claim(version)
-                if record is not None and self._answer_file(answerer, record):
-                    answered.append(version)
+                try:
+                    if record is not None and self._answer_file(answerer, record):
+                        answered.append(version)
+                except DeviceFailed as error:
+                    # Only a new process can use the device: that of the next tick or, if there is nothing to hand over, of a retry.
+                    if not answered:
+                        raise
+                    _log.error("the tick ends before its last file: %s", error)
+                    break
             return self._hand_over(answered)
 
     def _clear_stale_claims(self) -> None:
@@ -146,11 +153,19 @@ class Tick:
         return next(iter(self.ledger.start(self.job_id, [version], run_id="", batch_id="")), None)
 
     def _answer_file(self, answerer: Answerer, record: FileRecord) -> bool:
-        """Answer one file into its folder in ``out``. Returns whether it was answered; if not, the folder is removed."""
+        """Answer one file into its folder in ``out``. Returns whether it was answered; if not, the folder is removed.
+
+        Raises:
+            DeviceFailed: the file is neither charged nor deferred.
+        """
         version, target = record.version, self.out / file_id(record.version.name)
         try:
             with tempfile.TemporaryDirectory(prefix="qa-cron-") as folder:
                 self._answer_shards(answerer, record, Path(folder), target)
+        except DeviceFailed:
+            shutil.rmtree(target, ignore_errors=True)
+            self.ledger.requeue(self.job_id, [version])
+            raise
         except Exception as error:
             shutil.rmtree(target, ignore_errors=True)
             self._settle(record, error)

@@ -269,7 +269,9 @@ class WorkerSettings(_Settings):
     model_config = SettingsConfigDict(env_prefix="QA_")
 
     pfs_root: Path = Field(default=Path("/pfs"), description="Folder in which a pipeline worker finds its inputs and `out`.")
-    threads: int = Field(default=0, ge=0, description="Threads of one answering process; 0 uses every available core.")
+    threads: int = Field(
+        default=0, ge=0, description="Threads of one answering process; 0 divides the available cores among a worker's processes."
+    )
     device: str = Field(
         default="cpu",
         description="Device of an answering process: `cpu`, or a GPU by its torch name, such as `cuda`. Without that GPU, nothing is "

@@ -23,7 +23,7 @@ from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
 from qa_platform.contract import ANSWER_PIPELINE, FileStatus, FileVersion, ModelChoice, file_id
 from qa_platform.embedded.stack import BUCKET, open_stack
-from qa_platform.errors import InputError
+from qa_platform.errors import DeviceFailed, InputError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
 from qa_platform.loading.load import load_file
@@ -113,6 +113,34 @@ def test_a_tick_without_its_device_answers_nothing_and_charges_no_file(here: Her
     with pytest.raises(InputError, match="device 'cuda:99'"):
         cron.tick(here.services, here.folder / "job1", job_id="job1", device="cuda:99")
     assert here.tick("job2") == ["a.csv"]
+
+
+@pytest.mark.parametrize(("failing", "at_first"), [(1, ["0.csv"]), (0, None)])
+def test_a_device_that_fails_ends_the_tick_and_charges_no_file(
+    here: Here, monkeypatch: pytest.MonkeyPatch, failing: int, at_first: list[str] | None
+) -> None:
+    versions = [here.upload(f"{number}.csv", csv_of(bridge("Ulm"), bridge(f"Graz{number}"))) for number in range(3)]
+    asked: list[int] = []
+
+    def on_a_failing_device(answerer: Any, source: Path, target: Path) -> Any:
+        asked.append(len(asked))
+        # It fails for good, as a GPU does for a whole process.
+        if asked[-1] >= failing:
+            raise DeviceFailed("the device failed: CUDA error: unspecified launch failure", where="cuda")
+        return answer_shard(answerer, source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cron, "answer_shard", on_a_failing_device)
+        if at_first is None:
+            with pytest.raises(DeviceFailed):
+                here.tick("job1")
+        else:
+            assert here.tick("job1") == at_first
+    assert len(asked) == failing + 1, "the device is not tried again"
+    assert [path.name for path in (here.folder / "job1").glob("*")] == [file_id(name) for name in at_first or ()]
+    waiting = versions[failing:]
+    assert [(here.record(v).status, here.record(v).attempts, here.record(v).error) for v in waiting[:1]] == [(FileStatus.PENDING, 0, "")]
+    assert here.tick("job2") == [version.name for version in waiting]
 
 
 def test_the_file_that_a_worker_dies_of_is_charged_and_the_others_are_answered(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -542,6 +542,7 @@ def test_the_tables_are_made_before_anything_needs_them() -> None:
     assert services["pipelines"]["depends_on"] == {"tables": done}
     parse_click(qa_platform_command, services["tables"]["command"][1:])
     parse_click(qa_platform_command, services["pipelines"]["command"][1:])
+    assert "--no-cron" in services["pipelines"]["command"], "Dagster could not launch jobs"
     # Pachyderm's workers are elsewhere, and are given another address of the same database, whichever service applies the pipelines.
     for service in ("pipelines", "code-location"):
         given = services[service]["environment"]

@@ -70,6 +70,7 @@ def test_the_rollout_is_of_the_code_locations_image_variables_and_rights() -> No
     minutes = next(option.default for option in apply_command.params if option.name == "wait_minutes")
     assert isinstance(minutes, (int, float))
     assert spec["activeDeadlineSeconds"] > 2 * 60 * minutes
+    assert "--no-cron" in pod["containers"][0]["args"], "Dagster could not launch jobs"
 
 
 def test_the_code_location_reads_the_patch_of_the_rollout() -> None:

@@ -141,7 +141,7 @@ class Answerer:
 
     Args:
         model: ``bundled``, a folder, or a Hugging Face id; or a ModelChoice with revision and precision.
-        threads: computing threads; 0 means one for every core that this process may use.
+        threads: threads of each process; 0 means one for every core that this process may use, divided among them.
         device: ``cpu``, or a GPU by its torch name, such as ``cuda``.
         processes: answering processes. 0 means as many as keep the device busy: for a CPU, this process alone. If there are several, each
             imports the main program's file, which needs ``if __name__ == "__main__":``.

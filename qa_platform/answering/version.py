@@ -1,4 +1,4 @@
-"""The version of a file's answers: what the same upload must have been answered with to need no new answers."""
+"""The version of a file's answers, which Dagster compares, and what of it is known before a model is loaded."""
 
 from qa_platform.answering.model import BUNDLED, bundled_revision
 from qa_platform.contract import ModelChoice
@@ -20,5 +20,11 @@ def current_code_version(wanted: ModelChoice) -> str:
 
 
 def known_revision(wanted: ModelChoice) -> str:
-    """The revision that will answer, as far as it is known before the model is loaded; else empty."""
+    """The revision of the bundled model, which comes with the package; "" for other models."""
     return bundled_revision() if wanted.id == BUNDLED else ""
+
+
+def unstated_version(wanted: ModelChoice) -> str:
+    """What the version of answers says beyond ``wanted``; "" if nothing."""
+    code = "" if _ANSWERING_VERSION == 1 else str(_ANSWERING_VERSION)
+    return "-".join(filter(None, [code, known_revision(wanted)]))

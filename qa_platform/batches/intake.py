@@ -7,7 +7,7 @@ from functools import partial
 
 import grpc
 
-from qa_platform.answering.version import current_code_version
+from qa_platform.answering.version import known_revision, unstated_version
 from qa_platform.batches.at_once import threads
 from qa_platform.batches.commits import FileSets
 from qa_platform.batches.locate import correct_missing_source
@@ -15,7 +15,7 @@ from qa_platform.clients import bucket
 from qa_platform.clients.refusals import bucket_errors
 from qa_platform.clients.services import Log, Services
 from qa_platform.clients.source import SourceChanged
-from qa_platform.contract import Manifest, file_id
+from qa_platform.contract import Manifest, ModelChoice, file_id
 from qa_platform.errors import QaPlatformError, TransientError
 from qa_platform.ingest import FileRejected, OnRead, Write, split
 from qa_platform.ledger import FileRecord, Ledger
@@ -168,7 +168,7 @@ def split_file(
                 write=write,
                 repeated_shards=repeated_shards,
                 launch_id=launch_id,
-                answers_version=current_code_version(services.model),
+                answers_version=_answers_version(record, services.model),
                 on_read=on_read,
                 log=log,
             )
@@ -176,6 +176,17 @@ def split_file(
             # A corrupted download must not be mistaken for an invalid file.
             source.read_to_the_end()
             raise
+
+
+def _answers_version(record: FileRecord, model: ModelChoice) -> str:
+    """The text that makes new datums of shards to which Pachyderm has the answers of another version.
+
+    If this generation was answered before, by another revision or by one of which nobody knows whether it is the same, all its shards
+    become new datums, once for each request.
+    """
+    is_other = record.model_revision not in ("", known_revision(model) or model.revision)
+    request = f"{record.version.generation}-{record.load_id}" if is_other else ""
+    return " ".join(filter(None, [unstated_version(model), request]))
 
 
 def set_aside(services: Services, ledger: Ledger, record: FileRecord, error: Exception, log: Log) -> None:

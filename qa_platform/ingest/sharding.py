@@ -66,7 +66,7 @@ def split(
         repeated_shards: names of shards that are answered again, although Pachyderm counts them as done.
         launch_id: a text that differs with every launch and makes new datums of ``repeated_shards``. If the first shard, which carries
             the manifest, is among them, the file is loaded again too.
-        answers_version: the version of the answers (`answering.version`). It makes new datums of shards that an earlier version answered.
+        answers_version: a text that makes new datums of shards that another version answered.
         on_read: called with what the manifest leaves out, since older loaders refuse fields that they do not know.
 
     Raises:

@@ -106,7 +106,7 @@ def apply(
     for what, value, form in (("registry", options.registry, _REGISTRY), ("tag", options.tag, _TAG)):
         if value and not form.fullmatch(value):
             raise InputError(f"{value!r} is not the {what} of an image", advice="a registry is like docker.io/acme, a tag like v1.2.3")
-    list(specifications(options, postgres, bucket=bucket))
+    _check_options(options, postgres, bucket)
     with session(pachyderm, "applying repos, secrets and pipelines") as client:
         options = _completed(options, deployed_options(find_pipeline(client, name) for name in _SPEC_FILES))
         specs = list(specifications(options, postgres, bucket=bucket))
@@ -122,6 +122,16 @@ def apply(
         changes += [_apply_secret(client, name, values, options) for name, values in secrets.items()]
         changes += [_apply_pipeline(client, name, spec, options, tell) for name, spec in specs]
     return changes
+
+
+def _check_options(options: Options, postgres: PostgresSettings, bucket: BucketSettings) -> None:
+    """Refuse options that the wanted variant cannot have or, if none is named, neither of the two."""
+    try:
+        list(specifications(options, postgres, bucket=bucket))
+    except InputError:
+        if options.cron is not None:
+            raise
+        list(specifications(replace(options, cron=True), postgres, bucket=bucket))
 
 
 def specifications(options: Options, postgres: PostgresSettings, *, bucket: BucketSettings) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -140,7 +140,13 @@ def test_a_killed_process_fails_the_rows_under_way_and_the_next_are_answered(alo
 
 
 def on_a_failing_device(folder: Path, broken: Path) -> LoadedModel:
-    """A model whose device fails for good if ``broken`` exists when the model is loaded, as a GPU fails for a whole process."""
+    """A model whose device fails for good if ``broken`` exists when the model is loaded, as a GPU fails for a whole process.
+
+    If ``broken`` has a text, the device fails while the model is loaded.
+    """
+    if broken.exists() and broken.read_text():
+        broken.unlink()
+        raise DeviceFailed("the device failed: CUDA error: initialization error", where="cpu")
     model = LoadedModel.of(find_model(ModelChoice(str(folder))), "fp32", threads=1, device="cpu")
     if broken.exists():
 
@@ -155,13 +161,18 @@ def on_a_failing_device(folder: Path, broken: Path) -> LoadedModel:
 def test_a_device_that_failed_is_tried_again_by_new_processes(folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.touch()
+    others = children()
     model = Processes(partial(on_a_failing_device, folder, broken), 2, "cpu", threads=1)
     wanted = Wanted(WindowSize.of(384, None), SpanOptions(), 0.0)
     for _ in range(2):
         with pytest.raises(DeviceFailed, match="unspecified launch failure"):
             list(model.answers(iter([ROWS]), wanted))
-    broken.unlink()
+    broken.write_text("while loading")
+    with pytest.raises(DeviceFailed, match="initialization error"):
+        list(model.answers(iter([ROWS]), wanted))
+    failed = children() - others
     assert len(list(model.answers(iter([ROWS]), wanted))) == len(ROWS)
+    wait_until(lambda: not failed & children(), "the processes whose device failed are still there")
 
 
 def test_each_tokenises_with_its_share_of_the_cores_or_with_the_threads_it_is_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,17 @@ def test_a_device_that_fails_while_the_model_is_loaded_is_to_blame(folder: Path,
         runtime_of(folder)
 
 
+def test_a_device_that_fails_while_its_memory_is_freed_is_to_blame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    runtime = runtime_of(folder)
+    monkeypatch.setattr(runtime, "_device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", failing)
+    with pytest.raises(DeviceFailed, match="illegal memory access"):
+        runtime._halve(100)
+
+
 def test_errors_of_the_program_are_not_the_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = runtime_of(folder)
 

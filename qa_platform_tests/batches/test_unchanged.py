@@ -2,18 +2,20 @@
 
 import io
 import logging
+from dataclasses import replace
 
 import pytest
 from google.cloud import storage
 
 from qa_platform.answering import version as answering_version
 from qa_platform.answering.version import known_revision
+from qa_platform.batches.intake import split_file
 from qa_platform.batches.pending import look, tidy
 from qa_platform.clients.archived import find_archived
 from qa_platform.clients.bucket import archive, archived_name, find_incoming, upload
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
-from qa_platform.contract import INCOMING, FileStatus, FileVersion
+from qa_platform.contract import INCOMING, FileStatus, FileVersion, ModelChoice, ShardInfo
 from qa_platform.errors import InputError
 from qa_platform.ledger import Ledger
 from qa_platform.loading import migrate
@@ -83,6 +85,29 @@ def test_the_same_content_is_answered_again_by_another_revision_of_the_bundled_m
     with connect(services.postgres) as connection:
         connection.execute("UPDATE question_file SET rows = 0")
     assert look(services).plan.unchanged == (again,), "nothing to answer"
+
+
+def test_shards_are_new_datums_if_another_revision_answered_them_or_nobody_knows_which(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(model: ModelChoice, answered_by: str, *, load_id: int = 2) -> str:
+        shards: dict[str, bytes] = {}
+        record = replace(answered_record, load_id=load_id, model_revision=answered_by)
+        asked = replace(services, model=model)
+        split_file(asked, record, lambda path, chunks: shards.update({path: b"".join(chunks)}), logging.getLogger(__name__))
+        return ShardInfo.from_json(shards["part-00000/shard.json"]).launch
+
+    version = answered(services, CONTENT)
+    with Ledger(services.postgres) as ledger:
+        answered_record = ledger.records([version])["a.csv", version.generation]
+    monkeypatch.setattr(answering_version, "bundled_revision", lambda: "new")
+    bundled, pinned, unpinned = ModelChoice("bundled"), ModelChoice("a/b", "c0ffee"), ModelChoice("a/b")
+    assert launch(bundled, "") == launch(bundled, "new") == "new"
+    assert launch(pinned, "") == launch(pinned, "c0ffee") == launch(unpinned, "") == "", "the model says it"
+    again = f"{version.generation}-2"
+    assert launch(bundled, "new, old") == launch(bundled, "old") == f"new {again}"
+    assert launch(pinned, "other") == launch(unpinned, "c0ffee") == again
+    assert launch(unpinned, "c0ffee", load_id=3) == f"{version.generation}-3", "a request more"
 
 
 def test_the_same_content_is_unchanged(services: Services) -> None:

@@ -477,6 +477,19 @@ def test_no_batch_is_launched_while_the_cron_variant_is_deployed(clean: Pachyder
         refuse_stopped(client)
 
 
+def test_the_cron_variant_keeps_its_interval_if_apply_names_no_variant(clean: PachydermSettings, tmp_path: Path) -> None:
+    bucket = account(base64.b64encode(service_account().encode()).decode())
+    patch = tmp_path / "patch.json"
+    patch.write_text(json.dumps({ANSWER_PIPELINE: {"input": {"cron": {"spec": "@every 300s"}}}}))
+    apply(clean, POSTGRES, bucket, Options(cron=True, patch=patch))
+    assert actions(apply(clean, POSTGRES, bucket, Options(patch=patch)))[ANSWER_PIPELINE] == "unchanged"
+    with pytest.raises(InputError, match="only the cron variant has"):
+        apply(clean, POSTGRES, bucket, Options(cron=False, patch=patch))
+    patch.write_text(json.dumps({ANSWER_PIPELINE: {"input": None}}))
+    with pytest.raises(InputError, match="it changes input, which the platform relies on"):
+        apply(clean, POSTGRES, bucket, Options(patch=patch))
+
+
 def test_status_shows_the_pipelines_of_this_project_only(clean: PachydermSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     staging = pfs.Project(name="staging")
     repo = pfs.Repo(name="in", type="user", project=staging)

@@ -155,7 +155,8 @@ class TorchRuntime:
 
     def _halve(self, tokens: int) -> None:
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            with _device_errors(self._device):
+                torch.cuda.empty_cache()
         self.tokens = min(self.tokens, tokens // 2)
         self._fitting = 0
         if not self._halved:
