@@ -14,6 +14,7 @@ from qa_platform.clients.services import Log, Services
 from qa_platform.contract import ANSWER_PIPELINE, FileStatus, FileVersion, file_id
 from qa_platform.errors import InputError
 from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.states import WITHOUT_ANSWERS
 from qa_platform.loading.load import load_file
 from qa_platform.text import escaped, escaped_lines
 
@@ -32,7 +33,7 @@ def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: L
     """
     problems = list[InputError]()
     with Ledger(services.postgres) as ledger:
-        recorded = ledger.newest_by_partition(keys)
+        recorded = {key: _with_answers(ledger, record) for key, record in ledger.newest_by_partition(keys).items()}
         without = {key: why for key in keys if (why := _why_nothing_to_load(recorded.get(key)))}
         if len(without) == len(keys):
             key, why = next(iter(without.items()))
@@ -66,6 +67,13 @@ def reload_files(services: Services, keys: Sequence[str], *, run_id: str, log: L
         first = problems[0]
         number = f" (the first of {len(problems)} such files; the log names all)" if len(problems) > 1 else ""
         raise InputError(f"{first.what}{number}", where=first.where, advice=first.advice)
+
+
+def _with_answers(ledger: Ledger, newest: FileRecord) -> FileRecord:
+    """The record of the file whose answers can be loaded: the one in the table, if the newest upload has no answers of its own."""
+    if newest.status is not FileStatus.UNCHANGED and newest.status not in WITHOUT_ANSWERS:
+        return newest
+    return ledger.in_the_table(newest.version.name) or newest
 
 
 def _why_nothing_to_load(record: FileRecord | None) -> str:

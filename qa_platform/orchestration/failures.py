@@ -72,7 +72,11 @@ def failures_for_people(
 
 def batch_failure(outcome: Outcome, job_failure: JobFailure) -> dg.Failure:
     """The failure of a run that did not answer some of its files: what happens to each of them, and what a person must do."""
-    advice = [] if job_failure.verdict.guilty else [f"{job_failure.cause}. No file is charged unless other files are loaded meanwhile."]
+    verdict, advice = job_failure.verdict, list[str]()
+    if verdict.suspects:
+        advice.append(f"{job_failure.cause}. A file that may be to blame is answered alone, and charged if it fails again.")
+    elif not verdict.guilty:
+        advice.append(f"{job_failure.cause}. No file is charged unless other files are loaded meanwhile.")
     if parked := _names(outcome.records, FileStatus.FAILED):
         advice.append(f"see below why {parked} failed for the last time; fix that, then `qa-platform retry FILE`.")
     if waiting := _names(outcome.records, FileStatus.PENDING):

@@ -17,6 +17,7 @@ from qa_platform.batches.jobs import Watcher, follow_jobs
 from qa_platform.batches.pending import look
 from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.reload import reload_files
+from qa_platform.batches.restore import Restoration, RestoreState
 from qa_platform.batches.run import answer_batch
 from qa_platform.cli.main import main
 from qa_platform.clients import pachyderm as pachd
@@ -245,6 +246,37 @@ def test_files_without_answers_do_not_keep_others_from_being_loaded_again(flow: 
         reload_files(flow.services, [keys[0], keys[3]], run_id="r", log=_LOG)
     assert caught.value.where == f"partition {keys[0]!r}"
     assert flow.record(versions["gone"]).claim_owner == ""
+
+
+@pytest.mark.parametrize("newest", ["unchanged", "rejected"])
+def test_the_answers_in_the_table_are_loaded_again_also_if_the_newest_upload_has_none(flow: Flow, newest: str) -> None:
+    name, content = f"reload/{newest}.csv", csv_of(bridge("Ulm"), bridge("Graz"))
+    first = flow.upload(name, content)
+    flow.tick_and_run()
+    second = flow.upload(name, content if newest == "unchanged" else b"\x89PNG\r\n\x1a\n")
+    flow.tick_and_run()
+    assert flow.record(second).status == newest
+    with connect(PostgresSettings()) as connection:
+        connection.execute("DELETE FROM question_answer WHERE source_file = %s AND row_number = 1", [name])
+    records: list[FileRecord] = []
+    reload_files(flow.services, [partition_key(name)], run_id="r", log=_LOG, report=records.extend)
+    assert [record.version for record in records] == [first]
+    assert len(flow.rows(name)) == 2
+
+
+def test_deleted_rows_of_a_file_that_stays_under_incoming_are_restored(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_ARCHIVE", "keep")
+    version = flow.upload("restore/keep.csv", csv_of(bridge("Ulm"), bridge("Graz")))
+    (request,) = flow.tick()
+    flow.run(request)
+    assert (flow.record(version).status, flow.objects("incoming/restore/")) == (FileStatus.FINISHED, ["incoming/restore/keep.csv"])
+    with connect(PostgresSettings()) as connection:
+        connection.execute("DELETE FROM question_answer WHERE source_file = 'restore/keep.csv'")
+    with Ledger(PostgresSettings()) as ledger:
+        (restored,) = Restoration(flow.services, ledger, ["restore/keep.csv"]).restore()
+        assert (restored.generation, restored.state) == (version.generation, RestoreState.LOADED)
+        assert list(Restoration(flow.services, ledger, ["restore/keep.csv"]).restore()) == []
+    assert len(flow.rows("restore/keep.csv")) == 2
 
 
 def test_old_commits_of_files_that_are_done_are_removed_and_the_answers_come_from_the_tables(flow: Flow, stack: Stack) -> None:

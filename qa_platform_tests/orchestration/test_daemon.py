@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_archived_is_reported_once_and_new_uploads_get_the
         put(platform, f"after-stuck-{number}.csv", CONTENT * (number + 1))
         assert ticking.tick().status is TickStatus.SUCCESS
         assert f"after-stuck-{number}.csv" in ticking.queued()
-        assert "1 files that are done could not be archived" in str(ticking.last_tick("done_files").skip_reason)
+        assert "1 files that are done are not archived yet" in str(ticking.last_tick("done_files").skip_reason)
     assert record(stuck).status is FileStatus.LOADED
     assert ticking.materializations(QUESTION_ANSWER, "stuck.csv") == 1
     assert len(checks_of(ticking, "stuck.csv")) == len(CHECK_SPECS)

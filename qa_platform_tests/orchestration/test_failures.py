@@ -46,6 +46,14 @@ def test_where_no_file_is_to_blame_the_cause_is_in_the_first_line() -> None:
     assert "its workers cannot pull the image. No file is charged" in first_line(failure)
 
 
+def test_a_suspect_is_not_told_that_it_will_not_be_charged() -> None:
+    died = "its worker process died without reporting a reason: exit status 9"
+    for status in (FileStatus.PENDING, FileStatus.FAILED):
+        line = first_line(batch_failure(outcome(a=status), JobFailure("ended", Verdict(suspects={"a": died}, cause=died))))
+        assert f"{died}. A file that may be to blame is answered alone, and charged if it fails again." in line
+        assert "No file is charged" not in line
+
+
 def test_many_files_are_counted() -> None:
     waiting = outcome(**{f"f{n}": FileStatus.PENDING for n in range(30)})
     assert " and 20 more again" in first_line(batch_failure(waiting, JobFailure("x", Verdict({"f1": "why"}))))

@@ -47,5 +47,5 @@ def _tick(
     unwritten = publish(services, context.log)
     why = "every file that is done is archived"
     if left:
-        why = f"{left} files that are done could not be archived yet; `qa-platform status FILE` says why"
+        why = f"{left} files that are done are not archived yet; where an attempt failed, `qa-platform status FILE` says why"
     return dg.SkipReason(f"{why}; {unwritten} answered CSVs are still to be written" if unwritten else why)
