@@ -156,19 +156,17 @@ class Tick:
         """Answer one file into its folder in ``out``. Returns whether it was answered; if not, the folder is removed.
 
         Raises:
-            DeviceFailed: the file is neither charged nor deferred.
+            DeviceFailed: the file is deferred, in case it is its rows on which the device fails.
         """
         version, target = record.version, self.out / file_id(record.version.name)
         try:
             with tempfile.TemporaryDirectory(prefix="qa-cron-") as folder:
                 self._answer_shards(answerer, record, Path(folder), target)
-        except DeviceFailed:
-            shutil.rmtree(target, ignore_errors=True)
-            self.ledger.requeue(self.job_id, [version])
-            raise
         except Exception as error:
             shutil.rmtree(target, ignore_errors=True)
             self._settle(record, error)
+            if isinstance(error, DeviceFailed):
+                raise
             return False
         # Pending again, but still claimed: if the worker dies on another file, this one is not charged.
         self.ledger.requeue(self.job_id, [version])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,32 +116,50 @@ def test_a_tick_without_its_device_answers_nothing_and_charges_no_file(here: Her
     assert here.tick("job2") == ["a.csv"]
 
 
-@pytest.mark.parametrize(("failing", "at_first"), [(1, ["0.csv"]), (0, None)])
+@pytest.mark.parametrize(("failing", "at_first"), [(3, ["0.csv"]), (1, [])])
 def test_a_device_that_fails_ends_the_tick_and_charges_no_file(
-    here: Here, monkeypatch: pytest.MonkeyPatch, failing: int, at_first: list[str] | None
+    here: Here, monkeypatch: pytest.MonkeyPatch, failing: int, at_first: list[str]
 ) -> None:
-    versions = [here.upload(f"{number}.csv", csv_of(bridge("Ulm"), bridge(f"Graz{number}"))) for number in range(3)]
-    asked: list[int] = []
+    # Of two shards each.
+    versions = [here.upload(f"{number}.csv", csv_of(bridge("Ulm"), bridge("Hof"), bridge(f"Graz{number}"))) for number in range(3)]
+    asked = 0
 
     def on_a_failing_device(answerer: Any, source: Path, target: Path) -> Any:
-        asked.append(len(asked))
+        nonlocal asked
+        asked += 1
         # It fails for good, as a GPU does for a whole process.
-        if asked[-1] >= failing:
+        if asked > failing:
             raise DeviceFailed("the device failed: CUDA error: unspecified launch failure", where="cuda")
         return answer_shard(answerer, source, target)
 
     with monkeypatch.context() as patched:
         patched.setattr(cron, "answer_shard", on_a_failing_device)
-        if at_first is None:
-            with pytest.raises(DeviceFailed):
-                here.tick("job1")
-        else:
+        with nullcontext() if at_first else pytest.raises(DeviceFailed):
             assert here.tick("job1") == at_first
-    assert len(asked) == failing + 1, "the device is not tried again"
-    assert [path.name for path in (here.folder / "job1").glob("*")] == [file_id(name) for name in at_first or ()]
-    waiting = versions[failing:]
-    assert [(here.record(v).status, here.record(v).attempts, here.record(v).error) for v in waiting[:1]] == [(FileStatus.PENDING, 0, "")]
-    assert here.tick("job2") == [version.name for version in waiting]
+    assert asked == failing + 1, "the device is not tried again"
+    assert [path.name for path in (here.folder / "job1").glob("*")] == [file_id(name) for name in at_first]
+    failed, *others = versions[len(at_first) :]
+    record = here.record(failed)
+    assert (record.status, record.attempts) == (FileStatus.PENDING, 0)
+    assert "unspecified launch failure" in record.error
+    assert here.tick("job2") == [version.name for version in others]
+    here.expire_claims()
+    assert failed.name in here.tick("job3")
+
+
+def test_a_file_on_which_the_device_fails_does_not_hold_up_the_others(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.upload("a-poison.csv", csv_of(bridge("Ulm")))
+    here.upload("b.csv", csv_of(bridge("Hof")))
+
+    def failing(answerer: Any, source: Path, target: Path) -> Any:
+        if b"Ulm" in (source / "questions.csv").read_bytes():
+            raise DeviceFailed("the device failed: CUDA error: an illegal memory access was encountered", where="cuda")
+        return answer_shard(answerer, source, target)
+
+    monkeypatch.setattr(cron, "answer_shard", failing)
+    with pytest.raises(DeviceFailed):
+        here.tick("job1")
+    assert here.tick("job1") == ["b.csv"], "Pachyderm's second attempt at the datum"
 
 
 def test_the_file_that_a_worker_dies_of_is_charged_and_the_others_are_answered(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

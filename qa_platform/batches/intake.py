@@ -182,7 +182,7 @@ def _answers_version(record: FileRecord, model: ModelChoice) -> str:
     """The text that makes new datums of shards to which Pachyderm has the answers of another version.
 
     If this generation was answered before, by another revision or by one of which nobody knows whether it is the same, all its shards
-    become new datums, once for each request.
+    become new datums, once for each request. The next request after that has no such text, and so answers all of them once more.
     """
     is_other = record.model_revision not in ("", known_revision(model) or model.revision)
     request = f"{record.version.generation}-{record.load_id}" if is_other else ""

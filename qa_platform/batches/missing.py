@@ -20,7 +20,7 @@ from qa_platform.clients.refusals import bucket_errors
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, FileVersion, Manifest, file_id
 from qa_platform.ledger import Ledger
 from qa_platform.ledger.restoring import AnsweredVersion, Presence
-from qa_platform.ledger.states import DONE, WITHOUT_ANSWERS
+from qa_platform.ledger.states import DONE
 
 # The number of objects compared at a time: a page of the listing.
 _PAGE = 1_000
@@ -65,16 +65,20 @@ class Comparison:
     def leave_to_the_sensor(self, ledger: Ledger, listing: Iterable[FileVersion]) -> None:
         """Move the files whose upload, or a newer one, waits under ``incoming/`` from ``missing`` to ``coming``: the sensor finds them.
 
-        An upload that is done does not wait, although it may stay there: with QA_ARCHIVE=keep, or until it is archived.
+        An upload that is done does not wait, although it may stay there: with QA_ARCHIVE=keep, or until it is archived. Files that were
+        answered since they were compared are no longer missing.
         """
         waiting = [v for v in listing if v.name in self.missing and v.generation >= self.missing[v.name].version.generation]
         known = ledger.known(waiting)
         for version in waiting:
             state = known.get((version.name, version.generation))
-            itself = version.generation == self.missing[version.name].version.generation
-            if state is None or state.status not in (DONE if itself else WITHOUT_ANSWERS):
+            if state is None or state.status not in DONE:
                 del self.missing[version.name]
                 self.coming[version.name] = version
+        presences = ledger.presence(list(self.missing.values()))
+        for name, generation in [key for key, presence in presences.items() if presence is Presence.PRESENT]:
+            if self.missing[name].version.generation == generation:
+                del self.missing[name]
 
 
 def compare_archive(

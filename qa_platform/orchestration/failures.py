@@ -9,7 +9,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from qa_platform.batches.failure import JobFailure
 from qa_platform.batches.run import Outcome
 from qa_platform.clients.refusals import platform_error
-from qa_platform.contract import FileStatus
+from qa_platform.contract import FileStatus, file_id
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ledger.records import FileRecord
 from qa_platform.settings import ExecutionSettings, wrong_settings
@@ -73,9 +73,9 @@ def failures_for_people(
 def batch_failure(outcome: Outcome, job_failure: JobFailure) -> dg.Failure:
     """The failure of a run that did not answer some of its files: what happens to each of them, and what a person must do."""
     verdict, advice = job_failure.verdict, list[str]()
-    if verdict.suspects:
+    if any(file_id(record.version.name) in verdict.suspects and not record.attempts for record in outcome.records):
         advice.append(f"{job_failure.cause}. A file that may be to blame is answered alone, and charged if it fails again.")
-    elif not verdict.guilty:
+    elif not verdict.guilty and not verdict.suspects:
         advice.append(f"{job_failure.cause}. No file is charged unless other files are loaded meanwhile.")
     if parked := _names(outcome.records, FileStatus.FAILED):
         advice.append(f"see below why {parked} failed for the last time; fix that, then `qa-platform retry FILE`.")

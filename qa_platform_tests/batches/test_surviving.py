@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from pachyderm_sdk.api import pfs, pps
 
 from qa_platform.batches.jobs import Watcher, follow_jobs
+from qa_platform.batches.missing import Comparison
 from qa_platform.batches.pending import look
 from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.reload import reload_files
@@ -26,6 +27,7 @@ from qa_platform.contract import ANSWER_COLUMNS, INCOMING, FileStatus, FileVersi
 from qa_platform.embedded.stack import Stack
 from qa_platform.errors import InputError
 from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.restoring import AnsweredVersion
 from qa_platform.orchestration.housekeeping import Squashed, squash_batches
 from qa_platform.orchestration.sensors.heartbeat import summary
 from qa_platform.provisioning.secrets import DATABASE_SECRET, database_secret
@@ -264,19 +266,37 @@ def test_the_answers_in_the_table_are_loaded_again_also_if_the_newest_upload_has
     assert len(flow.rows(name)) == 2
 
 
-def test_deleted_rows_of_a_file_that_stays_under_incoming_are_restored(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_deleted_rows_of_a_file_that_stays_under_incoming_are_restored(flow: Flow, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
     monkeypatch.setenv("QA_ARCHIVE", "keep")
-    version = flow.upload("restore/keep.csv", csv_of(bridge("Ulm"), bridge("Graz")))
+    name, content = f"restore/{again}.csv", csv_of(bridge("Ulm"), bridge("Graz"))
+    version = flow.upload(name, content)
     (request,) = flow.tick()
     flow.run(request)
-    assert (flow.record(version).status, flow.objects("incoming/restore/")) == (FileStatus.FINISHED, ["incoming/restore/keep.csv"])
+    assert (flow.record(version).status, flow.objects(INCOMING + name)) == (FileStatus.FINISHED, [INCOMING + name])
+    if again:
+        newest = flow.upload(name, content)
+        assert flow.tick() == []
+        assert flow.record(newest).status is FileStatus.UNCHANGED
     with connect(PostgresSettings()) as connection:
-        connection.execute("DELETE FROM question_answer WHERE source_file = 'restore/keep.csv'")
+        connection.execute("DELETE FROM question_answer WHERE source_file = %s", [name])
     with Ledger(PostgresSettings()) as ledger:
-        (restored,) = Restoration(flow.services, ledger, ["restore/keep.csv"]).restore()
+        (restored,) = Restoration(flow.services, ledger, [name]).restore()
         assert (restored.generation, restored.state) == (version.generation, RestoreState.LOADED)
-        assert list(Restoration(flow.services, ledger, ["restore/keep.csv"]).restore()) == []
-    assert len(flow.rows("restore/keep.csv")) == 2
+        assert list(Restoration(flow.services, ledger, [name]).restore()) == []
+    assert len(flow.rows(name)) == 2
+
+
+def test_a_file_that_is_answered_while_it_is_compared_is_not_missing(flow: Flow) -> None:
+    version = flow.upload("restore/meanwhile.csv", csv_of(bridge("Ulm")))
+    comparison = Comparison()
+    with Ledger(PostgresSettings()) as ledger:
+        comparison.add([AnsweredVersion(version, "")], ledger)
+        assert list(comparison.missing) == ["restore/meanwhile.csv"]
+        listing = [version]
+        flow.tick_and_run()
+        comparison.leave_to_the_sensor(ledger, listing)
+    assert (comparison.missing, comparison.coming) == ({}, {})
 
 
 def test_old_commits_of_files_that_are_done_are_removed_and_the_answers_come_from_the_tables(flow: Flow, stack: Stack) -> None:

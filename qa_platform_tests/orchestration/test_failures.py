@@ -11,7 +11,7 @@ from google.auth.exceptions import DefaultCredentialsError
 from qa_platform.batches.blame import Verdict
 from qa_platform.batches.failure import JobFailure
 from qa_platform.batches.run import Outcome
-from qa_platform.contract import FileStatus, FileVersion
+from qa_platform.contract import FileStatus, FileVersion, file_id
 from qa_platform.definitions import defs
 from qa_platform.errors import InputError, TransientError
 from qa_platform.ledger.records import FileRecord
@@ -22,7 +22,11 @@ from qa_platform.settings import BucketSettings, ExecutionSettings, PostgresSett
 
 
 def outcome(**statuses: FileStatus) -> Outcome:
-    records = [SimpleNamespace(version=FileVersion(f"{name}.csv", 1), status=status) for name, status in statuses.items()]
+    """Files that are parked were charged."""
+    records = [
+        SimpleNamespace(version=FileVersion(f"{name}.csv", 1), status=status, attempts=int(status is FileStatus.FAILED))
+        for name, status in statuses.items()
+    ]
     return Outcome(tuple(cast("list[FileRecord]", records)))
 
 
@@ -48,10 +52,14 @@ def test_where_no_file_is_to_blame_the_cause_is_in_the_first_line() -> None:
 
 def test_a_suspect_is_not_told_that_it_will_not_be_charged() -> None:
     died = "its worker process died without reporting a reason: exit status 9"
-    for status in (FileStatus.PENDING, FileStatus.FAILED):
-        line = first_line(batch_failure(outcome(a=status), JobFailure("ended", Verdict(suspects={"a": died}, cause=died))))
-        assert f"{died}. A file that may be to blame is answered alone, and charged if it fails again." in line
-        assert "No file is charged" not in line
+    verdict = Verdict(suspects={file_id("a.csv"): died}, cause=died)
+    waits, parked = (
+        first_line(batch_failure(outcome(a=status), JobFailure("ended", verdict))) for status in (FileStatus.PENDING, FileStatus.FAILED)
+    )
+    assert f"{died}. A file that may be to blame is answered alone, and charged if it fails again." in waits
+    assert "why 'a.csv' failed for the last time" in parked
+    assert "charged" not in parked
+    assert "No file is charged" not in waits
 
 
 def test_many_files_are_counted() -> None:

@@ -379,7 +379,7 @@ def test_the_buckets_folders_are_the_platforms() -> None:
                 folder = path.partition("/")[0]
                 folders |= {folder} if folder and "*" not in folder else set()
             else:
-                assert word in ("--recursive", "--delete-unmatched-destination-objects")
+                assert word == "--recursive"
     answered = "answered/"
     assert f"`{answered}`" in (WorkSettings.model_fields["answered_prefix"].description or "")
     logs = VALUES["computeLogManager"]["config"]["gcsComputeLogManager"]["prefix"]
