@@ -392,7 +392,8 @@ def test_the_clocks_of_the_services_are_read(environment: dict[str, str], monkey
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now() - 1000)
         [result] = clocks.PART.examine()
-    assert re.search(r"^this machine is (999|100\d) s behind PostgreSQL and the bucket$", result.detail)
+    # To a few seconds: the bucket tells whole seconds, and the answers take a while.
+    assert re.search(r"^this machine is (99[5-9]|100\d) s behind PostgreSQL and the bucket$", result.detail)
     assert result.fix.endswith("on this machine")
     # A server whose clock is off, as far as this database can tell.
     with connect(PostgresSettings()) as connection:
@@ -403,7 +404,7 @@ def test_the_clocks_of_the_services_are_read(environment: dict[str, str], monkey
         finally:
             connection.execute(f"ALTER DATABASE {environment['PG_DBNAME']} RESET search_path")
             connection.execute("DROP FUNCTION public.clock_timestamp()")
-    assert re.search(r"^PostgreSQL is (3599|360\d) s ahead of this machine and the bucket$", result.detail)
+    assert re.search(r"^PostgreSQL is (359[5-9]|360\d) s ahead of this machine and the bucket$", result.detail)
 
 
 def test_workers_with_too_little_memory_for_the_model_are_named(

@@ -51,7 +51,7 @@ _PADDABLE = frozenset(
 # In the messages of the errors that torch has no type of its own for.
 _DEVICE_FAILURES = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_")
 # The share of a device's free memory that a batch may take. Four processes may have three batches each on it.
-_SHARE_OF_MEMORY = 16
+_SHARE_OF_MEMORY = 1 / 16
 # Batches that fit, after which the next ones may be twice as large, up to the measured limit.
 _FITTING = 32
 
@@ -202,14 +202,14 @@ class TorchRuntime:
         return real[:, None, None, :].expand(-1, 1, length, -1)
 
     def _tokens_that_fit(self, length: int) -> int:
-        """The tokens that fit into `_SHARE_OF_MEMORY` of the device's free memory, judged by a small batch."""
+        """The tokens that fit into a batch's share of the device's free memory, judged by a small batch."""
         ids = np.zeros((8, length), np.int32)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         self.run(WindowBatch(ids, ids, np.full(8, length, np.int32)))
         spent = torch.cuda.max_memory_allocated(self._device) - before
         free, _ = torch.cuda.mem_get_info(self._device)
-        return max(length, free // _SHARE_OF_MEMORY * ids.size // max(spent, 1))
+        return max(length, int(_SHARE_OF_MEMORY * free * ids.size / max(spent, 1)))
 
     def _to_device(self, values: NDArray[np.int32], columns: int = 0) -> torch.Tensor:
         """The values on the device, padded with zeros to ``columns`` columns."""
