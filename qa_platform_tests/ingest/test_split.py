@@ -87,12 +87,7 @@ def test_every_shard_says_how_it_is_to_be_answered() -> None:
         assert ShardInfo.from_json(files["part-00000/shard.json"]).align_to_words is aligned
 
 
-@pytest.mark.parametrize(
-    ("repeated_shards", "marked"), [((), ["", "", ""]), (("part-00000",), ["now", "now", ""]), (("part-00001",), ["", "", "now"])]
-)
-def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(
-    repeated_shards: tuple[str, ...], marked: list[str]
-) -> None:
+def two_shards(repeated_shards: tuple[str, ...], answers_version: str = "") -> tuple[Manifest, list[ShardInfo]]:
     folder = Folder()
     manifest = split(
         io.BytesIO(HEADER + b"q,c\nr,d\n"),
@@ -103,29 +98,28 @@ def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(
         write=folder.write,
         repeated_shards=repeated_shards,
         launch_id="now",
+        answers_version=answers_version,
     )
-    assert [manifest.launch, folder.info(0).launch, folder.info(1).launch] == marked
+    return manifest, [folder.info(0), folder.info(1)]
+
+
+@pytest.mark.parametrize(
+    ("repeated_shards", "marked"), [((), ["", "", ""]), (("part-00000",), ["now", "now", ""]), (("part-00001",), ["", "", "now"])]
+)
+def test_only_what_is_answered_again_differs_from_what_pachyderm_counts_as_done(
+    repeated_shards: tuple[str, ...], marked: list[str]
+) -> None:
+    manifest, shards = two_shards(repeated_shards)
+    assert [manifest.launch, *(shard.launch for shard in shards)] == marked
 
 
 def test_what_another_version_answered_is_answered_again() -> None:
-    def shards(answers_version: str, *repeated: str) -> list[bytes]:
-        folder = Folder()
-        split(
-            io.BytesIO(HEADER + b"q,c\nr,d\n"),
-            version=FileVersion("a", 1),
-            load_id=1,
-            model=MODEL,
-            settings=SETTINGS.model_copy(update={"shard_rows": 1}),
-            write=folder.write,
-            repeated_shards=repeated,
-            launch_id="now",
-            answers_version=answers_version,
-        )
-        return [folder.info(number).to_json().encode() for number in range(2)]
+    def shards(answers_version: str, *repeated: str) -> list[str]:
+        return [shard.to_json() for shard in two_shards(repeated, answers_version)[1]]
 
-    assert shards("1-bundled@a") == shards("1-bundled@a")
-    assert not set(shards("1-bundled@a")) & set(shards("1-bundled@b"))
-    assert [*map(bytes.__eq__, shards("1-bundled@a"), shards("1-bundled@a", "part-00001"))] == [True, False]
+    assert shards("one") == shards("one")
+    assert not set(shards("one")) & set(shards("other"))
+    assert [*map(str.__eq__, shards("one"), shards("one", "part-00001"))] == [True, False]
 
 
 def test_documents_without_a_threshold_are_those_of_programs_that_know_none() -> None:
