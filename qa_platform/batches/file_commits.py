@@ -13,7 +13,7 @@ from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs
 
 from qa_platform.batches import commits
-from qa_platform.clients.pachyderm import is_code, job_of, open_tar
+from qa_platform.clients.pachyderm import is_code, job_of, lists_the_bucket, open_tar
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, QUESTIONS_REPO, Manifest, file_id
 
 # Attempts to make the empty commit that becomes the new head when the old head is to be removed.
@@ -146,7 +146,7 @@ def _any_is_head(client: Client, ids: Collection[str]) -> bool:
 
 def _put_empty_commit(client: Client) -> str:
     """Make an empty batch, whose jobs have no datums, the head of every repo. Returns why this failed, or "" if it succeeded."""
-    if _lists_the_bucket(client):
+    if _has_ticks(client):
         return "it is the newest commit; repeat the command after the pipeline's next tick"
     problem = ""
     for _ in range(_TRIES):
@@ -158,7 +158,7 @@ def _put_empty_commit(client: Client) -> str:
     return problem
 
 
-def _lists_the_bucket(client: Client) -> bool:
+def _has_ticks(client: Client) -> bool:
     """Whether the answering pipeline is the cron variant. Its ticks make commits, batches do not."""
     try:
         info = client.pps.inspect_pipeline(pipeline=job_of(ANSWER_PIPELINE, "").pipeline, details=True)
@@ -166,7 +166,7 @@ def _lists_the_bucket(client: Client) -> bool:
         if is_code(error, grpc.StatusCode.NOT_FOUND):
             return False
         raise
-    return bool(info.details.input.cron.name)
+    return lists_the_bucket(info)
 
 
 def _try_empty_commit(client: Client) -> str:

@@ -20,7 +20,7 @@ from qa_platform.batches.failure import JobFailed, JobFailure
 from qa_platform.batches.log_lines import LogLines
 from qa_platform.batches.progress import Meter, Progress
 from qa_platform.batches.starting import CannotStart, Start, WorkerKilled
-from qa_platform.clients.pachyderm import IN_PROGRESS, is_code, is_unfinished, job_of, session, state_name
+from qa_platform.clients.pachyderm import IN_PROGRESS, is_code, is_unfinished, job_of, lists_the_bucket, session, state_name
 from qa_platform.clients.services import Log
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, MANIFEST, PIPELINES, SHARD_INFO
 from qa_platform.errors import TransientError
@@ -74,7 +74,7 @@ def refuse_stopped(client: Client) -> None:
     """
     for pipeline in PIPELINES:
         info = client.pps.inspect_pipeline(pipeline=job_of(pipeline, "").pipeline, details=True)
-        if info.details.input.cron.name:
+        if lists_the_bucket(info):
             raise TransientError(
                 f"pipeline {pipeline} is the variant that lists the bucket by itself, without Dagster",
                 advice="`qa-platform pachyderm apply --no-cron` replaces it; the files are then retried",

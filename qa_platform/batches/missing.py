@@ -66,7 +66,7 @@ class Comparison:
         """Move the files whose upload, or a newer one, waits under ``incoming/`` from ``missing`` to ``coming``: the sensor finds them.
 
         An upload that is done does not wait, although it may stay there: with QA_ARCHIVE=keep, or until it is archived. Files that were
-        answered since they were compared are no longer missing.
+        answered since they were compared, or are being answered now, are no longer missing.
         """
         waiting = [v for v in listing if v.name in self.missing and v.generation >= self.missing[v.name].version.generation]
         known = ledger.known(waiting)
@@ -76,9 +76,13 @@ class Comparison:
                 del self.missing[version.name]
                 self.coming[version.name] = version
         presences = ledger.presence(list(self.missing.values()))
-        for name, generation in [key for key, presence in presences.items() if presence is Presence.PRESENT]:
-            if self.missing[name].version.generation == generation:
-                del self.missing[name]
+        for each in list(self.missing.values()):
+            version = each.version
+            presence = presences[version.name, version.generation]
+            if presence is not Presence.MISSING:
+                del self.missing[version.name]
+            if presence is Presence.COMING:
+                self.coming[version.name] = version
 
 
 def compare_archive(

@@ -257,6 +257,11 @@ def job_of(pipeline: str, job_id: str) -> pps.Job:
     return pps.Job(pipeline=pps.Pipeline(project=pfs.Project(name="default"), name=pipeline), id=job_id)
 
 
+def lists_the_bucket(pipeline: pps.PipelineInfo) -> bool:
+    """Whether a pipeline, inspected with its details, is the answering pipeline's cron variant."""
+    return bool(pipeline.details.input.cron.name)
+
+
 def user_lines(messages: Iterable[pps.LogMessage]) -> list[str]:
     """The lines of the pipeline's own program, without Pachyderm's lines about it."""
     return [message.message.rstrip("\n") for message in messages if message.user]

@@ -173,7 +173,7 @@ class Records(LedgerConnection):
                 WHERE f.status IN ('loaded', 'finished')
                 AND (f.wanted_model, f.wanted_revision, f.wanted_precision) = (%(id)s, %(revision)s, %(precision)s)
                 AND f.wanted_no_answer_threshold IS NOT DISTINCT FROM %(no_answer_threshold)s::double precision
-                AND (%(answered_by)s = '' OR f.model_revision = %(answered_by)s OR f.rows = 0)
+                AND (%(answered_by)s = '' OR f.model_revision = %(answered_by)s)
             """
             values = {"names": list(chunk), **asdict(model), "answered_by": revision}
             result.update((record.version.name, record.version) for record in self._select(rest, values))

@@ -16,7 +16,7 @@ import grpc
 from pachyderm_sdk import Client
 from pachyderm_sdk.api import pfs, pps
 
-from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, have_workers, is_code, job_of, session
+from qa_platform.clients.pachyderm import IN_PROGRESS, NOT_STARTING, have_workers, is_code, job_of, lists_the_bucket, session
 from qa_platform.contract import ANSWER_PIPELINE, LOAD_PIPELINE, QUESTIONS_REPO
 from qa_platform.errors import InputError, TransientError
 from qa_platform.provisioning.comparison import difference
@@ -174,7 +174,7 @@ def deployed_options(deployed: Iterable[pps.PipelineInfo | None]) -> Options | N
     if not ours:
         return None
     registry, _, image = ours[0].details.transform.image.rpartition("/")
-    cron = any(info.details.input.cron.name for info in ours)
+    cron = any(lists_the_bucket(info) for info in ours)
     return Options(registry=registry, tag=image.partition(":")[2], cron=cron)
 
 

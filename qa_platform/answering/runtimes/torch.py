@@ -48,7 +48,8 @@ _PADDABLE = frozenset(
     ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "deberta", "deberta-v2", "ernie", "mpnet")
 )
 
-# In the messages of the errors that torch has no type of its own for.
+_NO_CUDA = "use cpu, or see that `nvidia-smi` lists a GPU here and that its driver supports the CUDA of this torch"
+# What marks an error of the device whose type is a plain RuntimeError.
 _DEVICE_FAILURES = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_")
 # The share of a device's free memory that a batch may take. Four processes may have three batches each on it.
 _SHARE_OF_MEMORY = 1 / 16
@@ -323,9 +324,6 @@ def torch_device(name: str) -> torch.device:
                 f"this torch ({torch.__version__}) sees {count} GPUs", where=f"device {name!r}", advice="use cpu, or one of them"
             )
     return device
-
-
-_NO_CUDA = "use cpu, or see that `nvidia-smi` lists a GPU here and that its driver supports the CUDA of this torch"
 
 
 def _why_no_cuda() -> str:
