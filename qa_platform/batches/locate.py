@@ -26,7 +26,7 @@ def find_source(gcs_bucket: storage.Bucket, record: FileRecord) -> str:
 
 
 def correct_missing_source(gcs_bucket: storage.Bucket, ledger: Ledger, record: FileRecord) -> bool:
-    """Correct the record of a waiting file whose source is not where the record says.
+    """Correct the record of a waiting or failed file whose source is not where the record says.
 
     The source lies elsewhere if the tables or the bucket were restored to an older state. If it is gone, the file is superseded.
 
@@ -36,7 +36,11 @@ def correct_missing_source(gcs_bucket: storage.Bucket, ledger: Ledger, record: F
     place = find_source(gcs_bucket, record)
     if place == record.place != "":
         return False
-    return ledger.relocate(record, place=place) if place else ledger.mark_superseded(record.version, as_read=record)
+    if place:
+        return ledger.relocate(record, place=place)
+    if record.status is FileStatus.FAILED:
+        return ledger.drop_failed(record)
+    return ledger.mark_superseded(record.version, as_read=record)
 
 
 def why_gone(gcs_bucket: storage.Bucket, record: FileRecord) -> str:

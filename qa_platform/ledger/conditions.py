@@ -13,6 +13,11 @@ _CHUNK = 5_000
 OPEN = "f.status IN ('pending', 'running')"
 LIVE = "(f.claim_owner IS NOT NULL AND f.claim_until > now())"
 DUE = "(f.retry_at IS NULL OR f.retry_at <= now())"
+# A failed file that was not uploaded again, whatever the outcome of the new upload.
+PARKED = """
+    f.status = 'failed' AND NOT EXISTS
+        (SELECT FROM question_file g WHERE g.source_file = f.source_file AND g.generation > f.generation)
+"""
 # A done file whose source leaves `incoming/`. Once that is recorded, a loaded file is finished.
 LEAVES_INCOMING = "f.status IN ('loaded', 'rejected', 'unchanged')"
 NOT_ARCHIVED = f"{LEAVES_INCOMING} AND f.archived_at IS NULL"

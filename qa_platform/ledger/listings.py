@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from qa_platform.contract import INCOMING, FileVersion
-from qa_platform.ledger.conditions import IN_THE_TABLE, LIVE, OPEN
+from qa_platform.ledger.conditions import IN_THE_TABLE, LIVE, OPEN, PARKED
 from qa_platform.ledger.records import FileRecord, Records
 
 # The number of records that one query reads.
@@ -39,6 +39,10 @@ class Listings(Records):
         """Unclaimed files that wait under ``incoming/``, according to their records."""
         # Filtered here and not in SQL: the planner would assume that few records match, and sort all matching records for every page.
         return (each for each in self._paged(f"{OPEN} AND NOT {LIVE}") if each.place == INCOMING + each.version.name)
+
+    def parked_uploads(self) -> Iterator[FileRecord]:
+        """Files that are parked as ``failed`` under ``incoming/``, according to their records, and were not uploaded again."""
+        return self._paged(f"{PARKED} AND f.place = %(incoming)s || f.source_file")
 
     def _paged(self, condition: str) -> Iterator[FileRecord]:
         """The records that meet a condition, oldest first, each page in its own transaction."""

@@ -153,6 +153,22 @@ class Outcomes(LedgerConnection):
         """Record that a file was overwritten or deleted before it was read. ``as_read`` and the result are those of `reject_file`."""
         return self._close(version, FileStatus.SUPERSEDED, error="it was overwritten or deleted before it was read", as_read=as_read)
 
+    def drop_failed(self, record: FileRecord) -> bool:
+        """Record that the upload of a failed file was overwritten or deleted. The result is that of `reject_file`."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"""
+                UPDATE question_file f SET status = 'superseded', error = %(error)s
+                FROM {WANTED} WHERE {IS_WANTED} AND {AS_READ} AND f.status = 'failed'
+                """,
+                {
+                    **keys([record.version]),
+                    **as_read_values(record),
+                    "error": f"it was overwritten or deleted after it had failed: {record.error}",
+                },
+            )
+            return cursor.rowcount == 1
+
     def mark_unchanged(self, version: FileVersion) -> bool:
         """Record that an upload has the same content as the answered version: the same size, CRC32C and MD5.
 

@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 
 from qa_platform.clients.postgres import limit_seconds, only_row
 from qa_platform.contract import FileStatus
-from qa_platform.ledger.conditions import LIVE, NOT_ARCHIVED, OPEN
+from qa_platform.ledger.conditions import LIVE, NOT_ARCHIVED, OPEN, PARKED
 from qa_platform.ledger.records import FileRecord, Records, select
 
 
@@ -115,11 +115,7 @@ class Overview(Records):
         """The number of files parked as ``failed``. A file that was uploaded again does not count, whatever the new upload's outcome."""
         with self._transaction() as cursor:
             limit_seconds(cursor, seconds)
-            query = """
-                SELECT count(*) FROM question_file f WHERE f.status = 'failed' AND NOT EXISTS (
-                    SELECT FROM question_file g WHERE g.source_file = f.source_file AND g.generation > f.generation)
-            """
-            return int(only_row(cursor.execute(query))[0])
+            return int(only_row(cursor.execute(f"SELECT count(*) FROM question_file f WHERE {PARKED}"))[0])
 
     def count_rejected(self, window: float, *, seconds: float) -> int:
         """The number of files that were uploaded in the last ``window`` seconds and rejected."""

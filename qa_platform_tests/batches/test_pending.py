@@ -85,7 +85,7 @@ def record(services: Services, version: FileVersion) -> FileRecord:
 def set_status(services: Services, version: FileVersion, status: FileStatus) -> None:
     with Ledger(services.postgres) as ledger, connect(services.postgres) as connection:
         ledger.claim([version], owner="test", lease_seconds=10)
-        error = "binary: it is a photo" if status is FileStatus.REJECTED else ""
+        error = {FileStatus.REJECTED: "binary: it is a photo", FileStatus.FAILED: "no memory"}.get(status, "")
         connection.execute("UPDATE question_file SET status = %s, error = %s WHERE source_file = %s", [str(status), error, version.name])
         ledger.release("test")
 
@@ -264,6 +264,26 @@ def test_a_file_that_failed_and_was_taken_away_does_not_wait_for_ever(services: 
     assert reconcile(services, _LOG) == 1
     assert record(services, version).status is FileStatus.SUPERSEDED
     assert record(services, other).status is FileStatus.PENDING
+
+
+def test_a_parked_file_whose_upload_is_deleted_needs_nobody_any_more(services: Services) -> None:
+    deleted, kept, archived = (put(services, name) for name in ("deleted.csv", "kept.csv", "archived.csv"))
+    with Ledger(services.postgres) as ledger:
+        for version in (deleted, kept, archived):
+            set_status(services, version, FileStatus.FAILED)
+        assert reconcile(services, _LOG) == 0
+        place = archived_name(archived, rejected=False)
+        services.bucket.rename_blob(services.bucket.blob(INCOMING + archived.name), place)
+        services.bucket.blob(INCOMING + deleted.name).delete()
+        assert ledger.count_failed(seconds=60) == 3
+        assert reconcile(services, _LOG) == 2
+        assert ledger.count_failed(seconds=60) == 2
+    gone = record(services, deleted)
+    assert (gone.status, gone.error) == (FileStatus.SUPERSEDED, "it was overwritten or deleted after it had failed: no memory")
+    assert record(services, archived).place == place
+    put(services, "kept.csv", CONTENT + b"Who?,She.\n")
+    assert reconcile(services, _LOG) == 1
+    assert record(services, kept).status is FileStatus.SUPERSEDED
 
 
 def test_an_overwritten_generation_stays_superseded(services: Services) -> None:

@@ -264,7 +264,7 @@ def test_the_values_are_those_of_what_was_uploaded(whole: Whole) -> None:
     assert whole.growth("qa_recent_files") == {(): 1}
     assert whole.growth("qa_recent_scored_answers") == {(): 2}
     assert set(whole.after["qa_recent_stage_seconds"]) == {(q, s) for s in ("waiting", "answering", "loading") for q in ("0.5", "0.9", "1")}
-    for name in ("qa_claims", "qa_deferred_files", "qa_charged_failures", "qa_archive_errors"):
+    for name in ("qa_claims", "qa_deferred_files", "qa_parked_files", "qa_charged_failures", "qa_archive_errors"):
         assert whole.growth(name) == {}, name
     jobs = whole.after["qa_pachyderm_jobs"]
     assert all(jobs[pipeline, "success"] for pipeline in (ANSWER_PIPELINE, LOAD_PIPELINE))

@@ -69,6 +69,7 @@ def _files() -> Iterator[Metric]:
 
     with Ledger(PostgresSettings()) as ledger:
         files, totals = ledger.totals(seconds=_STATEMENT_SECONDS)
+        parked = ledger.count_failed(seconds=_STATEMENT_SECONDS)
     yield _gauges("qa_files", "Generations of files on record, by state.", "state", {str(k): n for k, n in files.items()})
     rows = {"answered": totals.answered, "no_answer": totals.no_answer, "rejected": totals.rejected}
     yield _gauges("qa_rows", "Rows of all generations that were loaded, by result, as they were last loaded.", "result", rows)
@@ -76,6 +77,7 @@ def _files() -> Iterator[Metric]:
         "qa_oldest_waiting_seconds", "Age of the file that has waited longest to be loaded; 0 if none waits.", totals.oldest_seconds
     )
     yield _gauge("qa_deferred_files", "Deferred files: they wait for an external cause, and are not charged.", totals.deferred)
+    yield _gauge("qa_parked_files", "Files parked as failed: they wait until they are retried, uploaded again or deleted.", parked)
     yield _gauge("qa_charged_failures", "Failures charged to files that wait or are parked as failed.", totals.charged)
     yield _gauges("qa_claims", "Claims on files, by state.", "state", {"held": totals.held, "expired": totals.expired})
     yield _gauge("qa_archive_errors", "Files that are done and whose source could not be archived.", totals.archive_errors)
