@@ -1,8 +1,10 @@
 import math
 import os
+import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,10 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from qa_platform.answering import Answer, Answerer, AnswerOptions, chunks
-from qa_platform.answering.chunks import ChunkSize, batches, chunked
-from qa_platform.answering.model import find_model, load_tokenizer
-from qa_platform.answering.runtimes import int8
-from qa_platform.answering.runtimes.base import WindowBatch, pad
+from qa_platform.answering.chunks import ChunkSize, batches, chunked, padded
+from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
+from qa_platform.answering.runtimes import int8, openvino
+from qa_platform.answering.runtimes.base import WindowBatch, pad, widened
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.spans import Span
 from qa_platform.answering.windows import Layout, Window, WindowSize, tokenize
@@ -333,6 +335,38 @@ def test_batches_hold_every_window_once_and_no_more_tokens_than_allowed(lengths:
     portions = list(batches(windows, tokens, threads))
     assert sorted(id(window) for batch in portions for window in batch) == sorted(map(id, windows))
     assert all(len(batch) == 1 or len(batch) * max(len(window.ids) for window in batch) <= tokens for batch in portions)
+
+
+def test_any_number_of_rows_makes_few_shapes_of_batches() -> None:
+    # A runtime keeps kernels for each shape, so its memory grows with their number.
+    rng = random.Random(1)
+    windows = [window_of(min(384, max(20, round(rng.gauss(170, 60))))) for _ in range(20_000)]
+    portions = [batch for begin in range(0, len(windows), 256) for batch in batches(windows[begin : begin + 256], 1024, 1)]
+    shapes = Counter((len(batch), padded(len(batch[0].ids))) for batch in portions)
+    assert len(shapes) < 150 < len(portions) / 10
+    assert sum(count for _, count in shapes.most_common(50)) > 0.95 * len(portions)
+
+
+def test_the_runtime_computes_batches_of_these_shapes(bundled: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[WindowBatch] = []
+
+    def noted(batch: WindowBatch, files: ModelFiles) -> list[NDArray[Any]]:
+        computed.append(batch)
+        return inputs_of(batch, files)
+
+    monkeypatch.setattr(openvino, "inputs_of", noted)
+    answers = bundled.answer([(QUESTION, CONTEXT + " The sea is wide." * number) for number in range(40)])
+    assert all(answer.answer == "Marta Olsen" for answer in answers)
+    assert len({batch.ids.shape[1] for batch in computed}) > 3
+    assert all(batch.ids.shape[1] % 8 == 0 for batch in computed)
+
+
+def test_a_batch_is_widened_no_further_than_the_models_longest_window() -> None:
+    batch = pad([window_of(20), window_of(11)], Layout((), (), (), 0, 1))
+    assert widened(batch, 512).ids.shape == widened(batch, 512).types.shape == (2, 24)
+    assert widened(batch, 22).ids.shape == (2, 22)
+    assert widened(widened(batch, 512), 512).ids.shape == (2, 24)
+    assert (widened(batch, 512).lengths == [20, 11]).all()
 
 
 @given(rows=st.integers(1, 16), length=st.integers(1, 60), threads=st.integers(1, 8))

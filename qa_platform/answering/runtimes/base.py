@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qa_platform.answering.chunks import ChunkSize
+from qa_platform.answering.chunks import ChunkSize, padded
 from qa_platform.answering.spans import SpanOptions, WindowSpans
 from qa_platform.answering.windows import Layout, Window
 
@@ -39,6 +39,13 @@ class Runtime(Protocol):
     def best_spans(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:
         """The spans that `spans.best_spans` finds in the logits of each of ``windows``. ``batch`` is made of these windows."""
         ...
+
+
+def widened(batch: WindowBatch, longest: int) -> WindowBatch:
+    """The batch with as many columns as `chunks.padded` says, but at most ``longest``: the tokens of the model's longest window."""
+    columns = min(padded(batch.ids.shape[1]), longest) - batch.ids.shape[1]
+    right = ((0, 0), (0, columns))
+    return WindowBatch(np.pad(batch.ids, right), np.pad(batch.types, right), batch.lengths)
 
 
 def pad(windows: Sequence[Window], layout: Layout) -> WindowBatch:

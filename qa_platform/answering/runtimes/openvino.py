@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qa_platform.answering.chunks import ChunkSize
 from qa_platform.answering.model import ModelFiles
-from qa_platform.answering.runtimes.base import WindowBatch
+from qa_platform.answering.runtimes.base import WindowBatch, widened
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.runtimes.int8 import quantized
 from qa_platform.answering.spans import SpanOptions, WindowSpans, best_spans
@@ -41,12 +41,13 @@ class OpenVinoRuntime:
 
     def run(self, batch: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Runtime.run`."""
+        wide = widened(batch, self._files.longest_window)
         request = self._idle.get()
         try:
-            flat = request.infer(inputs_of(batch, self._files))[0].copy()
+            flat = request.infer(inputs_of(wide, self._files))[0].copy()
         finally:
             self._idle.put(request)
-        logits = flat.reshape(*batch.ids.shape, 2)
+        logits = flat.reshape(*wide.ids.shape, 2)[:, : batch.ids.shape[1]]
         return logits[:, :, 0], logits[:, :, 1]
 
     def best_spans(self, batch: WindowBatch, windows: Sequence[Window], options: SpanOptions) -> list[WindowSpans]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from qa_platform.answering.chunks import batches
 from qa_platform.answering.model import ModelFiles, find_model, load_tokenizer
-from qa_platform.answering.runtimes.base import WindowBatch, pad
+from qa_platform.answering.runtimes.base import WindowBatch, pad, widened
 from qa_platform.answering.runtimes.graph import Builder, compile_graph, inputs_of
 from qa_platform.answering.runtimes.int8 import quantized
 from qa_platform.answering.runtimes.openvino import TOKENS
@@ -71,11 +71,14 @@ class _Stages:
         whole = 0.0
         found: dict[int, list] = collections.defaultdict(list)
         for portion in portions:
-            batch = self._timed("padding", partial(pad, portion, self._layout))
+            batch = self._timed("padding", partial(self._padded, portion))
             self.tokens, self.padded = self.tokens + int(batch.lengths.sum()), self.padded + batch.ids.size
             whole += self._decode(portion, batch, found)
         self.seconds["decoding: merging"] = self._merged(pairs, rows, found)
         self._count(len(portions), whole)
+
+    def _padded(self, portion: Sequence[Window]) -> WindowBatch:
+        return widened(pad(portion, self._layout), self._files.longest_window)
 
     def _decode(self, portion: Sequence[Window], batch: WindowBatch, found: dict[int, list]) -> float:
         """Compute a batch and find its spans. Returns the seconds that the model took."""
