@@ -9,7 +9,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from qa_platform.batches.failure import JobFailure
-from qa_platform.batches.pending import claim, look, tidy
+from qa_platform.batches.pending import claim, look, reconcile, tidy
 from qa_platform.batches.plan import Batch
 from qa_platform.batches.run import answer_batch
 from qa_platform.clients.services import Services
@@ -99,8 +99,11 @@ class _PendingFiles:
         """Answer until nothing waits.
 
         Raises:
-            dg.Failure: a file could not be answered, the table is wrong, or batches fail without a file's fault.
+            dg.Failure: a file could not be answered, now or in an earlier run, or its source cannot leave ``incoming/``; the table is
+                wrong; or batches fail without a file's fault.
         """
+        # Where this job runs alone, no sensor does this, nor what comes last.
+        reconcile(self.services, self.context.log)
         try:
             while not self._answer_found():
                 pass
@@ -108,7 +111,6 @@ class _PendingFiles:
             # A failed check of one batch must not be hidden by a later batch.
             for evaluation in run_results(self._evaluations()):
                 self.context.log_event(evaluation)  # type: ignore[arg-type]  # accepted, though not declared
-        # Where this job runs alone, no sensor does this later.
         publish(self.services, self.context.log, seconds=_PUBLISHING_SECONDS)
         _fail_unless_all_is_well(self.context, self.services, self.seen)
 
@@ -166,20 +168,28 @@ class _PendingFiles:
 def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services, seen: Collection[str]) -> None:
     run_id = context.run.run_id
     with Ledger(services.postgres) as ledger:
-        # An earlier attempt of the step may have seen files that this one did not: a look does not find failed files.
-        names = ledger.names_of_run(run_id).union(seen)
+        # A look does not find failed files, whether an earlier attempt of the step or an earlier run has seen them.
+        parked = {record.version.name for record in ledger.parked_uploads()}
+        names = ledger.names_of_run(run_id).union(seen, parked)
         newest = ledger.newest_by_partition([partition_key(name) for name in sorted(names)])
+        stuck = [record.version.shown for record in ledger.unarchived_files(limit=_NAMED)]
     unfinished = sorted(record.version.shown for record in newest.values() if record.status in _NOT_ANSWERED)
     errors = (e for e in run_evaluations(context.instance, run_id) if not e.passed and e.severity is dg.AssetCheckSeverity.ERROR)
     wrong = sorted({f"{e.partition} ({e.check_name})" for e in errors if e.partition})
     context.log.info("%d files were answered or rejected, %d were not", len(names) - len(unfinished), len(unfinished))
     if unfinished:
         raise failure(
-            "`qa-platform status FILE` says why each of these failed. Fix that, then `qa-platform retry FILE`.",
+            "`qa-platform status FILE` says why each of these failed. Fix that, then `qa-platform retry FILE`. A failed file that nobody "
+            "needs: delete its upload.",
             f"{len(unfinished)} files could not be answered: {', '.join(unfinished[:_NAMED])}",
         )
     if wrong:
         raise failure(
             "reload these files by materialising their partitions of question_answer, and find out what else writes to the table.",
             f"the table does not hold what was answered: {', '.join(wrong[:_NAMED])}",
+        )
+    if stuck:
+        raise failure(
+            "`qa-platform status FILE` says why. Fix that, for example by releasing a hold, then start the job again.",
+            f"these files are answered or rejected, and their sources cannot leave incoming/: {', '.join(stuck)}",
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
@@ -56,6 +57,8 @@ from qa_platform_tests.conftest import Database
 from qa_platform_tests.faults.proxies import FaultyBucket
 
 _LOG = logging.getLogger(__name__)
+# Of a run that a daemon launched.
+REMOTE = RemoteJobOrigin(RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("localhost", 4000), "__repository__"), "answer_pending_files")
 CONTENT = b"question,context\nWhere?,Here.\n"
 
 
@@ -264,6 +267,23 @@ def test_a_file_that_failed_and_was_taken_away_does_not_wait_for_ever(services: 
     assert reconcile(services, _LOG) == 1
     assert record(services, version).status is FileStatus.SUPERSEDED
     assert record(services, other).status is FileStatus.PENDING
+
+
+@pytest.mark.parametrize("status", [FileStatus.FAILED, FileStatus.REJECTED, FileStatus.FORGOTTEN])
+def test_an_upload_without_answers_does_not_hide_an_older_generation_that_is_to_be_answered_again(
+    services: Services, status: FileStatus
+) -> None:
+    old = put(services, "a.csv")
+    set_status(services, old, FileStatus.LOADED)
+    with Ledger(services.postgres) as ledger:
+        archive_file(services, ledger, record(services, old), log=logger())
+        ledger.request_retries(["a.csv"])
+        new = put(services, "a.csv", CONTENT + b"Who?,She.\n")
+        ledger.claim([new], owner="run", lease_seconds=10)
+        with connect(services.postgres) as connection:
+            connection.execute("UPDATE question_file SET status = %s WHERE generation = %s", [str(status), new.generation])
+        ledger.release("run")
+    assert planned(look(services)) == [old]
 
 
 def test_a_parked_file_whose_upload_is_deleted_needs_nobody_any_more(services: Services) -> None:
@@ -497,16 +517,23 @@ def test_a_run_key_was_never_used_although_earlier_runs_were_deleted(services: S
 
 def test_a_started_run_without_claims_that_says_nothing_has_vanished(instance: dg.DagsterInstance) -> None:
     silent, at_work, talking = (run_of(instance, name) for name in ("a", "b", "c"))
-    by_hand = instance.create_run_for_job(defs.resolve_job_def("answer_questions"))
-    for run in (silent, at_work, by_hand):
+    ci, working_ci, materialized = (
+        instance.create_run_for_job(defs.resolve_job_def(name))
+        for name in ("answer_pending_files", "answer_pending_files", "answer_questions")
+    )
+    launched = instance.create_run_for_job(defs.resolve_job_def("answer_pending_files"), remote_job_origin=REMOTE)
+    other = instance.create_run_for_job(defs.resolve_job_def("housekeeping"))
+    for run in (silent, at_work, ci, working_ci, materialized, launched, other):
         instance.report_engine_event("begun", run)
         instance.handle_new_event(event_of(run, "PIPELINE_START"))
     time.sleep(1.1)
     instance.handle_new_event(event_of(talking, "PIPELINE_START"))
-    found = vanished_runs(instance, {at_work.run_id}, silent_seconds=1)
-    assert [run.run_id for run in found] == [silent.run_id]
-    instance.report_run_failed(found[0])
-    assert vanished_runs(instance, {at_work.run_id}, silent_seconds=1) == []
+    owners = {at_work.run_id, working_ci.run_id}
+    found = vanished_runs(instance, owners, silent_seconds=1)
+    assert {run.run_id for run in found} == {silent.run_id, ci.run_id, materialized.run_id}
+    for run in found:
+        instance.report_run_failed(run)
+    assert vanished_runs(instance, owners, silent_seconds=1) == []
 
 
 def test_a_started_run_whose_step_has_not_taken_its_claims_over_has_not_vanished(instance: dg.DagsterInstance) -> None:

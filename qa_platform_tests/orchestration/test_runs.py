@@ -14,10 +14,10 @@ from qa_platform.batches.pending import Look, look
 from qa_platform.batches.retry import request_retries
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
-from qa_platform.contract import FileStatus, partition_key
+from qa_platform.contract import INCOMING, FileStatus, partition_key
 from qa_platform.definitions import defs
 from qa_platform.errors import TransientError
-from qa_platform.ledger import FileRecord
+from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWER
 from qa_platform.orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import COMPLETE, REVIEW
@@ -98,6 +98,8 @@ def test_a_file_that_is_parked_because_it_cannot_be_read_fails_its_run_also_when
         assert "parked.csv: RuntimeError: the reader has a bug" in message
         assert "beside-parked.csv" not in message
     assert [flow.record(version).status for version in (bad, good)] == [FileStatus.FAILED, FileStatus.FINISHED]
+    # The job for CI fails as long as a failed upload is there.
+    flow.services.bucket.delete_blob(INCOMING + "parked.csv")
 
 
 def test_a_sensor_takes_no_file_of_a_run_by_hand(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +142,39 @@ def test_the_job_for_ci_remembers_failed_files_when_its_step_is_tried_again(
     assert flow.record(version).status is FileStatus.FAILED
     assert not result.success
     assert "1 files could not be answered: ci-parked.csv" in message_of(result)
+    again = answer_pending_files(flow)
+    assert not again.success, "nothing waits, and the file is still not answered"
+    assert "1 files could not be answered: ci-parked.csv" in message_of(again)
+    flow.services.bucket.delete_blob(INCOMING + version.name)
+    assert answer_pending_files(flow).success, "its owner gave it up"
+    assert flow.record(version).status is FileStatus.SUPERSEDED
+
+
+def test_the_job_for_ci_needs_no_sensor_for_uploads_that_are_deleted_while_they_wait(flow: Flow) -> None:
+    version = flow.upload("ci-deleted.csv", csv_of(bridge("Worms")))
+    with Ledger(PostgresSettings()) as ledger:
+        ledger.claim([version], owner="died", lease_seconds=-1)
+    flow.services.bucket.delete_blob(INCOMING + version.name)
+    assert answer_pending_files(flow).success
+    assert flow.record(version).status is FileStatus.SUPERSEDED
+
+
+def test_the_job_for_ci_fails_if_a_source_cannot_leave_incoming(flow: Flow) -> None:
+    version = flow.upload("ci-held.csv", csv_of(bridge("Speyer")))
+    held = flow.services.bucket.blob(INCOMING + version.name)
+    held.temporary_hold = True
+    held.patch()
+    for _ in range(2):
+        result = answer_pending_files(flow)
+        assert not result.success
+        assert "these files are answered or rejected, and their sources cannot leave incoming/: ci-held.csv" in message_of(result)
+        assert flow.record(version).status is FileStatus.LOADED
+    held.temporary_hold = False
+    held.patch()
+    with connect(PostgresSettings()) as connection:
+        connection.execute("UPDATE question_file SET retry_at = now() WHERE source_file = %s", [version.name])
+    assert answer_pending_files(flow).success
+    assert flow.record(version).status is FileStatus.FINISHED
 
 
 @pytest.mark.usefixtures("one_attempt")
