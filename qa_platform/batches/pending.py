@@ -3,7 +3,6 @@
 The sensors, the job for CI and the cron variant look for work here, and only here.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from qa_platform.batches.locate import correct_missing_source
 from qa_platform.batches.plan import Batch, Limits, Plan, is_same, plan
 from qa_platform.batches.run import Report
 from qa_platform.clients import bucket
-from qa_platform.clients.services import Services
+from qa_platform.clients.services import Log, Services
 from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.errors import InputError
 from qa_platform.ledger import Deferred, FileRecord, Ledger
@@ -127,14 +126,14 @@ def _pages(versions: Iterable[FileVersion]) -> Iterator[list[FileVersion]]:
         yield page
 
 
-def tidy(services: Services, found: Plan, log: logging.Logger, *, report: Report = lambda records: None) -> bool:
+def tidy(services: Services, found: Plan, log: Log, *, report: Report = lambda records: None) -> bool:
     """Run `record_unchanged`, then `archive_done`. Returns whether all unchanged uploads are recorded."""
     is_recorded = record_unchanged(services, found, log)
     archive_done(services, log, report=report)
     return is_recorded
 
 
-def record_unchanged(services: Services, found: Plan, log: logging.Logger) -> bool:
+def record_unchanged(services: Services, found: Plan, log: Log) -> bool:
     """Record unchanged uploads. A failure is logged and does not affect the others.
 
     Returns:
@@ -156,7 +155,7 @@ def record_unchanged(services: Services, found: Plan, log: logging.Logger) -> bo
     return recorded == len(found.unchanged)
 
 
-def archive_done(services: Services, log: logging.Logger, *, report: Report = lambda records: None) -> int:
+def archive_done(services: Services, log: Log, *, report: Report = lambda records: None) -> int:
     """Archive done files that their runs did not archive.
 
     Args:
@@ -178,7 +177,7 @@ def archive_done(services: Services, log: logging.Logger, *, report: Report = la
         return ledger.count_unarchived()
 
 
-def _reported(services: Services, ledger: Ledger, record: FileRecord, report: Report, log: logging.Logger) -> bool:
+def _reported(services: Services, ledger: Ledger, record: FileRecord, report: Report, log: Log) -> bool:
     """Report a file before it is archived, since nothing reports it afterwards. Returns whether it may be archived now."""
     there = ledger.in_the_table(record.version.name)
     if there and there.version.generation > record.version.generation:
@@ -202,7 +201,7 @@ def keep_claims(services: Services, tokens: Sequence[str]) -> None:
             ledger.renew_expiring(tokens, services.work.lease_seconds)
 
 
-def reconcile(services: Services, log: logging.Logger) -> int:
+def reconcile(services: Services, log: Log) -> int:
     """Correct records that contradict the bucket. Returns the number of corrected files.
 
     - An upload that exists but is recorded as superseded becomes pending.

@@ -24,6 +24,7 @@ from dagster._core.execution.plan.objects import StepFailureData
 from pydantic import SecretStr
 
 from qa_platform.clients.deadline import begin
+from qa_platform.clients.services import Log
 from qa_platform.errors import InputError, QaPlatformError, TransientError
 from qa_platform.orchestration.reports.checks import run_evaluations
 from qa_platform.settings import NotificationSettings
@@ -107,7 +108,7 @@ def failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     return _failed(run_evaluations(instance, run_id))
 
 
-def notify_of_failed_checks(settings: NotificationSettings, evaluations: Iterable[dg.AssetCheckEvaluation], log: logging.Logger) -> None:
+def notify_of_failed_checks(settings: NotificationSettings, evaluations: Iterable[dg.AssetCheckEvaluation], log: Log) -> None:
     """Send a notification of the failed checks among those that a sensor evaluated. A failure is only logged: the sensor must go on."""
     lines = _failed(evaluations)
     if not lines or not channels(settings):

@@ -120,6 +120,23 @@ def test_a_file_that_cannot_be_archived_is_reported_once_and_new_uploads_get_the
     assert len([text for text in alerts if COMPLETE in text]) == 1, "one alert, not one each tick"
 
 
+def test_a_tick_leaves_a_log_only_if_it_has_something_to_say(platform: storage.Bucket, ticking: Daemon, tmp_path: Path) -> None:
+    def logs() -> dict[Path, str]:
+        return {path: path.read_text() for path in Path(ticking.instance.storage_directory()).rglob("*.err")}
+
+    put(platform, "quiet.csv")
+    before = logs()
+    for _ in range(2):
+        ticking.tick()
+        assert ticking.last_tick("done_files").status is TickStatus.SKIPPED
+    assert logs() == before
+    block_the_archive(platform, loaded(platform, "loud.csv", tmp_path))
+    ticking.tick()
+    said = [text for path, text in logs().items() if path not in before]
+    assert len(said) == 1
+    assert "loud.csv" in said[0]
+
+
 def test_a_name_whose_run_is_killed_between_load_and_archive_again_and_again_goes_on(
     platform: storage.Bucket, ticking: Daemon, tmp_path: Path
 ) -> None:

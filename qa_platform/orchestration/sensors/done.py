@@ -14,6 +14,7 @@ from qa_platform.orchestration.notifications import notify_of_failed_checks
 from qa_platform.orchestration.reports.events import Reporter
 from qa_platform.orchestration.reports.runless import report_lost
 from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.orchestration.sensors.tick_log import TickLog
 from qa_platform.results.published import publish
 from qa_platform.settings import NotificationSettings, WorkSettings
 
@@ -41,10 +42,11 @@ def _tick(
         for record in records:
             evaluations.extend(report_lost(context.instance, reporter, record))
 
-    left = archive_done(services, context.log, report=report)
-    notify_of_failed_checks(notifications, evaluations, context.log)
+    log = TickLog(context)
+    left = archive_done(services, log, report=report)
+    notify_of_failed_checks(notifications, evaluations, log)
     # Last: it may take the longest, and nothing waits for it.
-    unwritten = publish(services, context.log)
+    unwritten = publish(services, log)
     why = "every file that is done is archived"
     if left:
         why = f"{left} files that are done are not archived yet; where an attempt failed, `qa-platform status FILE` says why"

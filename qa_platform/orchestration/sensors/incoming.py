@@ -25,6 +25,7 @@ from qa_platform.orchestration.reports.runless import store
 from qa_platform.orchestration.reports.uploads import uploaded
 from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.orchestration.sensors.heartbeat import beat, summary
+from qa_platform.orchestration.sensors.tick_log import TickLog
 from qa_platform.orchestration.stored_runs import stored_runs
 from qa_platform.settings import ExecutionSettings, WorkSettings
 
@@ -67,7 +68,7 @@ class _Request:
 
 def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collection[str], *, queued: int) -> dg.SensorResult:
     seen = look(services)
-    record_unchanged(services, seen.plan, context.log)
+    record_unchanged(services, seen.plan, TickLog(context))
     is_full = queued >= _QUEUED_RUNS
     requests, failed = _requests(context, services, () if is_full else seen.plan.batches)
     events = [event for request in requests for event in request.uploads]
@@ -77,7 +78,7 @@ def _tick(context: dg.SensorEvaluationContext, services: Services, lost: Collect
     else:
         # Last in the tick, and only if all runs can be requested: the heartbeat says that uploads get their runs.
         events += _beat(context, services, seen)
-    store(context.instance, events, context.log)
+    store(context.instance, events, TickLog(context))
     full = f"{queued} requested runs have not started; more are requested once there are fewer than {_QUEUED_RUNS}" if is_full else ""
     reason = None if requests else dg.SkipReason("\n".join(filter(None, (problem, full, summary(seen)))))
     return dg.SensorResult(run_requests=[r.run for r in requests], skip_reason=reason)

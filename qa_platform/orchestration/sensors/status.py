@@ -10,6 +10,7 @@ from qa_platform.orchestration.catalog import PLATFORM_STATUS
 from qa_platform.orchestration.reports.runless import store
 from qa_platform.orchestration.reports.status import read_figures, status_event
 from qa_platform.orchestration.resources import PlatformResource
+from qa_platform.orchestration.sensors.tick_log import TickLog
 from qa_platform.settings import CheckSettings, WorkSettings
 
 # How often it is reported even if nothing happens: the numbers cover the last 24 hours, so they change anyway.
@@ -39,5 +40,5 @@ def _tick(context: dg.SensorEvaluationContext, platform: PlatformResource) -> dg
     if 0 <= age < _EVERY_SECONDS and tags.get(DATA_VERSION_TAG) == figures.version:
         return dg.SkipReason(f"nothing has changed since the last report, {age:.0f} s ago")
     event = status_event(figures, settings)
-    store(context.instance, [event], context.log)
+    store(context.instance, [event], TickLog(context))
     return dg.SkipReason(f"reported: {event.description}")
