@@ -224,9 +224,10 @@ class Observer:
 
         done: dict[str, Mapping[str, int]] = {}
         with session(self.settings.pachyderm, "asking for the progress of the jobs") as client:
-            for commit in {record.pachyderm_commit for record in running}:
-                if commit not in self._contents:
-                    self._contents[commit] = contents(client, commit)
+            commits = {record.pachyderm_commit for record in running}
+            # Only these: a watch may last for weeks.
+            self._contents = {commit: self._contents.get(commit) or contents(client, commit) for commit in commits}
+            for commit in commits:
                 done[commit] = rows_done(client, commit, self._contents[commit])
         progress = {}
         for record in running:

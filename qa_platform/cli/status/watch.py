@@ -45,7 +45,8 @@ class Watch:
             InputError: PostgreSQL refuses.
         """
         try:
-            self.snapshot = self._with_time_left(self._observer.snapshot([file.version for file in self._files.values()]))
+            last = [file.version for file in self._files.values() if file.in_progress]
+            self.snapshot = self._with_time_left(self._observer.snapshot(last))
         except TransientError as error:
             self.snapshot = replace(self.snapshot, problems=(one_line(str(error)),))
             return []
@@ -66,6 +67,9 @@ class Watch:
     def _with_time_left(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with the time left of the files that are being answered, if it can be estimated."""
         files = []
+        commits = {file.record.pachyderm_commit for file in snapshot.files if file.record and file.in_progress}
+        for ended in self._paces.keys() - commits:
+            del self._paces[ended]
         for file in snapshot.files:
             if file.stage == ANSWERING and file.record and file.batch:
                 seconds = self._paces[file.record.pachyderm_commit].seconds_left(*file.batch, at=snapshot.at.timestamp())
