@@ -145,13 +145,18 @@ def is_finished(info: pfs.CommitInfo) -> bool:
     return bool(info.finished.timestamp() > 0)
 
 
-def old_batches(client: Client, before: datetime, *, limit: int) -> list[str]:
-    """The oldest finished commits of batches that started before a time, at most ``limit``, oldest first; never the newest commit.
+def old_commits(client: Client, name: str, before: datetime, *, limit: int) -> list[str]:
+    """The oldest finished commits of a repo that started before a time, at most ``limit``, oldest first; never the newest commit.
 
-    The newest is left out because `squash` needs commits that have a child.
+    The newest is left out because `squash` needs commits that have a child. A repo that does not exist has none.
     """
-    repo = pfs.Repo.from_uri(QUESTIONS_REPO)
-    newest = head(client).commit.id
+    repo = pfs.Repo.from_uri(name)
+    try:
+        newest = client.pfs.inspect_commit(commit=pfs.Commit.from_uri(f"{name}@master"), wait=pfs.CommitState.STARTED).commit.id
+    except grpc.RpcError as error:
+        if is_code(error, grpc.StatusCode.NOT_FOUND):
+            return []
+        raise
     # Read the stream to its end: gRPC complains about one that is abandoned midway.
     infos = list(client.pfs.list_commit(repo=repo, reverse=True, number=limit + 1, origin_kind=pfs.OriginKind.USER))
     return [info.commit.id for info in infos if info.started < before and info.commit.id != newest and is_finished(info)][:limit]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -247,6 +247,25 @@ def logs_command(job: str, pipeline: str | None) -> None:
                 click.echo(f"{name}: its pods are gone with their log lines; Loki would keep them", err=True)
     if not known:
         raise InputError(f"there is no job {job!r}", advice="`qa-platform pachyderm jobs` lists them")
+
+
+@pachyderm_group.command("squash")
+def squash_command() -> None:
+    """Remove the commits of batches and ticks that are done and older than QA_COMMITS_KEPT_DAYS.
+
+    Dagster does this every night. Without Dagster, run it every day: the cron variant makes commits at every tick. The answers stay in
+    PostgreSQL.
+    """
+    from qa_platform.batches.squash import squash_old
+    from qa_platform.settings import PachydermSettings, PostgresSettings, WorkSettings
+
+    before = datetime.now(UTC) - timedelta(days=WorkSettings().commits_kept_days)
+    removed = 0
+    while (squashed := squash_old(PachydermSettings(), PostgresSettings(), before)).removed:
+        removed += squashed.removed
+    click.echo(f"{removed} old commits were removed; {squashed.kept} are kept: in use, or Pachyderm needs them")
+    if squashed.denied:
+        raise InputError(f"Pachyderm denies permission to remove commits: {squashed.denied}", advice="docs/deploying.md, Roles")
 
 
 def _print_json(values: Sequence[object]) -> None:

@@ -1,14 +1,11 @@
 """Housekeeping: bounds the numbers of Dagster's partitions and Pachyderm's commits. The history of every file stays in `question_file`."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-import grpc
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 
-from qa_platform.batches import commits
-from qa_platform.clients import pachyderm as pachd
+from qa_platform.batches.squash import squash_old
 from qa_platform.clients.services import Services
 from qa_platform.contract import partition_key
 from qa_platform.ledger import Ledger
@@ -20,8 +17,6 @@ from qa_platform.orchestration.resources import PlatformResource
 from qa_platform.settings import ExecutionSettings
 
 _NEXT = "the next night's run does the rest, and no file waits for it"
-# Enough for a cluster with a batch a minute; the rest is left to the next night.
-_SQUASHED_AT_ONCE = 2_000
 # Partitions that are deleted with one look at what is in progress.
 _DELETED_TOGETHER = 200
 
@@ -92,36 +87,10 @@ def _deletable(context: dg.OpExecutionContext, services: Services, ledger: Ledge
     return surplus(keys, {partition_key(name) for name in (*unfinished, *ledger.claimed())}, services.work.partitions_kept)
 
 
-@dataclass(frozen=True)
-class Squashed:
-    """The numbers of old commits that were removed and kept. ``denied``: Pachyderm's message, if a permission is missing."""
-
-    removed: int
-    kept: int
-    denied: str = ""
-
-
-def squash_batches(services: Services, before: datetime) -> Squashed:
-    """Remove the Pachyderm commits older than ``before`` whose files are all done."""
-    with pachd.session(services.pachyderm, "removing old commits") as client:
-        old = commits.old_batches(client, before, limit=_SQUASHED_AT_ONCE)
-        with Ledger(services.postgres) as ledger:
-            in_use = ledger.commits_in_use(old)
-        removed = 0
-        for commit in old:
-            try:
-                removed += commit not in in_use and commits.squash(client, commit)
-            except grpc.RpcError as error:
-                if not pachd.is_code(error, grpc.StatusCode.PERMISSION_DENIED):
-                    raise
-                return Squashed(removed, len(old) - removed, error.details() or "")
-    return Squashed(removed, len(old) - removed)
-
-
 def _squash_commits(context: dg.OpExecutionContext, platform: PlatformResource, execution: ExecutionSettings) -> None:
     with failures_for_people(context, execution, next_step=_NEXT):
         services = platform.services()
-        squashed = squash_batches(services, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
+        squashed = squash_old(services.pachyderm, services.postgres, datetime.now(UTC) - timedelta(days=services.work.commits_kept_days))
     if squashed.denied:
         context.log.warning(
             "Old commits are kept, because Pachyderm denies permission to remove them: %s. Answering files does not need this permission",

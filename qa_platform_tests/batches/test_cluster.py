@@ -24,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from qa_platform.batches import commits
 from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.run import Outcome, answer_batch
+from qa_platform.batches.squash import squash_old
 from qa_platform.cli.doctor.findings import State
 from qa_platform.cli.doctor.workers import reach
 from qa_platform.cli.status.observe import Observer, ObserverSettings
@@ -37,7 +38,6 @@ from qa_platform.errors import QaPlatformError, TransientError
 from qa_platform.ingest import split
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
-from qa_platform.orchestration.housekeeping import squash_batches
 from qa_platform.provisioning.pipelines import Options, apply, specifications
 from qa_platform.provisioning.secrets import DATABASE_SECRET
 from qa_platform.settings import (
@@ -367,7 +367,7 @@ def test_with_the_roles_of_the_documentation_all_goes_through_and_without_removi
         for number, version in enumerate(versions):
             assert cluster.run(version, run=f"robot-{number}").failure is None
         assert statuses(cluster, versions) == [(FileStatus.FINISHED, 0, 2)] * 2
-        squashed = squash_batches(cluster.services, datetime.now(UTC))
+        squashed = squash_old(cluster.services.pachyderm, cluster.services.postgres, datetime.now(UTC))
         if may_remove:
             assert (squashed.removed > 0, squashed.denied) == (True, "")
         else:

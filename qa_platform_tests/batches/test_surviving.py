@@ -20,6 +20,7 @@ from qa_platform.batches.plan import Batch, batch_id
 from qa_platform.batches.reload import reload_files
 from qa_platform.batches.restore import Restoration, RestoreState
 from qa_platform.batches.run import answer_batch
+from qa_platform.batches.squash import Squashed, squash_old
 from qa_platform.cli.main import main
 from qa_platform.clients import pachyderm as pachd
 from qa_platform.clients.postgres import connect
@@ -28,7 +29,6 @@ from qa_platform.embedded.stack import Stack
 from qa_platform.errors import InputError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.ledger.restoring import AnsweredVersion
-from qa_platform.orchestration.housekeeping import Squashed, squash_batches
 from qa_platform.orchestration.sensors.heartbeat import summary
 from qa_platform.provisioning.secrets import DATABASE_SECRET, database_secret
 from qa_platform.results.rebuilt_csv import rebuilt_csv
@@ -313,8 +313,10 @@ def test_old_commits_of_files_that_are_done_are_removed_and_the_answers_come_fro
     with Ledger(PostgresSettings()) as ledger:
         ledger.request_retries(["waiting.csv"])
     commits = [flow.record(version).pachyderm_commit for version in (done, waiting, newest)]
-    assert squash_batches(flow.services, datetime.now(UTC) - timedelta(days=30)) == Squashed(0, 0), "none is that old"
-    squashed = squash_batches(flow.services, datetime.now(UTC))
+    assert squash_old(flow.services.pachyderm, flow.services.postgres, datetime.now(UTC) - timedelta(days=30)) == Squashed(0, 0), (
+        "none is that old"
+    )
+    squashed = squash_old(flow.services.pachyderm, flow.services.postgres, datetime.now(UTC))
     assert squashed.removed >= 1
     assert squashed.kept >= 1
     assert remaining(commits) == commits[1:]
