@@ -1,8 +1,8 @@
 """The program of the pipeline `question_answer` in its cron variant, which polls the bucket itself, without Dagster.
 
-``python -m qa_platform.cron`` is one tick: it archives what earlier ticks finished, lists the bucket, claims files, answers them, and
-writes the same output to ``/pfs/out`` as the other variant, for `push-answers-to-sql` to load. It shares the code for listing, planning,
-claiming, splitting and answering with the rest of the platform.
+``python -m qa_platform.cron`` is one tick: it corrects records, archives what earlier ticks finished, lists the bucket, claims files,
+answers them, and writes the same output to ``/pfs/out`` as the other variant, for `push-answers-to-sql` to load. It shares the code for
+listing, planning, claiming, splitting and answering with the rest of the platform.
 
 No file is lost or repeated: a source stays in ``incoming/`` until its answers are in the table, and a file stays claimed until it is
 loaded. A file is ``running`` only while this program works on it, and again while it waits to be loaded. A running file without a live
@@ -23,7 +23,7 @@ from qa_platform.answering.engine import Answerer
 from qa_platform.answering.shard import answer_shard
 from qa_platform.batches.holding import lease
 from qa_platform.batches.intake import set_aside, split_file
-from qa_platform.batches.pending import look, tidy
+from qa_platform.batches.pending import look, reconcile, tidy
 from qa_platform.clients import bucket
 from qa_platform.clients.refusals import bucket_errors
 from qa_platform.clients.services import Services
@@ -85,6 +85,7 @@ class Tick:
         """Do all steps. See `tick`."""
         self._clear_stale_claims()
         with bucket_errors("looking at the bucket"):
+            reconcile(self.services, _log)
             plan = look(self.services).plan
             tidy(self.services, plan, _log)
         _log.info("%d files wait", plan.waiting)
@@ -179,8 +180,12 @@ class Tick:
         """Record why a file could not be answered. No error of one file may hold up the others."""
         version = record.version
         if isinstance(error, (FileRejected, SourceChanged)):
-            set_aside(self.services, self.ledger, record, error, _log)
-        elif isinstance(error, QaPlatformError):
+            try:
+                set_aside(self.services, self.ledger, record, error, _log)
+                return
+            except QaPlatformError as refused:
+                error = refused
+        if isinstance(error, QaPlatformError):
             self.ledger.defer(self.job_id, [version], error=str(error), work=self.services.work, suspect_after=0)
             _log.error("%s: a service that it needs is unavailable; it is retried later: %s", version.shown, error)
         else:

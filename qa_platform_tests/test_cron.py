@@ -1,7 +1,8 @@
 """The cron variant, without Dagster: a single tick, and ticks of a real server."""
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,11 @@ from qa_platform.batches.retry import request_retries
 from qa_platform.cli.main import main
 from qa_platform.clients import bucket
 from qa_platform.clients.pachyderm import job_of, session
-from qa_platform.clients.postgres import connect
+from qa_platform.clients.postgres import connect, only_row
 from qa_platform.clients.services import Services
 from qa_platform.contract import ANSWER_PIPELINE, FileStatus, FileVersion, ModelChoice, file_id
 from qa_platform.embedded.stack import BUCKET, open_stack
-from qa_platform.errors import DeviceFailed, InputError
+from qa_platform.errors import DeviceFailed, InputError, TransientError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.loading import migrate
 from qa_platform.loading.load import load_file
@@ -45,6 +46,9 @@ class Here:
         work = WorkSettings(lease_seconds=10, max_attempts=2)
         self.services = Services(opened, PachydermSettings(), postgres, ModelSettings().pinned, IngestSettings(shard_rows=2), work)
         self.folder = folder
+
+    def limit(self, **changes: int) -> None:
+        self.services = replace(self.services, work=self.services.work.model_copy(update=changes))
 
     def upload(self, name: str, content: bytes) -> FileVersion:
         with (self.folder / "upload").open("w+b") as file:
@@ -74,6 +78,17 @@ class Here:
 @pytest.fixture
 def here(bucket: storage.Bucket, database: Database, tmp_path: Path) -> Here:
     return Here(bucket, database, tmp_path)
+
+
+def failing_on(text: bytes, error: BaseException) -> Callable[[Any, Path, Path], Any]:
+    """What answers shards, and raises an error for those that contain a text."""
+
+    def answer(answerer: Any, source: Path, target: Path) -> Any:
+        if text in (source / "questions.csv").read_bytes():
+            raise error
+        return answer_shard(answerer, source, target)
+
+    return answer
 
 
 def test_a_tick_answers_what_is_new_once_and_a_later_one_archives_it(here: Here) -> None:
@@ -151,15 +166,77 @@ def test_a_file_on_which_the_device_fails_does_not_hold_up_the_others(here: Here
     here.upload("a-poison.csv", csv_of(bridge("Ulm")))
     here.upload("b.csv", csv_of(bridge("Hof")))
 
-    def failing(answerer: Any, source: Path, target: Path) -> Any:
-        if b"Ulm" in (source / "questions.csv").read_bytes():
-            raise DeviceFailed("the device failed: CUDA error: an illegal memory access was encountered", where="cuda")
-        return answer_shard(answerer, source, target)
-
-    monkeypatch.setattr(cron, "answer_shard", failing)
+    error = DeviceFailed("the device failed: CUDA error: an illegal memory access was encountered", where="cuda")
+    monkeypatch.setattr(cron, "answer_shard", failing_on(b"Ulm", error))
     with pytest.raises(DeviceFailed):
         here.tick("job1")
     assert here.tick("job1") == ["b.csv"], "Pachyderm's second attempt at the datum"
+
+
+def test_a_file_on_which_the_device_always_fails_is_charged_once_others_are_loaded(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison = here.upload("a-poison.csv", csv_of(bridge("Ulm")))
+    monkeypatch.setattr(cron, "answer_shard", failing_on(b"Ulm", DeviceFailed("CUDA error", where="cuda")))
+    for number in range(2):
+        with pytest.raises(DeviceFailed):
+            here.tick(f"job{number}")
+        assert here.record(poison).attempts == number
+        here.upload(f"b{number}.csv", csv_of(bridge(f"Hof{number}")))
+        assert here.tick(f"good{number}") == [f"b{number}.csv"]
+        here.load(f"good{number}")
+        here.expire_claims()
+
+
+def test_an_unexpected_error_is_charged_and_does_not_hold_up_the_others(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = here.upload("bad.csv", csv_of(bridge("Ulm"))), here.upload("good.csv", csv_of(bridge("Hof")))
+    monkeypatch.setattr(cron, "answer_shard", failing_on(b"Ulm", KeyError("x")))
+    assert here.tick("job1") == ["good.csv"]
+    assert (here.record(bad).attempts, here.record(bad).error, here.record(good).attempts) == (1, "KeyError: 'x'", 0)
+
+
+@pytest.mark.parametrize(("attempts", "status"), [(1, FileStatus.PENDING), (2, FileStatus.FAILED)])
+def test_a_file_that_waits_or_is_parked_is_superseded_once_its_upload_is_deleted(
+    here: Here, monkeypatch: pytest.MonkeyPatch, attempts: int, status: FileStatus
+) -> None:
+    version = here.upload("deleted.csv", csv_of(bridge("Ulm")))
+    monkeypatch.setattr(cron, "answer_shard", failing_on(b"Ulm", KeyError("x")))
+    for number in range(attempts):
+        here.tick(f"job{number}")
+        here.expire_claims()
+    assert here.record(version).status is status
+    here.services.bucket.delete_blob("incoming/deleted.csv")
+    assert here.tick("next") == []
+    assert here.record(version).status is FileStatus.SUPERSEDED
+
+
+def test_a_tick_that_ends_with_an_error_charges_no_file(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = here.upload("a.csv", csv_of(bridge("Ulm")))
+
+    def unavailable(*_: Any, **__: Any) -> None:
+        raise TransientError("PostgreSQL cannot be reached")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cron, "answer_shard", failing_on(b"Ulm", KeyError("x")))
+        patched.setattr(Ledger, "charge", unavailable)
+        with pytest.raises(TransientError):
+            here.tick("job1")
+    assert here.tick("job1") == ["a.csv"], "Pachyderm's second attempt at the datum"
+    assert here.record(version).attempts == 0
+
+
+def test_a_file_that_cannot_be_set_aside_is_deferred_and_does_not_hold_up_the_others(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = here.upload("a-photo.csv", b"\x89PNG\r\n\x1a\n" + bytes(100))
+    here.upload("b.csv", csv_of(bridge("Ulm")))
+
+    def refused(*_: Any) -> None:
+        raise InputError("the bucket denies access")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cron, "set_aside", refused)
+        assert here.tick("job1") == ["b.csv"]
+    assert (here.record(photo).status, here.record(photo).attempts) == (FileStatus.PENDING, 0)
+    here.expire_claims()
+    here.tick("job2")
+    assert here.record(photo).status is FileStatus.REJECTED
 
 
 def test_the_file_that_a_worker_dies_of_is_charged_and_the_others_are_answered(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,12 +245,7 @@ def test_the_file_that_a_worker_dies_of_is_charged_and_the_others_are_answered(h
     class Died(BaseException):
         """What nothing of the worker's own code survives."""
 
-    def dying(answerer: Any, source: Path, target: Path) -> Any:
-        if "bad" in (source / "questions.csv").read_text():
-            raise Died
-        return answer_shard(answerer, source, target)
-
-    monkeypatch.setattr(cron, "answer_shard", dying)
+    monkeypatch.setattr(cron, "answer_shard", failing_on(b"bad", Died()))
     with pytest.raises(Died):
         here.tick("job1")
     # The datum's second try, in the same job.
@@ -203,8 +275,33 @@ def test_a_file_that_is_never_loaded_is_answered_again(here: Here) -> None:
     assert (here.record(version).status, here.record(version).attempts) == (FileStatus.LOADED, 1)
 
 
-def test_a_tick_takes_no_more_than_a_batch(here: Here) -> None:
-    here.services = replace(here.services, work=here.services.work.model_copy(update={"batch_files": 1}))
+def test_what_is_answered_stays_claimed_for_as_long_as_loading_may_take(here: Here) -> None:
+    here.upload("a.csv", csv_of(bridge("Ulm")))
+    assert here.tick("job1") == ["a.csv"]
+    with connect(here.services.postgres) as connection:
+        (left,) = only_row(connection.execute("SELECT extract(epoch FROM claim_until - now())::float FROM question_file"))
+    assert left > cron.LOADING_SECONDS - 60 > here.services.work.lease_seconds
+
+
+def test_a_file_that_is_answered_for_longer_than_a_lease_stays_claimed(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.limit(lease_seconds=1)
+    here.upload("a.csv", csv_of(bridge("Ulm")))
+    claimed: list[dict[str, str]] = []
+
+    def slowly(answerer: Any, source: Path, target: Path) -> Any:
+        time.sleep(2)
+        with Ledger(here.services.postgres) as ledger:
+            claimed.append(ledger.claimed())
+        return answer_shard(answerer, source, target)
+
+    monkeypatch.setattr(cron, "answer_shard", slowly)
+    assert here.tick("job1") == ["a.csv"]
+    assert claimed == [{"a.csv": "job1"}]
+
+
+@pytest.mark.parametrize("limit", ["batch_files", "batch_bytes"])
+def test_a_tick_takes_no_more_than_a_batch(here: Here, limit: str) -> None:
+    here.limit(**{limit: 1})
     for name in ("a", "b"):
         here.upload(f"{name}.csv", csv_of(bridge(name)))
     assert here.tick("job1") == ["a.csv"]
