@@ -102,7 +102,7 @@ class FileFacts:
 
     Args:
         reasons: rows without an answer, by reason.
-        other_generation: rows of the file in the table that are not of the recorded generation.
+        other_generation: rows of the file in the tables that are not of the recorded generation.
         other_model: rows of the recorded generation that are not of the recorded model and revision.
         wrong_rows: the first rows whose answer is not the text between its offsets.
     """
@@ -184,13 +184,14 @@ def count_rows(connection: psycopg.Connection, version: FileVersion) -> RowCount
 def _facts(connection: psycopg.Connection, record: FileRecord, history: tuple[PastFile, ...], *, low_score: float) -> FileFacts:
     counted = count_rows(connection, record.version)
     with long_transaction(connection) as cursor:
-        scores, other_generation, other_model = _scores(cursor, record, low_score)
+        scores, foreign_answers, other_model = _scores(cursor, record, low_score)
+        reasons, foreign_rejects = _reasons(cursor, record)
         return FileFacts(
             record=record,
             counted=counted,
             scores=scores,
-            reasons=_reasons(cursor, record),
-            other_generation=other_generation,
+            reasons=reasons,
+            other_generation=foreign_answers + foreign_rejects,
             other_model=other_model,
             first=_shown(cursor, record, order="row_number"),
             lowest=_shown(cursor, record, order="score, row_number", where="score IS NOT NULL"),
@@ -235,12 +236,17 @@ def _scores(cursor: psycopg.Cursor, record: FileRecord, low_score: float) -> tup
     return scores, other_generation, other_model
 
 
-def _reasons(cursor: psycopg.Cursor, record: FileRecord) -> dict[str, int]:
+def _reasons(cursor: psycopg.Cursor, record: FileRecord) -> tuple[dict[str, int], int]:
+    """The numbers of rejected rows by reason, and of those of another generation."""
     cursor.execute(
-        "SELECT reason, count(*) FROM question_answer_reject WHERE source_file = %s AND generation = %s GROUP BY reason ORDER BY 2 DESC, 1",
-        [record.version.name, record.version.generation],
+        """
+        SELECT generation = %s AS ours, reason, count(*) FROM question_answer_reject
+        WHERE source_file = %s GROUP BY 1, 2 ORDER BY 3 DESC, 2
+        """,
+        [record.version.generation, record.version.name],
     )
-    return dict(cursor.fetchall())
+    counted = cursor.fetchall()
+    return {reason: rows for ours, reason, rows in counted if ours}, sum(rows for ours, _, rows in counted if not ours)
 
 
 def _shown(cursor: psycopg.Cursor, record: FileRecord, *, order: str, where: str = "true") -> tuple[AnsweredRow, ...]:

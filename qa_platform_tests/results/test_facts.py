@@ -125,6 +125,16 @@ def test_shards_kept_from_an_earlier_revision_are_of_the_recorded_model(files: F
         ("DELETE FROM question_answer_reject", {checks.COMPLETE, checks.RECORDED}),
         ("UPDATE question_answer_reject SET reason = 'no_answer'", {checks.RECORDED}),
         ("UPDATE question_answer SET generation = 7 WHERE row_number = 1", {checks.COMPLETE, checks.RECORDED}),
+        (
+            "INSERT INTO question_answer (source_file, generation, row_number, question, context, answer) "
+            "VALUES ('a.csv', 7, 99, '', '', '')",
+            {checks.RECORDED},
+        ),
+        (
+            "INSERT INTO question_answer_reject (source_file, generation, load_id, row_number, reason) "
+            "VALUES ('a.csv', 7, 1, 99, 'no_answer')",
+            {checks.RECORDED},
+        ),
         ("UPDATE question_answer SET model_revision = 'other' WHERE row_number = 1", {checks.RECORDED}),
         ("UPDATE question_answer SET answer = '', answer_end = 0 WHERE row_number = 1", {checks.ANSWERED}),
         ("UPDATE question_answer SET answer = 'never' WHERE row_number = 2", {checks.SPANS}),
