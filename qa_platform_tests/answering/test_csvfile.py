@@ -1,9 +1,11 @@
 import csv
+import errno
 import fcntl
 import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -154,6 +156,18 @@ def test_a_partial_file_that_lost_rows_is_begun_anew(tiny: Answerer, tmp_path: P
     written = (tmp_path / "out.csv").read_bytes()
     assert b"\0" not in written
     assert len(rows_of(written)) == 51
+
+
+def test_what_a_run_that_is_killed_has_answered_is_not_answered_again(
+    tiny: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csvfile, "_CHECKPOINT_SECONDS", -1)
+    source = write_rows(tmp_path / "in.csv", pairs(50, seed=2))
+    with pytest.raises(MemoryError):
+        answer_file(tiny, source, tmp_path / "out.csv", AnswerOptions(), stop_after(40, MemoryError))
+    skipped: list[object] = []
+    assert answer_file(tiny, source, tmp_path / "out.csv", AnswerOptions(), skipped=skipped.append).rows == 50
+    assert len(skipped) == 40
 
 
 @pytest.mark.parametrize("damage", [{"size": "x"}, {"size": -1}, {"size": 1.5}, {"answered": None}, {"rejected": True}, {"more": 1}])
@@ -314,6 +328,17 @@ def test_the_command_writes_gzip_where_the_name_says_so(folder: Path, tmp_path: 
     assert CliRunner().invoke(answer_command, [*words, "-o", str(target)]).exit_code == 0
     assert gzip.decompress(target.read_bytes()) == CliRunner().invoke(answer_command, [*words, "-o", "-"]).stdout_bytes
     assert names_in(tmp_path) == ["in.csv", "out.csv.gz"]
+
+
+def test_of_gzip_for_which_the_disk_has_no_room_no_half_is_left(tiny: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    source = write_rows(tmp_path / "in.csv", pairs(5, seed=2))
+    with pytest.raises(OSError, match="No space"):
+        answer_file(tiny, source, tmp_path / "out.csv.gz", AnswerOptions())
+    assert names_in(tmp_path) == ["in.csv", "out.csv.gz.partial", "out.csv.gz.partial.json"]
 
 
 @pytest.mark.parametrize("target", ["-", "out.csv", "out.csv.gz", "out.parquet"])

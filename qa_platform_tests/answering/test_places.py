@@ -328,6 +328,23 @@ def test_a_window_whose_logits_are_not_finite_has_no_say(damaged: int) -> None:
     assert found.spans[-1].score == pytest.approx(1 / (1 + np.e) ** 2)
 
 
+def test_a_text_is_as_probable_as_in_all_windows_together_and_no_answer_as_in_the_window_where_it_is_least() -> None:
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoding = tokenizer.encode("A B A")
+    # A window for each A.
+    windows = tuple(Window(0, np.zeros(2, np.int32), 1, first, 1) for first in (0, 2))
+    best = [
+        spans.WindowSpans(np.array([token]), np.array([token]), np.array([score]), null)
+        for token, score, null in ((0, 0.5, 0.1), (2, 0.4, 0.6))
+    ]
+    options = spans.SpanOptions(top_k=2, no_answer_threshold=0.0)
+    found = spans.merge("A B A", Tokenized(windows, Characters(encoding, "A B A")), best, options)
+    assert [span.text for span in found.spans] == ["A", ""]
+    # One less the probability that it is in neither: 0.5 * 0.6.
+    assert [span.score for span in found.spans] == pytest.approx([0.7, 0.1])
+
+
 def test_a_text_that_is_too_long_is_no_answer_though_a_shorter_one_equals_it_but_for_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """In lower case the first word has as many characters as the second."""
     monkeypatch.setattr(spans, "ANSWER_LIMIT", 3)

@@ -104,20 +104,22 @@ def test_whatever_the_reasons_are_no_file_is_both_guilty_and_suspected(found: li
 
 
 @pytest.mark.parametrize(
-    ("error", "blameless"),
+    ("error", "blameless", "advice"),
     [
-        (InputError("row 7 is damaged", advice="upload it again"), False),
-        (TransientError("PostgreSQL is unavailable"), True),
-        (OSError(28, "No space left on device"), True),
-        (MissingShards("part-00001 is missing"), True),
-        (NoDatabase("no such database"), True),
-        (KeyError("x"), False),
+        (InputError("row 7 is damaged", advice="upload it again"), False, "upload it again"),
+        (InputError("row 7 is damaged"), False, "see the file's error"),
+        (TransientError("PostgreSQL is unavailable"), True, "the file is retried automatically"),
+        (OSError(28, "No space left on device"), True, "the file is retried automatically"),
+        (MissingShards("part-00001 is missing"), True, "the file is retried automatically"),
+        (NoDatabase("no such database"), True, "the file is retried automatically"),
+        (MemoryError(), True, "give the workers more memory"),
+        (KeyError("x"), False, "report it"),
     ],
 )
-def test_the_programs_report_each_kind_of_error_in_a_form_that_is_read_back(error: Exception, blameless: bool) -> None:
+def test_the_programs_report_each_kind_of_error_in_a_form_that_is_read_back(error: Exception, blameless: bool, advice: str) -> None:
     fault = DatumFault.of_reason(fault_of(error).to_json())
     assert fault == fault_of(error)
     assert fault is not None
     assert fault.blameless is blameless
-    assert fault.advice
+    assert fault.advice.startswith(advice)
     assert (error.what if isinstance(error, (InputError, TransientError)) else str(error)) in fault.cause

@@ -61,6 +61,22 @@ def test_the_file_sets_of_a_batch_live_for_as_long_as_it_is_read(pachd: Pachd) -
     assert paths(pachd, commit) == ["/a/part-00000/questions.csv", "/b/part-00000/questions.csv"]
 
 
+def test_a_renewal_that_fails_does_not_end_the_renewals(pachd: Pachd, monkeypatch: pytest.MonkeyPatch) -> None:
+    renew, calls = pachd.client.pfs.renew_file_set, []
+
+    def fails_once(**request: Any) -> object:
+        calls.append(request)
+        # The first call is that of `make`.
+        if len(calls) == 2:
+            raise grpc.RpcError
+        return renew(**request)
+
+    monkeypatch.setattr(pachd.client.pfs, "renew_file_set", fails_once)
+    with commits.FileSets(pachd.client, life=2, every=0.3) as file_sets:
+        file_sets.make("a", fill)
+        eventually(lambda: len(calls) > 4)
+
+
 def test_a_file_that_turns_out_to_be_damaged_leaves_no_file_set_and_no_traceback(pachd: Pachd, caplog: pytest.LogCaptureFixture) -> None:
     def damaged(write: Write) -> None:
         fill(write)
@@ -172,6 +188,13 @@ def committed(pachd: Pachd, name: str) -> str:
         commit = commits.commit_batch(pachd.client, name, file_sets.ids)
     assert commit
     return commit
+
+
+def test_of_several_commits_of_a_batch_the_newest_is_found(pachd: Pachd) -> None:
+    _, second = committed(pachd, "twice"), committed(pachd, "twice")
+    found = commits.find_batch(pachd.client, "twice")
+    assert found is not None
+    assert found.commit.id == second
 
 
 def descriptions(pachd: Pachd) -> list[str]:

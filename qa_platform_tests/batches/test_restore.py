@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from google.cloud import storage
 
 from qa_platform.batches.archive import archive_file
-from qa_platform.batches.missing import compare_archive
+from qa_platform.batches.missing import Comparison, compare_archive
 from qa_platform.batches.pending import look, reconcile
 from qa_platform.batches.restore import Restoration, RestoreState
 from qa_platform.cli.doctor.archive import PART
@@ -23,9 +23,10 @@ from qa_platform.cli.main import main
 from qa_platform.clients.bucket import archived_name, upload
 from qa_platform.clients.postgres import connect
 from qa_platform.clients.services import Services
-from qa_platform.contract import INCOMING, FileStatus, FileVersion
+from qa_platform.contract import INCOMING, FileStatus, FileVersion, Rejection, RowReason
 from qa_platform.embedded.postgres_access import bin_folder
 from qa_platform.ledger import FileRecord, Ledger
+from qa_platform.ledger.restoring import AnsweredVersion
 from qa_platform.loading import migrate
 from qa_platform.loading.load import load_file
 from qa_platform.orchestration.catalog import QUESTION_ANSWER
@@ -36,7 +37,7 @@ from qa_platform_tests.conftest import Database
 from qa_platform_tests.flow import Flow, bridge, csv_of, flow
 from qa_platform_tests.json_schemas import fits
 from qa_platform_tests.ledger.helpers import NOT_UTF8
-from qa_platform_tests.loading_helpers import BUNDLED, AnsweredUpload, answered_rows
+from qa_platform_tests.loading_helpers import BUNDLED, AnsweredRow, AnsweredUpload, answered_rows
 
 __all__ = ["flow"]
 
@@ -190,6 +191,20 @@ def test_what_the_bucket_has_no_copy_of_comes_back_from_pachyderm(flow: Flow, tm
     assert flow.materializations(QUESTION_ANSWER, "deleted.csv") == 1, "the same answers, of which Dagster knows"
 
 
+@pytest.mark.slow
+def test_of_several_answers_of_a_file_in_pachyderm_the_newest_come_back(flow: Flow, tmp_path: Path) -> None:
+    old = dump(PostgresSettings(), tmp_path)
+    for year in (1805, 1806):
+        version = flow.upload("deleted-twice.csv", csv_of(bridge("Ulm", year)))
+        load_all(flow)
+        flow.services.bucket.blob(archived_name(version, rejected=False)).delete()
+    restore_database(PostgresSettings(), old)
+    result = command("deleted-twice.csv")
+    assert (result.exit_code, result.stdout.split()[0]) == (0, "loaded"), result.output
+    assert [answer for _, answer in flow.rows("deleted-twice.csv")] == ["1806"]
+    assert told("deleted-twice.csv") == {}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_without_a_record_is_answered_again_under_its_own_name(world: World, tmp_path: Path, name: str) -> None:
     old = dump(world.services.postgres, tmp_path)
@@ -291,6 +306,25 @@ def test_a_file_whose_rows_alone_were_lost_is_answered_again(world: World) -> No
     assert world.record(version).load_id == 2, "Pachyderm would skip the load that it has done"
     world.answer(version)
     assert world.states() == {}
+
+
+def test_a_file_of_which_every_row_was_rejected_is_not_missing(world: World, tmp_path: Path) -> None:
+    version = world.put("a.csv")
+    rejections = {1: Rejection(1, 2, RowReason.EMPTY_QUESTION)}
+    rows = [AnsweredRow("", "nothing is asked", error=RowReason.EMPTY_QUESTION)]
+    answered = AnsweredUpload(rows, name=version.name, generation=version.generation, rejections=rejections)
+    with connect(world.services.postgres) as connection:
+        load_file(connection, answered.write(tmp_path / "rejected"))
+    archive_file(world.services, world.ledger, world.record(version), log=_LOG)
+    assert world.states() == {}
+
+
+def test_where_sources_are_deleted_the_check_compares_commits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Comparison(missing={"a.csv": AnsweredVersion(FileVersion("a.csv", 1), "")})
+    monkeypatch.setattr("qa_platform.orchestration.reports.archive.compare_commits", lambda *_, **__: found)
+    assert archive_evaluation(world.services).passed
+    deleting = replace(world.services, work=world.services.work.model_copy(update={"archive": "delete"}))
+    assert not archive_evaluation(deleting).passed
 
 
 def test_an_unchanged_upload_whose_rows_were_lost_is_answered_itself(world: World) -> None:

@@ -13,6 +13,7 @@ from qa_platform.contract import FileStatus, FileVersion
 from qa_platform.errors import TransientError
 from qa_platform.ledger import Ledger
 from qa_platform.ledger import connection as ledger_connection
+from qa_platform.ledger.restoring import AnsweredVersion
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.ledger.helpers import A1, A2, B1, EXPIRED, HELD, known
 
@@ -135,8 +136,10 @@ def test_of_many_that_claim_the_same_files_at_once_each_file_has_one_owner(migra
         lambda ledger: ledger.renew_expiring(["run"], HELD),
         lambda ledger: ledger.release("run"),
         lambda ledger: ledger.request_retries(["a.csv"]),
+        lambda ledger: ledger.restore([AnsweredVersion(A1, "processed/a.csv/1.csv")]),
+        lambda ledger: ledger.forget("a.csv", [1]),
     ],
-    ids=["claim", "take over", "renew", "keep", "release", "retry"],
+    ids=["claim", "take over", "renew", "keep", "release", "retry", "restore", "forget"],
 )
 def test_claims_wait_for_each_other(migrated: PostgresSettings, connection: psycopg.Connection, step: Callable[[Ledger], object]) -> None:
     name = sql.Identifier(migrated.dbname)

@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from qa_platform.clients.postgres import connect
+from qa_platform.clients.postgres import connect, only_row
 from qa_platform.contract import INCOMING, FileStatus, FileVersion
 from qa_platform.errors import InputError
-from qa_platform.ledger import Ledger
+from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.ledger.restoring import AnsweredVersion, Presence
 from qa_platform.settings import PostgresSettings
 from qa_platform_tests.flow import wait_until
@@ -51,6 +51,64 @@ def test_of_two_that_archive_a_file_at_once_one_may_delete_its_source(ledger: Le
     ledger.cancel_archiving(A1, source=source, place=place)
     assert known(ledger, A1).place == place, "it is archived"
     assert not ledger.begin_archiving(A1, source=place, place="")
+
+
+def deferred_since(connection: psycopg.Connection) -> object:
+    (since,) = only_row(connection.execute("SELECT put_off_since FROM question_file"))
+    return since
+
+
+def test_the_deferral_of_an_archiving_goes_on(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:
+    load(connection, tmp_path, A1)
+    ledger.record_archive_failure(A1, error="a hold", work=WORK)
+    since = deferred_since(connection)
+    ledger.record_archive_failure(A1, error="a hold", work=WORK)
+    assert deferred_since(connection) == since is not None, "otherwise its waits would not grow"
+
+
+def test_the_csv_of_a_file_that_could_not_be_archived_for_long_is_written_at_once(
+    ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    load(connection, tmp_path, A1)
+    ledger.record_archive_failure(A1, error="a hold", work=WORK)
+    ledger.record_archived(A1, place="processed/a.csv/1.csv", owes_csv=True)
+    assert [record.version.name for record in ledger.owed_csvs(limit=5)] == ["a.csv"]
+
+
+@pytest.fixture
+def owed(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> FileRecord:
+    """A finished file whose answered CSV is to be written."""
+    load(connection, tmp_path, A1)
+    ledger.record_archived(A1, place="processed/a.csv/1.csv", owes_csv=True)
+    return known(ledger, A1)
+
+
+def test_one_process_at_a_time_writes_a_csv(ledger: Ledger, owed: FileRecord) -> None:
+    assert ledger.begin_csv(owed)
+    assert not ledger.begin_csv(owed)
+
+
+def test_the_deferral_of_a_csv_goes_on(ledger: Ledger, connection: psycopg.Connection, owed: FileRecord) -> None:
+    assert ledger.begin_csv(owed)
+    since = deferred_since(connection)
+    connection.execute("UPDATE question_file SET retry_at = now()")
+    assert ledger.begin_csv(owed)
+    assert deferred_since(connection) == since is not None
+
+
+def test_the_csv_of_a_file_that_a_run_works_on_waits(ledger: Ledger, owed: FileRecord) -> None:
+    ledger.take_over([owed.version], token="", owner="run", lease_seconds=HELD)
+    assert ledger.owed_csvs(limit=5) == []
+    ledger.release("run")
+    assert [record.version for record in ledger.owed_csvs(limit=5)] == [owed.version]
+
+
+def test_a_csv_of_older_answers_settles_no_debt(ledger: Ledger, connection: psycopg.Connection, owed: FileRecord, tmp_path: Path) -> None:
+    ledger.request_retries(["a.csv"])
+    load(connection, tmp_path, A1, load_id=2)
+    ledger.record_archived(A1, place="processed/a.csv/1.csv", owes_csv=True)
+    assert not ledger.clear_owed_csv(owed)
+    assert ledger.count_owed_csvs() == 1
 
 
 def test_a_retry_waits_for_a_source_that_is_just_being_given_up(
@@ -137,6 +195,12 @@ def test_what_is_uploaded_again_after_its_successor_was_forgotten_is_answered_ag
     older = AnsweredVersion(A1, "processed/a.csv/1.csv")
     assert ledger.presence([older]) == {("a.csv", 1): Presence.PRESENT}
     assert ledger.restore([older]) == set()
+
+
+def test_a_claim_of_a_run_that_is_gone_keeps_nobody_from_forgetting(ledger: Ledger) -> None:
+    ledger.claim([A1], owner="gone", lease_seconds=EXPIRED)
+    ledger.forget("a.csv", [1])
+    assert ledger.is_forgotten(A1)
 
 
 def test_a_load_ends_the_wait_of_its_file(ledger: Ledger, connection: psycopg.Connection, tmp_path: Path) -> None:
@@ -234,3 +298,15 @@ def test_forgetting_many_rows_has_no_time_limit_and_keeps_no_claim_waiting(
             assert not forgetting.done()
         forgetting.result(timeout=60)
     assert not ledger.holdings("a.csv").answers
+
+
+@pytest.mark.usefixtures("one_second_a_statement")
+def test_a_file_that_is_being_loaded_is_not_forgotten(
+    ledger: Ledger, connection: psycopg.Connection, migrated: PostgresSettings, tmp_path: Path
+) -> None:
+    ledger.claim([A1], owner="run", lease_seconds=EXPIRED)
+    with connect(migrated) as loading, loading.transaction():
+        load(loading, tmp_path, A1)
+        with pytest.raises(InputError, match="is being loaded right now"):
+            ledger.forget("a.csv", [1])
+    assert known(ledger, A1).status is FileStatus.LOADED

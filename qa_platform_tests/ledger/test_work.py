@@ -89,6 +89,13 @@ def test_an_error_in_any_characters_is_recorded(ledger: Ledger, what: str) -> No
     assert known(ledger, C1).archive_error == shown
 
 
+def test_a_file_that_runs_again_does_not_say_why_it_waited(ledger: Ledger) -> None:
+    claimed_by_run(ledger, A1)
+    ledger.defer("run", [A1], error="away", work=WORK)
+    claimed_by_run(ledger, A1)
+    assert known(ledger, A1).error == ""
+
+
 def test_a_batch_whose_claims_expired_is_not_claimed(ledger: Ledger) -> None:
     ledger.claim([A1], owner="run", lease_seconds=EXPIRED)
     ledger.start("run", [A1], run_id="run", batch_id="batch")
@@ -170,6 +177,12 @@ def test_what_is_put_off_is_due_together_uncharged_and_says_why(ledger: Ledger, 
     assert (told.files, told.why) == (2, "No file is to blame: the model is gone")
     ledger.request_retries(["a.csv"])
     assert known(ledger, A1).due, "who asks for a retry does not wait"
+
+
+def test_a_charged_file_is_not_said_to_wait_for_something_else(ledger: Ledger) -> None:
+    claimed_by_run(ledger, A1)
+    charge(ledger, A1, "damaged")
+    assert ledger.deferred_files() is None
 
 
 @pytest.mark.parametrize(("since", "least", "most"), [(0, 4, 8), (30, 15, 31), (1000, 50, 100)])

@@ -340,6 +340,16 @@ def test_a_new_generation_replaces_the_rows_and_rejects_of_its_file_only(connect
     assert table(connection, "row_number, generation, reason", "question_answer_reject") == [(1, 2, "no_answer")]
 
 
+def test_a_new_generation_replaces_the_rejects_of_a_file_of_which_every_row_was_rejected(
+    connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    rows = [AnsweredRow("", "nothing is asked", error=RowReason.EMPTY_QUESTION)]
+    upload = AnsweredUpload(rows, rejections={1: Rejection(1, 2, RowReason.EMPTY_QUESTION)})
+    load_file(connection, upload.write(tmp_path / "first"))
+    load_file(connection, upload.again(generation=2).write(tmp_path / "second"))
+    assert table(connection, "row_number, generation", "question_answer_reject") == [(1, 2)]
+
+
 def test_an_older_generation_that_arrives_late_writes_nothing_and_is_superseded(
     ledger: Ledger, connection: psycopg.Connection, tmp_path: Path
 ) -> None:

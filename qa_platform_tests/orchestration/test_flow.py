@@ -35,12 +35,13 @@ from qa_platform.orchestration.catalog import (
     QUESTION_ANSWER,
     RAW_QUESTIONS,
 )
-from qa_platform.orchestration.partitions import PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
+from qa_platform.orchestration.partitions import BATCH_TAG, PARTITIONS, RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import COMPLETE, RECORDED, SPANS, file_evaluations
 from qa_platform.orchestration.reports.gold import GOOD_ENOUGH
 from qa_platform.orchestration.resources import platform_resource
 from qa_platform.results.facts import gather
 from qa_platform.settings import BucketSettings, CheckSettings, ExecutionSettings, ModelSettings, PostgresSettings
+from qa_platform_tests.batches.test_pending import event_of
 from qa_platform_tests.flow import Flow, bridge, csv_of, flow, let_the_claim_run_out, wait_until
 
 __all__ = ["flow"]
@@ -300,6 +301,18 @@ def test_a_materialisation_shows_a_files_figures_picture_and_answers(flow: Flow)
             assert source.read() == content
         assert {"dagster/column_schema", "dagster/column_lineage", "documentation"} <= shown.keys()
         assert (materialization.tags or {})["dagster/code_version"] == current_code_version(ModelSettings().choice)
+
+
+def test_a_run_that_has_just_begun_is_not_taken_for_gone(flow: Flow) -> None:
+    run = flow.instance.create_run_for_job(defs.resolve_job_def("answer_questions"), tags={BATCH_TAG: "batch"})
+    try:
+        flow.instance.handle_new_event(event_of(run, "PIPELINE_START"))
+        flow._evaluate("reconcile")
+        found = flow.instance.get_run_by_id(run.run_id)
+        assert found
+        assert found.status is dg.DagsterRunStatus.STARTED
+    finally:
+        flow.instance.delete_run(run.run_id)
 
 
 def test_the_status_of_the_platform_is_reported_when_something_has_changed(flow: Flow) -> None:

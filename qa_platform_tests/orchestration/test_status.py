@@ -117,6 +117,15 @@ def test_files_that_need_a_person_are_counted_and_not_named(services: Services, 
     assert shown(services)["files that failed"] == 0, "it was uploaded again"
 
 
+def test_files_that_stay_in_incoming_are_said(services: Services, connection: psycopg.Connection, tmp_path: Path) -> None:
+    load(connection, tmp_path, A1.name, answered_rows(3))
+    with Ledger(services.postgres) as ledger:
+        ledger.record_archive_failure(A1, error="a hold", work=WORK)
+    values = shown(services)
+    assert values["in short"].startswith("**1 file cannot be moved out of incoming/.** ")
+    assert values["which files, and why"] == "qa-platform status"
+
+
 def test_a_busy_platform_is_still_shown_in_place(services: Services) -> None:
     figures = read_figures(services, CHECKS)
     days = [replace(day, files=10**6, answered=10**9, no_answer=10**8, rejected=10**7) for day in figures.days]
