@@ -118,9 +118,9 @@ def flow(stack: Stack) -> Iterator[Flow]:
 
 
 def _give_up_what_is_parked(services: Services) -> None:
-    """Delete the failed uploads of earlier modules on the same stack: the job for CI fails as long as there are any."""
+    """Delete the sources of failed files of earlier modules on the same stack: the job for CI fails as long as there are any."""
     with Ledger(services.postgres) as ledger:
-        for record in ledger.parked_uploads():
+        for record in ledger.parked():
             with suppress(NotFound):
                 services.bucket.delete_blob(record.place)
 

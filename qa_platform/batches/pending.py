@@ -206,15 +206,15 @@ def reconcile(services: Services, log: Log) -> int:
 
     - An upload that exists but is recorded as superseded becomes pending.
     - A file that is recorded as archived but lies under ``incoming/`` again is archived again.
-    - A waiting file whose upload is gone is answered from the archive, or else superseded. So is a failed one: deleting its upload is how
-      its owner gives it up.
+    - A waiting file whose upload is gone is answered from the archive, or else superseded.
+    - A failed file whose source is gone is superseded: that is how its owner gives it up.
 
     A record that has changed since it was read, for example by a retry, is left alone; one that cannot be looked up waits.
     """
     archives = services.work.archive != "keep"
     with Ledger(services.postgres) as ledger:
         now = ledger.now()
-        gone = {(r.version.name, r.version.generation): r for r in chain(ledger.waiting_uploads(), ledger.parked_uploads())}
+        gone = {(r.version.name, r.version.generation): r for r in chain(ledger.waiting_uploads(), ledger.parked())}
         wrong = 0
         for page in _pages(bucket.list_incoming(services.bucket, services.work.suffixes)):
             for version in page:

@@ -40,9 +40,9 @@ class Listings(Records):
         # Filtered here and not in SQL: the planner would assume that few records match, and sort all matching records for every page.
         return (each for each in self._paged(f"{OPEN} AND NOT {LIVE}") if each.place == INCOMING + each.version.name)
 
-    def parked_uploads(self) -> Iterator[FileRecord]:
-        """Files that are parked as ``failed`` under ``incoming/``, according to their records, and were not uploaded again."""
-        return self._paged(f"{PARKED} AND f.place = %(incoming)s || f.source_file")
+    def parked(self) -> Iterator[FileRecord]:
+        """Files that are parked as ``failed`` and were not uploaded again."""
+        return self._paged(PARKED)
 
     def _paged(self, condition: str) -> Iterator[FileRecord]:
         """The records that meet a condition, oldest first, each page in its own transaction."""

@@ -154,7 +154,7 @@ class Outcomes(LedgerConnection):
         return self._close(version, FileStatus.SUPERSEDED, error="it was overwritten or deleted before it was read", as_read=as_read)
 
     def drop_failed(self, record: FileRecord) -> bool:
-        """Record that the upload of a failed file was overwritten or deleted. The result is that of `reject_file`."""
+        """Record that the source of a failed file was overwritten or deleted. The result is that of `reject_file`."""
         with self._transaction() as cursor:
             cursor.execute(
                 f"""

@@ -169,7 +169,7 @@ def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services,
     run_id = context.run.run_id
     with Ledger(services.postgres) as ledger:
         # A look does not find failed files, whether an earlier attempt of the step or an earlier run has seen them.
-        parked = {record.version.name for record in ledger.parked_uploads()}
+        parked = {record.version.name for record in ledger.parked()}
         names = ledger.names_of_run(run_id).union(seen, parked)
         newest = ledger.newest_by_partition([partition_key(name) for name in sorted(names)])
         stuck = [record.version.shown for record in ledger.unarchived_files(limit=_NAMED)]
@@ -180,7 +180,7 @@ def _fail_unless_all_is_well(context: dg.OpExecutionContext, services: Services,
     if unfinished:
         raise failure(
             "`qa-platform status FILE` says why each of these failed. Fix that, then `qa-platform retry FILE`. A failed file that nobody "
-            "needs: delete its upload.",
+            "needs: delete its source.",
             f"{len(unfinished)} files could not be answered: {', '.join(unfinished[:_NAMED])}",
         )
     if wrong:

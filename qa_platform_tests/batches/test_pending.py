@@ -286,7 +286,7 @@ def test_an_upload_without_answers_does_not_hide_an_older_generation_that_is_to_
     assert planned(look(services)) == [old]
 
 
-def test_a_parked_file_whose_upload_is_deleted_needs_nobody_any_more(services: Services) -> None:
+def test_a_parked_file_whose_source_is_deleted_needs_nobody_any_more(services: Services) -> None:
     deleted, kept, archived = (put(services, name) for name in ("deleted.csv", "kept.csv", "archived.csv"))
     with Ledger(services.postgres) as ledger:
         for version in (deleted, kept, archived):
@@ -302,8 +302,9 @@ def test_a_parked_file_whose_upload_is_deleted_needs_nobody_any_more(services: S
     assert (gone.status, gone.error) == (FileStatus.SUPERSEDED, "it was overwritten or deleted after it had failed: no memory")
     assert record(services, archived).place == place
     put(services, "kept.csv", CONTENT + b"Who?,She.\n")
-    assert reconcile(services, _LOG) == 1
-    assert record(services, kept).status is FileStatus.SUPERSEDED
+    services.bucket.blob(place).delete()
+    assert reconcile(services, _LOG) == 2
+    assert [record(services, version).status for version in (kept, archived)] == [FileStatus.SUPERSEDED] * 2
 
 
 def test_an_overwritten_generation_stays_superseded(services: Services) -> None:

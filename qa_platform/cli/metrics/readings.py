@@ -77,7 +77,9 @@ def _files() -> Iterator[Metric]:
         "qa_oldest_waiting_seconds", "Age of the file that has waited longest to be loaded; 0 if none waits.", totals.oldest_seconds
     )
     yield _gauge("qa_deferred_files", "Deferred files: they wait for an external cause, and are not charged.", totals.deferred)
-    yield _gauge("qa_parked_files", "Files parked as failed: they wait until they are retried, uploaded again or deleted.", parked)
+    yield _gauge(
+        "qa_parked_files", "Files parked as failed: they wait until they are retried, uploaded again, or their source is deleted.", parked
+    )
     yield _gauge("qa_charged_failures", "Failures charged to files that wait or are parked as failed.", totals.charged)
     yield _gauges("qa_claims", "Claims on files, by state.", "state", {"held": totals.held, "expired": totals.expired})
     yield _gauge("qa_archive_errors", "Files that are done and whose source could not be archived.", totals.archive_errors)

@@ -20,8 +20,6 @@ _VANISHED = advised(
     "nothing; the sensor answers its files again. If it happens often, check whether the machine is short of memory.",
     "This run holds no claim and has logged nothing for some time: its process is gone.",
 )
-
-
 # The jobs that answer files.
 _JOBS = ("answer_questions", "answer_pending_files")
 
