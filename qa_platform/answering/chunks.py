@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from qa_platform.answering.windows import Window
 
 # Windows are padded to a multiple of this many tokens. A runtime compiles kernels for each shape of a batch, and keeps them: with this, the
-# shapes are few, memory does not grow with the number of rows, and a thousand rows are answered faster although more of them is padding.
+# shapes are few, and memory does not grow with the number of rows. A thousand rows take no longer, although more of what is computed is
+# padding.
 _STEP = 8
 # The rows of the first chunk, which is small so that the first answers come at once.
 _FIRST_ROWS = 32

@@ -251,10 +251,10 @@ def logs_command(job: str, pipeline: str | None) -> None:
 
 @pachyderm_group.command("squash")
 def squash_command() -> None:
-    """Remove the commits of batches and ticks that are done and older than QA_COMMITS_KEPT_DAYS.
+    """Remove old commits of batches and ticks.
 
-    Dagster does this every night. Without Dagster, run it every day: the cron variant makes commits at every tick. The answers stay in
-    PostgreSQL.
+    Those whose files are done and that are older than QA_COMMITS_KEPT_DAYS. Dagster does this every night. Without Dagster, run it every
+    day: the cron variant makes commits at every tick. The answers stay in PostgreSQL.
     """
     from qa_platform.batches.squash import squash_old
     from qa_platform.settings import PachydermSettings, PostgresSettings, WorkSettings

@@ -19,10 +19,12 @@ from qa_platform.definitions import defs
 from qa_platform.errors import TransientError
 from qa_platform.ledger import FileRecord, Ledger
 from qa_platform.orchestration.catalog import ANSWERED_QUESTIONS, QUESTION_ANSWER
+from qa_platform.orchestration.jobs import answer_pending_files_job
 from qa_platform.orchestration.partitions import RANGE_END_TAG, RANGE_START_TAG
 from qa_platform.orchestration.reports.checks import COMPLETE, REVIEW
 from qa_platform.orchestration.reports.events import Reporter
-from qa_platform.settings import PostgresSettings
+from qa_platform.orchestration.resources import platform_resource
+from qa_platform.settings import BucketSettings, ExecutionSettings, PostgresSettings
 from qa_platform_tests.flow import Flow, bridge, csv_of, flow
 
 __all__ = ["flow"]
@@ -58,8 +60,9 @@ def run_by_hand(flow: Flow, first: str, last: str) -> dg.ExecuteInProcessResult:
 
 
 def answer_pending_files(flow: Flow) -> dg.ExecuteInProcessResult:
-    job = defs.resolve_job_def("answer_pending_files")
-    return job.execute_in_process(instance=flow.instance, raise_on_error=False)
+    # With this process's settings: those of `defs` are from before the test changed them.
+    job, resources = answer_pending_files_job(ExecutionSettings()), {"platform": platform_resource(BucketSettings())}
+    return job.execute_in_process(instance=flow.instance, resources=resources, raise_on_error=False)
 
 
 def message_of(result: dg.ExecuteInProcessResult) -> str:
