@@ -57,9 +57,11 @@ def test_a_connection_is_refused_and_closed(other: Database, encoding: str) -> N
 
 
 @pytest.mark.parametrize("command", [["db", "upgrade"], ["status"], ["retry", "a.csv"]])
-def test_a_command_says_it_and_changes_nothing(other: Database, encoding: str, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # The bucket needs no credentials, and is not asked.
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+def test_a_command_says_it_and_changes_nothing(
+    other: Database, encoding: str, command: list[str], gcs_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A bucket that needs no credentials, and answers at once.
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{gcs_address}")
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert f"encoded in {encoding}" in result.output
