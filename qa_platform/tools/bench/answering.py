@@ -183,10 +183,11 @@ def stream(source: Path, precision: str, *, threads: int, rounds: int) -> Stream
         memory = min(memory, time.perf_counter() - begun)
         seconds, first_row = _answer_file(answerer, source)
         streamed, first = min(streamed, seconds), min(first, first_row)
-    return Streamed(len(pairs), len(pairs) / memory, len(pairs) / streamed, first, _peak_mebibytes())
+    return Streamed(len(pairs), len(pairs) / memory, len(pairs) / streamed, first, peak_mebibytes())
 
 
-def _peak_mebibytes() -> int:
+def peak_mebibytes() -> int:
+    """The most memory that this process has had."""
     # Not getrusage: it includes the memory of the process that this one was forked from.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) // 1024

@@ -18,12 +18,14 @@ from qa_platform.answering.engine import Answerer
 from qa_platform.contract import ANSWER_PIPELINE
 from qa_platform.provisioning.project_files import project_file
 from qa_platform.settings import IngestSettings
+from qa_platform.tools.bench.answering import peak_mebibytes
 
 ROWS = 100_000
 WORKERS = (1, 4, 32)
 SIZES_MIB = (1, 4, 16, 64)
 ROUNDS = 3
-_MEASURED_ROWS = 600
+# A whole set: a process begins with every set, and its memory must not grow with the rows.
+_MEASURED_ROWS = 6_000
 # The work of a pipeline's process before its first row.
 _START = "from qa_platform.answering.worker import Worker; from qa_platform.contract import ModelChoice; from pathlib import Path; "
 _START += "Worker(Path('.'))._answerer_for(ModelChoice('bundled'))"
@@ -48,7 +50,8 @@ def main() -> None:
     """Print the cost of a set, and the table."""
     start = statistics.median(_seconds([sys.executable, "-c", _START]) for _ in range(ROUNDS))
     rate, row_bytes = _measure()
-    print(f"a set costs {start:.1f} s; {rate:.0f} rows/s; {row_bytes:.0f} bytes a row; {ROWS:,} rows, the bundled model\n")
+    print(f"a set costs {start:.1f} s; {rate:.0f} rows/s; {row_bytes:.0f} bytes a row; {ROWS:,} rows, the bundled model")
+    print(f"peak memory after {_MEASURED_ROWS:,} rows: {peak_mebibytes()} MiB\n")
     print("size_bytes   sets   rows each   " + "   ".join(f"{workers:>2} workers" for workers in WORKERS) + "   answered again if lost")
     for size in SIZES_MIB:
         jobs = [_job(size * 2**20, workers, start, rate, row_bytes) for workers in WORKERS]
