@@ -130,9 +130,9 @@ def find_batch(client: Client, batch_id: str) -> pfs.CommitInfo | None:
     return next((info for info in infos if info.description == batch_id), None)
 
 
-def head(client: Client) -> pfs.CommitInfo:
-    """The newest commit of ``questions@master``: open, finishing or finished."""
-    return client.pfs.inspect_commit(commit=pfs.Commit.from_uri(f"{QUESTIONS_REPO}@master"), wait=pfs.CommitState.STARTED)
+def head(client: Client, repo: str = QUESTIONS_REPO) -> pfs.CommitInfo:
+    """The newest commit of a repo's branch ``master``: open, finishing or finished."""
+    return client.pfs.inspect_commit(commit=pfs.Commit.from_uri(f"{repo}@master"), wait=pfs.CommitState.STARTED)
 
 
 def is_finishing(info: pfs.CommitInfo) -> bool:
@@ -152,7 +152,7 @@ def old_commits(client: Client, name: str, before: datetime, *, limit: int) -> l
     """
     repo = pfs.Repo.from_uri(name)
     try:
-        newest = client.pfs.inspect_commit(commit=pfs.Commit.from_uri(f"{name}@master"), wait=pfs.CommitState.STARTED).commit.id
+        newest = head(client, name).commit.id
     except grpc.RpcError as error:
         if is_code(error, grpc.StatusCode.NOT_FOUND):
             return []
